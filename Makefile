@@ -1,0 +1,70 @@
+# Everything a clone needs: `make demo` and `make test` set themselves up from a bare python3 and a
+# C++ compiler, and start within a second or two when nothing changed.
+
+# The interpreter the virtual environment is made from. If it already has torch, the environment
+# sees and keeps that torch.
+PYTHON ?= python3
+# The virtual environment: made if it is not there, used as it is if it is.
+VENV ?= .venv
+# What is installed when there is no torch yet: any pip requirement, options included.
+TORCH ?= torch==2.13.0
+
+PY := $(VENV)/bin/python
+CLANG_FORMAT = $(firstword $(wildcard $(VENV)/bin/clang-format) clang-format)
+CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+SETUP = $(firstword $(wildcard $(PY)) $(PYTHON)) tools/setup_env.py --venv $(VENV)
+
+# Stamps live in the environment, so that deleting it deletes them. The package's stamp holds the
+# checkout it was made from: an environment that another checkout was installed into, and one whose
+# compiled extension is gone, are installed again.
+REQUIREMENTS := $(VENV)/.clasp-kernels-requirements
+PACKAGE := $(VENV)/.clasp-kernels-package
+ifneq ($(shell cat $(PACKAGE) 2>/dev/null)$(if $(wildcard clasp_kernels/_C.*),,no extension),$(CURDIR))
+$(PACKAGE): FORCE
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format compile-check clean FORCE
+
+help:  ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo '  PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH=$(TORCH)  ARGS=  can be set on the command line;'
+	@echo '  a torch that is already installed is kept.'
+
+demo: $(PACKAGE)  ## Ask the bundled model questions about images, with all and with few visual tokens
+	$(PY) -m clasp_kernels.cli demo --out out $(ARGS)
+
+test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
+	$(PY) -m pytest $(ARGS)
+
+bench: $(PACKAGE)  ## Run the benchmarks; rows go to benchmarks/results/cpu
+	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+
+lint: $(REQUIREMENTS)  ## ruff, mypy, clang-format; changes nothing
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
+
+format: $(REQUIREMENTS)  ## Let ruff and clang-format rewrite the sources
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(CLANG_FORMAT) -i $(CPP_FILES)
+
+compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and compiler found here
+	$(PY) tools/compile_check.py
+
+clean:  ## Remove what was built, not the environment
+	rm -rf build dist out *.egg-info clasp_kernels/_C*.so $(PACKAGE) $(REQUIREMENTS)
+	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +
+
+$(REQUIREMENTS): pyproject.toml tools/setup_env.py
+	$(SETUP) requirements --torch '$(TORCH)'
+	@touch $@
+
+$(PACKAGE): $(REQUIREMENTS) setup.py $(shell find csrc -type f)
+	$(SETUP) package
+	@echo '$(CURDIR)' > $@
+
+FORCE:
