@@ -1,0 +1,31 @@
+"""Policy: which layers, how many tokens, for which prompt. Decisions only, no tensors.
+
+A prompt is routed to a category, and a profile says how that category fuses vision layers and
+splits the token budget into pivots and completion.
+
+>>> from clasp_kernels.policy import Profile, Router
+>>> profile = Profile.for_model_type("llava")
+>>> [category] = Router().route(["How many dogs are there?"])
+>>> category, 1 <= profile.pivot_count(category, budget=64) <= 64
+('counting', True)
+"""
+
+from clasp_kernels.policy.categories import CATEGORIES, FALLBACK_CATEGORY
+from clasp_kernels.policy.profile import CategoryPolicy, Profile
+from clasp_kernels.policy.router import Route, Router, RouterLike, route_prompts
+from clasp_kernels.policy.schedule import Schedule
+from clasp_kernels.policy.strategies import STRATEGIES, strategy_weights
+
+__all__ = [
+    "CATEGORIES",
+    "FALLBACK_CATEGORY",
+    "STRATEGIES",
+    "CategoryPolicy",
+    "Profile",
+    "Route",
+    "Router",
+    "RouterLike",
+    "Schedule",
+    "route_prompts",
+    "strategy_weights",
+]

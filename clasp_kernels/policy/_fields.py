@@ -1,0 +1,55 @@
+"""Checks shared by the policy files: each names the field, what it was and what is allowed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def is_int(value: object) -> bool:
+    """An int that is not a bool (JSON's ``true`` must not pass for 1)."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def finite_number(field: str, value: object, allowed: str) -> float:
+    """``value`` as a float, or a ValueError that names ``field``."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{field} must be {allowed}, got {value!r}")
+    return float(value)
+
+
+def known_fields(where: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Refuse fields that nothing reads: they are most often a typing slip."""
+    unknown = [name for name in data if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{where} has unknown field(s) {', '.join(map(repr, unknown))}; "
+            f"allowed: {', '.join(known)}"
+        )
+
+
+def as_mapping(field: str, value: object) -> Mapping[str, Any]:
+    """``value`` as a JSON object, or a ValueError that names ``field``."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{field} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON in ``path``; a syntax error names the file and the line."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+
+
+def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write ``data`` so that a person can read and diff it."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,22 @@
+"""The categories a prompt can fall into, as data: a profile may bring its own set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+#: Category name -> what it covers.
+CATEGORIES: Mapping[str, str] = MappingProxyType(
+    {
+        "ocr": "reading text, numbers, signs, documents, charts",
+        "attribute": "what a thing is or looks like: identity, colour, material, state, presence",
+        "counting": "how many there are",
+        "spatial": "where things are: relations, positions, grounding",
+        "scene": "the image as a whole: describe, caption, setting, activity, mood",
+        "knowledge": "facts or reasoning beyond what is seen: why, explain, compute, infer",
+        "general": "nothing else fits",
+    }
+)
+
+#: What a router answers when nothing matches; every profile must have it.
+FALLBACK_CATEGORY = "general"

@@ -1,0 +1,300 @@
+"""Profiles: for one model family, how each category fuses layers and splits the budget.
+
+A profile is a JSON file::
+
+    {
+      "format": 1,
+      "name": "my-llava",
+      "model_type": "llava",
+      "layers": [-8, -6, -4, -2],
+      "source": "where these values come from",
+      "salience_layer": null,
+      "normalize": null,
+      "categories": {
+        "ocr":     {"layer_weights": "E", "pivot_ratio": 0.7, "budget_scale": 1.0},
+        "general": {"layer_weights": [0, 0, 0.25, 0.75], "pivot_ratio": 0.5}
+      }
+    }
+
+``format``
+    Version of this layout, 1.
+``name``, ``source``
+    For people: what the profile is called, and how its values were found.
+``model_type``
+    The ``config.model_type`` of the Hugging Face models it is for.
+``layers``
+    The vision layers that are fused, shallow to deep, as negative indices: -1 is the output of
+    the last vision layer, -2 the one before it.
+``categories``
+    At least ``general``. For each: ``layer_weights``, one number >= 0 per layer or a strategy
+    letter from A (shallow) to E (deep); ``pivot_ratio`` in 0..1, the share of the budget given
+    to pivot tokens (at least one pivot is always kept); ``budget_scale`` > 0 (default 1),
+    which stretches the budget for the category.
+``salience_layer``
+    The vision layer whose attention scores the tokens, negative; null (the default) is the
+    layer that produces the features the model was trained on.
+``normalize``
+    null (the default), "l2" or "rms": applied to each layer's tokens before weighting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from clasp_kernels.policy._fields import (
+    as_mapping,
+    finite_number,
+    is_int,
+    known_fields,
+    read_json,
+    write_json,
+)
+from clasp_kernels.policy.categories import FALLBACK_CATEGORY
+from clasp_kernels.policy.strategies import STRATEGIES, strategy_weights
+
+PROFILE_FORMAT = 1
+_NORMALIZE = (None, "l2", "rms")
+_REQUIRED = ("format", "name", "model_type", "layers", "source", "categories")
+_OPTIONAL = ("salience_layer", "normalize")
+
+
+@dataclass(frozen=True)
+class CategoryPolicy:
+    """How one category fuses layers and splits the budget.
+
+    >>> CategoryPolicy((0.25, 0.75), pivot_ratio=0.5)
+    CategoryPolicy(layer_weights=(0.25, 0.75), pivot_ratio=0.5, budget_scale=1.0)
+    """
+
+    layer_weights: tuple[float, ...]
+    pivot_ratio: float
+    budget_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Profile:
+    """For one model family: each category's layer weights, pivot ratio and budget scale.
+
+    The JSON layout and the meaning of every field stand at the top of this module. Values are
+    checked when a profile is made; a ValueError names the field, what it was, what is allowed.
+
+    >>> profile = Profile.for_model_type("llava")
+    >>> profile.pivot_count("ocr", 64) + 3 <= 64
+    True
+    >>> Profile.from_dict(profile.to_dict()) == profile
+    True
+    """
+
+    name: str
+    model_type: str
+    layers: tuple[int, ...]
+    source: str
+    categories: Mapping[str, CategoryPolicy]
+    salience_layer: int | None = None
+    normalize: Literal["l2", "rms"] | None = None
+    format: int = PROFILE_FORMAT
+
+    def __post_init__(self) -> None:
+        if not is_int(self.format) or self.format != PROFILE_FORMAT:
+            raise ValueError(
+                f"format must be {PROFILE_FORMAT}, the version this package reads, "
+                f"got {self.format!r}"
+            )
+        for field in ("name", "model_type", "source"):
+            value = getattr(self, field)
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{field} must be a non-empty string, got {value!r}")
+        object.__setattr__(self, "layers", _check_layers(self.layers))
+        if self.salience_layer is not None and (
+            not is_int(self.salience_layer) or self.salience_layer >= 0
+        ):
+            raise ValueError(
+                f"salience_layer must be null or a negative layer index, "
+                f"got {self.salience_layer!r}"
+            )
+        if self.normalize not in _NORMALIZE:
+            raise ValueError(f'normalize must be null, "l2" or "rms", got {self.normalize!r}')
+        # A private copy: a caller's later edit must not slip past the checks.
+        checked = {
+            name: _check_policy(f"categories.{name}", policy, self.layers)
+            for name, policy in as_mapping("categories", self.categories).items()
+        }
+        if FALLBACK_CATEGORY not in checked:
+            raise ValueError(
+                f"categories must contain {FALLBACK_CATEGORY!r}, where unmatched prompts go; "
+                f"it has: {', '.join(map(str, checked)) or 'nothing'}"
+            )
+        object.__setattr__(self, "categories", checked)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Profile:
+        """Build from the JSON layout; ``layer_weights`` may be a strategy letter."""
+        data = as_mapping("a profile", data)
+        missing = [name for name in _REQUIRED if name not in data]
+        if missing:
+            raise ValueError(f"profile is missing field(s) {', '.join(map(repr, missing))}")
+        known_fields("profile", data, _REQUIRED + _OPTIONAL)
+        layers = _check_layers(data["layers"])
+        categories = {
+            name: _policy_from_dict(f"categories.{name}", entry, layers)
+            for name, entry in as_mapping("categories", data["categories"]).items()
+        }
+        return cls(**{**data, "layers": layers, "categories": categories})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON layout, with the weights of strategy letters written out."""
+        return {
+            "format": self.format,
+            "name": self.name,
+            "model_type": self.model_type,
+            "layers": list(self.layers),
+            "source": self.source,
+            "salience_layer": self.salience_layer,
+            "normalize": self.normalize,
+            "categories": {
+                name: {
+                    "layer_weights": list(policy.layer_weights),
+                    "pivot_ratio": policy.pivot_ratio,
+                    "budget_scale": policy.budget_scale,
+                }
+                for name, policy in self.categories.items()
+            },
+        }
+
+    @classmethod
+    def load(cls, path: str | Path) -> Profile:
+        """Read a profile; an error names the file as well as the field."""
+        data = read_json(path)
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as JSON; ``Profile.load`` gives an equal one back."""
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def for_model_type(cls, model_type: str) -> Profile:
+        """The bundled profile of a model family.
+
+        >>> Profile.for_model_type("gpt2")
+        Traceback (most recent call last):
+        ...
+        ValueError: no bundled profile for model_type 'gpt2'; there is one for: llava, ...
+        """
+        folder = resources.files("clasp_kernels") / "assets" / "profiles"
+        bundled = {
+            entry.name.removesuffix(".json"): entry
+            for entry in folder.iterdir()
+            if entry.name.endswith(".json")
+        }
+        if model_type not in bundled:
+            raise ValueError(
+                f"no bundled profile for model_type {model_type!r}; there is one for: "
+                f"{', '.join(sorted(bundled))}; pass your own with Profile.load(path)"
+            )
+        with resources.as_file(bundled[model_type]) as path:
+            return cls.load(path)
+
+    @property
+    def category_names(self) -> tuple[str, ...]:
+        """The categories in the order of ``weights_matrix`` rows and of ``category_id``."""
+        return tuple(self.categories)
+
+    def category_id(self, name: str) -> int:
+        """Row of a category in ``weights_matrix``; an unknown one is a ValueError."""
+        self._policy(name)
+        return self.category_names.index(name)
+
+    def weights_matrix(self) -> list[list[float]]:
+        """Layer weights [C, L], one row per category in ``category_names`` order."""
+        return [list(policy.layer_weights) for policy in self.categories.values()]
+
+    def budget(self, category: str, budget: int) -> int:
+        """Tokens to keep for a category: ``budget`` times its scale, rounded, at least 1."""
+        _check_budget(budget)
+        return max(1, _round_half_up(self._policy(category).budget_scale * budget))
+
+    def pivot_count(self, category: str, budget: int) -> int:
+        """How many of ``budget`` kept tokens are pivots: the ratio, rounded, within 1..budget."""
+        _check_budget(budget)
+        return min(budget, max(1, _round_half_up(self._policy(category).pivot_ratio * budget)))
+
+    def _policy(self, category: str) -> CategoryPolicy:
+        if category not in self.categories:
+            raise ValueError(
+                f"unknown category {category!r}; profile {self.name!r} has: "
+                f"{', '.join(self.category_names)}"
+            )
+        return self.categories[category]
+
+
+def _round_half_up(value: float) -> int:
+    # Python's round() goes to even, which would make 0.5 * 5 and 0.5 * 7 round opposite ways.
+    return math.floor(value + 0.5)
+
+
+def _check_budget(budget: int) -> None:
+    if not is_int(budget) or budget < 1:
+        raise ValueError(f"budget must be an integer of at least 1, got {budget!r}")
+
+
+def _check_layers(layers: object) -> tuple[int, ...]:
+    allowed = "a non-empty list of negative layer indices, each once, from shallow to deep"
+    if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
+        raise ValueError(f"layers must be {allowed}, got {layers!r}")
+    if not all(is_int(layer) and layer < 0 for layer in layers):
+        raise ValueError(f"layers must be {allowed}, got {list(layers)!r}")
+    if any(shallow >= deep for shallow, deep in zip(layers, layers[1:], strict=False)):
+        raise ValueError(f"layers must be {allowed}, got {list(layers)!r}")
+    return tuple(layers)
+
+
+def _policy_from_dict(field: str, entry: object, layers: tuple[int, ...]) -> CategoryPolicy:
+    entry = as_mapping(field, entry)
+    known_fields(field, entry, ("layer_weights", "pivot_ratio", "budget_scale"))
+    for name in ("layer_weights", "pivot_ratio"):
+        if name not in entry:
+            raise ValueError(f"{field} is missing field {name!r}")
+    weights = entry["layer_weights"]
+    if isinstance(weights, str):
+        if weights not in STRATEGIES:
+            raise ValueError(
+                f"{field}.layer_weights must be a list of {len(layers)} numbers or a strategy "
+                f"letter {', '.join(STRATEGIES)}, got {weights!r}"
+            )
+        weights = strategy_weights(weights, len(layers))
+    return CategoryPolicy(weights, entry["pivot_ratio"], entry.get("budget_scale", 1.0))
+
+
+def _check_policy(field: str, policy: object, layers: tuple[int, ...]) -> CategoryPolicy:
+    if not isinstance(policy, CategoryPolicy):
+        raise ValueError(f"{field} must be a CategoryPolicy, got {type(policy).__name__}")
+    weights = policy.layer_weights
+    if not isinstance(weights, Sequence) or isinstance(weights, str) or len(weights) != len(layers):
+        raise ValueError(
+            f"{field}.layer_weights must have one number per fused layer, "
+            f"{len(layers)} for layers {list(layers)}, got {weights!r}"
+        )
+    checked = tuple(
+        finite_number(f"{field}.layer_weights[{i}]", weight, "a finite number >= 0")
+        for i, weight in enumerate(weights)
+    )
+    if any(weight < 0 for weight in checked) or not any(checked):
+        raise ValueError(
+            f"{field}.layer_weights must be numbers >= 0, at least one above 0, "
+            f"got {list(weights)!r}"
+        )
+    ratio = finite_number(f"{field}.pivot_ratio", policy.pivot_ratio, "a number in 0..1")
+    if not 0.0 <= ratio <= 1.0:
+        raise ValueError(f"{field}.pivot_ratio must be a number in 0..1, got {ratio!r}")
+    scale = finite_number(f"{field}.budget_scale", policy.budget_scale, "a number above 0")
+    if scale <= 0.0:
+        raise ValueError(f"{field}.budget_scale must be a number above 0, got {scale!r}")
+    return CategoryPolicy(checked, ratio, scale)
