@@ -1,0 +1,16 @@
+// `import clasp_kernels._C` finds an empty module: loading the library is what registers the
+// operators, through the static initialisers of the other files here.
+#include <Python.h>
+
+namespace {
+
+PyModuleDef module_definition = {
+    PyModuleDef_HEAD_INIT, "_C", "Native CPU kernels of clasp_kernels; importing registers them.",
+    -1,                    nullptr, nullptr, nullptr, nullptr, nullptr,
+};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__C() {
+  return PyModule_Create(&module_definition);
+}
