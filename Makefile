@@ -19,7 +19,7 @@ SETUP = $(firstword $(wildcard $(PY)) $(PYTHON)) tools/setup_env.py --venv $(VEN
 # compiled extension is gone, are installed again.
 REQUIREMENTS := $(VENV)/.clasp-kernels-requirements
 PACKAGE := $(VENV)/.clasp-kernels-package
-ifneq ($(shell cat $(PACKAGE) 2>/dev/null)$(if $(wildcard clasp_kernels/_C.*),,no extension),$(CURDIR))
+ifneq ($(shell cat $(PACKAGE) 2>/dev/null)$(if $(wildcard clasp_kernels/_C*.so),,no extension),$(CURDIR))
 $(PACKAGE): FORCE
 endif
 
@@ -45,6 +45,7 @@ lint: $(REQUIREMENTS)  ## ruff, mypy, clang-format; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(PY) -m mypy tools
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
 
 format: $(REQUIREMENTS)  ## Let ruff and clang-format rewrite the sources
@@ -56,7 +57,8 @@ compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and
 	$(PY) tools/compile_check.py
 
 clean:  ## Remove what was built, not the environment
-	rm -rf build dist out *.egg-info clasp_kernels/_C*.so $(PACKAGE) $(REQUIREMENTS)
+	rm -rf build dist out *.egg-info clasp_kernels/_C*.so clasp_kernels/_build_info.py
+	rm -f $(PACKAGE) $(REQUIREMENTS)
 	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +
 
 $(REQUIREMENTS): pyproject.toml tools/setup_env.py

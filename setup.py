@@ -134,7 +134,9 @@ class NinjaBuildExt(build_ext):
     def build_extension(self, ext: Extension) -> None:
         torch_version, include_dirs, library_dirs = find_torch()
         compiler = find_compiler()
-        library = self.run_ninja(ext, compiler, [*include_dirs, find_python_include()], library_dirs)
+        library = self.run_ninja(
+            ext, compiler, [*include_dirs, find_python_include()], library_dirs
+        )
         target = Path(self.get_ext_fullpath(ext.name))
         self.mkpath(str(target.parent))
         self.copy_file(str(library), str(target))
@@ -195,19 +197,22 @@ class NinjaBuildExt(build_ext):
             write_if_changed(ROOT / "clasp_kernels" / built.name, built.read_text())
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "clasp_kernels._C",
-            sources=[
-                str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc/cpu").glob("*.cpp"))
-            ],
-            depends=[
-                str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.h"))
-            ],
-            py_limited_api=True,
-        )
-    ],
-    cmdclass={"build_ext": NinjaBuildExt},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
-)
+# Guarded, so that tools/compile_check.py can read the flags above.
+if __name__ == "__main__":
+    setup(
+        ext_modules=[
+            Extension(
+                "clasp_kernels._C",
+                sources=[
+                    str(path.relative_to(ROOT))
+                    for path in sorted((ROOT / "csrc/cpu").glob("*.cpp"))
+                ],
+                depends=[
+                    str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.h"))
+                ],
+                py_limited_api=True,
+            )
+        ],
+        cmdclass={"build_ext": NinjaBuildExt},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    )

@@ -12,7 +12,6 @@ import argparse
 import importlib.util
 import json
 import os
-import shutil
 import site
 import subprocess
 import sys
@@ -140,10 +139,6 @@ def install_requirements(venv: Path, torch: str) -> None:
 
 
 def install_package(venv: Path) -> None:
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
-        raise SetupError(
-            "no C++ compiler found (CXX or g++): install one (Debian and Ubuntu: apt install g++)."
-        )
     # No build isolation: an isolated build would download a second torch of its own.
     run(
         venv / "bin" / "python",
