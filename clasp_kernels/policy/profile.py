@@ -43,6 +43,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,7 +252,7 @@ def _check_layers(layers: object) -> tuple[int, ...]:
         raise ValueError(f"layers must be {allowed}, got {layers!r}")
     if not all(is_int(layer) and layer < 0 for layer in layers):
         raise ValueError(f"layers must be {allowed}, got {list(layers)!r}")
-    if any(shallow >= deep for shallow, deep in zip(layers, layers[1:], strict=False)):
+    if any(shallow >= deep for shallow, deep in pairwise(layers)):
         raise ValueError(f"layers must be {allowed}, got {list(layers)!r}")
     return tuple(layers)
 
@@ -276,7 +277,7 @@ def _policy_from_dict(field: str, entry: object, layers: tuple[int, ...]) -> Cat
 def _check_policy(field: str, policy: object, layers: tuple[int, ...]) -> CategoryPolicy:
     if not isinstance(policy, CategoryPolicy):
         raise ValueError(f"{field} must be a CategoryPolicy, got {type(policy).__name__}")
-    weights = policy.layer_weights
+    weights: object = policy.layer_weights
     if not isinstance(weights, Sequence) or isinstance(weights, str) or len(weights) != len(layers):
         raise ValueError(
             f"{field}.layer_weights must have one number per fused layer, "

@@ -15,8 +15,8 @@ Rules are data::
       "neutral": ["single word"]
     }
 
-A ``neutral`` phrase uses up its words and adds nothing; "^" before a phrase ties it to the start
-of the question.
+A ``neutral`` phrase uses up its words and adds nothing. "^" before a phrase ties it to the start
+of the question, "$" after one to the end: "red$" is what is asked in "Is the left car red?".
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Router:
             raise ValueError(f"neutral must be a list of phrases, got {neutral!r}")
         self._rules: dict[str, dict[str, float]] = {}
         self._neutral = list(neutral)
-        self._anywhere, self._at_start = _Node(), _Node()
+        self._phrases = _Node()
         for category, phrases in as_mapping("categories", rules.get("categories")).items():
             field = f"categories.{category}"
             self._rules[category] = {}
@@ -169,8 +169,8 @@ class Router:
         words = _words(phrase) if isinstance(phrase, str) else []
         if not isinstance(phrase, str) or not words:
             raise ValueError(f"{field}: a phrase must hold at least one word, got {phrase!r}")
-        node = self._at_start if phrase.startswith("^") else self._anywhere
-        for word in words:
+        node = self._phrases
+        for word in ["^"] * phrase.startswith("^") + words + ["$"] * phrase.endswith("$"):
             node = node.following.setdefault(word, _Node())
         if node.phrase is not None:
             raise ValueError(
@@ -180,11 +180,11 @@ class Router:
         node.phrase, node.category, node.weight = phrase, category, weight
 
     def _decide(self, prompt: str) -> tuple[str, list[tuple[_Node, float]]]:
-        words = _words(find_question(prompt))
+        words = ["^", *_words(find_question(prompt)), "$"]
         matches: list[tuple[_Node, float]] = []
         position, discount = 0, 1.0
         while position < len(words):
-            if position and words[position] in _RELATIVE_PRONOUNS:
+            if position > 1 and words[position] in _RELATIVE_PRONOUNS:
                 discount = _RELATIVE_DISCOUNT
             node, length = self._longest(words, position)
             if node is not None and node.category is not None:
@@ -199,17 +199,17 @@ class Router:
 
     def _longest(self, words: list[str], position: int) -> tuple[_Node | None, int]:
         """The longest phrase that starts here, and how many words to move on."""
-        best: tuple[_Node | None, int] = (None, 1)
-        for root in (self._anywhere, self._at_start) if position == 0 else (self._anywhere,):
-            node: _Node | None = root
-            for length, word in enumerate(words[position:], start=1):
-                assert node is not None
-                node = node.following.get(word)
-                if node is None:
-                    break
-                if node.phrase is not None and (best[0] is None or length >= best[1]):
-                    best = (node, length)
-        return best
+        found, length = None, 1
+        node = self._phrases.following.get(words[position])
+        end = position + 1
+        while node is not None:
+            if node.phrase is not None:
+                found, length = node, end - position
+            if end == len(words):
+                break
+            node = node.following.get(words[end])
+            end += 1
+        return found, length
 
 
 def route_prompts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from clasp_kernels.policy._fields import is_int
 
@@ -38,7 +39,7 @@ class Schedule:
                     f"got {tokens!r}"
                 )
         stages = tuple(sorted(tokens_after.items()))
-        for (layer, tokens), (next_layer, next_tokens) in zip(stages, stages[1:], strict=False):
+        for (layer, tokens), (next_layer, next_tokens) in pairwise(stages):
             if next_tokens >= tokens:
                 raise ValueError(
                     f"tokens kept must fall from stage to stage: {tokens} after layer {layer}, "
