@@ -34,6 +34,7 @@ CXX_FLAGS = [
     "-O3",
     "-fPIC",
     "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
     "-ffp-contract=off",
     "-Wall",
     "-Wextra",

@@ -5,8 +5,15 @@
 namespace {
 
 PyModuleDef module_definition = {
-    PyModuleDef_HEAD_INIT, "_C", "Native CPU kernels of clasp_kernels; importing registers them.",
-    -1,                    nullptr, nullptr, nullptr, nullptr, nullptr,
+    PyModuleDef_HEAD_INIT,
+    "_C",
+    "Native CPU kernels of clasp_kernels; importing registers them.",
+    -1,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
 };
 
 }  // namespace
