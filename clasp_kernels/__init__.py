@@ -1,0 +1,55 @@
+"""Fused kernels for CLASP: prompt-aware pruning of visual tokens in multimodal LLMs.
+
+Names are imported on first use, so that importing the package costs nothing; in particular it
+imports neither transformers nor Triton.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .backends import backend_report, use_backend
+    from .ops.attention_salience import attention_salience
+    from .ops.complete_tokens import complete_tokens
+    from .ops.fuse_layers import fuse_layers
+    from .ops.gather_tokens import gather_tokens
+    from .ops.merge_tokens import merge_tokens
+    from .ops.prune_tokens import prune_tokens
+    from .ops.select_pivots import select_pivots
+    from .ops.select_tokens import Selection, select_tokens
+
+__all__ = [
+    "Selection",
+    "__version__",
+    "attention_salience",
+    "backend_report",
+    "complete_tokens",
+    "fuse_layers",
+    "gather_tokens",
+    "merge_tokens",
+    "prune_tokens",
+    "select_pivots",
+    "select_tokens",
+    "use_backend",
+]
+
+_SUBMODULES = ("backends", "models", "ops", "policy", "reference")
+_IN_BACKENDS = ("backend_report", "use_backend")
+
+
+def __getattr__(name: str) -> object:
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in __all__:
+        module = importlib.import_module(".backends" if name in _IN_BACKENDS else ".ops", __name__)
+        value = globals()[name] = getattr(module, name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBMODULES})

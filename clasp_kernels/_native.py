@@ -1,0 +1,71 @@
+"""Finds and loads the C++ extension, and explains itself where that fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+PACKAGE = Path(__file__).resolve().parent
+CPU_OPS = ("complete_tokens", "select_tokens")
+REBUILD = (
+    "Build it with `pip install --no-build-isolation --no-deps --force-reinstall clasp-kernels` "
+    "(or `-e .` in a checkout), which compiles against the torch that is installed."
+)
+
+
+class NativeStatus(NamedTuple):
+    """What became of the C++ extension in this process."""
+
+    loaded: bool
+    reason: str
+    """Where it came from, or why it is not loaded and what to do about it."""
+    path: Path | None
+
+
+_status: NativeStatus | None = None
+
+
+def load() -> NativeStatus:
+    """Loads ``clasp_kernels/_C.*.so`` once. Never raises: the status carries the reason.
+
+    The op schemas must be defined by now, as the library registers kernels for them.
+    """
+    global _status
+    if _status is None:
+        _status = _load(PACKAGE)
+    return _status
+
+
+def _load(package: Path) -> NativeStatus:
+    path = _find(package)
+    if path is None:
+        return NativeStatus(False, f"there is no _C extension in {package}. {REBUILD}", None)
+    built_with = _built_with()
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        return NativeStatus(
+            False,
+            f"{path.name}, built with torch {built_with}, does not load under torch "
+            f"{torch.__version__} ({cause}). {REBUILD}",
+            path,
+        )
+    return NativeStatus(True, f"{path.name}, built with torch {built_with}", path)
+
+
+def _find(package: Path) -> Path | None:
+    """``_C.abi3.so`` or ``_C.cpython-*.so``, but not ``_C_cuda.*``."""
+    found = (path for path in package.glob("_C.*") if path.suffix in (".so", ".pyd"))
+    return next(iter(sorted(found)), None)
+
+
+def _built_with() -> str:
+    """The torch version that setup.py wrote next to the extension."""
+    try:
+        from ._build_info import TORCH_VERSION
+    except ImportError:
+        return "of an unknown version (_build_info.py is missing)"
+    return str(TORCH_VERSION)

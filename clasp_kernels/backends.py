@@ -1,0 +1,206 @@
+"""Who computes an op: the choice, why it was made, and how to force another."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from . import _native
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
+logger = logging.getLogger(__name__)
+
+NAMES = ("auto", "reference", "cpu", "triton", "cuda")
+ENVIRONMENT = "CLASP_KERNELS_BACKEND"
+
+
+class _State(threading.local):
+    """What is forced in this thread. Compiled graphs guard on it and follow a change."""
+
+    def __init__(self) -> None:
+        self.forced = _FROM_ENVIRONMENT
+
+
+_FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT, "auto")
+_state = _State()
+
+
+class use_backend:
+    """Forces a backend within a ``with`` block, for the current thread.
+
+    Args:
+        name: "auto", "reference", "cpu", "triton" or "cuda".
+
+    An op that the backend cannot serve raises RuntimeError when it is called; nothing falls back.
+    For a whole process set ``CLASP_KERNELS_BACKEND``, which is read at import.
+
+    >>> import torch
+    >>> from clasp_kernels import select_pivots, use_backend
+    >>> with use_backend("reference"):
+    ...     select_pivots(torch.tensor([[1.0, 3.0, 2.0]]), 2)
+    tensor([[1, 2]])
+    """
+
+    def __init__(self, name: str) -> None:
+        if name not in NAMES:
+            raise ValueError(f"use_backend: name must be one of {', '.join(NAMES)}, got {name!r}.")
+        self.name = name
+        self.outer = "auto"
+
+    def __enter__(self) -> use_backend:
+        self.outer = _state.forced
+        _state.forced = self.name
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _state.forced = self.outer
+
+
+def overload(op: str, device: torch.device) -> OpOverload:
+    """The torch op to call for tensors on ``device``; raises where the forced backend cannot."""
+    forced = _state.forced
+    _announce(op, device.type, forced)
+    packet = getattr(torch.ops.clasp_kernels, op)
+    # Not forced, even the reference goes through the dispatcher: an exported graph then finds a
+    # native kernel where it is loaded.
+    return packet.reference if forced == "reference" else packet.default
+
+
+# A constant while tracing: what serves an op here does not change, and reports cannot be traced.
+@torch.compiler.assume_constant_result
+def _announce(op: str, device: str, forced: str) -> None:
+    _announce_once(op, device, forced)
+
+
+@functools.cache
+def _announce_once(op: str, device: str, forced: str) -> None:
+    """Says what serves ``op``, where that was not asked for; a failure is not cached."""
+    if device == "meta":
+        return
+    backend, reason = _choose(op, device, forced)
+    if backend is None:
+        raise RuntimeError(
+            f"{op}: the {forced} backend is forced but cannot serve: {reason} To let the fastest "
+            f"available backend serve, force nothing ({ENVIRONMENT}=auto)."
+        )
+    if forced == "auto":
+        logger.info("%s on %s tensors is served by %s: %s", op, device, backend, reason)
+        if backend == "reference" and device == "cpu" and op in _native.CPU_OPS:
+            _warn_fallback()
+
+
+@functools.cache
+def _warn_fallback() -> None:
+    warnings.warn(
+        f"clasp_kernels: {', '.join(_native.CPU_OPS)} fall back to the slow reference backend on "
+        f"CPU tensors: {_native_problem()} To accept the reference, set {ENVIRONMENT}=reference.",
+        RuntimeWarning,
+        stacklevel=6,
+    )
+
+
+class Choice(NamedTuple):
+    backend: str | None
+    """None where the forced backend cannot serve."""
+    reason: str
+
+
+def _choose(op: str, device: str, forced: str) -> Choice:
+    if forced not in NAMES:
+        raise ValueError(f"{ENVIRONMENT} must be one of {', '.join(NAMES)}, got {forced!r}.")
+    if forced == "auto":
+        problem = _cpu_problem(op, device)
+        return Choice("cpu", _native.load().reason) if not problem else Choice("reference", problem)
+    problem = {
+        "reference": lambda: None,
+        "cpu": lambda: _cpu_problem(op, device),
+        "triton": lambda: f"clasp_kernels {__version__} has no Triton kernels.",
+        "cuda": lambda: f"clasp_kernels {__version__} has no CUDA kernels.",
+    }[forced]()
+    return Choice(forced, "forced") if problem is None else Choice(None, problem)
+
+
+def _cpu_problem(op: str, device: str) -> str | None:
+    """Why the C++ kernels cannot serve ``op``, or None where they can."""
+    if op not in _native.CPU_OPS:
+        return f"there is no native kernel for {op} in clasp_kernels {__version__}."
+    if device != "cpu":
+        return f"the native kernel of {op} takes CPU tensors, not {device} tensors."
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"clasp_kernels::{op}", "CPU"):
+        return _native_problem()
+    return None
+
+
+def _native_problem() -> str:
+    status = _native.load()
+    if status.loaded:
+        return f"{status.reason}, lacks kernels of this version. {_native.REBUILD}"
+    return status.reason
+
+
+class ServedOp(NamedTuple):
+    """One line of :func:`backend_report`."""
+
+    op: str
+    device: str
+    backend: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class BackendReport:
+    """Which backend serves each op here, and why. Printing it gives a table."""
+
+    forced: str
+    """"auto", or the backend forced in this thread."""
+    native: _native.NativeStatus
+    ops: tuple[ServedOp, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"torch {torch.__version__}, backend: {self.forced}",
+            f"C++ extension: {'loaded' if self.native.loaded else 'not loaded'}, "
+            f"{self.native.reason}",
+        ]
+        cells = [(row.op, row.device, row.backend or "none") for row in self.ops]
+        widths = [max(len(cell[column]) for cell in cells) for column in range(3)]
+        for cell, row in zip(cells, self.ops, strict=True):
+            padded = "  ".join(text.ljust(width) for text, width in zip(cell, widths, strict=True))
+            lines.append(f"{padded}  {row.reason}")
+        return "\n".join(lines)
+
+
+def backend_report() -> BackendReport:
+    """Which backend serves each op for the devices of this machine, and why.
+
+    >>> from clasp_kernels import backend_report
+    >>> report = backend_report()
+    >>> {row.op: row.backend for row in report.ops if row.device == "cpu"}["gather_tokens"]
+    'reference'
+    """
+    from .ops import _library  # registers the ops, and with them loads the extension
+
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    forced = _state.forced
+    rows = [
+        ServedOp(op, device, *_choose(op, device, forced))
+        for op in sorted(_library.OP_NAMES)
+        for device in devices
+    ]
+    return BackendReport(forced, _native.load(), tuple(rows))

@@ -1,0 +1,193 @@
+"""Argument checks: every error names the argument, what it was and what is allowed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeGuard
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INDEX = (torch.int64,)
+MASK = (torch.bool,)
+
+_TRACING_MODES = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.PROXY,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+)
+
+
+class Arguments:
+    """The tensors of one call: they share a device, and a letter means one size throughout."""
+
+    def __init__(self, op: str) -> None:
+        self.op = op
+        self.sizes: dict[str, int] = {}
+        self.first_name = ""
+        self.device = torch.device("cpu")
+
+    def tensor(
+        self, name: str, value: object, dims: str, dtypes: tuple[torch.dtype, ...]
+    ) -> Tensor:
+        """Checks that ``value`` is a tensor of shape ``dims``, such as "B N D", in ``dtypes``."""
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{self.op}: {name} must be a tensor, got {type(value).__name__}.")
+        if value.dtype not in dtypes:
+            allowed = " or ".join(_short(dtype) for dtype in dtypes)
+            raise TypeError(f"{self.op}: {name} must be {allowed}, got {_short(value.dtype)}.")
+        letters = dims.split()
+        layout = f"[{', '.join(letters)}]"
+        shape = list(value.shape)
+        if len(shape) != len(letters):
+            raise ValueError(
+                f"{self.op}: {name} must have {len(letters)} dimensions {layout}, "
+                f"got shape {shape}."
+            )
+        for letter, size in zip(letters, shape, strict=True):
+            if self.sizes.setdefault(letter, size) != size:
+                raise ValueError(
+                    f"{self.op}: {name} must be {layout} with {letter} = {self.sizes[letter]}, as "
+                    f"in the arguments before it, got shape {shape}."
+                )
+        if not self.first_name:
+            self.first_name, self.device = name, value.device
+        elif value.device != self.device:
+            raise ValueError(
+                f"{self.op}: {name} must be on {self.device} like {self.first_name}, "
+                f"got {value.device}."
+            )
+        return value
+
+    def mask(self, name: str, value: object, dims: str) -> Tensor | None:
+        return None if value is None else self.tensor(name, value, dims, MASK)
+
+    def count(self, name: str, value: object) -> int:
+        """A size that is not negative."""
+        if not is_int(value):
+            raise TypeError(f"{self.op}: {name} must be an int, got {type(value).__name__}.")
+        if value < 0:
+            raise ValueError(f"{self.op}: {name} must be 0 or more, got {value}.")
+        return value
+
+    def count_per_image(self, name: str, value: object) -> tuple[int, Tensor | None]:
+        """The largest count, and the counts as [B] int64 where they differ between images.
+
+        The largest is an output width, so it has to be known on the host.
+        """
+        if is_int(value):
+            return self.count(name, value), None
+        if isinstance(value, Tensor):
+            if value.device.type != "cpu" or torch.compiler.is_compiling():
+                raise TypeError(
+                    f"{self.op}: {name} is the width of the output and must be known on the host, "
+                    f"got a tensor (on {value.device}); pass an int or a list of B ints."
+                )
+            self._per_image_tensor(name, value)
+            value = value.tolist()
+        counts = self._per_image_list(name, value)
+        for image, count in enumerate(counts):
+            if count < 0:
+                raise ValueError(
+                    f"{self.op}: {name} must be 0 or more for every image, "
+                    f"got {count} for image {image}."
+                )
+        largest = max(counts, default=0)
+        if all(count == largest for count in counts):
+            return largest, None
+        return largest, torch.tensor(counts, dtype=torch.int64, device=self.device)
+
+    def share_per_image(self, name: str, value: object, most: int) -> tuple[int, Tensor | None]:
+        """Like :meth:`count_per_image` for counts clamped to 1..most, which shape no output."""
+        if isinstance(value, Tensor):
+            self._per_image_tensor(name, value)
+            return most, value.to(self.device, non_blocking=True)
+        if is_int(value):
+            return min(max(value, 1), most), None
+        shares = [min(max(share, 1), most) for share in self._per_image_list(name, value)]
+        largest = max(shares, default=0)
+        if all(share == largest for share in shares):
+            return largest, None
+        return largest, torch.tensor(shares, dtype=torch.int64, device=self.device)
+
+    def _per_image_list(self, name: str, value: object) -> list[int]:
+        if not isinstance(value, Sequence):
+            raise TypeError(
+                f"{self.op}: {name} must be an int or one int per image, "
+                f"got {type(value).__name__}."
+            )
+        for image, item in enumerate(value):
+            if not is_int(item):
+                raise TypeError(
+                    f"{self.op}: {name} must hold ints, got {type(item).__name__} "
+                    f"for image {image}."
+                )
+        if len(value) != self.sizes["B"]:
+            raise ValueError(
+                f"{self.op}: {name} must hold one int per image, B = {self.sizes['B']}, "
+                f"got {len(value)}."
+            )
+        return list(value)
+
+    def _per_image_tensor(self, name: str, value: Tensor) -> None:
+        """As :meth:`tensor` for [B] int64, but on any device."""
+        if value.dtype != torch.int64:
+            raise TypeError(f"{self.op}: {name} must be int64, got {_short(value.dtype)}.")
+        if value.dim() != 1 or value.shape[0] != self.sizes["B"]:
+            raise ValueError(
+                f"{self.op}: {name} must be [B] with B = {self.sizes['B']}, "
+                f"got shape {list(value.shape)}."
+            )
+
+    def indices_in_range(self, name: str, value: Tensor, least: int, size: int, what: str) -> None:
+        """Every index is in least..size-1. Reads values, so only where :func:`may_read` allows."""
+        if value.numel() == 0 or not may_read(value):
+            return
+        lowest, highest = (int(bound) for bound in value.aminmax())
+        if lowest < least or highest >= size:
+            wrong = lowest if lowest < least else highest
+            raise ValueError(
+                f"{self.op}: {name} must lie in {least}..{size - 1} ({what}), got {wrong}."
+            )
+
+    def no_repeats(self, name: str, value: Tensor) -> None:
+        """No index but -1 twice in a row of [B, P]; reads values as :meth:`indices_in_range`."""
+        if value.shape[-1] < 2 or value.numel() == 0 or not may_read(value):
+            return
+        ordered = value.sort(-1).values
+        repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        if bool(repeated.any()):
+            image, slot = (int(i) for i in repeated.nonzero()[0])
+            raise ValueError(
+                f"{self.op}: {name} must name a token at most once per image, "
+                f"got {int(ordered[image, slot])} more than once for image {image}."
+            )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+
+
+def may_read(tensor: Tensor) -> bool:
+    """Whether a check may look at values: where they exist and reading them makes no one wait.
+
+    Never while tracing. Always on the CPU; elsewhere, as it is a device sync, only under
+    ``CLASP_KERNELS_STRICT=1`` and not while a CUDA graph is being captured.
+    """
+    if torch.compiler.is_compiling() or tensor.device.type == "meta":
+        return False
+    if any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING_MODES):
+        return False
+    if isinstance(tensor, torch._subclasses.FakeTensor):
+        return False
+    if tensor.device.type == "cpu":
+        return True
+    if os.environ.get("CLASP_KERNELS_STRICT") != "1":
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())

@@ -1,0 +1,139 @@
+"""How much attention falls on each token, without keeping the attention matrix."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import backends, reference
+from ._checks import FLOATS, Arguments, is_int, may_read
+from ._library import define_op
+
+
+def attention_salience(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    key_valid: Tensor | None = None,
+    query_weights: Tensor | None = None,
+    key_range: tuple[int, int] | None = None,
+) -> Tensor:
+    """The mean attention probability on each key, over heads and over weighted query rows.
+
+    For every query row: softmax over its allowed keys of ``scale * q.k``. The result is the
+    weighted mean over rows and the mean over heads of the probability on the reported keys.
+
+    Args:
+        query: [B, Hq, T, d]; float32, bfloat16 or float16.
+        key: [B, Hkv, S, d] of the same dtype; Hq must be a multiple of Hkv (grouped-query: query
+            head h reads key head h // (Hq / Hkv)).
+        scale: factor on the logits; 1 / sqrt(d) by default.
+        causal: the T rows are the last of the S positions, each seeing itself and what is before.
+        key_valid: [B, S] bool; keys where it is False are masked, as padding.
+        query_weights: [B, T] float, finite and not negative, normalised to sum 1; uniform by
+            default. A row of weight 0 does not count, NaN included; where all are 0 the result
+            is 0.
+        key_range: (start, stop) of the keys to report, non-empty and inside 0..S; all by default.
+            The softmax runs over all allowed keys in any case.
+
+    Returns:
+        [B, N] float32 with N = stop - start. A row that no key is allowed for adds 0.
+        The same input gives the same bits.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape, device, head count, ``key_range``, ``scale`` or weight.
+
+    Source: the attention of the vision encoder as token relevance, CLASP, arXiv 2604.12767.
+
+    >>> import torch
+    >>> from clasp_kernels import attention_salience
+    >>> query = torch.tensor([4.0, 0.0]).view(1, 1, 1, 2)
+    >>> key = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]).view(1, 1, 3, 2)
+    >>> attention_salience(query, key, scale=1.0)
+    tensor([[0.9647, 0.0177, 0.0177]])
+    >>> attention_salience(query, key, scale=1.0, key_range=(1, 3))
+    tensor([[0.0177, 0.0177]])
+    """
+    arguments = Arguments("attention_salience")
+    arguments.tensor("query", query, "B Hq T d", FLOATS)
+    arguments.tensor("key", key, "B Hkv S d", (query.dtype,))
+    query_heads, rows, width = query.shape[1:]
+    key_heads, keys = key.shape[1:3]
+    if rows == 0 or width == 0:
+        raise ValueError(
+            "attention_salience: query must have at least one row and one feature, "
+            f"got shape {list(query.shape)}."
+        )
+    if query_heads == 0 or key_heads == 0 or query_heads % key_heads != 0:
+        raise ValueError(
+            "attention_salience: the heads of query must be a multiple of the heads of key, "
+            f"got {query_heads} and {key_heads}."
+        )
+    arguments.mask("key_valid", key_valid, "B S")
+    if query_weights is not None:
+        arguments.tensor("query_weights", query_weights, "B T", FLOATS)
+        _check_weights(query_weights)
+    if scale is None:
+        scale = 1.0 / math.sqrt(width)
+    elif not math.isfinite(scale):
+        raise ValueError(f"attention_salience: scale must be finite, got {scale}.")
+    start, stop = _check_range(key_range, keys)
+    op = backends.overload("attention_salience", query.device)
+    return op(query, key, float(scale), bool(causal), key_valid, query_weights, start, stop)
+
+
+def _check_weights(query_weights: Tensor) -> None:
+    if not may_read(query_weights):
+        return
+    if not bool(((query_weights >= 0) & (query_weights < math.inf)).all()):
+        raise ValueError(
+            "attention_salience: query_weights must be finite and not negative, "
+            f"got values from {float(query_weights.min())} to {float(query_weights.max())}."
+        )
+
+
+def _check_range(key_range: tuple[int, int] | None, keys: int) -> tuple[int, int]:
+    if key_range is None:
+        if keys == 0:
+            raise ValueError("attention_salience: key must have at least one position, got S = 0.")
+        return 0, keys
+    if not (
+        isinstance(key_range, (tuple, list)) and len(key_range) == 2 and all(map(is_int, key_range))
+    ):
+        raise TypeError(
+            f"attention_salience: key_range must be two ints (start, stop), got {key_range!r}."
+        )
+    start, stop = key_range
+    if not 0 <= start < stop <= keys:
+        raise ValueError(
+            "attention_salience: key_range must be non-empty and inside 0..S = "
+            f"0..{keys}, got ({start}, {stop})."
+        )
+    return start, stop
+
+
+def _fake(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    causal: bool,
+    key_valid: Tensor | None,
+    query_weights: Tensor | None,
+    start: int,
+    stop: int,
+) -> Tensor:
+    return query.new_empty((query.shape[0], stop - start), dtype=torch.float32)
+
+
+define_op(
+    "attention_salience",
+    "(Tensor query, Tensor key, float scale, bool causal, Tensor? key_valid, "
+    "Tensor? query_weights, SymInt start, SymInt stop) -> Tensor",
+    reference=reference.attention_salience,
+    fake=_fake,
+)

@@ -1,0 +1,70 @@
+"""Greedy coverage: the tokens that what is already kept represents worst."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import backends, reference
+from ._checks import FLOATS, INDEX, Arguments
+from ._library import define_op
+
+
+def complete_tokens(
+    features: Tensor, selected: Tensor, num_tokens: int, *, valid: Tensor | None = None
+) -> Tensor:
+    r"""Greedy farthest-first completion under cosine similarity.
+
+    With :math:`covered_n = \max_{j \in selected} \cos(f_n, f_j)`, each of the ``num_tokens`` steps
+    picks the valid, unselected token with the smallest :math:`covered_n` and updates it.
+
+    Args:
+        features: [B, N, D]; float32, bfloat16 or float16.
+        selected: [B, P] int64, the tokens kept so far, each at most once; -1 where unused.
+        num_tokens: M, how many to pick per image.
+        valid: [B, N] bool; tokens where it is False are never picked. All by default.
+
+    Returns:
+        [B, M] int64 in order of picking, ending in -1 where tokens ran out.
+
+    Ties go to the lower index. A row with nothing selected starts at its lowest valid index. A
+    zero vector has similarity 0 to everything; any other similarity that is not finite counts as
+    the largest there is, so that tokens with NaN or Inf are picked last.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: a wrong shape or device, a negative ``num_tokens``, an index in ``selected``
+            that is out of range or repeated.
+
+    Source: the completion stage of CLASP, arXiv 2604.12767; the greedy rule is Gonzalez (1985),
+    "Clustering to minimize the maximum intercluster distance".
+
+    >>> import torch
+    >>> from clasp_kernels import complete_tokens
+    >>> features = torch.tensor([[[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]]])
+    >>> complete_tokens(features, torch.tensor([[0]]), 4)
+    tensor([[ 3,  2,  1, -1]])
+    """
+    arguments = Arguments("complete_tokens")
+    arguments.tensor("features", features, "B N D", FLOATS)
+    arguments.tensor("selected", selected, "B P", INDEX)
+    arguments.mask("valid", valid, "B N")
+    num_tokens = arguments.count("num_tokens", num_tokens)
+    arguments.indices_in_range(
+        "selected", selected, -1, features.shape[1], "a token, or -1 for none"
+    )
+    arguments.no_repeats("selected", selected)
+    op = backends.overload("complete_tokens", features.device)
+    return op(features, selected, num_tokens, valid)
+
+
+def _fake(features: Tensor, selected: Tensor, num_tokens: int, valid: Tensor | None) -> Tensor:
+    return features.new_empty((features.shape[0], num_tokens), dtype=torch.int64)
+
+
+define_op(
+    "complete_tokens",
+    "(Tensor features, Tensor selected, SymInt num_tokens, Tensor? valid) -> Tensor",
+    reference=reference.complete_tokens,
+    fake=_fake,
+)

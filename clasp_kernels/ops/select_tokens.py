@@ -1,0 +1,101 @@
+"""Dual-stage selection: pivots by salience, then completion by coverage, as one op."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends, reference
+from ._checks import FLOATS, Arguments
+from ._library import define_op
+
+
+class Selection(NamedTuple):
+    """The tokens kept of each image, in image order."""
+
+    indices: Tensor
+    """[B, R] int64, ascending, -1 where an image kept fewer than R."""
+    is_pivot: Tensor
+    """[B, R] bool, aligned with ``indices``; False where unused."""
+    counts: Tensor
+    """[B] int64, how many each image kept."""
+
+
+def select_tokens(
+    features: Tensor,
+    salience: Tensor,
+    budget: int | Sequence[int] | Tensor,
+    pivot_counts: int | Sequence[int] | Tensor,
+    *,
+    valid: Tensor | None = None,
+) -> Selection:
+    """Keeps ``budget`` tokens per image: the most salient ones, then those they cover worst.
+
+    The same as :func:`select_pivots` followed by :func:`complete_tokens` and a sort by index, so
+    that the kept tokens stay in image order. Nothing is read back to the host, and the output
+    shapes depend on ``budget`` alone.
+
+    Args:
+        features: [B, N, D]; float32, bfloat16 or float16.
+        salience: [B, N]; float32, bfloat16 or float16.
+        budget: tokens kept per image: an int, or B ints (a list, or an int64 tensor on the CPU).
+        pivot_counts: how many of them are pivots, clamped to 1..budget: an int, or B ints (a
+            list, or an int64 tensor on any device).
+        valid: [B, N] bool; tokens where it is False are never kept. All by default.
+
+    Returns:
+        :class:`Selection` of ``indices`` [B, R], ``is_pivot`` [B, R] and ``counts`` [B], R the
+        largest budget. ``counts`` falls short of the budget only where fewer tokens are valid.
+        Ties and values that are not finite are treated as in the two ops.
+
+    Raises:
+        TypeError: a wrong type or dtype; a budget that is not on the host.
+        ValueError: a wrong shape or device, or a negative budget.
+
+    Source: the dual-stage pruning of CLASP, arXiv 2604.12767.
+
+    >>> import torch
+    >>> from clasp_kernels import select_tokens
+    >>> features = torch.tensor([[[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [-1.0, 0.0]]])
+    >>> salience = torch.tensor([[0.2, 0.9, 0.8, 0.1]])
+    >>> select_tokens(features, salience, budget=3, pivot_counts=2)
+    Selection(indices=tensor([[1, 2, 3]]), is_pivot=tensor([[ True,  True, False]]),
+        counts=tensor([3]))
+    """
+    arguments = Arguments("select_tokens")
+    arguments.tensor("features", features, "B N D", FLOATS)
+    arguments.tensor("salience", salience, "B N", FLOATS)
+    arguments.mask("valid", valid, "B N")
+    num_tokens, budgets = arguments.count_per_image("budget", budget)
+    num_pivots, pivots = arguments.share_per_image("pivot_counts", pivot_counts, num_tokens)
+    op = backends.overload("select_tokens", features.device)
+    return Selection(*op(features, salience, num_tokens, budgets, num_pivots, pivots, valid))
+
+
+def _fake(
+    features: Tensor,
+    salience: Tensor,
+    num_tokens: int,
+    budget: Tensor | None,
+    num_pivots: int,
+    pivot_counts: Tensor | None,
+    valid: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch = features.shape[0]
+    return (
+        features.new_empty((batch, num_tokens), dtype=torch.int64),
+        features.new_empty((batch, num_tokens), dtype=torch.bool),
+        features.new_empty((batch,), dtype=torch.int64),
+    )
+
+
+define_op(
+    "select_tokens",
+    "(Tensor features, Tensor salience, SymInt num_tokens, Tensor? budget, SymInt num_pivots, "
+    "Tensor? pivot_counts, Tensor? valid) -> (Tensor, Tensor, Tensor)",
+    reference=reference.select_tokens,
+    fake=_fake,
+)

@@ -1,0 +1,264 @@
+"""The ops in plain torch: the oracle every other backend is held to.
+
+One function per op with the op's schema as its signature. They read like the formula and are not
+optimised; where the formula is per image they loop over the images, on copies of their own, so
+that no bit of a result depends on what else is in the batch. They read no value back to the host.
+
+Arguments have been checked by :mod:`clasp_kernels.ops`; nothing is checked again here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+# A similarity that is not finite counts as larger than any cosine, so such a token is picked last.
+NOT_FINITE = torch.finfo(torch.float32).max
+RMS_EPSILON = 1e-6
+
+
+def forward_only(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Records no autograd graph and stays in float32, also inside someone's autocast region."""
+
+    @functools.wraps(function)
+    def run(first: Tensor | list[Tensor], *rest: object) -> Result:
+        device = first.device if isinstance(first, Tensor) else first[0].device
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return function(first, *rest)
+
+    return run
+
+
+@forward_only
+def fuse_layers(
+    hidden_states: list[Tensor],  # L x [B, N, D]
+    weights: Tensor,  # [C, L] float32
+    category_ids: Tensor | None,  # [B]
+    normalize: str,
+) -> Tensor:
+    first = hidden_states[0]
+    fused = first.new_zeros(first.shape, dtype=torch.float32)
+    rows = weights if category_ids is None else weights[category_ids]  # [1 or B, L]
+    for layer, states in enumerate(hidden_states):
+        weight = rows[:, layer, None, None]
+        # Not a product with 0: whatever an unused layer holds must stay out of the sum.
+        fused += torch.where(weight == 0, 0.0, weight * _normalized(states.float(), normalize))
+    return fused.to(first.dtype)
+
+
+def _normalized(states: Tensor, normalize: str) -> Tensor:
+    if normalize == "l2":
+        norm = states.square().sum(-1, keepdim=True).sqrt()
+        return states / norm.where(norm > 0, 1.0)
+    if normalize == "rms":
+        return states / (states.square().mean(-1, keepdim=True) + RMS_EPSILON).sqrt()
+    return states
+
+
+@forward_only
+def attention_salience(
+    query: Tensor,  # [B, Hq, T, d]
+    key: Tensor,  # [B, Hkv, S, d]
+    scale: float,
+    causal: bool,
+    key_valid: Tensor | None,  # [B, S] bool
+    query_weights: Tensor | None,  # [B, T]
+    start: int,
+    stop: int,
+) -> Tensor:
+    """Materialises the [Hq, T, S] attention of one image at a time."""
+    batch, query_heads, rows = query.shape[:3]
+    key_heads, keys = key.shape[1:3]
+    salience = query.new_zeros((batch, stop - start), dtype=torch.float32)
+    for image in range(batch):
+        queries = _float_copy(query[image])  # [Hq, T, d]
+        image_keys = _float_copy(key[image]).repeat_interleave(query_heads // key_heads, 0)
+
+        allowed = torch.ones(rows, keys, dtype=torch.bool, device=query.device)
+        if causal:
+            allowed = allowed.tril(keys - rows)
+        if key_valid is not None:
+            allowed = allowed & key_valid[image]
+
+        logits = scale * (queries @ image_keys.transpose(1, 2))  # [Hq, T, S]
+        probability = logits.masked_fill(~allowed, float("-inf")).softmax(-1)
+        # A row with no allowed key attends to nothing; its softmax would be NaN.
+        reported = torch.where(allowed, probability, 0.0)[..., start:stop]
+
+        weight = queries.new_ones(rows) if query_weights is None else query_weights[image].float()
+        total = weight.sum()
+        weight = (weight / total.where(total > 0, 1.0))[:, None]  # [T, 1]
+        per_head = torch.where(weight == 0, 0.0, weight * reported).sum(1)  # [Hq, N]
+        salience[image] = per_head.mean(0)
+    return salience
+
+
+@forward_only
+def select_pivots(
+    salience: Tensor,  # [B, N]
+    num_pivots: int,
+    k: Tensor | None,  # [B]
+    valid: Tensor | None,  # [B, N] bool
+) -> Tensor:
+    batch, tokens = salience.shape
+    score = salience.float()
+    # 0: a number, 1: NaN, 2: not valid. Two stable sorts, as no float is left to stand below -inf.
+    tier = score.isnan().long()
+    if valid is not None:
+        tier = tier.masked_fill(~valid, 2)
+    number = score.masked_fill(score.isnan(), float("-inf"))
+    order = number.argsort(dim=-1, descending=True, stable=True)
+    order = order.gather(-1, tier.gather(-1, order).argsort(dim=-1, stable=True))
+
+    available = (tier < 2).sum(-1, keepdim=True)
+    limit = available if k is None else available.minimum(k[:, None])
+    pivots = salience.new_full((batch, num_pivots), -1, dtype=torch.int64)
+    width = min(num_pivots, tokens)
+    slot = torch.arange(width, device=salience.device)
+    pivots[:, :width] = torch.where(slot < limit, order[:, :width], -1)
+    return pivots
+
+
+@forward_only
+def complete_tokens(
+    features: Tensor,  # [B, N, D]
+    selected: Tensor,  # [B, P], -1 where unused
+    num_tokens: int,
+    valid: Tensor | None,  # [B, N] bool
+) -> Tensor:
+    batch, tokens = features.shape[:2]
+    completion = features.new_full((batch, num_tokens), -1, dtype=torch.int64)
+    if tokens == 0:
+        return completion
+    index = torch.arange(tokens, device=features.device)
+    for image in range(batch):
+        rows = _float_copy(features[image])
+        norms = _norms(rows)
+        free = torch.ones_like(index, dtype=torch.bool) if valid is None else valid[image].clone()
+        covered = norms.new_full((tokens,), float("-inf"))
+        for chosen in selected[image].unbind():
+            similarity = _similarity(rows, norms, chosen.clamp(min=0))
+            covered = torch.where(chosen >= 0, covered.maximum(similarity), covered)
+            free &= index != chosen
+        for step in range(num_tokens):
+            # argmin returns the first of equal values.
+            chosen = torch.where(free, covered, float("inf")).argmin()
+            completion[image, step] = torch.where(free.any(), chosen, -1)
+            covered = covered.maximum(_similarity(rows, norms, chosen))
+            free &= index != chosen
+    return completion
+
+
+@forward_only
+def select_tokens(
+    features: Tensor,  # [B, N, D]
+    salience: Tensor,  # [B, N]
+    num_tokens: int,
+    budget: Tensor | None,  # [B], each at most num_tokens
+    num_pivots: int,
+    pivot_counts: Tensor | None,  # [B]
+    valid: Tensor | None,  # [B, N] bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, tokens = salience.shape
+    if budget is None:
+        budget = salience.new_full((batch,), num_tokens, dtype=torch.int64)
+    if pivot_counts is None:
+        pivot_counts = salience.new_full((batch,), num_pivots, dtype=torch.int64)
+    pivot_counts = pivot_counts.clamp(min=1).minimum(budget)
+
+    pivots = select_pivots(salience, num_pivots, pivot_counts, valid)  # [B, P]
+    found = (pivots >= 0).sum(-1, keepdim=True)
+    # Greedy picks do not depend on how many follow, so surplus ones are simply dropped.
+    completion = complete_tokens(features, pivots, num_tokens, valid)  # [B, R]
+    slot = torch.arange(num_tokens, device=salience.device)
+    completion = torch.where(slot < budget[:, None] - found, completion, -1)
+
+    kept = torch.cat([pivots, completion], dim=1)
+    is_pivot = torch.cat([pivots >= 0, torch.zeros_like(pivots, dtype=torch.bool)], dim=1)
+    order = kept.masked_fill(kept < 0, tokens).argsort(dim=-1, stable=True)[:, :num_tokens]
+    indices = kept.gather(1, order)
+    return indices, is_pivot.gather(1, order), (indices >= 0).sum(-1)
+
+
+@forward_only
+def gather_tokens(
+    tokens: Tensor,  # [B, N, D]
+    indices: Tensor,  # [B, R], -1 for a row of zeros
+) -> Tensor:
+    if tokens.shape[1] == 0:
+        return tokens.new_zeros((*indices.shape, tokens.shape[2]))
+    image = torch.arange(tokens.shape[0], device=tokens.device)[:, None]
+    gathered = tokens[image, indices.clamp(min=0)]
+    return gathered.masked_fill((indices < 0)[..., None], 0.0)
+
+
+@forward_only
+def merge_tokens(
+    tokens: Tensor,  # [B, N, D]
+    features: Tensor,  # [B, N, F]
+    indices: Tensor,  # [B, R], -1 for a row of zeros
+    valid: Tensor | None,  # [B, N] bool
+) -> Tensor:
+    batch, count, _ = tokens.shape
+    slots = indices.shape[1]
+    merged = tokens.new_zeros((batch, slots, tokens.shape[2]))
+    if count == 0 or slots == 0:
+        return merged
+    token = torch.arange(count, device=tokens.device)
+    groups = torch.arange(slots + 1, device=tokens.device)
+    for image in range(batch):
+        rows = _float_copy(features[image])
+        norms = _norms(rows)
+        # Among equally similar kept tokens the lower *token* index wins, so slots are visited in
+        # that order; unused slots come last and attract nothing.
+        kept, by_index = indices[image].masked_fill(indices[image] < 0, count).sort()
+        similarity = torch.stack(
+            [_similarity(rows, norms, chosen.clamp(max=count - 1)) for chosen in kept.unbind()], 1
+        )
+        similarity = similarity.masked_fill(similarity == NOT_FINITE, -NOT_FINITE)
+        similarity = similarity.masked_fill(kept == count, float("-inf"))
+        group = by_index[similarity.argmax(1)]  # [N], argmax returns the first of equal values
+
+        # The group past the last one takes what joins nothing.
+        if valid is not None:
+            group = group.masked_fill(~valid[image], slots)
+        group = group.masked_fill((kept == count).all(), slots)
+        own = token[:, None] == indices[image]  # [N, R]: a kept token stays in its own group
+        group = torch.where(own.any(1), own.long().argmax(1), group)
+
+        order = group.argsort(stable=True)
+        lengths = (group[:, None] == groups).sum(0)
+        sums = torch.segment_reduce(
+            tokens[image].float()[order], "sum", lengths=lengths, axis=0, unsafe=True, initial=0.0
+        )
+        merged[image] = (sums / lengths.clamp(min=1)[:, None])[:slots].to(tokens.dtype)
+    return merged
+
+
+def _float_copy(rows: Tensor) -> Tensor:
+    """A float32 copy with contiguous rows.
+
+    A copy even of float32: BLAS may round differently at another alignment, and where an image
+    starts in memory depends on its place in the batch.
+    """
+    return rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def _norms(rows: Tensor) -> Tensor:
+    return rows.square().sum(-1).sqrt()
+
+
+def _similarity(rows: Tensor, norms: Tensor, chosen: Tensor) -> Tensor:
+    """Cosine similarity of every row to row ``chosen``: 0 for zero vectors, never NaN."""
+    # index_select, as rows[chosen] would bring the index to the host.
+    other = rows.index_select(0, chosen[None])[0]
+    other_norm = norms.index_select(0, chosen[None])
+    cosine = (rows @ other) / (norms * other_norm)
+    cosine = cosine.where(cosine.isfinite(), NOT_FINITE)
+    return cosine.masked_fill((norms == 0) | (other_norm == 0), 0.0)
