@@ -46,7 +46,8 @@ _OCR_HINT = re.compile(r"\breference ocr tokens?\s*:", re.IGNORECASE)
 # so they only count where no word touches them from outside.
 _QUOTED = re.compile(r"\"[^\"]{0,80}\"|(?<!\w)'[^']{0,80}'(?!\w)")
 _STRAIGHT_QUOTES = str.maketrans("\u201c\u201d\u2018\u2019", "\"\"''")
-_SENTENCE_END = re.compile(r"(?<=[.?!])\s+|\n+")
+# Not after an initial ("A. Smith") or an ellipsis, nor where a line is merely wrapped.
+_SENTENCE_END = re.compile(r"(?:(?<=\w\w\.)|(?<=[?!]))\s+|\n\s*\n")
 
 # Of a longer turn only this much of the start and of the end is read.
 _MAX_CHARACTERS = 600

@@ -1,0 +1,275 @@
+"""The default router: where prompts go, why, how fast, and what it refuses."""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clasp_kernels.policy import CATEGORIES, Route, Router, route_prompts
+
+# Written by hand for this test. The rules were tuned on the half marked "dev" alone; "held_out"
+# was only scored. One author wrote both, so the second half is no measure of the wild.
+LABELLED = [
+    json.loads(line)
+    for line in Path(__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
+]
+TINY_RULES = {
+    "format": 1,
+    "fallback": "other",
+    "categories": {"a": {"apple": 1, "red apple": 2}, "b": {"bear": 1, "^big": 3, "berry$": 2}},
+    "neutral": ["apple pie"],
+}
+
+
+def accuracy(rows):
+    routed = Router().route([row["prompt"] for row in rows])
+    right = [got == row["category"] for got, row in zip(routed, rows, strict=True)]
+    return sum(right) / len(right)
+
+
+def test_labelled_set_is_large_balanced_and_without_repeats():
+    assert len(LABELLED) >= 200
+    assert len({row["prompt"] for row in LABELLED}) == len(LABELLED)
+    for split in ("dev", "held_out"):
+        categories = [row["category"] for row in LABELLED if row["split"] == split]
+        assert set(categories) == set(CATEGORIES)
+        assert min(map(categories.count, set(CATEGORIES) - {"general"})) >= 15
+
+
+# Floors a little under what was measured: dev 0.976, held out 0.873.
+@pytest.mark.parametrize(("split", "floor"), [("dev", 0.95), ("held_out", 0.85)])
+def test_accuracy_on_labelled_prompts(split, floor):
+    assert accuracy([row for row in LABELLED if row["split"] == split]) >= floor
+
+
+# Held out: attribute 25/25, counting 14/17, spatial 19/19, ocr 16/20, scene 17/20, knowledge 14/20.
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_no_category_is_left_behind(category):
+    held_out = [r for r in LABELLED if r["split"] == "held_out" and r["category"] == category]
+    assert accuracy(held_out) >= 0.65
+
+
+def test_labelled_prompts_take_under_fifty_microseconds_each():
+    router, prompts = Router(), [row["prompt"] for row in LABELLED]
+    seconds = []
+    for _ in range(9):
+        start = time.perf_counter()
+        router.route(prompts)
+        seconds.append((time.perf_counter() - start) / len(prompts))
+    assert statistics.median(seconds) < 50e-6
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "USER: " + "<image>" * 2880 + "\nWhere is the dog? ASSISTANT:",
+        "word and another thing. " * 5000 + " where is this?",
+        "A. " * 20000,
+        "'" * 50000 + "?" * 50000,
+        "<" * 50000,
+        "USER:" * 10000,
+        " " * 100000 + "?",
+    ],
+)
+def test_cost_does_not_explode_with_length(prompt):
+    router = Router()
+    start = time.perf_counter()
+    router.route([prompt])
+    assert time.perf_counter() - start < 0.02
+
+
+@pytest.mark.parametrize(
+    ("prompt", "category"),
+    [
+        ("What is the color of the ring?", "attribute"),
+        ("What shape is the red object?", "attribute"),
+        ("What is the orange object?", "attribute"),
+        ("Is there an orange star?", "attribute"),
+        ("How many crosses are in the picture?", "counting"),
+        ("How many red objects are there?", "counting"),
+        ("Where is the triangle?", "spatial"),
+        ("In which corner is the square?", "spatial"),
+        ("Is the circle left or right of the star?", "spatial"),
+        ("Is the circle above or below the star?", "spatial"),
+        ("What does the sign say?", "ocr"),
+        ("What is written on the sign?", "ocr"),
+        ("Read the text on the sign.", "ocr"),
+        ("Describe the scene.", "scene"),
+        ("What is the setting?", "scene"),
+        ("What kind of scene is this?", "scene"),
+    ],
+)
+def test_questions_of_the_tiny_model(prompt, category):
+    assert Router().route([prompt, f"USER: <image>\n{prompt} ASSISTANT:"]) == [category] * 2
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "how many dogs are there",
+        "HOW MANY DOGS ARE THERE?!",
+        "  How   many\tdogs... are there ?",
+        "“How” many dogs are there? ".replace("“How”", "How"),
+        "How many dogs\nare there?",
+    ],
+)
+def test_case_spacing_and_punctuation_do_not_matter(prompt):
+    assert Router().route([prompt]) == ["counting"]
+
+
+def test_options_do_not_decide():
+    prompt = (
+        "What colour is it?\nA. how many\nB. where, left of the sign\nC. describe why\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+    assert Router().explain(prompt) == Route("attribute", "matched 'what colour', 'is'")
+
+
+def test_what_is_asked_outweighs_what_names_the_thing():
+    router = Router()
+    assert router.route(["What colour is the car that is to the left of the sign?"]) == [
+        "attribute"
+    ]
+    assert router.route(['Does the poster say "how many"?']) == ["ocr"]
+    assert router.route(["Is the car to the left of the bus red?"]) == ["attribute"]
+    assert router.route(["Is the red car to the left of the bus?"]) == ["spatial"]
+
+
+def test_explain_names_the_phrases_that_decided():
+    router = Router(TINY_RULES)
+    assert router.explain("a red apple") == Route("a", "matched 'red apple'")
+    assert router.explain("red apple, apple") == Route("a", "matched 'red apple', 'apple'")
+    assert router.explain("nothing") == Route("other", "no phrase of the rules matched")
+
+
+def test_longest_phrase_wins_and_uses_up_its_words():
+    router = Router(TINY_RULES)
+    assert router.route(["apple bear bear"]) == ["b"]
+    assert router.route(["red apple bear"]) == ["a"]
+    assert router.route(["apple pie bear"]) == ["b"]
+    assert router.route(["apple pie"]) == ["other"]
+
+
+def test_anchored_phrases_match_only_at_their_end():
+    router = Router(TINY_RULES)
+    assert router.route(["Big red apple", "red apple, big", "berry", "berry apple"]) == [
+        "b",
+        "a",
+        "b",
+        "a",
+    ]
+
+
+def test_ties_go_to_the_category_listed_first():
+    assert Router(TINY_RULES).route(["bear apple"]) == ["a"]
+    swapped = {**TINY_RULES, "categories": dict(reversed(TINY_RULES["categories"].items()))}
+    assert Router(swapped).route(["bear apple"]) == ["b"]
+
+
+def test_relative_clause_counts_half():
+    router = Router({"format": 1, "categories": {"a": {"apple": 3}, "b": {"bear": 4}}})
+    assert router.route(["apple bear", "apple that bear", "that apple bear"]) == ["b", "a", "b"]
+
+
+@given(st.lists(st.text(max_size=200), max_size=5))
+def test_any_text_gets_a_known_category_and_the_same_one_again(prompts):
+    router = Router()
+    routed = router.route(prompts)
+    assert len(routed) == len(prompts)
+    assert set(routed) <= set(router.categories)
+    assert router.route(prompts) == routed == [router.explain(p).category for p in prompts]
+
+
+def test_default_categories_are_the_documented_ones():
+    assert set(Router().categories) == set(CATEGORIES)
+
+
+def test_json_round_trip(tmp_path):
+    for router in (Router(), Router(TINY_RULES)):
+        router.save(tmp_path / "router.json")
+        loaded = Router.load(tmp_path / "router.json")
+        assert loaded == router
+        prompts = [row["prompt"] for row in LABELLED]
+        assert loaded.route(prompts) == router.route(prompts)
+    assert Router(TINY_RULES) != Router()
+
+
+def with_rules(**changes):
+    return {**TINY_RULES, **changes}
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ([], "router rules must be a JSON object, got list"),
+        (with_rules(format=2), "format must be 1, the version this package reads, got 2"),
+        (with_rules(format=True), "format must be 1, .* got True"),
+        ({"categories": {}}, "format must be 1, .* got None"),
+        (with_rules(extra=1), "router rules has unknown field.*'extra'; allowed: format, "),
+        (with_rules(fallback=""), "fallback must be a category name, got ''"),
+        (with_rules(neutral="one"), "neutral must be a list of phrases, got 'one'"),
+        (with_rules(neutral=["?"]), "neutral: a phrase must hold at least one word, got '?'"),
+        (with_rules(neutral=[3]), "neutral: a phrase must hold at least one word, got 3"),
+        (with_rules(categories=[1]), "categories must be a JSON object, got list"),
+        (with_rules(categories={}), "categories must hold at least one category"),
+        (with_rules(categories={"a": 1}), "categories.a must be a JSON object, got int"),
+        (
+            with_rules(categories={"a": {"x": 0}}),
+            r"categories.a\['x'\] must be a number above 0, got 0",
+        ),
+        (
+            with_rules(categories={"a": {"x": "2"}}),
+            r"categories.a\['x'\] must be a number above 0, got '2'",
+        ),
+        (
+            with_rules(categories={"a": {"x": 1}, "b": {"X!": 1}}),
+            "categories.b: phrase 'X!' repeats 'x' of a",
+        ),
+        (
+            with_rules(neutral=["apple"]),
+            "neutral: phrase 'apple' repeats 'apple' of a",
+        ),
+    ],
+)
+def test_bad_rules_are_named(rules, message):
+    with pytest.raises(ValueError, match=message):
+        Router(rules)
+
+
+def test_a_bad_rules_file_is_named(tmp_path):
+    path = tmp_path / "rules.json"
+    path.write_text('{"format": 3}')
+    with pytest.raises(ValueError, match=r"rules\.json: format must be 1"):
+        Router.load(path)
+    path.write_text('{"format": 1,\n oops}')
+    with pytest.raises(ValueError, match=r"rules\.json is not valid JSON: .* line 2, column 2"):
+        Router.load(path)
+
+
+def test_prompts_must_be_a_list_of_strings():
+    with pytest.raises(TypeError, match=r"got one string; pass \[prompt\]"):
+        Router().route("What is this?")
+    with pytest.raises(TypeError, match=r"prompts\[1\] must be a string, got int"):
+        Router().route(["fine", 3])
+
+
+def test_any_callable_can_route():
+    assert route_prompts(Router(), ["Where is it?"]) == ["spatial"]
+    assert route_prompts(lambda prompts: ("x",) * len(prompts), ["a", "b"]) == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [
+        (lambda prompts: [], "router gave 0 categories for 2 prompts"),
+        (lambda prompts: ["ocr", "maps"], "one of ocr, scene .* got 'maps' for prompt 1"),
+        (lambda prompts: [None, "ocr"], "one of ocr, scene .* got None for prompt 0"),
+    ],
+)
+def test_a_callable_that_answers_wrongly_is_named(router, message):
+    with pytest.raises(ValueError, match=message):
+        route_prompts(router, ["a", "b"], known=["ocr", "scene"])
