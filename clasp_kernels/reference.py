@@ -180,7 +180,7 @@ def select_tokens(
     completion = torch.where(slot < budget[:, None] - found, completion, -1)
 
     kept = torch.cat([pivots, completion], dim=1)
-    is_pivot = torch.cat([pivots >= 0, torch.zeros_like(pivots, dtype=torch.bool)], dim=1)
+    is_pivot = torch.cat([pivots >= 0, torch.zeros_like(completion, dtype=torch.bool)], dim=1)
     order = kept.masked_fill(kept < 0, tokens).argsort(dim=-1, stable=True)[:, :num_tokens]
     indices = kept.gather(1, order)
     return indices, is_pivot.gather(1, order), (indices >= 0).sum(-1)
@@ -251,7 +251,9 @@ def _float_copy(rows: Tensor) -> Tensor:
 
 
 def _norms(rows: Tensor) -> Tensor:
-    return rows.square().sum(-1).sqrt()
+    # Through float64 the root is correctly rounded. torch's float32 root on the CPU is MKL's, one
+    # unit off for every sixth number, which would tell apart similarities that tie.
+    return rows.square().sum(-1).double().sqrt().float()
 
 
 def _similarity(rows: Tensor, norms: Tensor, chosen: Tensor) -> Tensor:
