@@ -8,6 +8,7 @@ runs in another process, so that even a crash in native code or a hang is only a
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -70,15 +71,14 @@ def collect() -> Report:
     >>> report["system"]["python"].startswith(platform.python_version())
     True
     """
-    report = {
-        "system": _system(),
-        "toolchain": _toolchain(),
-        "gpu": _gpu(),
-        "packages": _packages(),
+    return {
+        "system": _whole(_system),
+        "toolchain": _whole(_toolchain),
+        "gpu": _whole(_gpu),
+        "packages": _whole(_packages),
         **_run_probes(),
-        "environment": _environment(),
+        "environment": _whole(_environment),
     }
-    return report
 
 
 def render(report: Report) -> str:
@@ -107,6 +107,13 @@ def _guarded(find: Callable[[], object]) -> str:
         return str(find())
     except Exception as error:
         return _describe(error)
+
+
+def _whole(find: Callable[[], Section]) -> Section:
+    try:
+        return find()
+    except Exception as error:
+        return {"status": _describe(error)}
 
 
 def _section(**finders: Callable[[], object]) -> Section:
@@ -216,18 +223,28 @@ def _probe_torch() -> Section:
 
 
 def _probe_extension() -> Section:
-    from clasp_kernels import _native
+    import clasp_kernels
 
-    status = _native.load()
+    # Through the report, because the library may only be loaded once the ops are defined.
+    status = clasp_kernels.backend_report().native
     return _section(
-        loaded=lambda: status.loaded, reason=lambda: status.reason, path=lambda: status.path
+        version=lambda: clasp_kernels.__version__,
+        package=lambda: Path(clasp_kernels.__file__).parent,
+        loaded=lambda: "yes" if status.loaded else "no",
+        library=lambda: status.path or ABSENT,
+        reason=lambda: status.reason,
+        compiler=lambda: importlib.import_module("clasp_kernels._build_info").COMPILER,
     )
 
 
 def _probe_backends() -> Section:
     import clasp_kernels
 
-    return {"report": str(clasp_kernels.backend_report())}
+    report = clasp_kernels.backend_report()
+    rows = {
+        f"{row.op} on {row.device}": f"{row.backend or 'none'}: {row.reason}" for row in report.ops
+    }
+    return {"forced": report.forced, **rows}
 
 
 PROBES: dict[str, Callable[[], Section]] = {
@@ -240,11 +257,7 @@ PROBES: dict[str, Callable[[], Section]] = {
 def _answer(names: Iterable[str]) -> None:
     """The other process: one line per probe, at once, so that a crash loses only its own."""
     for name in names:
-        try:
-            section = PROBES[name]()
-        except Exception as error:
-            section = {"status": _describe(error)}
-        print(MARKER + json.dumps([name, section]), flush=True)
+        print(MARKER + json.dumps([name, _whole(PROBES[name])]), flush=True)
 
 
 def _run_probes() -> Report:
@@ -276,12 +289,20 @@ def _ask(names: list[str]) -> tuple[Report, str]:
         )
         output, failure = done.stdout, _exit_reason(done.returncode, done.stderr)
     except subprocess.TimeoutExpired as error:
+        # What was read until then comes as bytes, whatever `text` says.
         output = (error.stdout or b"").decode(errors="replace")
         failure = f"error: no answer within {PROBE_TIMEOUT_SECONDS} s"
     except Exception as error:
         return {}, _describe(error)
-    lines = [line for line in output.splitlines() if line.startswith(MARKER)]
-    return dict(json.loads(line.removeprefix(MARKER)) for line in lines), failure
+    answers: Report = {}
+    for line in output.splitlines():
+        _, found, answer = line.partition(MARKER)
+        # A process that was killed may have been in the middle of a line.
+        with contextlib.suppress(ValueError):
+            if found:
+                name, section = json.loads(answer)
+                answers[name] = section
+    return answers, failure
 
 
 def _exit_reason(status: int, stderr: str) -> str:
