@@ -1,0 +1,52 @@
+"""What a model family has to provide; everything else is shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from clasp_kernels.policy import Profile
+
+
+@dataclass(frozen=True)
+class VisionOutput:
+    """A batch of images after the vision tower: N visual tokens each, nothing dropped yet."""
+
+    fused_layers: Sequence[torch.Tensor]
+    """The profile's layers, each [images, N, D]."""
+    features: torch.Tensor
+    """[images, N, D']: what the unpruned model would hand to its projector."""
+    query: torch.Tensor
+    """[images, heads, T, head_dim]: the rows whose attention scores the tokens."""
+    key: torch.Tensor
+    """[images, heads, S, head_dim]: the keys they attend to, visual tokens among them."""
+    scale: float
+    key_range: tuple[int, int]
+    """Where the N visual tokens lie among the S keys."""
+
+
+class Adapter(Protocol):
+    """One model family. Constructing one checks the model and the profile against each other.
+
+    Visual tokens are placeholders in ``input_ids``, ``tokens_per_image`` of them per image in
+    the order of the rows of ``pixel_values``.
+    """
+
+    image_token_id: int
+    tokens_per_image: int
+    text_config: Any
+
+    def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
+        """Raise a ValueError or TypeError that says what does not fit; change nothing."""
+
+    def check_call(self, inputs: dict[str, Any]) -> None:
+        """Raise a ValueError for forward arguments of this family that pruning cannot honour."""
+
+    def encode(self, pixel_values: torch.Tensor) -> VisionOutput:
+        """Run the vision tower."""
+
+    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[images, R, D or D'] to [images, R, text width]."""

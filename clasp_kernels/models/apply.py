@@ -1,0 +1,177 @@
+"""``apply_clasp``: check everything, then patch one model instance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from clasp_kernels.models.adapter import Adapter
+from clasp_kernels.models.handle import ClaspHandle
+from clasp_kernels.models.llava import LlavaAdapter
+from clasp_kernels.models.patching import PatchedMethod
+from clasp_kernels.models.prompts import PromptCategories
+from clasp_kernels.models.runtime import ClaspRuntime
+from clasp_kernels.models.selection import TokenSelector
+from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
+
+_ADAPTERS: dict[str, type[Adapter]] = {"llava": LlavaAdapter}
+_FUSE_INTO = ("projector", "selection")
+_POSITIONS = ("original", "compact")
+_PROFILE_FILE = "clasp_profile.json"
+
+
+def supported_model_types() -> tuple[str, ...]:
+    """The ``config.model_type`` values that ``apply_clasp`` takes.
+
+    >>> supported_model_types()
+    ('llava',)
+    """
+    return tuple(_ADAPTERS)
+
+
+def apply_clasp(
+    model: Any,
+    *,
+    budget: int,
+    profile: Profile | None = None,
+    router: RouterLike | None = None,
+    processor: Any | None = None,
+    schedule: Schedule | None = None,
+    fuse_into: str = "projector",
+    positions: str = "original",
+    merge: bool = False,
+) -> ClaspHandle:
+    """Have a Hugging Face multimodal model keep ``budget`` visual tokens per image.
+
+    The model instance is patched, its class and its weights are not, and ``handle.remove()``
+    undoes it. ``generate`` is called as before, with greedy search, sampling or beams, dynamic or
+    static caches, padded batches and several images per prompt; the ids it returns hold the whole
+    prompt. Each prompt is routed to a category, which decides how vision layers are fused and the
+    budget split (CLASP, arXiv 2604.12767).
+
+    Args:
+        model: a model whose ``config.model_type`` is among ``supported_model_types()``.
+        budget: visual tokens kept per image, 1..tokens per image. A category's ``budget_scale``
+            stretches it.
+        profile: what each category does. By default the ``clasp_profile.json`` in the folder the
+            model was loaded from, else the one bundled for its family.
+        router: called with prompts, gives a category name for each; by default ``Router()``.
+        processor: the model's processor or tokenizer, through which prompts are read for the
+            router. Without it, every call needs ``categories=``, a name or one name per prompt,
+            which ``generate`` and ``forward`` take either way.
+        schedule: where tokens are dropped; only ``Schedule.input(budget)``, the default, is
+            supported so far.
+        fuse_into: "projector" feeds the fused layers to the projector, as in the paper;
+            "selection" only chooses tokens by them.
+        positions: "original" keeps each token's position; "compact" renumbers what remains.
+        merge: give each kept token the mean of itself and the dropped tokens most like it.
+
+    Logits of a plain ``forward`` have the pruned length: ``handle.last.columns`` says which
+    prompt column each was. ``labels`` are pruned along. No gradient reaches the vision tower. A
+    static cache has the size ``generate`` gives it, that of the full prompt; pass a smaller one
+    to save its memory as well.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, or a model already patched. The
+            model is then untouched.
+    """
+    config = getattr(model, "config", None)
+    model_type = getattr(config, "model_type", None)
+    if model_type not in _ADAPTERS:
+        raise ValueError(
+            f"model must have a supported config.model_type, {_names(supported_model_types())}; "
+            f"got {model_type!r} ({type(model).__name__})"
+        )
+    if isinstance(getattr(model, "forward", None), PatchedMethod):
+        raise ValueError("model is patched already; remove() its handle before applying again")
+    _check_choice("fuse_into", fuse_into, _FUSE_INTO)
+    _check_choice("positions", positions, _POSITIONS)
+    if not isinstance(merge, bool):
+        raise TypeError(f"merge must be True or False, got {merge!r}")
+    if profile is None:
+        profile = _default_profile(model, model_type)
+    if not isinstance(profile, Profile):
+        raise TypeError(
+            f"profile must be a clasp_kernels.policy.Profile, got {type(profile).__name__}; "
+            f"Profile.load(path) reads one"
+        )
+    if profile.model_type != model_type:
+        raise ValueError(
+            f"profile {profile.name!r} is for {profile.model_type!r} models, but this one is "
+            f"{model_type!r}"
+        )
+    if router is None:
+        router = Router()
+    if not callable(router):
+        raise TypeError(
+            f"router must be callable with a list of prompts, got {type(router).__name__}"
+        )
+    tokenizer = _find_tokenizer(processor)
+    adapter = _ADAPTERS[model_type](model, profile, fuse_into)
+    _check_budget(budget, adapter.tokens_per_image)
+    _check_schedule(schedule, budget)
+
+    runtime = ClaspRuntime(
+        model,
+        TokenSelector(adapter, profile, budget, fuse_into, merge),
+        PromptCategories(profile, router, tokenizer, adapter.image_token_id),
+        compact_positions=positions == "compact",
+    )
+    return ClaspHandle(model, runtime, profile)
+
+
+def _default_profile(model: Any, model_type: str) -> Profile:
+    name = getattr(model, "name_or_path", "")
+    beside_the_weights = Path(name) / _PROFILE_FILE
+    if name and beside_the_weights.is_file():
+        return Profile.load(beside_the_weights)
+    return Profile.for_model_type(model_type)
+
+
+def _find_tokenizer(processor: Any | None) -> Any | None:
+    if processor is None:
+        return None
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if not hasattr(tokenizer, "decode"):
+        raise TypeError(
+            f"processor must be the model's processor or tokenizer, got {type(processor).__name__}"
+        )
+    return tokenizer
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be {_names(allowed)}, got {value!r}")
+
+
+def _check_budget(budget: object, tokens_per_image: int) -> None:
+    if not isinstance(budget, int) or isinstance(budget, bool):
+        raise TypeError(f"budget must be an int, got {budget!r}")
+    if not 1 <= budget <= tokens_per_image:
+        raise ValueError(
+            f"budget must be in 1..{tokens_per_image}, the visual tokens this model has per "
+            f"image, got {budget}"
+        )
+
+
+def _check_schedule(schedule: object, budget: int) -> None:
+    if schedule is None:
+        return
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"schedule must be a clasp_kernels.policy.Schedule, got {type(schedule).__name__}"
+        )
+    if not schedule.prunes_input_only:
+        raise ValueError(
+            f"schedule {schedule} drops tokens inside the language model, which is not supported "
+            f"yet; use Schedule.input({budget}) or leave it out"
+        )
+    if schedule.stages[0][1] != budget:
+        raise ValueError(
+            f"schedule {schedule} keeps {schedule.stages[0][1]} tokens, but budget is {budget}; "
+            f"they must agree"
+        )
+
+
+def _names(allowed: tuple[str, ...]) -> str:
+    return " or ".join(map(repr, allowed))

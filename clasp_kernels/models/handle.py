@@ -1,0 +1,43 @@
+"""What ``apply_clasp`` gives back."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from clasp_kernels.models.patching import InstancePatches
+from clasp_kernels.models.records import PrefillRecord
+from clasp_kernels.models.runtime import ClaspRuntime
+from clasp_kernels.policy import Profile
+
+
+class ClaspHandle:
+    """Holds a model that prunes. As a context manager it removes itself at the end."""
+
+    def __init__(self, model: Any, runtime: ClaspRuntime, profile: Profile) -> None:
+        self.model = model
+        self.profile = profile
+        self._runtime = runtime
+        self._patches: InstancePatches | None = InstancePatches(model, runtime.patched_methods())
+
+    @property
+    def last(self) -> PrefillRecord | None:
+        """The last prefill that had images, or None before the first."""
+        return self._runtime.last
+
+    def remove(self) -> None:
+        """Give the model its own methods back; doing so again changes nothing."""
+        if self._patches is not None:
+            self._patches.remove()
+            self._patches = None
+
+    def __enter__(self) -> ClaspHandle:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.remove()

@@ -1,0 +1,56 @@
+"""Replacing methods of one object, and putting it back exactly as it was."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+class PatchedMethod:
+    """Stands where a method was, with a signature for those who inspect it.
+
+    An object rather than a closure: ``copy.deepcopy(model)`` copies what it refers to, so that a
+    copied model runs on its own weights, where a closure would still reach the first model's.
+    """
+
+    def __init__(self, replacement: Callable[..., Any], signature: inspect.Signature) -> None:
+        self.replacement = replacement
+        self.__signature__ = signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.replacement(*args, **kwargs)
+
+
+class InstancePatches:
+    """Attributes set on one object, over its class or over what it had of its own.
+
+    >>> class Cat:
+    ...     def speak(self): return "miaow"
+    >>> tom = Cat()
+    >>> patches = InstancePatches(tom, {"speak": lambda: "purr"})
+    >>> tom.speak(), patches.remove(), tom.speak(), vars(tom)
+    ('purr', None, 'miaow', {})
+    """
+
+    def __init__(self, target: object, attributes: Mapping[str, Any]) -> None:
+        self._target = target
+        self._installed = dict(attributes)
+        # Frameworks patch instances too (device hooks replace forward); theirs come back.
+        self._replaced = {name: vars(target)[name] for name in attributes if name in vars(target)}
+        for name, value in attributes.items():
+            setattr(target, name, value)
+
+    def remove(self) -> None:
+        """Undo, or raise RuntimeError and change nothing if someone has patched on top."""
+        for name, value in self._installed.items():
+            if vars(self._target).get(name) is not value:
+                raise RuntimeError(
+                    f"{type(self._target).__name__}.{name} was replaced after apply_clasp; undo "
+                    f"that first, so that what it wraps stays in place"
+                )
+        for name in self._installed:
+            if name in self._replaced:
+                setattr(self._target, name, self._replaced[name])
+            else:
+                delattr(self._target, name)

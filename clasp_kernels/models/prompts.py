@@ -1,0 +1,85 @@
+"""From a batch of prompts to one category each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clasp_kernels.policy import (
+    CATEGORIES,
+    FALLBACK_CATEGORY,
+    Profile,
+    RouterLike,
+    route_prompts,
+)
+
+
+@dataclass(frozen=True)
+class PromptCategories:
+    """Decides the category of prompts: the caller's word, else the router's."""
+
+    profile: Profile
+    router: RouterLike
+    tokenizer: Any | None
+    image_token_id: int
+
+    def resolve(
+        self,
+        categories: str | Sequence[str] | None,
+        num_prompts: int,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> tuple[str, ...]:
+        """One category for each of ``num_prompts`` prompts, all of them in the profile."""
+        if categories is not None:
+            return self._check(categories, num_prompts)
+        if input_ids is None:
+            raise ValueError(
+                "prompts given as inputs_embeds have no text to route; pass categories=, one of "
+                f"{', '.join(self.profile.category_names)} per prompt"
+            )
+        if self.tokenizer is None:
+            raise ValueError(
+                "the category of the prompt is not known: either pass categories= to generate() "
+                f"or forward(), one of {', '.join(self.profile.category_names)} per prompt, or "
+                "pass processor= to apply_clasp(), which lets the router read the prompt"
+            )
+        return self._route(self._texts(input_ids, attention_mask))
+
+    def _check(self, categories: str | Sequence[str], num_prompts: int) -> tuple[str, ...]:
+        if isinstance(categories, str):
+            categories = [categories] * num_prompts
+        if not isinstance(categories, (list, tuple)):
+            raise TypeError(
+                f"categories must be a category name or a list of them, one per prompt, got "
+                f"{type(categories).__name__}"
+            )
+        if len(categories) != num_prompts:
+            raise ValueError(
+                f"categories must name one category per prompt: got {len(categories)} for "
+                f"{num_prompts} prompts"
+            )
+        for name in categories:
+            self.profile.category_id(name)  # raises for an unknown one, listing the known
+        return tuple(categories)
+
+    def _texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[str]:
+        wanted = input_ids != self.image_token_id
+        if attention_mask is not None:
+            wanted &= attention_mask[:, -input_ids.shape[1] :].to(wanted.device).bool()
+        # Special tokens stay: routers tell turns apart by them.
+        return [
+            self.tokenizer.decode(row[keep].tolist())  # type: ignore[union-attr]
+            for row, keep in zip(input_ids.cpu(), wanted.cpu(), strict=True)
+        ]
+
+    def _route(self, texts: list[str]) -> tuple[str, ...]:
+        known = dict.fromkeys((*self.profile.category_names, *CATEGORIES))
+        answers = route_prompts(self.router, texts, known=tuple(known))
+        # A profile need not tell apart all that a router can.
+        return tuple(
+            name if name in self.profile.categories else FALLBACK_CATEGORY for name in answers
+        )

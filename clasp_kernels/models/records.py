@@ -1,0 +1,72 @@
+"""What ``handle.last`` tells about a pruned prefill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from clasp_kernels.models.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One point at which visual tokens were dropped."""
+
+    layer: int | None
+    """Decoder layers that had run when the tokens were dropped; None before the first."""
+    indices: torch.Tensor
+    """[images, R] int64: the kept tokens among each image's visual tokens, ascending, then -1."""
+    is_pivot: torch.Tensor
+    """[images, R] bool, aligned with ``indices``: kept for salience rather than for coverage."""
+    tokens_before: int
+    """Visual tokens per image before the stage."""
+    tokens_after: int
+    """Visual tokens per image after it: the most any image kept; see ``counts``."""
+    counts: tuple[int, ...]
+    """Visual tokens kept of each image: they differ where categories scale the budget."""
+    stopwatch: Stopwatch = field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        """Time to fuse, score, select and gather. On CUDA, reading it waits for that work."""
+        return self.stopwatch.seconds
+
+
+@dataclass(frozen=True)
+class PrefillRecord:
+    """The last prefill that had images. Beams and returned sequences share their prompt's row."""
+
+    categories: tuple[str, ...]
+    """The category of each prompt of the batch."""
+    images_per_prompt: tuple[int, ...]
+    """How many images each prompt has; images are numbered through the batch in this order."""
+    stages: tuple[StageRecord, ...]
+    columns: torch.Tensor
+    """[prompts, pruned length] int64: the prompt column each remaining column came from, -1 for
+    padding added to even out rows that lost different numbers of tokens."""
+    prompt_length: int
+    """Columns of the prompt as given, padding included."""
+    pruned_length: int
+    """Columns the language model saw, and the logits of a plain forward have."""
+    kv_cache_bytes: int
+    """Keys and values of every column in the cache after this prefill, padding included."""
+    kv_cache_bytes_unpruned: int
+    """The same, had nothing been dropped."""
+    vision_stopwatch: Stopwatch = field(repr=False)
+    prefill_stopwatch: Stopwatch = field(repr=False)
+
+    @property
+    def vision_seconds(self) -> float:
+        """Time in the vision tower. On CUDA, reading it waits for that work."""
+        return self.vision_stopwatch.seconds
+
+    @property
+    def selection_seconds(self) -> float:
+        """Time spent choosing tokens, over all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Time in the language model over the pruned prompt. On CUDA, reading it waits."""
+        return self.prefill_stopwatch.seconds

@@ -1,0 +1,292 @@
+"""The patched methods of one model: forward, and the two hooks ``generate`` calls around it.
+
+- ``_expand_inputs_for_generation`` runs once per ``generate``: prompts are routed there, while
+  they are still whole and unrepeated, and images are kept from being repeated with them.
+- ``prepare_inputs_for_generation`` runs before every forward, outside compiled regions: decode
+  steps have the mask and positions of the full prompt turned into those of the pruned cache.
+- ``forward`` prunes where images meet their placeholders, and otherwise runs the original.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clasp_kernels.models.history import (
+    PrunedHistory,
+    cached_length,
+    cached_length_unless_on_device,
+)
+from clasp_kernels.models.patching import PatchedMethod
+from clasp_kernels.models.prefill import (
+    CachedPast,
+    PromptImages,
+    check_attention_mask,
+    find_images,
+    input_shape,
+    prune_prompt,
+)
+from clasp_kernels.models.prompts import PromptCategories
+from clasp_kernels.models.records import PrefillRecord
+from clasp_kernels.models.selection import TokenSelector
+from clasp_kernels.models.stopwatch import Stopwatch
+
+# Private keyword arguments from the generation hooks to forward.
+_GENERATION = "clasp_generation"
+_PREPARED = "clasp_prepared"
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """What one ``generate`` call settled before its first forward."""
+
+    categories: tuple[str, ...]
+    repeats: int = 1
+    """Rows per prompt: beams or returned sequences."""
+
+
+class ClaspRuntime:
+    """One model's pruning: its settings, the methods it had, and the last prefill's record."""
+
+    def __init__(
+        self,
+        model: Any,
+        selector: TokenSelector,
+        prompt_categories: PromptCategories,
+        *,
+        compact_positions: bool,
+    ) -> None:
+        self.last: PrefillRecord | None = None
+        self._model = model
+        self._selector = selector
+        self._adapter = selector.adapter
+        self._prompt_categories = prompt_categories
+        self._compact = compact_positions
+        self._forward: Callable[..., Any] = model.forward
+        self._prepare: Callable[..., Any] = model.prepare_inputs_for_generation
+        self._expand: Callable[..., Any] = model._expand_inputs_for_generation
+        self._signature = _with_categories(inspect.signature(self._forward))
+
+    def patched_methods(self) -> dict[str, PatchedMethod]:
+        """The attributes that make the model prune."""
+        return {
+            "forward": PatchedMethod(self.forward, self._signature),
+            "prepare_inputs_for_generation": PatchedMethod(
+                self.prepare_inputs_for_generation, inspect.signature(self._prepare)
+            ),
+            "_expand_inputs_for_generation": PatchedMethod(
+                self.expand_inputs_for_generation, inspect.signature(self._expand)
+            ),
+        }
+
+    def expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        pixel_values = model_kwargs.pop("pixel_values", None)
+        categories = model_kwargs.pop("categories", None)
+        generation = None
+        if pixel_values is not None:
+            embeds = model_kwargs.get("inputs_embeds")
+            prompt = {"input_ids": input_ids} if embeds is None else {"inputs_embeds": embeds}
+            num_prompts, _, _ = input_shape(prompt)
+            generation = _Generation(
+                self._prompt_categories.resolve(
+                    categories,
+                    num_prompts,
+                    prompt.get("input_ids"),
+                    model_kwargs.get("attention_mask"),
+                ),
+                repeats=expand_size,
+            )
+        input_ids, model_kwargs = self._expand(
+            expand_size=expand_size,
+            is_encoder_decoder=is_encoder_decoder,
+            input_ids=input_ids,
+            **model_kwargs,
+        )
+        if generation is not None:
+            # Each image is encoded and pruned once, and its tokens repeated after that. Repeating
+            # images row by row would also interleave those of a prompt that has several.
+            model_kwargs["pixel_values"] = pixel_values
+            model_kwargs[_GENERATION] = generation
+        return input_ids, model_kwargs
+
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.Tensor, **kwargs: Any
+    ) -> dict[str, Any]:
+        generation = kwargs.pop(_GENERATION, None)
+        first = bool(kwargs.get("is_first_iteration", False))
+        embeds = kwargs.get("inputs_embeds") if first else None
+        length = input_ids.shape[1] if embeds is None else embeds.shape[1]
+        cache = kwargs.get("past_key_values")
+        history = PrunedHistory.of(cache)
+        seen = 0
+        if history:
+            seen = (
+                cached_length(cache)
+                if first
+                # A step of a running generation must not wait to learn how far it is.
+                else cached_length_unless_on_device(cache, otherwise=history.pruned_length)
+            )
+            if seen == 0:
+                history = PrunedHistory()
+        if history and kwargs.get("next_sequence_length") not in (None, 1):
+            # It was counted from the length of the cache, which has seen more than it holds.
+            kwargs["next_sequence_length"] = length - history.full_seen(seen)
+
+        # The rule by which the original forwards images: in the prefill, or always if uncached.
+        forwards_images = first or not kwargs.get("use_cache", True)
+        if kwargs.get("pixel_values") is not None and forwards_images:
+            # For a static cache the original expands the mask to 4D, with the columns that are
+            # about to go; forward wants it as it is.
+            attention_mask = kwargs.pop("attention_mask", None)
+            model_inputs: dict[str, Any] = self._prepare(input_ids, attention_mask=None, **kwargs)
+            model_inputs["attention_mask"] = attention_mask
+            model_inputs[_GENERATION] = generation
+            return model_inputs
+
+        if history:
+            position_ids = kwargs.get("position_ids")
+            total = length if position_ids is None else position_ids.shape[-1]
+            kwargs["attention_mask"] = history.mask(kwargs.get("attention_mask"), total, seen)
+            if position_ids is not None:
+                kwargs["position_ids"] = history.positions(position_ids)
+        model_inputs = self._prepare(input_ids, **kwargs)
+        model_inputs[_PREPARED] = True
+        return model_inputs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.pop(_PREPARED, False):  # all that compiled decoding traces
+            return self._forward(*args, **kwargs)
+        generation: _Generation | None = kwargs.pop(_GENERATION, None)
+        inputs = _by_name(self._signature, args, kwargs)
+        categories = inputs.pop("categories", None)
+        if inputs.get("pixel_values") is not None:
+            return self._prune_and_forward(inputs, categories, generation)
+        if (inputs.get("mm_encoder_outputs") or {}).get("image") is not None:
+            raise ValueError(
+                "mm_encoder_outputs holds images that are encoded already, too late to prune "
+                "them; pass pixel_values instead"
+            )
+        past = CachedPast.of(inputs.get("past_key_values"))
+        if past.history:
+            self._continue_from(past, inputs)
+        return self._forward(**inputs)
+
+    def _continue_from(self, past: CachedPast, inputs: dict[str, Any]) -> None:
+        """Turn the caller's mask and positions into those of a pruned cache."""
+        rows, length, device = input_shape(inputs)
+        total = past.full_seen + length
+        check_attention_mask(inputs.get("attention_mask"), rows, total)
+        inputs["attention_mask"] = past.history.mask(inputs.get("attention_mask"), total, past.seen)
+        positions = inputs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(past.full_seen, total, device=device)[None]
+        inputs["position_ids"] = past.history.positions(positions)
+
+    def _prune_and_forward(
+        self,
+        inputs: dict[str, Any],
+        categories: str | Sequence[str] | None,
+        generation: _Generation | None,
+    ) -> Any:
+        rows, length, _ = input_shape(inputs)
+        past = CachedPast.of(inputs.get("past_key_values"))
+        self._adapter.check_call(inputs)
+        check_attention_mask(inputs.get("attention_mask"), rows, past.full_seen + length)
+        if not isinstance(inputs.get("logits_to_keep", 0), int):
+            raise ValueError(
+                "logits_to_keep must be an int where images are pruned: a tensor of columns "
+                "would count columns that are gone"
+            )
+        if generation is None:
+            generation = _Generation(
+                self._prompt_categories.resolve(
+                    categories, rows, inputs.get("input_ids"), inputs.get("attention_mask")
+                )
+            )
+        embed = self._model.get_input_embeddings()
+        images = find_images(self._adapter, embed, inputs, generation.repeats)
+        kept = self._selector.select(
+            inputs["pixel_values"], _per_image(generation.categories, images)
+        )
+        return_dict = inputs.pop("return_dict", None)
+        prompt = prune_prompt(
+            inputs,
+            images,
+            kept,
+            past,
+            embed=embed,
+            text_config=self._adapter.text_config,
+            repeats=generation.repeats,
+            compact=self._compact,
+        )
+        embeds = prompt.inputs["inputs_embeds"]
+        with Stopwatch(embeds.device) as prefill_stopwatch:
+            outputs = self._forward(**prompt.inputs, return_dict=True)
+        outputs.image_hidden_states = prompt.image_features
+        if outputs.past_key_values is not None:
+            prompt.history.attach(outputs.past_key_values)
+
+        column_bytes = rows * kv_bytes_per_token(self._adapter.text_config, embeds.dtype)
+        layout = prompt.layout
+        self.last = PrefillRecord(
+            categories=generation.categories,
+            images_per_prompt=images.per_prompt,
+            stages=(kept.stage,),
+            columns=layout.source.masked_fill(layout.is_padding, -1),
+            prompt_length=length,
+            pruned_length=layout.source.shape[1],
+            kv_cache_bytes=column_bytes * prompt.history.pruned_length,
+            kv_cache_bytes_unpruned=column_bytes * prompt.history.full_length,
+            vision_stopwatch=kept.vision_stopwatch,
+            prefill_stopwatch=prefill_stopwatch,
+        )
+        if return_dict is None:
+            return_dict = self._model.config.return_dict
+        return outputs if return_dict else outputs.to_tuple()
+
+
+def kv_bytes_per_token(text_config: Any, dtype: torch.dtype) -> int:
+    """Bytes of keys and values one token leaves in the cache, over all layers."""
+    heads = text_config.num_attention_heads
+    head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
+    return int(2 * text_config.num_hidden_layers * kv_heads * head_dim * dtype.itemsize)
+
+
+def _per_image(categories: Sequence[str], images: PromptImages) -> list[str]:
+    pairs = zip(categories, images.per_prompt, strict=True)
+    return [category for category, in_prompt in pairs for _ in range(in_prompt)]
+
+
+def _with_categories(signature: inspect.Signature) -> inspect.Signature:
+    """Forward's signature as ``generate`` should see it.
+
+    With ``categories``, which ``generate`` then lets through; without ``mm_encoder_outputs``, or
+    it would encode and project every visual token before the prompt's category is known.
+    """
+    parameters = [p for p in signature.parameters.values() if p.name != "mm_encoder_outputs"]
+    categories = inspect.Parameter("categories", inspect.Parameter.KEYWORD_ONLY, default=None)
+    has_var_keyword = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+    parameters.insert(len(parameters) - has_var_keyword, categories)
+    return signature.replace(parameters=parameters)
+
+
+def _by_name(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A call's arguments by name, those the caller left out left out."""
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    return arguments
