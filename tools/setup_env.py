@@ -90,10 +90,11 @@ def make_venv(venv: Path) -> Path:
     share = installed_torch(Path(sys.executable)) is not None
     run(sys.executable, "-m", "venv", *(["--system-site-packages"] if share else []), venv)
     if share and sys.prefix != sys.base_prefix:
-        # A virtual environment's own packages are no system packages: show them by their path.
+        # A virtual environment's own packages are no system packages: show them by their path,
+        # and with addsitedir what they in turn show.
         purelib = output(python, "import sysconfig; print(sysconfig.get_path('purelib'))")
         Path(purelib, "parent_environment.pth").write_text(
-            "".join(f"{path}\n" for path in site.getsitepackages())
+            "".join(f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages())
         )
     return python
 
