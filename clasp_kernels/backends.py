@@ -93,7 +93,7 @@ def _announce_once(op: str, device: str, forced: str) -> None:
     """Says what serves ``op``, where that was not asked for; a failure is not cached."""
     if device == "meta":
         return
-    backend, reason = _choose(op, device, forced)
+    backend, reason = choose(op, device, forced)
     if backend is None:
         raise RuntimeError(
             f"{op}: the {forced} backend is forced but cannot serve: {reason} To let the fastest "
@@ -121,7 +121,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-def _choose(op: str, device: str, forced: str) -> Choice:
+def choose(op: str, device: str, forced: str) -> Choice:
     if forced not in NAMES:
         raise ValueError(f"{ENVIRONMENT} must be one of {', '.join(NAMES)}, got {forced!r}.")
     if forced == "auto":
@@ -199,7 +199,7 @@ def backend_report() -> BackendReport:
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     forced = _state.forced
     rows = [
-        ServedOp(op, device, *_choose(op, device, forced))
+        ServedOp(op, device, *choose(op, device, forced))
         for op in sorted(_library.OP_NAMES)
         for device in devices
     ]

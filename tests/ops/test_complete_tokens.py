@@ -1,0 +1,142 @@
+import oracle
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from inputs import (
+    DTYPES,
+    draw_mask,
+    dtypes,
+    exact_features,
+    generator,
+    masks,
+    random_features,
+    seeds,
+)
+from torch import Tensor
+
+from clasp_kernels import complete_tokens
+
+OP = "complete_tokens"
+NAN, INF = float("nan"), float("inf")
+
+
+def random_selected(seed: int, batch: int, tokens: int, width: int) -> Tensor:
+    """[batch, width] distinct indices with -1 sprinkled in."""
+    order = torch.rand(batch, tokens + width, generator=generator(seed)).argsort(-1)[:, :width]
+    return order.masked_fill(order >= tokens, -1)
+
+
+shapes = {
+    "seed": seeds,
+    "batch": st.integers(1, 3),
+    "tokens": st.integers(0, 14),
+    "selections": st.integers(0, 5),
+    "picks": st.integers(0, 16),
+    "mask": masks,
+}
+
+
+@given(**shapes)
+def test_equals_the_oracle_where_similarities_are_exact(
+    backend, seed, batch, tokens, selections, picks, mask
+) -> None:
+    features = exact_features(seed, batch, tokens)
+    selected = random_selected(seed, batch, tokens, selections)
+    valid = draw_mask(mask, seed, batch, tokens)
+    expected = oracle.complete_tokens(features, selected, picks, valid)
+    for dtype in DTYPES:  # small integers are exact in all of them
+        actual = complete_tokens(features.to(dtype), selected, picks, valid=valid)
+        assert torch.equal(actual, expected)
+
+
+@given(**shapes, dtype=dtypes, width=st.integers(1, 40))
+def test_every_pick_is_certified(
+    backend, seed, batch, tokens, selections, picks, mask, dtype, width
+) -> None:
+    features = random_features(seed, batch, tokens, width, dtype)
+    selected = random_selected(seed, batch, tokens, selections)
+    valid = draw_mask(mask, seed, batch, tokens)
+    actual = complete_tokens(features, selected, picks, valid=valid)
+    oracle.certify_completion(features, selected, actual, valid)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_certified_at_a_realistic_width(backend, dtype) -> None:
+    features = random_features(1, 1, 60, 515, dtype)
+    selected = torch.tensor([[3, 17, -1, 30]])
+    actual = complete_tokens(features, selected, 20)
+    oracle.certify_completion(features, selected, actual)
+
+
+@given(seed=seeds, dtype=dtypes, garbage=st.lists(st.sampled_from([NAN, INF, -INF]), min_size=1))
+def test_garbage_never_breaks_the_result(backend, seed, dtype, garbage) -> None:
+    """In range, valid, no repeats, and those with garbage last."""
+    random = generator(seed)
+    features = random_features(seed, 1, 10, 4, dtype)
+    bad = torch.randint(10, (len(garbage),), generator=random)
+    features[0, bad, torch.randint(4, (len(garbage),), generator=random)] = torch.tensor(
+        garbage, dtype=dtype
+    )
+    valid = draw_mask("some", seed, 1, 10)
+    good = [n for n in range(10) if n not in bad and valid[0, n]]
+    start = torch.tensor([good[:1]], dtype=torch.int64).view(1, -1)
+    picks = complete_tokens(features, start, 10, valid=valid)
+    oracle.certify_completion(features, start, picks, valid)
+    if good:
+        # Zero vectors have similarity 0 to everything, garbage included.
+        zeros = [n for n in good if not features[0, n].any()]
+        order = [n for n in picks[0].tolist() if n >= 0 and n not in zeros]
+        assert set(order[: len(good) - 1 - len(set(zeros) - set(good[:1]))]) <= set(good)
+
+
+def test_everything_is_garbage(backend) -> None:
+    features = torch.full((1, 4, 3), NAN)
+    assert complete_tokens(features, torch.tensor([[2]]), 4).tolist() == [[0, 1, 3, -1]]
+    assert complete_tokens(features, torch.tensor([[-1]]), 2).tolist() == [[0, 1]]
+
+
+def test_zero_vectors_have_similarity_zero_also_to_garbage(backend) -> None:
+    features = torch.tensor([[[NAN, 1.0], [1.0, 0.0], [0.0, 0.0], [-1.0, 0.0]]])
+    # 1 and 3 are not comparable with 0; 2 is, at 0.
+    assert complete_tokens(features, torch.tensor([[0]]), 3).tolist() == [[2, 1, 3]]
+
+
+def test_nothing_selected_starts_at_the_lowest_valid_index(backend) -> None:
+    features = torch.tensor([[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])
+    empty = torch.empty(1, 0, dtype=torch.int64)
+    valid = torch.tensor([[False, True, True, True]])
+    assert complete_tokens(features, empty, 3, valid=valid).tolist() == [[1, 3, 2]]
+
+
+def test_ties_go_to_the_lower_index(backend) -> None:
+    features = torch.ones(1, 5, 2)
+    assert complete_tokens(features, torch.tensor([[1]]), 3).tolist() == [[0, 2, 3]]
+
+
+def test_coverage_is_by_direction_not_by_length(backend) -> None:
+    features = torch.tensor([[[1.0, 0.0], [100.0, 1.0], [0.01, 0.02]]])
+    assert complete_tokens(features, torch.tensor([[0]]), 1).tolist() == [[2]]
+
+
+def test_a_selected_token_that_is_not_valid_still_covers(backend) -> None:
+    features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0]]])
+    valid = torch.tensor([[False, True, True]])
+    assert complete_tokens(features, torch.tensor([[0]]), 3, valid=valid).tolist() == [[2, 1, -1]]
+
+
+def test_running_out_pads_with_minus_one(backend) -> None:
+    features = torch.randn(2, 3, 4)
+    picks = complete_tokens(features, torch.tensor([[0], [2]]), 5)
+    assert (picks[:, 2:] == -1).all()
+    assert picks[:, :2].sort(1).values.tolist() == [[1, 2], [0, 1]]
+    none = torch.zeros(2, 3, dtype=torch.bool)
+    assert (complete_tokens(features, torch.tensor([[0], [2]]), 5, valid=none) == -1).all()
+
+
+def test_nothing_to_pick_or_to_pick_from(backend) -> None:
+    none = torch.empty(2, 0, dtype=torch.int64)
+    assert complete_tokens(torch.randn(2, 3, 4), none, 0).shape == (2, 0)
+    assert complete_tokens(torch.randn(2, 0, 4), none, 2).tolist() == [[-1, -1]] * 2
+    assert complete_tokens(torch.randn(2, 1, 4), none, 2).tolist() == [[0, -1]] * 2
+    assert complete_tokens(torch.randn(2, 3, 0), none, 2).tolist() == [[0, 1]] * 2

@@ -1,0 +1,241 @@
+"""What holds for every op, on every backend that serves it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from inputs import DTYPES, Call, calls
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import clasp_kernels
+from clasp_kernels import reference
+
+OPS = sorted(calls())
+
+
+def run(op: str, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
+    result = getattr(clasp_kernels, op)(**arguments)
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+def tensors_mapped(arguments: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    mapped = {}
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            mapped[name] = change(value)
+        elif isinstance(value, list) and isinstance(value[0], Tensor):
+            mapped[name] = [change(item) for item in value]
+        else:
+            mapped[name] = value
+    return mapped
+
+
+def assert_same_bits(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def captured_op_arguments(op: str) -> tuple[Any, ...]:
+    """What the public function hands to the torch op."""
+    seen: list[tuple[Any, ...]] = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "clasp_kernels":
+                seen.append(args)
+            return func(*args, **(kwargs or {}))
+
+    with Spy():
+        run(op, calls()[op].arguments)
+    return seen[0]
+
+
+@pytest.mark.parametrize("overload", ["default", "reference"])
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op: str, overload: str) -> None:
+    packet = getattr(torch.ops.clasp_kernels, op)
+    torch.library.opcheck(getattr(packet, overload), captured_op_arguments(op))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_with_inputs_that_require_grad(op: str) -> None:
+    arguments = tuple(
+        value.clone().requires_grad_()
+        if isinstance(value, Tensor) and value.is_floating_point()
+        else value
+        for value in captured_op_arguments(op)
+    )
+    packet = getattr(torch.ops.clasp_kernels, op)
+    torch.library.opcheck(packet.default, arguments, test_utils="test_autograd_registration")
+
+
+def test_compiles_into_one_graph(served: str) -> None:
+    call = calls()[served]
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    assert_same_bits(compiled(served, call.arguments), run(served, call.arguments))
+
+
+def test_inductor_gives_what_eager_gives() -> None:
+    # Nothing around the ops, as compiling C++ for it would take most of this suite's time.
+    def prune(features: Tensor, salience: Tensor) -> Tensor:
+        return clasp_kernels.prune_tokens(features, features, salience, [3, 5, 2], 2)[0]
+
+    features = torch.randn(3, 9, 4)
+    salience = torch.rand(3, 9)
+    torch._dynamo.reset()
+    compiled = torch.compile(prune, fullgraph=True)
+    assert torch.equal(compiled(features, salience), prune(features, salience))
+
+
+def test_compiled_with_a_changing_number_of_tokens() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        clasp_kernels.select_tokens, fullgraph=True, dynamic=True, backend="aot_eager"
+    )
+    for tokens, budget in ((7, 3), (11, 4), (5, 8)):
+        features, salience = torch.randn(2, tokens, 3), torch.rand(2, tokens)
+        actual = compiled(features, salience, budget, 2)
+        assert_same_bits(actual, clasp_kernels.select_tokens(features, salience, budget, 2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_records_no_graph(served: str, dtype: torch.dtype) -> None:
+    arguments = tensors_mapped(
+        calls(dtype)[served].arguments,
+        lambda tensor: tensor.requires_grad_() if tensor.is_floating_point() else tensor,
+    )
+    for output in run(served, arguments):
+        assert not output.requires_grad
+        assert output.grad_fn is None
+
+
+def test_calling_the_torch_op_directly_records_no_graph() -> None:
+    for op in OPS:
+        arguments = tuple(
+            value.requires_grad_()
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
+            for value in captured_op_arguments(op)
+        )
+        for overload in ("default", "reference"):
+            result = getattr(getattr(torch.ops.clasp_kernels, op), overload)(*arguments)
+            outputs = (result,) if isinstance(result, Tensor) else result
+            assert not any(output.requires_grad for output in outputs), (op, overload)
+
+
+def test_autocast_changes_nothing(served: str) -> None:
+    arguments = calls()[served].arguments
+    expected = run(served, arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_bits(run(served, arguments), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_an_image_does_not_depend_on_its_batch(served: str, dtype: torch.dtype) -> None:
+    call = calls(dtype)[served]
+    together = run(served, call.arguments)
+    for images in ([0], [1], [2], [2, 0], [1, 1, 1, 1, 1]):
+        for alone, whole in zip(run(served, call.take(images)), together, strict=True):
+            # Padding aside: widths are the largest count of the images at hand.
+            width = alone.shape[1] if alone.dim() > 1 else None
+            part = whole[images] if width is None else whole[images][:, :width]
+            torch.testing.assert_close(alone, part, rtol=0, atol=0)
+
+
+def test_twenty_runs_give_the_same_bits(served: str) -> None:
+    arguments = calls()[served].arguments
+    first = run(served, arguments)
+    for _ in range(20):
+        assert_same_bits(run(served, arguments), first)
+
+
+def strided(tensor: Tensor) -> Tensor:
+    """The same values with gaps between rows, at an offset, and the leading dimensions swapped."""
+    if tensor.dim() < 2:
+        return torch.stack([tensor, tensor], 1)[:, 0]
+    wide = tensor.new_zeros(tensor.shape[1], tensor.shape[0] + 1, *tensor.shape[2:-1], 17)
+    view = wide[:, 1:, ..., 3 : 3 + tensor.shape[-1]] if tensor.dim() > 2 else None
+    if view is None:  # [B, N]: both strides are unusual
+        wide = tensor.new_zeros(tensor.shape[1], tensor.shape[0] + 1)
+        view = wide[:, 1:]
+    view = view.transpose(0, 1)
+    view.copy_(tensor)
+    return view
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strides_do_not_matter(served: str, dtype: torch.dtype) -> None:
+    arguments = calls(dtype)[served].arguments
+    views = tensors_mapped(arguments, strided)
+    assert any(
+        (isinstance(view, Tensor) and not view.is_contiguous()) or isinstance(view, list)
+        for view in views.values()
+    )
+    assert_same_bits(run(served, views), run(served, arguments))
+
+
+def test_a_strided_last_dimension_is_accepted(served: str) -> None:
+    arguments = calls()[served].arguments
+    views = tensors_mapped(
+        arguments, lambda tensor: torch.stack([tensor, torch.zeros_like(tensor)], -1)[..., 0]
+    )
+    torch.testing.assert_close(run(served, views), run(served, arguments))
+
+
+def test_inputs_are_left_alone(served: str) -> None:
+    arguments = calls()[served].arguments
+    before = copy.deepcopy(arguments)
+    run(served, arguments)
+    for name, value in arguments.items():
+        if isinstance(value, (Tensor, list)):
+            torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_an_empty_batch_gives_an_empty_result(served: str) -> None:
+    call = calls()[served]
+    expected = run(served, call.arguments)
+    for empty, full in zip(run(served, call.take([])), expected, strict=True):
+        # Widths come from per-image lists, which are empty too.
+        lists = any(isinstance(value, list) for value in call.take([]).values())
+        assert empty.shape[0] == 0
+        assert empty.dtype == full.dtype
+        assert lists or empty.shape[1:] == full.shape[1:]
+
+
+def test_works_in_inference_mode(served: str) -> None:
+    arguments = calls()[served].arguments
+    expected = run(served, arguments)
+    with torch.inference_mode():
+        assert_same_bits(run(served, tensors_mapped(arguments, torch.clone)), expected)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_meta_tensors_give_shapes(op: str) -> None:
+    call: Call = calls()[op]
+    expected = run(op, call.arguments)
+    outputs = run(op, tensors_mapped(call.arguments, lambda tensor: tensor.to("meta")))
+    for output, real in zip(outputs, expected, strict=True):
+        assert output.device.type == "meta"
+        assert (output.shape, output.dtype) == (real.shape, real.dtype)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_reference_reads_nothing_back_to_the_host(op: str) -> None:
+    """No op but copies between tensors: on a GPU any of these would wait for the device."""
+
+    class NoSync(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            name = func.name()
+            assert "_local_scalar_dense" not in name, name
+            assert "nonzero" not in name, name
+            assert "masked_select" not in name, name
+            return func(*args, **(kwargs or {}))
+
+    arguments = captured_op_arguments(op)
+    with NoSync():
+        getattr(reference, op)(*arguments)
