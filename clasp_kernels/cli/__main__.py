@@ -1,0 +1,3 @@
+from clasp_kernels.cli import main
+
+main()

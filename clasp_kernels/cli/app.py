@@ -1,0 +1,228 @@
+"""The commands: their options, help and order of work. What they do is in the other files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from clasp_kernels._version import __version__
+from clasp_kernels.cli.errors import CommandError, reported_errors
+
+app = typer.Typer(
+    name="clasp",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Keep = Annotated[int, typer.Option(min=1, metavar="R", help="Visual tokens kept per image.")]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...; auto prefers a GPU.")
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"clasp_kernels {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def clasp(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")
+    ] = False,
+) -> None:
+    """Ask multimodal models about images with a fraction of their visual tokens."""
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    keep: Keep = 16,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_ID",
+            help="Model folder or Hugging Face id; the bundled tiny LLaVA if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Profile JSON; the model's own or its family's if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    category: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Prompt category; the router decides if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="PNG", help="Where to put the picture of what was kept.")
+    ] = Path("clasp_map.png"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")
+    ] = False,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")
+    ] = 32,
+    device: Device = "auto",
+) -> None:
+    """Answer a question with all visual tokens and with R of them, and show what was kept.
+
+    [bold]Examples[/]
+
+    clasp ask photo.jpg "What does the sign say?"
+
+    clasp ask photo.jpg "How many dogs are there?" --keep 64 --model llava-hf/llava-1.5-7b-hf
+
+    clasp ask photo.jpg "Where is the cat?" --category spatial --json
+    """
+    with reported_errors():
+        from clasp_kernels.cli import report
+        from clasp_kernels.cli.comparison import compare
+        from clasp_kernels.cli.loading import load_image, load_model, load_profile
+        from clasp_kernels.visualize import selection_picture
+
+        with _progress("Loading the model") as step:
+            picture = load_image(image)
+            chosen = load_profile(profile) if profile else None
+            loaded = load_model(model, device)
+            comparison = compare(
+                loaded,
+                picture,
+                question,
+                keep=keep,
+                profile=chosen,
+                category=category,
+                max_new_tokens=max_new_tokens,
+                on_step=step,
+            )
+            step("Drawing")
+            drawn = report.overlay(loaded, picture, comparison, size=576)
+            if drawn is not None:
+                seen, overlay = drawn
+                page = selection_picture(seen, overlay, question, report.caption(comparison))
+                _save(page, out)
+        if as_json:
+            answer = {
+                "image": str(image),
+                "model": loaded.name,
+                "device": str(loaded.model.device),
+                **report.comparison_dict(comparison),
+                "picture": str(out) if drawn is not None else None,
+            }
+            typer.echo(json.dumps(answer, indent=2))
+            return
+        console = Console()
+        console.print(question, style="bold", markup=False, highlight=False)
+        console.print(
+            f"Category {comparison.category}: {comparison.reason}", markup=False, highlight=False
+        )
+        console.print()
+        console.print(report.comparison_table(comparison))
+        console.print(
+            f"Medians of {comparison.timed_runs} runs after a warm-up, {loaded.name} on "
+            f"{loaded.model.device}.",
+            style="dim",
+            highlight=False,
+        )
+        if drawn is None:
+            console.print("No picture: this model's tokens form no square grid.", style="yellow")
+        else:
+            console.print(f"Picture: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where pictures go.")] = Path("out"),
+    keep: Keep = 16,
+    device: Device = "auto",
+) -> None:
+    """Ask the bundled model about bundled scenes, one question per category.
+
+    [bold]Examples[/]
+
+    clasp demo
+
+    clasp demo --keep 8 --out pictures
+    """
+    with reported_errors():
+        from clasp_kernels.cli.demo import demo_table, run_demo
+
+        with _progress("Loading the model") as step:
+            results = run_demo(keep, device, on_step=step)
+            step("Drawing")
+            pictures = results.pictures()
+            for name, picture in pictures.items():
+                _save(picture, out / name)
+        console = Console()
+        console.print(demo_table(results))
+        console.print(results.summary(), highlight=False)
+        for name in pictures:
+            console.print(f"Picture: {out / name}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")
+    ] = False,
+) -> None:
+    """Say which versions and backends are in use and why, and what is missing and how to get it.
+
+    Exits with 1 if the ops cannot run here at all.
+
+    [bold]Examples[/]
+
+    clasp doctor
+
+    clasp doctor --json > report.json
+    """
+    from clasp_kernels.cli.doctor import examine, print_examination
+
+    with _progress("Looking around"):
+        examination = examine()
+    if as_json:
+        typer.echo(json.dumps(examination.to_dict(), indent=2))
+    else:
+        print_examination(examination, Console())
+    raise typer.Exit(0 if examination.usable else 1)
+
+
+@contextmanager
+def _progress(first_step: str) -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr, which leaves stdout to the result; silent where there is no terminal."""
+    console = Console(stderr=True)
+    with console.status(first_step + " ...") as status:
+        yield lambda step: status.update(step + " ...")
+
+
+def _save(picture: object, path: Path) -> None:
+    from PIL import Image
+
+    from clasp_kernels.visualize import save_picture
+
+    assert isinstance(picture, Image.Image)
+    try:
+        save_picture(picture, path)
+    except (OSError, ValueError) as error:  # ValueError: a suffix Pillow does not write
+        raise CommandError(f"--out {path} cannot be written: {error}") from None

@@ -1,0 +1,297 @@
+"""One question asked twice: with all visual tokens, and with few. Answers, times, memory."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from clasp_kernels.cli.errors import CommandError, UsageError
+from clasp_kernels.cli.loading import LoadedModel
+from clasp_kernels.policy import FALLBACK_CATEGORY, Profile, Router
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from clasp_kernels.models import ClaspHandle, PrefillRecord
+
+# Timed runs after a warm-up: more of them while they are cheap.
+_MAX_RUNS = 5
+_SECONDS_FOR_RUNS = 1.0
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Where the seconds of one answer went. ``total`` also holds what lies between the phases."""
+
+    vision: float
+    selection: float
+    prefill: float
+    decode: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way of answering: the median of several timed runs."""
+
+    answer: str
+    new_tokens: int
+    visual_tokens: int
+    kv_cache_bytes: int
+    seconds: Phases
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same question with all visual tokens and with those that were kept."""
+
+    question: str
+    category: str
+    reason: str
+    all_tokens: Run
+    kept_tokens: Run
+    indices: tuple[int, ...]
+    is_pivot: tuple[bool, ...]
+    timed_runs: int
+
+    @property
+    def num_pivots(self) -> int:
+        return sum(self.is_pivot)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    loaded: LoadedModel,
+    image: Image.Image,
+    question: str,
+    *,
+    keep: int,
+    profile: Profile | None = None,
+    category: str | None = None,
+    max_new_tokens: int = 32,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> Comparison:
+    """Ask with all visual tokens and with ``keep``, each warmed up and then timed."""
+    from clasp_kernels.models import apply_clasp
+
+    model = loaded.model
+    inputs = _prepare(loaded, image, question)
+    num_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
+    if not 1 <= keep <= num_tokens:
+        raise UsageError(
+            f"--keep must be in 1..{num_tokens}, the visual tokens {loaded.name} makes of this "
+            f"image, got {keep}"
+        )
+    asker = _Asker(loaded, inputs, max_new_tokens)
+    # The pruned run comes first, so that what cannot be pruned is refused before any long work.
+    try:
+        handle = apply_clasp(model, budget=keep, profile=profile)
+    except ValueError as error:
+        raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
+    with handle:
+        name, reason = _categorise(question, category, handle.profile)
+        on_step(f"Answering with {keep} of {num_tokens} visual tokens")
+        kept = asker.ask(handle, name)
+    on_step(f"Answering with all {num_tokens} visual tokens")
+    full = asker.ask()
+    record = kept.record
+    assert record is not None
+    [stage] = record.stages
+    count = stage.counts[0]
+    return Comparison(
+        question=question,
+        category=name,
+        reason=reason,
+        all_tokens=full.run(num_tokens, record.kv_cache_bytes_unpruned),
+        kept_tokens=kept.run(count, record.kv_cache_bytes),
+        indices=tuple(stage.indices[0, :count].tolist()),
+        is_pivot=tuple(stage.is_pivot[0, :count].tolist()),
+        timed_runs=min(full.timed_runs, kept.timed_runs),
+    )
+
+
+def patch_grid(num_tokens: int) -> tuple[int, int, int] | None:
+    """(rows, columns, tokens before the first patch) of a square grid, or None if it is not one.
+
+    >>> patch_grid(576), patch_grid(577), patch_grid(600)
+    ((24, 24, 0), (24, 24, 1), None)
+    """
+    for leading in (0, 1):  # one: a CLS token among the visual tokens
+        side = math.isqrt(num_tokens - leading)
+        if side * side == num_tokens - leading:
+            return side, side, leading
+    return None
+
+
+def image_as_seen(loaded: LoadedModel, image: Image.Image) -> Image.Image:
+    """The part of the image that the patch grid covers: what a centre crop would leave."""
+    processor = loaded.processor.image_processor
+    if not getattr(processor, "do_center_crop", False):
+        return image
+    crop, size = processor.crop_size, processor.size
+    # CLIP brings the shorter side to ``shortest_edge`` and cuts the crop out of the middle.
+    shortest = size.get("shortest_edge") or min(size["height"], size["width"])
+    scale = min(image.width, image.height) / shortest
+    width = min(image.width, round(crop["width"] * scale))
+    height = min(image.height, round(crop["height"] * scale))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _prepare(loaded: LoadedModel, image: Image.Image, question: str) -> Any:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    prompt = loaded.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    inputs = loaded.processor(images=image, text=prompt, return_tensors="pt")
+    return inputs.to(loaded.model.device, loaded.model.dtype)
+
+
+def _categorise(question: str, category: str | None, profile: Profile) -> tuple[str, str]:
+    if category is not None:
+        if category not in profile.categories:
+            raise UsageError(
+                f"--category must be one of {', '.join(profile.category_names)}, got {category!r}"
+            )
+        return category, "given with --category"
+    route = Router().explain(question)
+    if route.category in profile.categories:
+        return route.category, route.reason
+    return (
+        FALLBACK_CATEGORY,
+        f"{route.category} ({route.reason}) is not in profile {profile.name!r}",
+    )
+
+
+@dataclass(frozen=True)
+class _Timed:
+    answer: str
+    new_tokens: int
+    phases: list[Phases]
+    record: PrefillRecord | None
+
+    @property
+    def timed_runs(self) -> int:
+        return len(self.phases)
+
+    def run(self, visual_tokens: int, kv_cache_bytes: int) -> Run:
+        medians = {
+            phase.name: statistics.median(getattr(phases, phase.name) for phases in self.phases)
+            for phase in fields(Phases)
+        }
+        return Run(self.answer, self.new_tokens, visual_tokens, kv_cache_bytes, Phases(**medians))
+
+
+class _Asker:
+    """Greedy answers from one prepared prompt, and where their time goes."""
+
+    def __init__(self, loaded: LoadedModel, inputs: Any, max_new_tokens: int) -> None:
+        self._loaded = loaded
+        self._inputs = inputs
+        self._max_new_tokens = max_new_tokens
+
+    def ask(self, handle: ClaspHandle | None = None, category: str | None = None) -> _Timed:
+        self._generate(category, min(2, self._max_new_tokens), None)
+        phases: list[Phases] = []
+        started = time.perf_counter()
+        while not phases or (
+            len(phases) < _MAX_RUNS and time.perf_counter() - started < _SECONDS_FOR_RUNS
+        ):
+            with _PhaseClock(self._loaded.model) as clock:
+                output = self._generate(category, self._max_new_tokens, clock)
+            phases.append(clock.phases(handle.last if handle else None))
+        new_tokens = output[0, self._inputs["input_ids"].shape[1] :]
+        answer = self._loaded.processor.decode(new_tokens, skip_special_tokens=True).strip()
+        return _Timed(answer, len(new_tokens), phases, handle.last if handle else None)
+
+    def _generate(
+        self, category: str | None, max_new_tokens: int, clock: _PhaseClock | None
+    ) -> torch.Tensor:
+        import torch
+
+        with torch.inference_mode():
+            output: torch.Tensor = self._loaded.model.generate(
+                **self._inputs,
+                **({} if category is None else {"categories": [category]}),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                streamer=clock,
+            )
+        return output
+
+
+class _PhaseClock:
+    """Times the vision tower, the first and the later calls of the decoder, and the whole.
+
+    The two modules are hooked, so that both ways of answering are timed at the same places; it is
+    also the ``streamer`` of ``generate``, which tells when each token is out.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._hooks = ExitStack()
+        self._spent: dict[str, float] = {}
+        self._entered: dict[str, float] = {}
+        self._tokens_at: list[float] = []
+        self._started = 0.0
+        self._ended = 0.0
+
+    def __enter__(self) -> _PhaseClock:
+        self._hook("vision", self._model.get_encoder(modality="image"))
+        self._hook("decoder", self._model.get_decoder())
+        self._started = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = self._now()
+        self._hooks.close()
+
+    def put(self, value: torch.Tensor) -> None:
+        """A streamer's: first the prompt comes, then each new token."""
+        self._tokens_at.append(self._now())
+
+    def end(self) -> None:
+        """A streamer's: generation is over."""
+
+    def phases(self, record: PrefillRecord | None) -> Phases:
+        first_token, last_token = self._tokens_at[1], self._tokens_at[-1]
+        vision = self._spent["vision"]
+        return Phases(
+            vision=vision,
+            # With the query and key of the salience layer, which only the pruned model needs.
+            selection=(
+                0.0
+                if record is None
+                else max(0.0, record.vision_seconds - vision) + record.selection_seconds
+            ),
+            prefill=self._spent["decoder"],
+            decode=last_token - first_token,
+            total=self._ended - self._started,
+        )
+
+    def _hook(self, name: str, module: torch.nn.Module) -> None:
+        def enter(*_: object) -> None:
+            if name not in self._spent:
+                self._entered[name] = self._now()
+
+        def leave(*_: object) -> None:
+            if name not in self._spent:  # the decoder's later calls are decode steps
+                self._spent[name] = self._now() - self._entered[name]
+
+        self._hooks.callback(module.register_forward_pre_hook(enter).remove)
+        self._hooks.callback(module.register_forward_hook(leave).remove)
+
+    def _now(self) -> float:
+        import torch
+
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+        return time.perf_counter()

@@ -1,0 +1,123 @@
+"""``clasp demo``: the bundled scenes and questions, asked of the bundled model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from clasp_kernels.bundled import bundled_path
+from clasp_kernels.cli import report
+from clasp_kernels.cli.comparison import Comparison, compare
+from clasp_kernels.cli.errors import CommandError
+from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class DemoAnswer:
+    """One bundled question, what is true, and what the model said."""
+
+    image: Image.Image
+    truth: str
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class DemoResults:
+    """Every answer of one demo."""
+
+    loaded: LoadedModel
+    answers: tuple[DemoAnswer, ...]
+
+    def pictures(self) -> dict[str, Image.Image]:
+        """File name -> picture: the contact sheet."""
+        from clasp_kernels.visualize import Card, contact_sheet
+
+        cards = []
+        for answer in self.answers:
+            comparison = answer.comparison
+            drawn = report.overlay(self.loaded, answer.image, comparison, size=360)
+            assert drawn is not None, "the bundled model has a square grid"
+            full, kept = comparison.all_tokens, comparison.kept_tokens
+            cards.append(
+                Card(
+                    overlay=drawn[1],
+                    title=comparison.question,
+                    lines=(
+                        f"{full.visual_tokens} tokens: {full.answer}",
+                        f"{kept.visual_tokens} tokens: {kept.answer}   (truth: {answer.truth})",
+                        f"{comparison.category}: {comparison.reason}",
+                    ),
+                )
+            )
+        first = self.answers[0].comparison
+        heading = (
+            f"clasp_kernels: {first.kept_tokens.visual_tokens} of "
+            f"{first.all_tokens.visual_tokens} visual tokens kept"
+        )
+        return {"contact_sheet.png": contact_sheet(cards, heading)}
+
+    def summary(self) -> str:
+        """How many answers were right each way."""
+        total = len(self.answers)
+        full = sum(a.comparison.all_tokens.answer == a.truth for a in self.answers)
+        kept = sum(a.comparison.kept_tokens.answer == a.truth for a in self.answers)
+        return f"Right: {full} of {total} with all tokens, {kept} of {total} with those kept."
+
+
+def run_demo(keep: int, device: str, on_step: Callable[[str], None]) -> DemoResults:
+    """Ask every bundled question with all visual tokens and with ``keep``."""
+    loaded = load_model(None, device)
+    try:
+        folder = bundled_path("demo")
+    except FileNotFoundError as error:
+        raise CommandError(str(error)) from None
+    entries = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
+    answers = []
+    for number, entry in enumerate(entries, start=1):
+        image = load_image(folder / entry["image"])
+        prefix = f"Question {number} of {len(entries)}: "
+
+        def step(text: str, prefix: str = prefix) -> None:
+            on_step(prefix + text)
+
+        comparison = compare(loaded, image, entry["question"], keep=keep, on_step=step)
+        answers.append(DemoAnswer(image, entry["answer"], comparison))
+    return DemoResults(loaded, tuple(answers))
+
+
+def demo_table(results: DemoResults) -> Table:
+    """Question, both answers, category, tokens, cache and time, one row each."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading in ("question", "category"):
+        table.add_column(heading)
+    for heading in ("all", "kept", "truth"):
+        table.add_column(heading)
+    for heading in ("tokens", "KV cache", "prefill"):
+        table.add_column(heading, justify="right")
+    for answer in results.answers:
+        comparison = answer.comparison
+        full, kept = comparison.all_tokens, comparison.kept_tokens
+        table.add_row(
+            Text(comparison.question),
+            comparison.category,
+            _marked(full.answer, answer.truth),
+            _marked(kept.answer, answer.truth),
+            Text(answer.truth),
+            f"{full.visual_tokens} > {kept.visual_tokens}",
+            f"{report.size(full.kv_cache_bytes)} > {report.size(kept.kv_cache_bytes)}",
+            f"{report.duration(full.seconds.prefill)} > {report.duration(kept.seconds.prefill)}",
+        )
+    return table
+
+
+def _marked(answer: str, truth: str) -> Text:
+    return Text(answer, style="green" if answer == truth else "red")

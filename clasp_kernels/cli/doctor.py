@@ -1,0 +1,130 @@
+"""``clasp doctor``: the bug report of ``collect_env``, and what to do about what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clasp_kernels.bundled import tiny_vlm_path
+from clasp_kernels.collect_env import Report, collect
+
+_EXTRA_OF = {"transformers": "hf", "pillow": "hf", "safetensors": "hf"}
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Something that is missing, what that means, and how to get it."""
+
+    problem: str
+    remedy: str
+    blocking: bool
+    """Whether the ops cannot run without it."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """The report and the advice drawn from it."""
+
+    report: Report
+    advice: tuple[Advice, ...]
+
+    @property
+    def usable(self) -> bool:
+        return not any(item.blocking for item in self.advice)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "usable": self.usable,
+            "advice": [vars(item) for item in self.advice],
+            "report": self.report,
+        }
+
+
+def examine() -> Examination:
+    """Collect, and look for what is missing."""
+    report = collect()
+    return Examination(report, tuple(find_advice(report)))
+
+
+def find_advice(report: Report) -> list[Advice]:
+    """What is missing according to a report, the worst first."""
+    advice = []
+    torch = report.get("torch", {})
+    extension = report.get("extension", {})
+    if "version" not in torch or torch["version"].startswith("error"):
+        status = torch.get("status") or torch.get("version", "no answer")
+        advice.append(
+            Advice(
+                f"torch does not work: {status}",
+                "install it from https://pytorch.org, then clasp-kernels again",
+                blocking=True,
+            )
+        )
+    elif "loaded" not in extension:
+        advice.append(
+            Advice(
+                f"the ops do not work: {extension.get('status', 'no answer')}",
+                "reinstall clasp-kernels: pip install --no-build-isolation .",
+                blocking=True,
+            )
+        )
+    elif extension["loaded"] != "yes":
+        advice.append(
+            Advice(
+                f"the C++ kernels are not in use, the slow reference is: {extension['reason']}",
+                "pip install --no-build-isolation . with a C++ compiler at hand",
+                blocking=False,
+            )
+        )
+    missing = {
+        extra: [
+            name
+            for name, its_extra in _EXTRA_OF.items()
+            if its_extra == extra and report["packages"].get(name) == "not installed"
+        ]
+        for extra in dict.fromkeys(_EXTRA_OF.values())
+    }
+    for extra, names in missing.items():
+        if names:
+            advice.append(
+                Advice(
+                    f"not installed: {', '.join(names)}; models cannot be run",
+                    f'pip install "clasp-kernels[{extra}]"',
+                    blocking=False,
+                )
+            )
+    try:
+        tiny_vlm_path()
+    except FileNotFoundError as error:
+        advice.append(
+            Advice(
+                f"the bundled model is not there: {error}",
+                "reinstall clasp-kernels; until then give clasp ask a --model",
+                blocking=False,
+            )
+        )
+    return advice
+
+
+def print_examination(examination: Examination, console: Console) -> None:
+    """The report as tables, the backends by op, and the advice last, where it is seen."""
+    for title, section in examination.report.items():
+        table = Table(
+            title=title, title_justify="left", box=box.SIMPLE, show_header=False, pad_edge=False
+        )
+        table.add_column(style="cyan", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in section.items():
+            table.add_row(Text(name), Text(value.strip()))
+        console.print(table)
+    if not examination.advice:
+        console.print("Nothing is missing.", style="bold green")
+    for item in examination.advice:
+        style = "bold red" if item.blocking else "bold yellow"
+        console.print(Text("Missing: ", style=style) + Text(item.problem), soft_wrap=True)
+        console.print(Text("    Fix: ", style=style) + Text(item.remedy), soft_wrap=True)

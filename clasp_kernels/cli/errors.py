@@ -1,0 +1,44 @@
+"""Failures a person can act on, and how the command line shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+
+
+class CommandError(Exception):
+    """What was asked for cannot be done: a message and exit code 1, no traceback."""
+
+    exit_code = 1
+
+
+class UsageError(CommandError):
+    """The command line itself is wrong: exit code 2, as for an unknown option."""
+
+    exit_code = 2
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Show a CommandError, or a missing extra, as one message on stderr, and exit."""
+    exit_code = 1
+    try:
+        yield
+    except CommandError as error:
+        message, exit_code = str(error), error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] not in ("transformers", "PIL"):
+            raise
+        message = (
+            f"{error.name} is not installed; this command needs the [cli] extra: "
+            f'pip install "clasp-kernels[cli]"'
+        )
+    else:
+        return
+    console = Console(stderr=True)
+    console.print("[bold red]Error:[/] ", end="")
+    console.print(message, markup=False, highlight=False, soft_wrap=True)
+    raise typer.Exit(exit_code)

@@ -1,0 +1,98 @@
+"""Getting the model and the image that a command asks about."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clasp_kernels.bundled import tiny_vlm_path
+from clasp_kernels.cli.errors import CommandError, UsageError
+from clasp_kernels.policy import Profile
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be asked, and what it is called."""
+
+    model: Any
+    processor: Any
+    name: str
+
+
+def load_image(path: Path) -> Image.Image:
+    """The picture in a file, turned upright, as RGB."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError:
+        raise UsageError(f"IMAGE: there is no file {path}") from None
+    except IsADirectoryError:
+        raise UsageError(f"IMAGE: {path} is a folder, not a file") from None
+    except UnidentifiedImageError:
+        raise CommandError(
+            f"IMAGE: {path} is not an image that Pillow can read (PNG, JPEG, WebP, ...)"
+        ) from None
+    except (OSError, Image.DecompressionBombError) as error:  # cut short, unreadable, or huge
+        raise CommandError(f"IMAGE: {path} cannot be read: {error}") from None
+
+
+def pick_device(device: str) -> str:
+    """``auto`` is CUDA where there is one; anything else must be a device torch can use here."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        first_line = str(error).splitlines()[0]
+        raise CommandError(f"--device {device} cannot be used here: {first_line}") from None
+    return device
+
+
+def load_model(path_or_id: str | None, device: str) -> LoadedModel:
+    """A model and its processor from a folder or the Hugging Face hub; None is the bundled one."""
+    import torch
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        source = str(tiny_vlm_path()) if path_or_id is None else path_or_id
+    except FileNotFoundError as error:
+        raise CommandError(str(error)) from None
+    on = pick_device(device)
+    # A checkpoint's bf16 is slow on most CPUs.
+    dtype: Any = torch.float32 if on == "cpu" else "auto"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            processor = transformers.AutoProcessor.from_pretrained(source)
+            model = transformers.AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CommandError(
+            f"--model {source} cannot be loaded as an image-text model: {reason[0]}"
+        ) from None
+    if getattr(processor, "chat_template", None) is None:
+        raise CommandError(
+            f"--model {source}: its processor has no chat template, so the prompt's layout is "
+            f"not known"
+        )
+    name = "the bundled tiny LLaVA" if path_or_id is None else path_or_id
+    return LoadedModel(model.eval().to(on), processor, name)
+
+
+def load_profile(path: Path) -> Profile:
+    """The profile in a file."""
+    try:
+        return Profile.load(path)
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--profile: {error}") from None

@@ -1,0 +1,143 @@
+"""What the commands print: tables for people, JSON for programs, pictures for both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from clasp_kernels.cli.comparison import Comparison, image_as_seen, patch_grid
+from clasp_kernels.cli.loading import LoadedModel
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_PHASES = ("vision", "selection", "prefill", "decode", "total")
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """All tokens beside kept tokens: answer, tokens, cache, times."""
+    full, kept = comparison.all_tokens, comparison.kept_tokens
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("")
+    for heading in ("all tokens", "kept tokens", "change"):
+        table.add_column(heading, justify="right", overflow="fold")
+    same = full.answer == kept.answer
+    table.add_row(
+        "answer",
+        Text(full.answer, style="bold"),
+        Text(kept.answer, style="bold"),
+        "same" if same else Text("different", style="yellow"),
+    )
+    table.add_row(
+        "visual tokens",
+        f"{full.visual_tokens}",
+        f"{kept.visual_tokens} ({comparison.num_pivots} pivots)",
+        change(full.visual_tokens, kept.visual_tokens),
+    )
+    table.add_row(
+        "KV cache",
+        size(full.kv_cache_bytes),
+        size(kept.kv_cache_bytes),
+        change(full.kv_cache_bytes, kept.kv_cache_bytes),
+    )
+    for phase in _PHASES:
+        before, after = getattr(full.seconds, phase), getattr(kept.seconds, phase)
+        unpruned = "-" if phase == "selection" else duration(before)
+        table.add_row(
+            phase, unpruned, duration(after), "" if phase == "selection" else change(before, after)
+        )
+    return table
+
+
+def comparison_dict(comparison: Comparison) -> dict[str, Any]:
+    """The same for programs: plain numbers in bytes and seconds."""
+    full, kept = comparison.all_tokens, comparison.kept_tokens
+
+    def both(name: str) -> dict[str, Any]:
+        return {"all": getattr(full, name), "kept": getattr(kept, name)}
+
+    return {
+        "question": comparison.question,
+        "category": {"name": comparison.category, "reason": comparison.reason},
+        "answer": both("answer"),
+        "visual_tokens": {**both("visual_tokens"), "pivots": comparison.num_pivots},
+        "new_tokens": both("new_tokens"),
+        "kv_cache_bytes": both("kv_cache_bytes"),
+        "seconds": {
+            name: {phase: getattr(run.seconds, phase) for phase in _PHASES}
+            for name, run in (("all", full), ("kept", kept))
+        },
+        "timed_runs": comparison.timed_runs,
+        "indices": list(comparison.indices),
+        "is_pivot": list(comparison.is_pivot),
+    }
+
+
+def overlay(
+    loaded: LoadedModel, image: Image.Image, comparison: Comparison, size: int
+) -> tuple[Image.Image, Image.Image] | None:
+    """The image as the model sees it, and what was kept; None if its tokens form no square grid."""
+    from clasp_kernels.visualize import draw_selection
+
+    grid = patch_grid(comparison.all_tokens.visual_tokens)
+    if grid is None:
+        return None
+    rows, columns, leading = grid
+    seen = image_as_seen(loaded, image)
+    patches = [
+        (index - leading, pivot)
+        for index, pivot in zip(comparison.indices, comparison.is_pivot, strict=True)
+        if index >= leading  # a kept CLS token has no place in the image
+    ]
+    indices, is_pivot = [index for index, _ in patches], [pivot for _, pivot in patches]
+    return seen, draw_selection(seen, indices, is_pivot, (rows, columns), size=size)
+
+
+def caption(comparison: Comparison) -> Sequence[str]:
+    """What stands under a picture."""
+    full, kept = comparison.all_tokens, comparison.kept_tokens
+    return (
+        f"All {full.visual_tokens} tokens: {full.answer}",
+        f"Kept {kept.visual_tokens} tokens: {kept.answer}",
+        f"Category {comparison.category}: {comparison.reason}",
+        f"KV cache {size(full.kv_cache_bytes)} to {size(kept.kv_cache_bytes)}, "
+        f"prefill {duration(full.seconds.prefill)} to {duration(kept.seconds.prefill)}",
+    )
+
+
+def size(num_bytes: float) -> str:
+    """
+    >>> size(512), size(460_800), size(3_000_000_000)
+    ('512 B', '461 kB', '3.00 GB')
+    """
+    unit = "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            break
+        num_bytes /= 1000
+    return (
+        f"{num_bytes:.3g} {unit}" if num_bytes >= 100 or unit == "B" else f"{num_bytes:.2f} {unit}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(0.0000321), duration(0.0123), duration(2.5)
+    ('0.03 ms', '12.3 ms', '2.50 s')
+    """
+    if seconds >= 1:
+        return f"{seconds:.2f} s"
+    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e3:.2f} ms"
+
+
+def change(before: float, after: float) -> str:
+    """
+    >>> change(576, 64), change(10, 11), change(5, 5)
+    ('-89 %', '+10 %', '0 %')
+    """
+    percent = round(100 * (after / before - 1))
+    return f"{percent:+d} %" if percent else "0 %"
