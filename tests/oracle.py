@@ -119,27 +119,35 @@ def select_pivots(salience: Tensor, k: int | list[int], valid: Tensor | None = N
     return torch.tensor(rows, dtype=torch.int64).view(batch, width)
 
 
-def coverage(features: list[list[float]], selected: list[int], token: int) -> float:
-    return max((cosine(features[token], features[j]) for j in selected), default=-math.inf)
+class Coverage:
+    """covered[n] = the largest cosine of token n with a selected one, as selection goes on."""
+
+    def __init__(self, features: list[list[float]], selected: list[int]) -> None:
+        self.features = features
+        self.covered = [-math.inf] * len(features)
+        for token in selected:
+            self.select(token)
+
+    def select(self, token: int) -> None:
+        for n, row in enumerate(self.features):
+            self.covered[n] = max(self.covered[n], cosine(row, self.features[token]))
 
 
 def complete_tokens(
     features: Tensor, selected: Tensor, num_tokens: int, valid: Tensor | None = None
 ) -> Tensor:
-    batch, tokens, _ = features.shape
     rows = []
-    for b in range(batch):
-        image = features[b].double().tolist()
+    for b in range(features.shape[0]):
         taken = [j for j in selected[b].tolist() if j >= 0]
+        coverage = Coverage(features[b].double().tolist(), taken)
+        left = [n for n in range(features.shape[1]) if is_valid(valid, b, n) and n not in taken]
         picks: list[int] = []
-        for _ in range(num_tokens):
-            left = [n for n in range(tokens) if is_valid(valid, b, n) and n not in taken]
-            if left:
-                best = min(left, key=lambda n: (coverage(image, taken, n), n))
-                picks.append(best)
-                taken.append(best)
+        while left and len(picks) < num_tokens:
+            picks.append(min(left, key=lambda n: (coverage.covered[n], n)))
+            left.remove(picks[-1])
+            coverage.select(picks[-1])
         rows.append(padded(picks, num_tokens, -1))
-    return torch.tensor(rows, dtype=torch.int64).view(batch, num_tokens)
+    return torch.tensor(rows, dtype=torch.int64).view(len(rows), num_tokens)
 
 
 def certify_completion(
@@ -148,23 +156,21 @@ def certify_completion(
     """Every pick, judged in float64 along the picks before it, is as good as the best there was."""
     tolerance = CERTIFICATE[features.dtype]
     for b in range(features.shape[0]):
-        image = features[b].double().tolist()
         taken = [j for j in selected[b].tolist() if j >= 0]
-        left = [n for n in range(len(image)) if is_valid(valid, b, n) and n not in taken]
+        coverage = Coverage(features[b].double().tolist(), taken)
+        left = [n for n in range(features.shape[1]) if is_valid(valid, b, n) and n not in taken]
         for step, pick in enumerate(picks[b].tolist()):
+            where = f"image {b} step {step}"
             if not left:
-                assert pick == -1, f"image {b} step {step}: {pick} picked, but no token is left"
+                assert pick == -1, f"{where}: {pick} picked, but no token is left"
                 continue
-            assert pick in left, f"image {b} step {step}: {pick} is not one of {left}"
-            covered = {n: coverage(image, taken, n) for n in left}
-            best = min(left, key=lambda n: (covered[n], n))
+            assert pick in left, f"{where}: {pick} is not one of {left}"
+            best = min(left, key=lambda n: (coverage.covered[n], n))
+            least, covered = coverage.covered[best], coverage.covered[pick]
             # The sum, as both may be infinite.
-            assert covered[pick] <= covered[best] + tolerance, (
-                f"image {b} step {step}: {pick} is covered {covered[pick]}, "
-                f"but {best} only {covered[best]}"
-            )
-            taken.append(pick)
+            assert covered <= least + tolerance, f"{where}: {pick} {covered}, but {best} {least}"
             left.remove(pick)
+            coverage.select(pick)
 
 
 def select_tokens(

@@ -81,9 +81,9 @@ def test_compiles_into_one_graph(served: str) -> None:
 
 
 def test_inductor_gives_what_eager_gives() -> None:
-    # Nothing around the ops, as compiling C++ for it would take most of this suite's time.
+    # Ops alone: for anything else inductor would compile C++, and take most of the suite's time.
     def prune(features: Tensor, salience: Tensor) -> Tensor:
-        return clasp_kernels.prune_tokens(features, features, salience, [3, 5, 2], 2)[0]
+        return clasp_kernels.prune_tokens(features, features, salience, 5, 2)[0]
 
     features = torch.randn(3, 9, 4)
     salience = torch.rand(3, 9)
