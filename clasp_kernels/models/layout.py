@@ -9,11 +9,27 @@ import torch
 
 
 @dataclass(frozen=True)
+class PromptImages:
+    """Where a batch of prompts has its images. The host knows all but the placeholders."""
+
+    is_placeholder: torch.Tensor
+    """[prompts, columns] bool: ``tokens_per_image`` in a row for every image."""
+    tokens_per_image: int
+    per_prompt: tuple[int, ...]
+    """How many images each prompt has."""
+    spans: tuple[tuple[int, int], ...]
+    """Each prompt's columns between its padding: start and stop."""
+    text_tail: int
+    """How many of the last columns can hold no image and no padding that may go."""
+
+
+@dataclass(frozen=True)
 class PrunedLayout:
     """Where each remaining column came from. Rows are prompts.
 
-    Rows that keep fewer columns than the longest are padded on the left, so that the last column
-    stays the last. Built on the device, from lengths known on the host: nothing here waits.
+    Rows are as wide as the longest is without its padding. A shorter row is padded where it was
+    before, or else on the left. Built on the device from lengths known on the host, so that
+    nothing here waits.
     """
 
     source: torch.Tensor
@@ -22,14 +38,15 @@ class PrunedLayout:
     """[prompts, pruned length] bool."""
     is_visual: torch.Tensor
     """[prompts, pruned length] bool: a visual token that was kept."""
+    dropped_before: torch.Tensor
+    """[prompts, pruned length] int64: visual tokens dropped to the left of it."""
     dropped: torch.Tensor
-    """[prompts, pruned length] int64: columns dropped to the left of it."""
-    lengths: tuple[int, ...]
-    """Columns kept of each prompt, padding left out."""
+    """[prompts, 1] int64: visual tokens dropped of each prompt."""
+    has_padding: bool
 
     @property
-    def has_padding(self) -> bool:
-        return len(set(self.lengths)) > 1
+    def length(self) -> int:
+        return self.source.shape[1]
 
     def repeat(self, repeats: int) -> PrunedLayout:
         """Each row ``repeats`` times, as beams and returned sequences are laid out."""
@@ -39,58 +56,65 @@ class PrunedLayout:
             source=self.source.repeat_interleave(repeats, dim=0),
             is_padding=self.is_padding.repeat_interleave(repeats, dim=0),
             is_visual=self.is_visual.repeat_interleave(repeats, dim=0),
+            dropped_before=self.dropped_before.repeat_interleave(repeats, dim=0),
             dropped=self.dropped.repeat_interleave(repeats, dim=0),
-            lengths=tuple(length for length in self.lengths for _ in range(repeats)),
+            has_padding=self.has_padding,
         )
 
     def take(self, columns: torch.Tensor, padding: int = 0) -> torch.Tensor:
-        """The remaining columns of [prompts, columns], ``padding`` where there was none."""
+        """The remaining columns of [prompts, columns], ``padding`` where a row has none."""
         return columns.gather(1, self.source).masked_fill(self.is_padding, padding)
 
 
 def prune_columns(
-    is_placeholder: torch.Tensor,
-    indices: torch.Tensor,
-    tokens_per_image: int,
-    images_per_prompt: Sequence[int],
-    counts: Sequence[int],
+    images: PromptImages, indices: torch.Tensor, counts: Sequence[int]
 ) -> PrunedLayout:
-    """Lay out prompts of which each image keeps the visual tokens ``indices`` names.
+    """Lay out prompts of which each image keeps the visual tokens that ``indices`` names.
 
-    ``is_placeholder`` [prompts, columns] bool marks ``tokens_per_image`` columns per image;
-    ``indices`` [images, R] are among those, -1 for none, ``counts`` of them per image.
+    ``indices`` [images, R] are among an image's tokens, -1 for none; ``counts`` of them count.
     """
+    is_placeholder = images.is_placeholder
     prompts, columns = is_placeholder.shape
     device = is_placeholder.device
-    images = len(counts)
+    per_image = images.tokens_per_image
 
-    # -1 lands in a last slot that is cut off again.
-    kept = torch.zeros(images, tokens_per_image + 1, dtype=torch.bool, device=device)
-    slots = torch.where(indices < 0, tokens_per_image, indices)
+    # -1 lands in a last slot, which is cut off again.
+    kept = torch.zeros(len(counts), per_image + 1, dtype=torch.bool, device=device)
+    slots = torch.where(indices < 0, per_image, indices)
     kept.scatter_(1, slots, torch.ones_like(slots, dtype=torch.bool))
     # Row-major order over placeholders is image after image.
-    keep = (~is_placeholder).masked_scatter(is_placeholder, kept[:, :tokens_per_image].flatten())
+    is_dropped = is_placeholder.masked_scatter(is_placeholder, ~kept[:, :per_image].flatten())
 
     lengths, image = [], 0
-    for in_prompt in images_per_prompt:
-        kept_tokens = sum(counts[image : image + in_prompt])
-        lengths.append(columns - in_prompt * tokens_per_image + kept_tokens)
+    for in_prompt, (start, stop) in zip(images.per_prompt, images.spans, strict=True):
+        tokens = sum(counts[image : image + in_prompt])
+        lengths.append(stop - start - in_prompt * per_image + tokens)
         image += in_prompt
     width = max(lengths)
+    left = [
+        width - length - min(columns - stop, width - length)
+        for length, (_, stop) in zip(lengths, images.spans, strict=True)
+    ]
+    start, stop, first, length = (
+        torch.tensor(values, device=device).unsqueeze(1)
+        for values in (*zip(*images.spans, strict=True), left, lengths)
+    )
 
-    padding = width - torch.tensor(lengths, device=device).unsqueeze(1)
-    rank = keep.cumsum(1) - 1
-    target = torch.where(keep, rank + padding, width)  # the last slot takes what is dropped
+    column = torch.arange(columns, device=device).expand(prompts, -1)
+    keep = ~is_dropped & (column >= start) & (column < stop)
+    # What is not kept goes to a slot past the end, which is cut off again.
+    target = torch.where(keep, keep.cumsum(1) - 1 + first, width)
     source = torch.zeros(prompts, width + 1, dtype=torch.int64, device=device)
-    source.scatter_(1, target, torch.arange(columns, device=device).expand(prompts, -1))
-    source = source[:, :width]
+    source = source.scatter_(1, target, column)[:, :width]
 
     position = torch.arange(width, device=device)
-    is_padding = position < padding
+    is_padding = (position < first) | (position >= first + length)
+    dropped_before = is_dropped.cumsum(1)
     return PrunedLayout(
         source=source,
         is_padding=is_padding,
         is_visual=is_placeholder.gather(1, source) & ~is_padding,
-        dropped=(source - (position - padding)).masked_fill(is_padding, 0),
-        lengths=tuple(lengths),
+        dropped_before=dropped_before.gather(1, source),
+        dropped=dropped_before[:, -1:],
+        has_padding=len(set(lengths)) > 1,
     )

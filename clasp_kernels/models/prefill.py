@@ -9,21 +9,10 @@ import torch
 
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.history import PrunedHistory, cached_length
-from clasp_kernels.models.layout import PrunedLayout, prune_columns
+from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.selection import KeptTokens
 
 _NO_LOSS = -100  # the label that loss functions skip
-
-
-@dataclass(frozen=True)
-class PromptImages:
-    """Where a batch of prompts has its images, known on the host."""
-
-    is_placeholder: torch.Tensor
-    """[prompts, columns] bool."""
-    per_prompt: tuple[int, ...]
-    text_tail: int
-    """Columns after the last placeholder of any prompt."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +56,22 @@ def find_images(
         token = torch.tensor(adapter.image_token_id, device=embeds.device)
         is_placeholder = (embeds == embed(token)).all(-1)
     is_placeholder = is_placeholder[::repeats]  # repeated rows have theirs in the same columns
-
+    attention_mask = inputs.get("attention_mask")
     columns = is_placeholder.shape[1]
-    place = torch.arange(1, columns + 1, device=is_placeholder.device)
-    facts = torch.stack([is_placeholder.sum(1), (is_placeholder * place).amax(1)]).tolist()
-    counts, last = facts
+    is_content = torch.ones_like(is_placeholder)
+    if attention_mask is not None:
+        mask = attention_mask[::repeats, -columns:].to(is_placeholder.device)
+        is_content = is_placeholder | mask.bool()
+
+    after = torch.arange(1, columns + 1, device=is_placeholder.device)
+    counts, last_images, starts, stops = torch.stack(
+        [
+            is_placeholder.sum(1),
+            (is_placeholder * after).amax(1),
+            is_content.long().argmax(1),
+            (is_content * after).amax(1),
+        ]
+    ).tolist()
     for row, count in enumerate(counts):
         if count % adapter.tokens_per_image:
             raise ValueError(
@@ -80,13 +80,19 @@ def find_images(
                 f"piece, so neither cut it nor set prefill_chunk_size"
             )
     per_prompt = tuple(count // adapter.tokens_per_image for count in counts)
-    images = inputs["pixel_values"].shape[0]
-    if images != sum(per_prompt):
+    given = inputs["pixel_values"].shape[0]
+    if given != sum(per_prompt):
         raise ValueError(
-            f"pixel_values holds {images} images, but the prompts have placeholders for "
+            f"pixel_values holds {given} images, but the prompts have placeholders for "
             f"{sum(per_prompt)}, at {adapter.tokens_per_image} tokens per image"
         )
-    return PromptImages(is_placeholder, per_prompt, columns - max(last))
+    return PromptImages(
+        is_placeholder=is_placeholder,
+        tokens_per_image=adapter.tokens_per_image,
+        per_prompt=per_prompt,
+        spans=tuple(zip(starts, stops, strict=True)),
+        text_tail=columns - max(last_images) if min(stops) == columns else 0,
+    )
 
 
 def prune_prompt(
@@ -101,13 +107,8 @@ def prune_prompt(
     compact: bool,
 ) -> PrunedPrompt:
     """Forward arguments without the dropped columns. ``inputs`` is left as it is."""
-    layout = prune_columns(
-        images.is_placeholder,
-        kept.stage.indices.to(images.is_placeholder.device),
-        kept.stage.tokens_before,
-        images.per_prompt,
-        kept.stage.counts,
-    )
+    indices = kept.stage.indices.to(images.is_placeholder.device)
+    layout = prune_columns(images, indices, kept.stage.counts)
     rows_layout = layout.repeat(repeats)
     rows, length, _ = input_shape(inputs)
     pruned = dict(inputs)
@@ -136,7 +137,7 @@ def prune_prompt(
     if mask is None and inputs.get("past_key_values") is None:
         # With neither mask nor cache, transformers takes a gap in position_ids for the start of
         # another sequence packed into the row, and would cut the prompt in two at every gap.
-        mask = layout.source.new_ones(rows, layout.source.shape[1])
+        mask = layout.source.new_ones(rows, layout.length)
     pruned["attention_mask"] = mask
 
     positions = inputs.get("position_ids")
@@ -146,8 +147,8 @@ def prune_prompt(
     positions = rows_layout.take(positions)
     renumbering = None
     if compact:
-        positions = positions - rows_layout.dropped
-        renumbering = rows_layout.dropped[:, -1:]
+        positions = positions - rows_layout.dropped_before
+        renumbering = rows_layout.dropped
         if past.history.renumbering is not None:
             renumbering = renumbering + past.history.renumbering
     pruned["position_ids"] = positions
@@ -162,15 +163,14 @@ def prune_prompt(
 
     if rows == 1 and "flash" in (text_config._attn_implementation or ""):
         # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths.
-        width = layout.source.shape[1]
-        for side, total in (("q", width), ("k", past.seen + width)):
+        for side, total in (("q", layout.length), ("k", past.seen + layout.length)):
             bounds = torch.tensor([0, total], dtype=torch.int32, device=embeds.device)
             pruned[f"cu_seq_lens_{side}"] = bounds
             pruned[f"max_length_{side}"] = total
 
     history = PrunedHistory(
         full_length=past.full_seen + length,
-        pruned_length=past.seen + layout.source.shape[1],
+        pruned_length=past.seen + layout.length,
         text_tail=images.text_tail,
         attention_mask=remembered,
         renumbering=renumbering,

@@ -21,10 +21,10 @@ from clasp_kernels.models.history import (
     cached_length,
     cached_length_unless_on_device,
 )
+from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.models.patching import PatchedMethod
 from clasp_kernels.models.prefill import (
     CachedPast,
-    PromptImages,
     check_attention_mask,
     find_images,
     input_shape,
@@ -244,7 +244,7 @@ class ClaspRuntime:
             stages=(kept.stage,),
             columns=layout.source.masked_fill(layout.is_padding, -1),
             prompt_length=length,
-            pruned_length=layout.source.shape[1],
+            pruned_length=layout.length,
             kv_cache_bytes=column_bytes * prompt.history.pruned_length,
             kv_cache_bytes_unpruned=column_bytes * prompt.history.full_length,
             vision_stopwatch=kept.vision_stopwatch,

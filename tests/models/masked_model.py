@@ -1,0 +1,62 @@
+"""The oracle: the unpatched model, with dropped tokens there but masked as keys in every layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tiny_llava import IMAGE_TOKEN, TOKENS_PER_IMAGE
+from transformers import LlavaForConditionalGeneration
+
+from clasp_kernels.models import PrefillRecord
+
+
+def reference_fusion(
+    model: LlavaForConditionalGeneration, pixel_values: torch.Tensor, handle: Any
+) -> torch.Tensor:
+    """[images, N, D]: the profile's mixture, layer by layer, in plain torch."""
+    states = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
+    profile, record = handle.profile, handle.last
+    rows = []
+    image = 0
+    for category, count in zip(record.categories, record.images_per_prompt, strict=True):
+        weights = profile.categories[category].layer_weights
+        for _ in range(count):
+            layers = zip(weights, profile.layers, strict=True)
+            rows.append(sum(weight * states[layer][image, 1:] for weight, layer in layers))
+            image += 1
+    return torch.stack(rows)
+
+
+def masked_inputs(
+    model: LlavaForConditionalGeneration,
+    prompt: dict[str, torch.Tensor],
+    record: PrefillRecord,
+    vision_features: torch.Tensor,
+    *,
+    positions: str = "original",
+) -> dict[str, torch.Tensor]:
+    """The whole prompt as embeddings, a mask that hides what ``record`` dropped, and positions.
+
+    What is hidden is made large and random, so that a leak would show.
+    """
+    input_ids, attention_mask = prompt["input_ids"], prompt["attention_mask"]
+    embeds = model.get_input_embeddings()(input_ids).detach().clone()
+    projected = model.model.multi_modal_projector(vision_features).detach()
+    mask = attention_mask.clone()
+    noise = torch.Generator().manual_seed(7)
+    image = 0
+    for row in range(len(input_ids)):
+        columns = (input_ids[row] == IMAGE_TOKEN).nonzero().flatten()
+        for start in range(0, len(columns), TOKENS_PER_IMAGE):
+            kept = set(record.stages[0].indices[image].tolist())
+            for token, column in enumerate(columns[start : start + TOKENS_PER_IMAGE].tolist()):
+                if token in kept:
+                    embeds[row, column] = projected[image, token]
+                else:
+                    embeds[row, column] = 50 * torch.randn(embeds.shape[-1], generator=noise)
+                    mask[row, column] = 0
+            image += 1
+    counted = attention_mask if positions == "original" else mask
+    position_ids = (counted.cumsum(1) - 1).masked_fill(counted == 0, 0)
+    return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": position_ids}

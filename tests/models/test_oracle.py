@@ -1,0 +1,159 @@
+"""Dropping tokens before the language model is the same as masking them in every layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from masked_model import masked_inputs, reference_fusion
+from tiny_llava import images, prompts, tiny_llava, tiny_profile
+from transformers import LlavaForConditionalGeneration
+
+from clasp_kernels.models import ClaspHandle, apply_clasp
+
+BATCHES = {
+    "one prompt": (prompts([1, 5, "image", 7, 8, 9]), 1, ["general"]),
+    "left padding": (
+        prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4, 4, 4, 8]),
+        2,
+        ["ocr", "counting"],
+    ),
+    "two images each": (
+        prompts([1, "image", 5, "image", 7], [1, "image", "image", 3, 2]),
+        4,
+        ["counting", "general"],
+    ),
+    "different numbers of images": (
+        prompts([1, 5, "image", 7, 8], [1, "image", 3, "image", 9], [4, 4, 6, 9]),
+        3,
+        ["general", "ocr", "general"],
+    ),
+    "budgets scaled by category": (
+        prompts([1, 5, "image", 7, 8], [1, "image", 3, 9]),
+        2,
+        ["spatial", "general"],
+    ),
+}
+
+
+@pytest.fixture(params=list(BATCHES))
+def batch(request: pytest.FixtureRequest) -> tuple[dict[str, torch.Tensor], list[str]]:
+    prompt, count, categories = BATCHES[request.param]
+    return {**prompt, "pixel_values": images(count)}, categories
+
+
+def masked(
+    handle: ClaspHandle, prompt: dict[str, torch.Tensor], positions: str
+) -> dict[str, torch.Tensor]:
+    model = handle.model
+    fused = reference_fusion(model, prompt["pixel_values"], handle)
+    assert handle.last is not None
+    return masked_inputs(model, prompt, handle.last, fused, positions=positions)
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_prefill_logits_of_surviving_tokens(
+    model: LlavaForConditionalGeneration,
+    batch: tuple[dict[str, torch.Tensor], list[str]],
+    positions: str,
+) -> None:
+    prompt, categories = batch
+    handle = apply_clasp(model, budget=8, profile=tiny_profile(), positions=positions)
+    position_ids = (prompt["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    pruned = model(**prompt, position_ids=position_ids, categories=categories).logits
+    handle.remove()
+    expected = model(**masked(handle, prompt, positions)).logits
+    compare_surviving(pruned, expected, handle, prompt)
+
+
+def compare_surviving(
+    pruned: torch.Tensor,
+    expected: torch.Tensor,
+    handle: ClaspHandle,
+    prompt: dict[str, torch.Tensor],
+) -> None:
+    record = handle.last
+    assert record is not None
+    assert pruned.shape[1] == record.pruned_length < prompt["input_ids"].shape[1]
+    compared = 0
+    for row, columns in enumerate(record.columns.tolist()):
+        for at, column in enumerate(columns):
+            if column >= 0 and prompt["attention_mask"][row, column]:
+                torch.testing.assert_close(
+                    pruned[row, at], expected[row, column], atol=1e-4, rtol=0
+                )
+                compared += 1
+    kept = sum(sum(stage.counts) for stage in record.stages)
+    text = int((prompt["input_ids"] != 60).mul(prompt["attention_mask"]).sum())
+    assert compared == kept + text  # every token that should survive did
+
+
+DECODING: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "static cache": {"cache_implementation": "static"},
+    "no cache": {"use_cache": False},
+    "beams": {"num_beams": 3},
+    "beams, two returned": {"num_beams": 3, "num_return_sequences": 2},
+    "beams, static cache": {"num_beams": 2, "cache_implementation": "static"},
+    "sampling, two returned": {"do_sample": True, "num_return_sequences": 2},
+}
+
+
+@pytest.mark.parametrize("decoding", list(DECODING))
+def test_every_generated_step(
+    model: LlavaForConditionalGeneration,
+    batch: tuple[dict[str, torch.Tensor], list[str]],
+    decoding: str,
+) -> None:
+    check_generation(model, batch, "original", DECODING[decoding])
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "static cache", "beams"])
+def test_every_generated_step_with_compact_positions(
+    model: LlavaForConditionalGeneration,
+    batch: tuple[dict[str, torch.Tensor], list[str]],
+    decoding: str,
+) -> None:
+    check_generation(model, batch, "compact", DECODING[decoding])
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_eager_attention(batch: tuple[dict[str, torch.Tensor], list[str]], positions: str) -> None:
+    check_generation(tiny_llava(attn_implementation="eager"), batch, positions, {})
+
+
+def check_generation(
+    model: LlavaForConditionalGeneration,
+    batch: tuple[dict[str, torch.Tensor], list[str]],
+    positions: str,
+    decoding: dict[str, Any],
+) -> None:
+    prompt, categories = batch
+    settings = {
+        **decoding,
+        "max_new_tokens": 6,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "suppress_tokens": [60],  # an image placeholder is no word
+    }
+    with apply_clasp(model, budget=8, profile=tiny_profile(), positions=positions) as handle:
+        torch.manual_seed(3)
+        pruned = model.generate(**prompt, categories=categories, **settings)
+
+    inputs = masked(handle, prompt, positions)
+    if not decoding.get("use_cache", True):
+        # transformers always caches when it generates from embeddings.
+        settings["use_cache"] = True
+    torch.manual_seed(3)
+    expected = model.generate(**inputs, **settings)
+
+    length = prompt["input_ids"].shape[1]
+    repeats = len(pruned.sequences) // len(prompt["input_ids"])
+    whole_prompt = prompt["input_ids"].repeat_interleave(repeats, dim=0)
+    assert torch.equal(pruned.sequences[:, :length], whole_prompt)
+    assert torch.equal(pruned.sequences[:, length:], expected.sequences)
+    for step, (ours, theirs) in enumerate(zip(pruned.logits, expected.logits, strict=True)):
+        torch.testing.assert_close(
+            ours, theirs, atol=1e-4, rtol=0, msg=lambda text, step=step: f"step {step}: {text}"
+        )
