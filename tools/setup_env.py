@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
             install_requirements(venv, arguments.torch)
         else:
             install_package(venv)
-    except SetupError as error:
+    except (SetupError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
