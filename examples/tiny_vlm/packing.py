@@ -106,9 +106,7 @@ class PackedScenes(torch.utils.data.Dataset[Batch]):
             raise IndexError(index)
         step = self.steps[index]
         rng = random.Random(f"{self.seed}/{step}")
-        scenes = [
-            sample_scene(rng.randrange(2**62), "train") for _ in range(self.batch_size)
-        ]
+        scenes = [sample_scene(rng.randrange(2**62), "train") for _ in range(self.batch_size)]
         packed = [self._pack(scene, rng) for scene in scenes]
         length = -(-max(len(ids) for ids, *_ in packed) // 16) * 16
         pad = self.tokenizer.pad_token_id

@@ -250,9 +250,7 @@ def _ask_spatial(scene: Scene, rng: random.Random) -> list[Question]:
     shapes = [item.shape for item in scene.objects]
     single = [item for item in scene.objects if item.shape in _once(shapes)]
     for item in single:
-        text = rng.choice(
-            [f"Where is the {item.shape}?", f"In which corner is the {item.shape}?"]
-        )
+        text = rng.choice([f"Where is the {item.shape}?", f"In which corner is the {item.shape}?"])
         found.append(Question("spatial", "place", text, item.place))
     if len(single) >= 2:
         first, second = rng.sample(single, k=2)

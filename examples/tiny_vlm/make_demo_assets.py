@@ -1,0 +1,66 @@
+"""Render the scenes and questions of ``clasp demo`` into the package.
+
+    python examples/tiny_vlm/make_demo_assets.py
+
+The scenes are held out from training. For each kind of question the first scene by seed that is
+worth looking at is taken; whether the model answers it plays no part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from scenes import Question, Scene, sample_scene
+
+ASSETS = Path(__file__).resolve().parents[2] / "clasp_kernels" / "assets" / "demo"
+KINDS = ("color", "count_shape", "place", "left_right", "sign", "setting")
+PIXELS = 384
+FIRST_SEED = 500_000
+
+
+def worth_looking_at(scene: Scene) -> bool:
+    """Something to tell apart: a sign, several shapes, more than one colour of them."""
+    return scene.sign is not None and len({(o.shape, o.color) for o in scene.objects}) >= 3
+
+
+def choose(kinds: tuple[str, ...]) -> list[tuple[Scene, Question]]:
+    """One scene and question of each kind, every scene in a setting of its own."""
+    chosen: list[tuple[Scene, Question]] = []
+    seed = FIRST_SEED
+    for kind in kinds:
+        while True:
+            scene = sample_scene(seed, "heldout")
+            question = next((q for q in scene.questions(seed) if q.kind == kind), None)
+            seed += 1
+            settings = {taken.setting for taken, _ in chosen}
+            if question and worth_looking_at(scene) and scene.setting not in settings:
+                chosen.append((scene, question))
+                break
+    return chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=ASSETS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, (scene, question) in enumerate(choose(KINDS), start=1):
+        name = f"scene_{number}.png"
+        scene.render(PIXELS).save(arguments.out / name, optimize=True)
+        entries.append(
+            {
+                "image": name,
+                "category": question.category,
+                "question": question.text,
+                "answer": question.answer,
+            }
+        )
+    text = json.dumps(entries, indent=2)
+    (arguments.out / "questions.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""What the tiny LLaVA still answers with fewer visual tokens, on held-out scenes.
+
+    python examples/tiny_vlm/quality.py --model clasp_kernels/assets/tiny_vlm \
+        --out benchmarks/results/cpu
+
+Every row is the same model, the same questions and the same number of tokens kept, in one run:
+`clasp` is what `apply_clasp` does with the model's profile; `pivots only` and `completion only`
+give the whole budget to one of the two stages; `random` keeps tokens drawn uniformly, by masking
+all others as keys in every layer, which is what dropping them comes to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from evaluate import Example, Score, generate_answers, heldout_examples, score
+from model import IMAGE_SIZE, NUM_VISUAL_TOKENS, PROMPT
+from scenes import CATEGORIES, Scene
+from tqdm import tqdm
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from clasp_kernels.models import apply_clasp
+from clasp_kernels.policy import Profile
+
+BUDGETS = (8, 16, 24, 36, 72)
+METHODS = ("clasp", "pivots only", "completion only", "random")
+COLORS = {"clasp": "#0072B2", "pivots only": "#E69F00", "completion only": "#009E73"}
+
+
+def picture(scene: Scene) -> Any:
+    return scene.render(IMAGE_SIZE)
+
+
+def split_profile(profile: Profile, pivot_ratio: float) -> Profile:
+    categories = {
+        name: dataclasses.replace(policy, pivot_ratio=pivot_ratio)
+        for name, policy in profile.categories.items()
+    }
+    return dataclasses.replace(profile, categories=categories)
+
+
+def random_answers(
+    model: LlavaForConditionalGeneration,
+    processor: Any,
+    examples: list[Example],
+    budget: int,
+    batch_size: int = 64,
+) -> list[str]:
+    generator = torch.Generator().manual_seed(budget)
+    answers: list[str] = []
+    for start in tqdm(range(0, len(examples), batch_size), desc=f"random {budget}"):
+        batch = examples[start : start + batch_size]
+        inputs = processor(
+            images=[picture(scene) for scene, _ in batch],
+            text=[PROMPT.format(question=question.text) for _, question in batch],
+            return_tensors="pt",
+            padding=True,
+        )
+        positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        draw = torch.rand(len(batch), NUM_VISUAL_TOKENS, generator=generator)
+        dropped = draw.argsort(1).argsort(1) >= budget
+        visual = inputs["input_ids"] == model.config.image_token_id
+        inputs["attention_mask"][visual] = (~dropped).long().flatten()
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs, position_ids=positions, max_new_tokens=5, do_sample=False
+            )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        answers += processor.batch_decode(new, skip_special_tokens=True)
+    return answers
+
+
+def clasp_answers(
+    model: LlavaForConditionalGeneration,
+    processor: Any,
+    examples: list[Example],
+    budget: int,
+    profile: Profile,
+    name: str,
+) -> list[str]:
+    with apply_clasp(model, budget=budget, profile=profile, processor=processor):
+        return generate_answers(
+            model, processor, examples, picture=picture, description=f"{name} {budget}"
+        )
+
+
+def measure(
+    model: LlavaForConditionalGeneration,
+    processor: Any,
+    examples: list[Example],
+    profile: Profile,
+) -> dict[tuple[str, int], Score]:
+    profiles = {
+        "clasp": profile,
+        "pivots only": split_profile(profile, 1.0),
+        "completion only": split_profile(profile, 0.0),  # one pivot to start from
+    }
+    whole = generate_answers(model, processor, examples, picture=picture, description="all")
+    results = {("all tokens", NUM_VISUAL_TOKENS): score(examples, whole)}
+    for budget in BUDGETS:
+        for name in METHODS:
+            answers = (
+                random_answers(model, processor, examples, budget)
+                if name == "random"
+                else clasp_answers(model, processor, examples, budget, profiles[name], name)
+            )
+            results[name, budget] = score(examples, answers)
+    return results
+
+
+def plot(results: dict[tuple[str, int], Score], out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
+    whole = results["all tokens", NUM_VISUAL_TOKENS].overall
+    axes.axhline(whole, color="0.35", lw=1, ls="--", label=f"all {NUM_VISUAL_TOKENS} tokens")
+    for name in METHODS:
+        values = [results[name, budget].overall for budget in BUDGETS]
+        axes.plot(BUDGETS, values, marker="o", label=name, color=COLORS.get(name, "0.6"))
+    axes.set_xscale("log")
+    axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+    axes.minorticks_off()
+    axes.set(xlabel="visual tokens kept", ylabel="accuracy on held-out questions", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(out, dpi=140)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--per-category", type=int, default=200)
+    arguments = parser.parse_args()
+    model = LlavaForConditionalGeneration.from_pretrained(arguments.model).eval()
+    processor = AutoProcessor.from_pretrained(arguments.model)
+    examples = heldout_examples(arguments.per_category)
+    profile = Profile.load(arguments.model / "clasp_profile.json")
+    results = measure(model, processor, examples, profile)
+    print(f"{'':18s}{'kept':>6s}{'overall':>9s}" + "".join(f"{c:>11s}" for c in CATEGORIES))
+    for (name, budget), result in results.items():
+        cells = "".join(f"{result.by_category[category]:11.3f}" for category in CATEGORIES)
+        print(f"{name:18s}{budget:6d}{result.overall:9.3f}{cells}")
+    report = {
+        "questions": len(examples),
+        "rows": [
+            {
+                "method": name,
+                "tokens_kept": budget,
+                "overall": result.overall,
+                "by_category": result.by_category,
+            }
+            for (name, budget), result in results.items()
+        ],
+    }
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "tiny_vlm_quality.json").write_text(json.dumps(report, indent=2) + "\n")
+    plot(results, arguments.out / "tiny_vlm_quality.png")
+
+
+if __name__ == "__main__":
+    main()
