@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +43,7 @@ def _load(package: Path) -> NativeStatus:
     path = _find(package)
     if path is None:
         return NativeStatus(False, f"there is no _C extension in {package}. {REBUILD}", None)
-    built_with = _built_with()
+    built_with = _built_with(package)
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
@@ -62,10 +63,9 @@ def _find(package: Path) -> Path | None:
     return next(iter(sorted(found)), None)
 
 
-def _built_with() -> str:
+def _built_with(package: Path) -> str:
     """The torch version that setup.py wrote next to the extension."""
-    try:
-        from ._build_info import TORCH_VERSION
-    except ImportError:
-        return "of an unknown version (_build_info.py is missing)"
-    return str(TORCH_VERSION)
+    info = package / "_build_info.py"
+    if not info.is_file():
+        return f"of an unknown version ({info.name} is missing)"
+    return str(runpy.run_path(str(info))["TORCH_VERSION"])

@@ -42,10 +42,7 @@ class Arguments:
         layout = f"[{', '.join(letters)}]"
         shape = list(value.shape)
         if len(shape) != len(letters):
-            raise ValueError(
-                f"{self.op}: {name} must have {len(letters)} dimensions {layout}, "
-                f"got shape {shape}."
-            )
+            raise ValueError(f"{self.op}: {name} must be {layout}, got shape {shape}.")
         for letter, size in zip(letters, shape, strict=True):
             if self.sizes.setdefault(letter, size) != size:
                 raise ValueError(

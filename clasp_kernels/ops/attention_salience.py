@@ -80,6 +80,8 @@ def attention_salience(
         _check_weights(query_weights)
     if scale is None:
         scale = 1.0 / math.sqrt(width)
+    elif not isinstance(scale, (int, float, torch.SymFloat)):
+        raise TypeError(f"attention_salience: scale must be a number, got {type(scale).__name__}.")
     elif not math.isfinite(scale):
         raise ValueError(f"attention_salience: scale must be finite, got {scale}.")
     start, stop = _check_range(key_range, keys)
@@ -90,10 +92,11 @@ def attention_salience(
 def _check_weights(query_weights: Tensor) -> None:
     if not may_read(query_weights):
         return
-    if not bool(((query_weights >= 0) & (query_weights < math.inf)).all()):
+    wrong = ~((query_weights >= 0) & (query_weights < math.inf))
+    if bool(wrong.any()):
         raise ValueError(
             "attention_salience: query_weights must be finite and not negative, "
-            f"got values from {float(query_weights.min())} to {float(query_weights.max())}."
+            f"got {float(query_weights[wrong][0])}."
         )
 
 

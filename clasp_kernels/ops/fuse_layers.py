@@ -74,6 +74,11 @@ def fuse_layers(
         raise ValueError(f"fuse_layers: normalize must be None, 'l2' or 'rms', got {normalize!r}.")
 
     if category_ids is None:
+        if isinstance(weights, Tensor) and weights.dim() == 2:
+            raise ValueError(
+                "fuse_layers: weights must be [L] without category_ids, which choose among rows, "
+                f"got shape {list(weights.shape)}."
+            )
         weights = arguments.tensor("weights", weights, "L", (torch.float32,))[None]
     else:
         arguments.tensor("weights", weights, "C L", (torch.float32,))

@@ -1,0 +1,443 @@
+"""Every error: which argument, what it was, what is allowed, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from inputs import calls
+
+import clasp_kernels
+from clasp_kernels import (
+    attention_salience,
+    complete_tokens,
+    fuse_layers,
+    gather_tokens,
+    merge_tokens,
+    select_pivots,
+    select_tokens,
+)
+from clasp_kernels.ops import _checks
+
+B, N, D = 2, 5, 3
+FEATURES = torch.zeros(B, N, D)
+SALIENCE = torch.zeros(B, N)
+SELECTED = torch.tensor([[0, 1], [4, -1]])
+QUERY, KEY = torch.zeros(B, 4, 3, 6), torch.zeros(B, 2, 7, 6)
+WEIGHTS = torch.ones(2)
+LAYERS = [FEATURES, FEATURES]
+IDS = torch.tensor([0, 1])
+
+
+def case(error: type[Exception], message: str, op: Callable[..., Any], *args: Any, **options: Any):
+    """The message is given in full but for the op's name, which it starts with."""
+    return pytest.param(error, f"{op.__name__}: {message}", op, args, options, id=message[:60])
+
+
+CASES = [
+    # fuse_layers
+    case(
+        TypeError,
+        "hidden_states must be a sequence of tensors or one tensor, got int.",
+        fuse_layers, 3, WEIGHTS,
+    ),
+    case(
+        ValueError,
+        "hidden_states must hold at least one layer, got none.",
+        fuse_layers, [], WEIGHTS,
+    ),
+    case(
+        ValueError,
+        "hidden_states must hold at least one layer, got none.",
+        fuse_layers, torch.zeros(0, B, N, D), WEIGHTS[:0],
+    ),
+    case(
+        TypeError,
+        "hidden_states[1] must be a tensor, got list.",
+        fuse_layers, [FEATURES, [1.0]], WEIGHTS,
+    ),
+    case(
+        TypeError,
+        "hidden_states[0] must be float32 or bfloat16 or float16, got float64.",
+        fuse_layers, [FEATURES.double()], WEIGHTS,
+    ),
+    case(
+        TypeError,
+        "hidden_states[1] must be float32, got bfloat16.",
+        fuse_layers, [FEATURES, FEATURES.bfloat16()], WEIGHTS,
+    ),
+    case(
+        ValueError,
+        "hidden_states[1] must be [B, N, D] with N = 5, as in the arguments before it, "
+        "got shape [2, 4, 3].",
+        fuse_layers, [FEATURES, FEATURES[:, 1:]], WEIGHTS,
+    ),
+    case(
+        ValueError,
+        "hidden_states must be [L, B, N, D], got shape [2, 5, 3].",
+        fuse_layers, FEATURES, WEIGHTS,
+    ),
+    case(
+        ValueError,
+        "weights must be [L] with L = 2, as in the arguments before it, got shape [3].",
+        fuse_layers, LAYERS, torch.ones(3),
+    ),
+    case(
+        ValueError,
+        "weights must be [L] without category_ids, which choose among rows, got shape [2, 2].",
+        fuse_layers, LAYERS, torch.ones(2, 2),
+    ),
+    case(
+        ValueError,
+        "weights must be [C, L], got shape [2].",
+        fuse_layers, LAYERS, WEIGHTS, IDS,
+    ),
+    case(
+        TypeError,
+        "weights must be float32, got bfloat16.",
+        fuse_layers, LAYERS, WEIGHTS.bfloat16(),
+    ),
+    case(TypeError, "weights must be a tensor, got list.", fuse_layers, LAYERS, [0.5, 0.5]),
+    case(
+        ValueError,
+        "weights must be on cpu like hidden_states[0], got meta.",
+        fuse_layers, LAYERS, WEIGHTS.to("meta"),
+    ),
+    case(
+        ValueError,
+        "category_ids must lie in 0..2 (the rows of weights), got 3.",
+        fuse_layers, LAYERS, torch.ones(3, 2), torch.tensor([0, 3]),
+    ),
+    case(
+        ValueError,
+        "category_ids must lie in 0..2 (the rows of weights), got -1.",
+        fuse_layers, LAYERS, torch.ones(3, 2), torch.tensor([-1, 2]),
+    ),
+    case(
+        TypeError,
+        "category_ids must be int64, got int32.",
+        fuse_layers, LAYERS, torch.ones(3, 2), IDS.int(),
+    ),
+    case(
+        ValueError,
+        "category_ids must be [B] with B = 2, as in the arguments before it, got shape [3].",
+        fuse_layers, LAYERS, torch.ones(3, 2), torch.tensor([0, 1, 2]),
+    ),
+    case(
+        ValueError,
+        "normalize must be None, 'l2' or 'rms', got 'L2'.",
+        fuse_layers, LAYERS, WEIGHTS, normalize="L2",
+    ),
+    # attention_salience
+    case(
+        ValueError,
+        "query must be [B, Hq, T, d], got shape [2, 5, 3].",
+        attention_salience, FEATURES, KEY,
+    ),
+    case(
+        TypeError,
+        "key must be float32, got float16.",
+        attention_salience, QUERY, KEY.half(),
+    ),
+    case(
+        ValueError,
+        "key must be [B, Hkv, S, d] with d = 6, as in the arguments before it, "
+        "got shape [2, 2, 7, 5].",
+        attention_salience, QUERY, KEY[..., 1:],
+    ),
+    case(
+        ValueError,
+        "the heads of query must be a multiple of the heads of key, got 4 and 3.",
+        attention_salience, QUERY, torch.zeros(B, 3, 7, 6),
+    ),
+    case(
+        ValueError,
+        "the heads of query must be a multiple of the heads of key, got 4 and 0.",
+        attention_salience, QUERY, KEY[:, :0],
+    ),
+    case(
+        ValueError,
+        "query must have at least one row and one feature, got shape [2, 4, 0, 6].",
+        attention_salience, QUERY[:, :, :0], KEY,
+    ),
+    case(
+        ValueError,
+        "key must have at least one position, got S = 0.",
+        attention_salience, QUERY, KEY[:, :, :0],
+    ),
+    case(
+        TypeError,
+        "key_valid must be bool, got int64.",
+        attention_salience, QUERY, KEY, key_valid=torch.ones(B, 7, dtype=torch.int64),
+    ),
+    case(
+        ValueError,
+        "key_valid must be [B, S] with S = 7, as in the arguments before it, got shape [2, 6].",
+        attention_salience, QUERY, KEY, key_valid=torch.ones(B, 6, dtype=torch.bool),
+    ),
+    case(
+        ValueError,
+        "query_weights must be [B, T] with T = 3, as in the arguments before it, got shape [2, 4].",
+        attention_salience, QUERY, KEY, query_weights=torch.ones(B, 4),
+    ),
+    case(
+        ValueError,
+        "query_weights must be finite and not negative, got -1.0.",
+        attention_salience, QUERY, KEY, query_weights=torch.tensor([[1.0, -1.0, 2.0]] * B),
+    ),
+    case(
+        ValueError,
+        "query_weights must be finite and not negative, got nan.",
+        attention_salience, QUERY, KEY, query_weights=torch.full((B, 3), float("nan")),
+    ),
+    case(
+        ValueError,
+        "query_weights must be finite and not negative, got inf.",
+        attention_salience, QUERY, KEY, query_weights=torch.full((B, 3), float("inf")),
+    ),
+    case(
+        ValueError, "scale must be finite, got nan.",
+        attention_salience, QUERY, KEY, scale=float("nan"),
+    ),
+    case(
+        TypeError, "scale must be a number, got str.",
+        attention_salience, QUERY, KEY, scale="1",
+    ),
+    *(
+        case(
+            ValueError,
+            f"key_range must be non-empty and inside 0..S = 0..7, got {key_range}.",
+            attention_salience, QUERY, KEY, key_range=key_range,
+        )
+        for key_range in [(0, 0), (3, 2), (-1, 4), (5, 8)]
+    ),
+    *(
+        case(
+            TypeError,
+            f"key_range must be two ints (start, stop), got {key_range}.",
+            attention_salience, QUERY, KEY, key_range=key_range,
+        )
+        for key_range in [3, (1,), (0, 2.0)]
+    ),
+    # select_pivots
+    case(TypeError, "salience must be a tensor, got list.", select_pivots, [[1.0]], 1),
+    case(
+        TypeError,
+        "salience must be float32 or bfloat16 or float16, got int64.",
+        select_pivots, SALIENCE.long(), 1,
+    ),
+    case(
+        ValueError,
+        "salience must be [B, N], got shape [5].",
+        select_pivots, SALIENCE[0], 1,
+    ),
+    case(ValueError, "k must be 0 or more, got -1.", select_pivots, SALIENCE, -1),
+    case(
+        ValueError,
+        "k must be 0 or more for every image, got -2 for image 1.",
+        select_pivots, SALIENCE, [3, -2],
+    ),
+    case(
+        ValueError,
+        "k must hold one int per image, B = 2, got 3.",
+        select_pivots, SALIENCE, [1, 2, 3],
+    ),
+    case(TypeError, "k must hold ints, got float for image 1.", select_pivots, SALIENCE, [1, 2.0]),
+    case(TypeError, "k must hold ints, got bool for image 0.", select_pivots, SALIENCE, [True, 1]),
+    case(
+        TypeError, "k must be an int or one int per image, got float.", select_pivots, SALIENCE, 2.0
+    ),
+    case(
+        TypeError, "k must be an int or one int per image, got bool.", select_pivots, SALIENCE, True
+    ),
+    case(TypeError, "k must be int64, got int32.", select_pivots, SALIENCE, IDS.int()),
+    case(
+        ValueError,
+        "k must be [B] with B = 2, got shape [3].",
+        select_pivots, SALIENCE, torch.ones(3, dtype=torch.int64),
+    ),
+    case(
+        TypeError,
+        "k is the width of the output and must be known on the host, got a tensor (on meta); "
+        "pass an int or a list of B ints.",
+        select_pivots, SALIENCE, IDS.to("meta"),
+    ),
+    case(
+        ValueError,
+        "valid must be [B, N] with N = 5, as in the arguments before it, got shape [2, 4].",
+        select_pivots, SALIENCE, 1, valid=torch.ones(B, 4, dtype=torch.bool),
+    ),
+    # complete_tokens
+    case(
+        ValueError,
+        "features must be [B, N, D], got shape [5, 3].",
+        complete_tokens, FEATURES[0], SELECTED, 1,
+    ),
+    case(
+        ValueError,
+        "selected must be [B, P] with B = 2, as in the arguments before it, got shape [1, 2].",
+        complete_tokens, FEATURES, SELECTED[:1], 1,
+    ),
+    case(
+        TypeError,
+        "selected must be int64, got int32.",
+        complete_tokens, FEATURES, SELECTED.int(), 1,
+    ),
+    case(
+        ValueError,
+        "selected must lie in -1..4 (a token, or -1 for none), got 5.",
+        complete_tokens, FEATURES, SELECTED + 1, 1,
+    ),
+    case(
+        ValueError,
+        "selected must lie in -1..4 (a token, or -1 for none), got -2.",
+        complete_tokens, FEATURES, SELECTED - 1, 1,
+    ),
+    case(
+        ValueError,
+        "selected must lie in -1..-1 (a token, or -1 for none), got 0.",
+        complete_tokens, FEATURES[:, :0], torch.zeros(B, 1, dtype=torch.int64), 1,
+    ),
+    case(
+        ValueError,
+        "selected must name a token at most once per image, got 3 more than once for image 1.",
+        complete_tokens, FEATURES, torch.tensor([[-1, -1, 3], [3, 0, 3]]), 1,
+    ),
+    case(
+        ValueError, "num_tokens must be 0 or more, got -1.",
+        complete_tokens, FEATURES, SELECTED, -1,
+    ),
+    case(
+        TypeError, "num_tokens must be an int, got list.",
+        complete_tokens, FEATURES, SELECTED, [1, 2],
+    ),
+    case(
+        TypeError,
+        "valid must be bool, got float32.",
+        complete_tokens, FEATURES, SELECTED, 1, valid=SALIENCE,
+    ),
+    # select_tokens
+    case(
+        ValueError,
+        "salience must be [B, N] with N = 5, as in the arguments before it, got shape [2, 4].",
+        select_tokens, FEATURES, SALIENCE[:, 1:], 2, 1,
+    ),
+    case(
+        ValueError,
+        "salience must be on cpu like features, got meta.",
+        select_tokens, FEATURES, SALIENCE.to("meta"), 2, 1,
+    ),
+    case(ValueError, "budget must be 0 or more, got -3.", select_tokens, FEATURES, SALIENCE, -3, 1),
+    case(
+        ValueError,
+        "budget must be 0 or more for every image, got -3 for image 0.",
+        select_tokens, FEATURES, SALIENCE, torch.tensor([-3, 1]), 1,
+    ),
+    case(
+        TypeError,
+        "pivot_counts must be an int or one int per image, got NoneType.",
+        select_tokens, FEATURES, SALIENCE, 2, None,
+    ),
+    case(
+        ValueError,
+        "pivot_counts must hold one int per image, B = 2, got 1.",
+        select_tokens, FEATURES, SALIENCE, 2, [1],
+    ),
+    case(
+        TypeError,
+        "pivot_counts must be int64, got float32.",
+        select_tokens, FEATURES, SALIENCE, 2, torch.ones(2),
+    ),
+    # gather_tokens
+    case(
+        ValueError,
+        "indices must lie in -1..4 (a token, or -1 for none), got 7.",
+        gather_tokens, FEATURES, torch.tensor([[0], [7]]),
+    ),
+    case(
+        TypeError, "indices must be int64, got bool.",
+        gather_tokens, FEATURES, torch.ones(B, N, dtype=torch.bool),
+    ),
+    # merge_tokens
+    case(
+        ValueError,
+        "features must be [B, N, F] with N = 5, as in the arguments before it, "
+        "got shape [2, 4, 3].",
+        merge_tokens, FEATURES, FEATURES[:, 1:], SELECTED,
+    ),
+    case(
+        ValueError,
+        "indices must lie in -1..4 (a token, or -1 for none), got 5.",
+        merge_tokens, FEATURES, FEATURES, SELECTED + 1,
+    ),
+    case(
+        ValueError,
+        "indices must name a token at most once per image, got 2 more than once for image 0.",
+        merge_tokens, FEATURES, FEATURES, torch.tensor([[2, 2], [0, 1]]),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "message", "op", "args", "options"), CASES)
+def test_error_names_the_argument_what_it_was_and_what_is_allowed(
+    error, message, op, args, options
+) -> None:
+    with pytest.raises(error) as raised:
+        op(*args, **options)
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(("error", "message", "op", "args", "options"), CASES)
+def test_errors_come_before_anything_runs(error, message, op, args, options) -> None:
+    class NoOps(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert func.namespace != "clasp_kernels"
+            return func(*args, **(kwargs or {}))
+
+    with NoOps(), pytest.raises(error):
+        op(*args, **options)
+
+
+def test_values_are_not_looked_at_while_compiling() -> None:
+    """Checks that depend on data would break the graph; shapes are still checked."""
+    torch._dynamo.reset()
+    compiled = torch.compile(gather_tokens, fullgraph=True, backend="eager")
+    compiled(FEATURES, SELECTED)
+    with pytest.raises(Exception, match="indices must be int64"):
+        compiled(FEATURES, SELECTED.int())
+
+
+def test_values_of_fake_tensors_are_not_looked_at() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for op, call in calls().items():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            result = getattr(clasp_kernels, op)(**call.arguments)
+        assert result is not None
+
+
+def test_traces_symbolically_with_make_fx() -> None:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    graph = make_fx(gather_tokens, tracing_mode="symbolic")(FEATURES, SELECTED)
+    assert torch.equal(graph(FEATURES, SELECTED), gather_tokens(FEATURES, SELECTED))
+
+
+class Elsewhere:
+    """Stands in for a tensor on a GPU, as far as the decision to read it goes."""
+
+    is_cuda = False
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize(("strict", "reads"), [(None, False), ("0", False), ("1", True)])
+def test_values_on_a_gpu_are_read_only_when_strict(monkeypatch, strict, reads) -> None:
+    if strict is None:
+        monkeypatch.delenv("CLASP_KERNELS_STRICT", raising=False)
+    else:
+        monkeypatch.setenv("CLASP_KERNELS_STRICT", strict)
+    assert _checks.may_read(Elsewhere()) is reads  # type: ignore[arg-type]
+    assert _checks.may_read(FEATURES)
+    assert not _checks.may_read(FEATURES.to("meta"))

@@ -1,0 +1,333 @@
+"""Who serves an op, how that is reported, and how it is forced."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import clasp_kernels
+from clasp_kernels import _native, backend_report, backends, select_pivots, use_backend
+
+SALIENCE = torch.tensor([[1.0, 3.0, 2.0]])
+LOADED = _native.load().loaded
+needs_extension = pytest.mark.skipif(not LOADED, reason="the C++ extension is not built")
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter that sees this checkout."""
+    root = str(Path(clasp_kernels.__file__).parents[1])
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CLASP_KERNELS_")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, "PYTHONPATH": root, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = """
+import sys, clasp_kernels
+assert clasp_kernels.__version__
+heavy = {"torch", "transformers", "triton", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+import clasp_kernels.ops
+heavy = {"transformers", "triton"} & set(sys.modules)
+assert not heavy, heavy
+import torch
+torch.ops.clasp_kernels.merge_tokens.default
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_resolves() -> None:
+    assert set(clasp_kernels.__all__) <= set(dir(clasp_kernels))
+    for name in clasp_kernels.__all__:
+        assert getattr(clasp_kernels, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'fuse_layer'"):
+        clasp_kernels.fuse_layer  # noqa: B018
+
+
+def test_report_has_every_op_with_a_reason() -> None:
+    report = backend_report()
+    assert {row.op for row in report.ops if row.device == "cpu"} == {
+        "attention_salience",
+        "complete_tokens",
+        "fuse_layers",
+        "gather_tokens",
+        "merge_tokens",
+        "select_pivots",
+        "select_tokens",
+    }
+    assert all(row.reason for row in report.ops)
+    text = str(report)
+    assert torch.__version__ in text
+    for row in report.ops:
+        assert any(row.op in line and row.reason in line for line in text.splitlines())
+
+
+def test_report_follows_what_is_forced() -> None:
+    with use_backend("reference"):
+        report = backend_report()
+    assert report.forced == "reference"
+    assert {row.backend for row in report.ops} == {"reference"}
+    with use_backend("cuda"):
+        report = backend_report()
+    assert {row.backend for row in report.ops} == {None}
+    assert "none" in str(report)
+
+
+@needs_extension
+def test_extension_serves_its_ops_on_cpu() -> None:
+    served = {row.op: row.backend for row in backend_report().ops if row.device == "cpu"}
+    assert {op for op, name in served.items() if name == "cpu"} == set(_native.CPU_OPS)
+    assert backend_report().native.loaded
+
+
+def which_overload(call) -> list[str]:
+    seen = []
+
+    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Spy():
+        call()
+    return [name.split("::")[1] for name in seen if name.startswith("clasp_kernels::")]
+
+
+def test_forcing_reference_calls_the_reference() -> None:
+    call = lambda: select_pivots(SALIENCE, 2)  # noqa: E731
+    assert which_overload(call) == ["select_pivots"]
+    with use_backend("reference"):
+        assert which_overload(call) == ["select_pivots.reference"]
+        with use_backend("auto"):
+            assert which_overload(call) == ["select_pivots"]
+        assert which_overload(call) == ["select_pivots.reference"]
+    assert which_overload(call) == ["select_pivots"]
+
+
+def test_forcing_ends_with_the_block_also_on_an_error() -> None:
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError
+    assert backend_report().forced == "auto"
+
+
+def test_forcing_holds_for_one_thread() -> None:
+    seen = []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(backend_report().forced))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_compiled_code_follows_what_is_forced() -> None:
+    graphs: list[list[str]] = []
+
+    def record(module: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append([str(node.target) for node in module.graph.nodes])
+        return module.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: select_pivots(x, 2), fullgraph=True, backend=record)
+    compiled(SALIENCE)
+    assert "clasp_kernels.select_pivots.default" in graphs[0]
+    with use_backend("reference"):
+        compiled(SALIENCE)
+    assert "clasp_kernels.select_pivots.reference" in graphs[1]
+    compiled(SALIENCE)
+    assert len(graphs) == 2
+
+
+def test_forcing_inside_compiled_code() -> None:
+    graphs: list[list[str]] = []
+
+    def record(module: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append([str(node.target) for node in module.graph.nodes])
+        return module.forward
+
+    def both(salience: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with use_backend("reference"):
+            first = select_pivots(salience, 1)
+        return first, select_pivots(salience, 2)
+
+    torch._dynamo.reset()
+    torch.compile(both, fullgraph=True, backend=record)(SALIENCE)
+    called = [name for name in graphs[0] if name.startswith("clasp_kernels")]
+    assert called == [
+        "clasp_kernels.select_pivots.reference",
+        "clasp_kernels.select_pivots.default",
+    ]
+
+
+def test_unknown_backend_is_an_error() -> None:
+    with pytest.raises(ValueError) as raised:
+        use_backend("gpu")
+    assert str(raised.value) == (
+        "use_backend: name must be one of auto, reference, cpu, triton, cuda, got 'gpu'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("cpu", "there is no native kernel for select_pivots in clasp_kernels"),
+        ("triton", "has no Triton kernels."),
+        ("cuda", "has no CUDA kernels."),
+    ],
+)
+def test_a_forced_backend_that_cannot_serve_raises_every_time(name: str, problem: str) -> None:
+    with use_backend(name):
+        for _ in range(2):
+            with pytest.raises(RuntimeError) as raised:
+                select_pivots(SALIENCE, 2)
+            message = str(raised.value)
+            assert message.startswith(f"select_pivots: the {name} backend is forced but cannot")
+            assert problem in message
+            assert "CLASP_KERNELS_BACKEND=auto" in message
+        with pytest.raises(RuntimeError, match=f"the {name} backend is forced but cannot serve"):
+            torch.compile(lambda x: select_pivots(x, 2), backend="eager", fullgraph=True)(SALIENCE)
+
+
+def test_cpu_kernels_refuse_other_devices() -> None:
+    backend, reason = backends.choose("select_tokens", "cuda", "cpu")
+    assert backend is None
+    assert reason == "the native kernel of select_tokens takes CPU tensors, not cuda tensors."
+
+
+# In a fresh interpreter, before the ops are imported: there is no extension to be found.
+WITHOUT_EXTENSION = """
+import pathlib, clasp_kernels._native as native
+native.PACKAGE = pathlib.Path("/nonexistent")
+import threading, torch, clasp_kernels
+features, salience = torch.randn(1, 6, 3), torch.rand(1, 6)
+"""
+
+
+def test_environment_forces_for_the_whole_process() -> None:
+    code = (
+        WITHOUT_EXTENSION
+        + """
+def check():
+    assert clasp_kernels.backend_report().forced == "reference"
+    clasp_kernels.select_tokens(features, salience, 3, 2)
+check()
+thread = threading.Thread(target=check)
+thread.start()
+thread.join()
+with clasp_kernels.use_backend("auto"):
+    assert clasp_kernels.backend_report().forced == "auto"
+"""
+    )
+    done = python(code, CLASP_KERNELS_BACKEND="reference")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "", "the reference was asked for: nothing to warn about"
+
+
+def test_environment_with_an_unknown_name_is_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(backends._state, "forced", "fast")
+    with pytest.raises(ValueError) as raised:
+        select_pivots(SALIENCE, 2)
+    assert str(raised.value) == (
+        "CLASP_KERNELS_BACKEND must be one of auto, reference, cpu, triton, cuda, got 'fast'."
+    )
+
+
+def test_choice_is_logged_once_per_op(caplog) -> None:
+    backends._announce_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="clasp_kernels"):
+        for _ in range(3):
+            select_pivots(SALIENCE, 2)
+            clasp_kernels.gather_tokens(torch.zeros(1, 2, 3), torch.tensor([[0]]))
+        with use_backend("reference"):
+            select_pivots(SALIENCE, 2)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert messages[0].startswith("select_pivots on cpu tensors is served by reference: ")
+    assert messages[1].startswith("gather_tokens on cpu tensors is served by reference: ")
+
+
+def test_choice_is_logged_under_compile(caplog) -> None:
+    backends._announce_once.cache_clear()
+    torch._dynamo.reset()
+    with caplog.at_level(logging.INFO, logger="clasp_kernels.backends"):
+        compiled = torch.compile(lambda x: select_pivots(x, 2), backend="eager", fullgraph=True)
+        compiled(SALIENCE)
+    assert [r.name for r in caplog.records].count("clasp_kernels.backends") == 1
+
+
+def test_without_the_extension_it_falls_back_with_one_warning() -> None:
+    code = (
+        WITHOUT_EXTENSION
+        + """
+for _ in range(2):
+    clasp_kernels.select_tokens(features, salience, 3, 2)
+    clasp_kernels.complete_tokens(features, torch.tensor([[0]]), 2)
+clasp_kernels.gather_tokens(features, torch.tensor([[0]]))
+"""
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("RuntimeWarning") == 1
+    line = int(done.stderr.removeprefix("<string>:").split(":")[0])
+    assert "select_tokens(" in code.splitlines()[line - 1], "the warning points at the caller"
+    assert "complete_tokens, select_tokens fall back to the slow reference backend" in done.stderr
+    assert "there is no _C extension in /nonexistent" in done.stderr
+    assert "pip install --no-build-isolation" in done.stderr
+    assert "CLASP_KERNELS_BACKEND=reference" in done.stderr
+
+
+def test_without_the_extension_forcing_cpu_says_how_to_get_it(monkeypatch) -> None:
+    monkeypatch.setattr(_native, "_status", _native._load(Path("/nonexistent")))
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False)
+    backends._announce_once.cache_clear()
+    with use_backend("cpu"), pytest.raises(RuntimeError) as raised:
+        clasp_kernels.select_tokens(SALIENCE[..., None], SALIENCE, 2, 1)
+    assert str(raised.value).startswith(
+        "select_tokens: the cpu backend is forced but cannot serve: there is no _C extension in "
+        "/nonexistent. Build it with `pip install --no-build-isolation"
+    )
+
+
+def test_an_extension_that_does_not_load_names_both_versions_and_the_way_out(tmp_path) -> None:
+    library = tmp_path / "_C.abi3.so"
+    library.write_bytes(b"not a library")
+    (tmp_path / "_build_info.py").write_text('TORCH_VERSION = "2.10.0+cpu"\n')
+    status = _native._load(tmp_path)
+    assert not status.loaded
+    assert status.path == library
+    assert status.reason.startswith(
+        f"_C.abi3.so, built with torch 2.10.0+cpu, does not load under torch {torch.__version__} ("
+    )
+    assert "invalid ELF header" in status.reason or "too short" in status.reason
+    assert _native.REBUILD in status.reason
+
+
+def test_an_extension_without_build_info_still_explains_itself(tmp_path) -> None:
+    (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
+    reason = _native._load(tmp_path).reason
+    assert "of an unknown version (_build_info.py is missing)" in reason
+
+
+def test_the_cuda_extension_is_not_mistaken_for_the_cpu_one(tmp_path) -> None:
+    (tmp_path / "_C_cuda.abi3.so").write_bytes(b"")
+    assert _native._load(tmp_path).path is None
+
+
+@needs_extension
+def test_an_extension_that_lacks_a_kernel_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(_native, "CPU_OPS", (*_native.CPU_OPS, "gather_tokens"))
+    backend, reason = backends.choose("gather_tokens", "cpu", "cpu")
+    assert backend is None
+    assert "lacks kernels of this version" in reason
