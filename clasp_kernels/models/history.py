@@ -35,7 +35,7 @@ class PrunedHistory:
 
     @staticmethod
     def of(cache: Any) -> PrunedHistory:
-        """The history of a cache, or of no cache; one that was emptied for reuse still has it."""
+        """The history of a cache, or of no cache."""
         history: PrunedHistory = getattr(cache, _ATTRIBUTE, _NOTHING_PRUNED)
         return history
 
@@ -44,10 +44,6 @@ class PrunedHistory:
 
     def __bool__(self) -> bool:
         return self.full_length > 0
-
-    def full_seen(self, seen: int) -> int:
-        """Columns of the conversation in a cache that now holds ``seen``, as the caller counts."""
-        return self.full_length + seen - self.pruned_length
 
     def mask(self, full_mask: torch.Tensor | None, total: int, seen: int) -> torch.Tensor | None:
         """The caller's mask over ``total`` columns, [rows, total], for the pruned cache.
@@ -91,15 +87,39 @@ class PrunedHistory:
 _NOTHING_PRUNED = PrunedHistory()
 
 
-def cached_length(cache: Any) -> int:
-    """Columns a cache holds. Waits for the device where a static cache keeps its length there."""
-    return 0 if cache is None else int(cache.get_seq_length())
+@dataclass(frozen=True)
+class CachedPast:
+    """What a cache holds when a forward begins."""
 
+    history: PrunedHistory
+    seen: int
+    """Columns in the cache."""
 
-def cached_length_unless_on_device(cache: Any, otherwise: int) -> int:
-    """Columns a cache holds, or ``otherwise`` where asking would wait for the device.
+    @classmethod
+    def of(cls, cache: Any) -> CachedPast:
+        """Look at a cache, or at none. Waits for a static cache, whose length is on the device.
 
-    Only static caches keep their length on the device, and those are never cropped.
-    """
-    length = cache.get_seq_length()
-    return otherwise if isinstance(length, torch.Tensor) else int(length)
+        A cache that was emptied for reuse loses its history here, before anything new is in it.
+        """
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        if seen == 0 and hasattr(cache, _ATTRIBUTE):
+            delattr(cache, _ATTRIBUTE)
+        return cls(PrunedHistory.of(cache), seen)
+
+    @classmethod
+    def of_running(cls, cache: Any) -> CachedPast:
+        """Look at the cache of a generation that is past its first forward, without waiting."""
+        history = PrunedHistory.of(cache)
+        seen = 0 if cache is None else cache.get_seq_length()
+        # Where the length is on the device the cache is static. Those are never cropped, and that
+        # is all the length is asked for.
+        return cls(history, history.pruned_length if isinstance(seen, torch.Tensor) else seen)
+
+    @property
+    def full_seen(self) -> int:
+        """The columns these stand for, as the caller counts them."""
+        return self.history.full_length + self.seen - self.history.pruned_length
+
+    def mask(self, full_mask: torch.Tensor | None, total: int) -> torch.Tensor | None:
+        """The caller's mask over ``total`` columns, [rows, total], for the pruned cache."""
+        return self.history.mask(full_mask, total, self.seen)

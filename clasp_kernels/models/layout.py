@@ -91,24 +91,23 @@ def prune_columns(
         lengths.append(stop - start - in_prompt * per_image + tokens)
         image += in_prompt
     width = max(lengths)
-    left = [
-        width - length - min(columns - stop, width - length)
-        for length, (_, stop) in zip(lengths, images.spans, strict=True)
-    ]
-    start, stop, first, length = (
-        torch.tensor(values, device=device).unsqueeze(1)
-        for values in (*zip(*images.spans, strict=True), left, lengths)
-    )
+    edges = []
+    for length, (start, stop) in zip(lengths, images.spans, strict=True):
+        slack = width - length
+        left = slack - min(slack, columns - stop)  # padding on the right stays there if it can
+        edges.append((start, stop, left, left + length))
+    # [prompts, 1] each: between which columns a prompt was, and between which it will be.
+    old_start, old_stop, new_start, new_stop = torch.tensor(edges, device=device).T.unsqueeze(-1)
 
     column = torch.arange(columns, device=device).expand(prompts, -1)
-    keep = ~is_dropped & (column >= start) & (column < stop)
+    keep = ~is_dropped & (column >= old_start) & (column < old_stop)
     # What is not kept goes to a slot past the end, which is cut off again.
-    target = torch.where(keep, keep.cumsum(1) - 1 + first, width)
+    target = torch.where(keep, keep.cumsum(1) - 1 + new_start, width)
     source = torch.zeros(prompts, width + 1, dtype=torch.int64, device=device)
     source = source.scatter_(1, target, column)[:, :width]
 
     position = torch.arange(width, device=device)
-    is_padding = (position < first) | (position >= first + length)
+    is_padding = (position < new_start) | (position >= new_stop)
     dropped_before = is_dropped.cumsum(1)
     return PrunedLayout(
         source=source,

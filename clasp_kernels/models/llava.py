@@ -10,7 +10,6 @@ from clasp_kernels.models.adapter import VisionOutput
 from clasp_kernels.policy import Profile
 
 _VISION_TOWERS = ("clip_vision_model",)
-_SELECT_STRATEGIES = ("default", "full")
 
 
 class LlavaAdapter:
@@ -34,11 +33,6 @@ class LlavaAdapter:
                 f"scores the tokens; this model has {tower_type!r}"
             )
         self._strategy = config.vision_feature_select_strategy
-        if self._strategy not in _SELECT_STRATEGIES:
-            raise ValueError(
-                f"config.vision_feature_select_strategy must be one of "
-                f"{', '.join(map(repr, _SELECT_STRATEGIES))}, got {self._strategy!r}"
-            )
         self._feature_layer = config.vision_feature_layer
         feature_layers = self._feature_layer
         if isinstance(feature_layers, int):

@@ -8,28 +8,11 @@ from typing import Any
 import torch
 
 from clasp_kernels.models.adapter import Adapter
-from clasp_kernels.models.history import PrunedHistory, cached_length
+from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.selection import KeptTokens
 
 _NO_LOSS = -100  # the label that loss functions skip
-
-
-@dataclass(frozen=True)
-class CachedPast:
-    """What the cache held before this prefill."""
-
-    history: PrunedHistory
-    seen: int
-    """Columns in the cache."""
-    full_seen: int
-    """The columns they stand for, as the caller counts them."""
-
-    @classmethod
-    def of(cls, cache: Any) -> CachedPast:
-        seen = cached_length(cache)
-        history = PrunedHistory.of(cache if seen else None)
-        return cls(history, seen, history.full_seen(seen))
 
 
 @dataclass(frozen=True)
@@ -126,7 +109,7 @@ def prune_prompt(
     embeds = embeds.masked_scatter(visual, features)
     pruned["inputs_embeds"] = embeds
 
-    mask = past.history.mask(inputs.get("attention_mask"), past.full_seen + length, past.seen)
+    mask = past.mask(inputs.get("attention_mask"), past.full_seen + length)
     if mask is not None:
         segment = rows_layout.take(mask[:, past.seen :].to(layout.source.device))
         mask = torch.cat([mask[:, : past.seen].to(segment.device), segment], dim=1)
@@ -159,7 +142,10 @@ def prune_prompt(
             raise ValueError(
                 f"labels must have the prompt's shape {[rows, length]}, got {list(labels.shape)}"
             )
-        pruned["labels"] = rows_layout.take(labels, padding=_NO_LOSS)
+        labels = rows_layout.take(labels, padding=_NO_LOSS)
+        # Padding that was not there before must not be asked to predict a row's first token.
+        labels[:, 1:].masked_fill_(rows_layout.is_padding[:, :-1], _NO_LOSS)
+        pruned["labels"] = labels
 
     if rows == 1 and "flash" in (text_config._attn_implementation or ""):
         # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths.

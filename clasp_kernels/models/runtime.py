@@ -16,15 +16,10 @@ from typing import Any
 
 import torch
 
-from clasp_kernels.models.history import (
-    PrunedHistory,
-    cached_length,
-    cached_length_unless_on_device,
-)
+from clasp_kernels.models.history import CachedPast
 from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.models.patching import PatchedMethod
 from clasp_kernels.models.prefill import (
-    CachedPast,
     check_attention_mask,
     find_images,
     input_shape,
@@ -127,20 +122,11 @@ class ClaspRuntime:
         embeds = kwargs.get("inputs_embeds") if first else None
         length = input_ids.shape[1] if embeds is None else embeds.shape[1]
         cache = kwargs.get("past_key_values")
-        history = PrunedHistory.of(cache)
-        seen = 0
-        if history:
-            seen = (
-                cached_length(cache)
-                if first
-                # A step of a running generation must not wait to learn how far it is.
-                else cached_length_unless_on_device(cache, otherwise=history.pruned_length)
-            )
-            if seen == 0:
-                history = PrunedHistory()
-        if history and kwargs.get("next_sequence_length") not in (None, 1):
+        # A step of a running generation must not wait to learn how far it is.
+        past = CachedPast.of(cache) if first else CachedPast.of_running(cache)
+        if past.history and kwargs.get("next_sequence_length") not in (None, 1):
             # It was counted from the length of the cache, which has seen more than it holds.
-            kwargs["next_sequence_length"] = length - history.full_seen(seen)
+            kwargs["next_sequence_length"] = length - past.full_seen
 
         # The rule by which the original forwards images: in the prefill, or always if uncached.
         forwards_images = first or not kwargs.get("use_cache", True)
@@ -153,12 +139,12 @@ class ClaspRuntime:
             model_inputs[_GENERATION] = generation
             return model_inputs
 
-        if history:
+        if past.history:
             position_ids = kwargs.get("position_ids")
             total = length if position_ids is None else position_ids.shape[-1]
-            kwargs["attention_mask"] = history.mask(kwargs.get("attention_mask"), total, seen)
+            kwargs["attention_mask"] = past.mask(kwargs.get("attention_mask"), total)
             if position_ids is not None:
-                kwargs["position_ids"] = history.positions(position_ids)
+                kwargs["position_ids"] = past.history.positions(position_ids)
         model_inputs = self._prepare(input_ids, **kwargs)
         model_inputs[_PREPARED] = True
         return model_inputs
@@ -250,9 +236,7 @@ class ClaspRuntime:
             vision_stopwatch=kept.vision_stopwatch,
             prefill_stopwatch=prefill_stopwatch,
         )
-        if return_dict is None:
-            return_dict = self._model.config.return_dict
-        return outputs if return_dict else outputs.to_tuple()
+        return outputs.to_tuple() if return_dict is False else outputs
 
 
 def kv_bytes_per_token(text_config: Any, dtype: torch.dtype) -> int:

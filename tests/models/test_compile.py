@@ -1,0 +1,40 @@
+"""Compiled decoding with a static cache: what ``generate`` does by itself on a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_llava import images, prompts, tiny_profile
+from transformers import CompileConfig, LlavaForConditionalGeneration
+
+from clasp_kernels.models import apply_clasp
+
+
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_decode_steps_trace_into_one_graph(
+    model: LlavaForConditionalGeneration, positions: str
+) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_config = CompileConfig(backend=count, fullgraph=True, mode=None, dynamic=False)
+    compile_config._compile_all_devices = True
+    batch = prompts([1, 5, "image", 7, 8], [1, "image", 3, "image", 9])
+    inputs = {**batch, "pixel_values": images(3), "max_new_tokens": 5}
+    static = {"cache_implementation": "static", "compile_config": compile_config}
+    unpruned = model.generate(**inputs, **static)
+    before = len(graphs)
+    assert before > 0
+
+    with apply_clasp(model, budget=8, profile=tiny_profile(), positions=positions):
+        expected = model.generate(**inputs, categories="ocr")
+        for category in ("ocr", "ocr", "counting"):
+            ids = model.generate(**inputs, **static, categories=category)
+            if category == "ocr":
+                assert torch.equal(ids, expected)
+        assert len(graphs) == before + 1  # and none for another category
+
+    assert torch.equal(model.generate(**inputs, **static), unpruned)

@@ -1,0 +1,236 @@
+"""What does not fit is refused, in words, before anything is patched."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import images, prompts, tiny_profile
+from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
+
+from clasp_kernels.models import ClaspHandle, apply_clasp
+from clasp_kernels.policy import CategoryPolicy, Schedule
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": 0}, r"budget must be in 1..36, the visual tokens .*, got 0"),
+        ({"budget": -3}, r"budget must be in 1..36, .*, got -3"),
+        ({"budget": 37}, r"budget must be in 1..36, .*, got 37"),
+        ({"budget": 8.0}, r"budget must be an int, got 8.0"),
+        ({"budget": True}, r"budget must be an int, got True"),
+        ({"fuse_into": "llm"}, r"fuse_into must be 'projector' or 'selection', got 'llm'"),
+        ({"positions": "new"}, r"positions must be 'original' or 'compact', got 'new'"),
+        ({"merge": 1}, r"merge must be True or False, got 1"),
+        ({"profile": "llava.json"}, r"profile must be a .*Profile, got str; Profile.load"),
+        (
+            {"profile": tiny_profile(model_type="qwen2_vl")},
+            r"profile 'tiny' is for 'qwen2_vl' models, but this one is 'llava'",
+        ),
+        (
+            {
+                "profile": tiny_profile(
+                    layers=(-6, -2), categories={"general": CategoryPolicy((1.0, 1.0), 0.5)}
+                )
+            },
+            r"profile 'tiny' fuses layer -6, but the vision tower has 5 layers: -5..-1 are",
+        ),
+        (
+            {"profile": tiny_profile(salience_layer=-6)},
+            r"takes salience from layer -6, but the vision tower has 5 layers: -5..-1 are",
+        ),
+        ({"profile": None}, r"profile 'llava-default' fuses layer -8, but the vision tower has 5"),
+        ({"router": "rules.json"}, r"router must be callable with a list of prompts, got str"),
+        ({"processor": 3}, r"processor must be the model's processor or tokenizer, got int"),
+        ({"schedule": {2: 8}}, r"schedule must be a .*Schedule, got dict"),
+        (
+            {"schedule": Schedule({2: 8})},
+            r"drops tokens inside the language model, .* not supported.*use Schedule.input\(8\)",
+        ),
+        (
+            {"schedule": Schedule.input(4)},
+            r"Schedule\(\{0: 4\}\) keeps 4 tokens, but budget is 8; they must agree",
+        ),
+    ],
+)
+def test_bad_argument(
+    model: LlavaForConditionalGeneration, arguments: dict[str, Any], message: str
+) -> None:
+    before = dict(vars(model))
+    with pytest.raises((ValueError, TypeError), match=message):
+        apply_clasp(model, **{"budget": 8, "profile": tiny_profile(), **arguments})
+    assert vars(model) == before
+
+
+def test_schedule_that_prunes_the_input(model: LlavaForConditionalGeneration) -> None:
+    with apply_clasp(model, budget=8, profile=tiny_profile(), schedule=Schedule.input(8)):
+        pass
+
+
+@pytest.mark.parametrize("wrong", [SimpleNamespace(config=SimpleNamespace(model_type="gpt2")), 3])
+def test_unsupported_model_lists_the_supported(wrong: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"supported config.model_type, 'llava'; got (None|'gpt2')"
+    ):
+        apply_clasp(wrong, budget=8)
+
+
+def test_model_without_a_head(model: LlavaForConditionalGeneration) -> None:
+    with pytest.raises(TypeError, match="must be a LlavaForConditionalGeneration, got LlavaModel"):
+        apply_clasp(model.model, budget=8, profile=tiny_profile())
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"vision_feature_layer": [-3, -2]}, r"layers \[-3, -2\] side by side .*'selection'"),
+        (
+            {"vision_feature_layer": 0},
+            "vision_feature_layer=0 is the embedding, which no attention",
+        ),
+    ],
+)
+def test_model_whose_features_do_not_fit(
+    model: LlavaForConditionalGeneration, config: dict[str, Any], message: str
+) -> None:
+    for name, value in config.items():
+        setattr(model.config, name, value)
+    with pytest.raises(ValueError, match=message):
+        apply_clasp(model, budget=8, profile=tiny_profile())
+
+
+def test_vision_tower_without_cls(model: LlavaForConditionalGeneration) -> None:
+    model.config.vision_config = SiglipVisionConfig()
+    with pytest.raises(ValueError, match=r"must be clip_vision_model, .* has 'siglip_vision_mod"):
+        apply_clasp(model, budget=8, profile=tiny_profile())
+
+
+def test_apply_twice(model: LlavaForConditionalGeneration) -> None:
+    handle = apply_clasp(model, budget=8, profile=tiny_profile())
+    patched = dict(vars(model))
+    with pytest.raises(ValueError, match=r"patched already; remove\(\) its handle"):
+        apply_clasp(model, budget=4, profile=tiny_profile())
+    assert vars(model) == patched
+    handle.remove()
+
+
+@pytest.fixture
+def handle(model: LlavaForConditionalGeneration) -> ClaspHandle:
+    return apply_clasp(model, budget=8, profile=tiny_profile())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, r"either pass categories= .* or pass processor= to apply_clasp\(\)"),
+        ({"categories": "poetry"}, r"unknown category 'poetry'; .* general, ocr, counting"),
+        ({"categories": ["ocr"]}, r"one category per prompt: got 1 for 2 prompts"),
+        ({"categories": 3}, r"categories must be a category name or a list of them, .* got int"),
+        ({"pixel_values": images(1)}, r"pixel_values holds 1 images, .* placeholders for 2, at 36"),
+        ({"attention_mask": torch.ones(2, 1, 41, 41)}, r"attention_mask must be 2D .* got 4D"),
+        (
+            {"attention_mask": torch.ones(2, 7)},
+            r"attention_mask must be \[2, 41\], .* got \[2, 7\]",
+        ),
+        ({"vision_feature_layer": -1}, r"vision_feature_layer is -2, as .* got -1: remove\(\)"),
+        ({"vision_feature_select_strategy": "full"}, r"is 'default', as .* got 'full'"),
+        ({"image_sizes": torch.ones(2, 2)}, r"image_sizes is for vision towers that keep"),
+        ({"logits_to_keep": torch.tensor([1])}, r"logits_to_keep must be an int where images"),
+        (
+            {"labels": torch.ones(2, 7)},
+            r"labels must have the prompt's shape \[2, 41\], got \[2, 7",
+        ),
+        ({"input_ids": None}, r"pass exactly one of input_ids and inputs_embeds"),
+    ],
+)
+def test_bad_forward_argument(handle: ClaspHandle, arguments: dict[str, Any], message: str) -> None:
+    batch = prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4])
+    inputs = {**batch, "pixel_values": images(2), "categories": "ocr"}
+    if not arguments:
+        del inputs["categories"]
+    with pytest.raises((ValueError, TypeError), match=message):
+        handle.model(**{**inputs, **arguments})
+
+
+def test_generate_without_a_way_to_know_the_category(handle: ClaspHandle) -> None:
+    with pytest.raises(ValueError, match=r"pass categories= to generate\(\) .* processor="):
+        handle.model.generate(**prompts([1, "image", 7]), pixel_values=images(1))
+
+
+def test_generate_still_catches_typos(handle: ClaspHandle) -> None:
+    with pytest.raises(ValueError, match="category"):
+        handle.model.generate(**prompts([1, "image", 7]), pixel_values=images(1), category="ocr")
+
+
+def test_part_of_an_image(handle: ClaspHandle) -> None:
+    batch = prompts([1, 2, "image", 7])
+    with pytest.raises(ValueError, match="prompt 0 has 20 image placeholders, which is not a mult"):
+        handle.model(input_ids=batch["input_ids"][:, :22], pixel_values=images(1), categories="ocr")
+
+
+def test_chunked_prefill(handle: ClaspHandle) -> None:
+    batch = prompts([1, 2, "image", 7])
+    with pytest.raises(ValueError, match="prefill_chunk_size"):
+        handle.model.generate(
+            **batch, pixel_values=images(1), categories="ocr", prefill_chunk_size=8
+        )
+
+
+def test_images_that_are_encoded_already(handle: ClaspHandle) -> None:
+    batch = prompts([1, 2, "image", 7])
+    encoded = {"image": handle.model.get_image_features(images(1))}
+    with pytest.raises(ValueError, match="encoded already, too late to prune"):
+        handle.model(**batch, mm_encoder_outputs=encoded)
+
+
+def test_embeddings_have_no_text_to_route(model: LlavaForConditionalGeneration) -> None:
+    class Tokenizer:
+        def decode(self, ids: list[int]) -> str:
+            return "unread"
+
+    batch = prompts([1, 2, "image", 7])
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    with (
+        apply_clasp(model, budget=8, profile=tiny_profile(), processor=Tokenizer()),
+        pytest.raises(ValueError, match="inputs_embeds have no text to route; pass categories="),
+    ):
+        model(inputs_embeds=embeds, pixel_values=images(1))
+
+
+def test_images_without_placeholders(handle: ClaspHandle) -> None:
+    with pytest.raises(ValueError, match="holds 1 images, but the prompts have placeholders for 0"):
+        handle.model(**prompts([1, 2, 3]), pixel_values=images(1), categories="ocr")
+
+
+def test_decoding_with_a_mask_of_the_wrong_length(handle: ClaspHandle) -> None:
+    batch = prompts([1, 2, "image", 7])
+    out = handle.model(**batch, pixel_values=images(1), categories="ocr", use_cache=True)
+    with pytest.raises(ValueError, match=r"attention_mask must be \[1, 40\], one column for every"):
+        handle.model(
+            input_ids=torch.tensor([[5]]),
+            past_key_values=out.past_key_values,
+            attention_mask=torch.ones(1, 39),
+        )
+
+
+def test_cache_cropped_into_the_image(handle: ClaspHandle) -> None:
+    batch = prompts([1, 2, 3], [1, "image", 7])
+    out = handle.model(**batch, pixel_values=images(1), categories="ocr", use_cache=True)
+    out.past_key_values.crop(-3)
+    with pytest.raises(ValueError, match=r"cropped to 7 columns, 3 less .* last 1 columns are"):
+        handle.model(input_ids=torch.tensor([[5], [5]]), past_key_values=out.past_key_values)
+
+
+def test_rows_of_a_padded_cache_cannot_be_repeated(handle: ClaspHandle) -> None:
+    batch = prompts([1, 2, 3], [1, "image", 7])
+    out = handle.model(**batch, pixel_values=images(1), categories="ocr", use_cache=True)
+    out.past_key_values.batch_repeat_interleave(2)
+    with pytest.raises(ValueError, match="holds 2 pruned rows, but attention_mask has 4"):
+        handle.model(
+            input_ids=torch.full((4, 1), 5),
+            past_key_values=out.past_key_values,
+            attention_mask=torch.ones(4, 39),
+        )

@@ -1,0 +1,73 @@
+"""FlashAttention as transformers calls it, its kernels replaced by plain attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import images, prompts, tiny_llava, tiny_profile
+from torch.nn import functional as F
+from transformers import modeling_flash_attention_utils
+
+from clasp_kernels.models import apply_clasp
+
+
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = False, **_: Any
+) -> torch.Tensor:
+    """[batch, length, heads, head_dim], causal rows aligned with the last key."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    mask = None
+    if causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+def attend_packed(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    causal: bool = False,
+    **_: Any,
+) -> torch.Tensor:
+    bounds = zip(cu_seqlens_q, cu_seqlens_q[1:], cu_seqlens_k, cu_seqlens_k[1:], strict=False)
+    return torch.cat(
+        [attend(q[a:b][None], k[c:d][None], v[c:d][None], causal)[0] for a, b, c, d in bounds]
+    )
+
+
+@pytest.fixture
+def flash(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = modeling_flash_attention_utils
+    functions = (attend, attend_packed, None, module._pad_input, module._unpad_input)
+
+    def keywords(is_causal: bool, **_: Any) -> dict[str, Any]:
+        return {"causal": is_causal}
+
+    monkeypatch.setattr(
+        module, "lazy_import_flash_attention", lambda *_, **__: (functions, (keywords, keywords))
+    )
+
+
+@pytest.mark.parametrize("rows", [[[1, 5, "image", 7, 8]], [[1, 5, "image", 7], [1, "image", 3]]])
+@pytest.mark.parametrize("positions", ["original", "compact"])
+def test_generate_as_with_sdpa(flash: None, rows: list[list[int | str]], positions: str) -> None:
+    inputs = {**prompts(*rows), "pixel_values": images(len(rows)), "categories": "ocr"}
+    settings = {
+        "max_new_tokens": 4,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "suppress_tokens": [60],
+    }
+    model = tiny_llava()
+    apply_clasp(model, budget=8, profile=tiny_profile(), positions=positions)
+    expected = model.generate(**inputs, **settings)
+    model.model.language_model.config._attn_implementation = "flash_attention_2"
+    out = model.generate(**inputs, **settings)
+    assert torch.equal(out.sequences, expected.sequences)
+    for ours, theirs in zip(out.logits, expected.logits, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)

@@ -1,0 +1,184 @@
+"""A plain forward: what goes in besides tokens, and what comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import IMAGE_TOKEN, images, prompts, tiny_llava, tiny_profile
+from transformers import LlavaForConditionalGeneration
+from transformers.generation.streamers import BaseStreamer
+
+from clasp_kernels.models import apply_clasp
+
+
+@pytest.fixture
+def inputs() -> dict[str, Any]:
+    batch = prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4])
+    return {**batch, "pixel_values": images(2), "categories": ["ocr", "spatial"]}
+
+
+def test_labels_are_pruned_along(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any]
+) -> None:
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    labels = ids.masked_fill((ids == IMAGE_TOKEN) | (mask == 0), -100)
+    with apply_clasp(model, budget=8, profile=tiny_profile()) as handle:
+        out = model(**inputs, labels=labels)
+        assert handle.last is not None
+        columns = handle.last.columns
+    # Every text token but the first of a row is predicted by the column that is now before it.
+    losses = []
+    for row in range(2):
+        for at, column in enumerate(columns[row].tolist()):
+            if at > 0 and column >= 0 and labels[row, column] >= 0 and columns[row, at - 1] >= 0:
+                scores = out.logits[row, at - 1].log_softmax(-1)
+                losses.append(-scores[labels[row, column]])
+    assert len(losses) == 3 + 4  # the rows' first tokens have nothing before them
+    torch.testing.assert_close(out.loss, torch.stack(losses).mean())
+
+
+def test_loss_trains_the_projector_and_the_language_model(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any]
+) -> None:
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE_TOKEN, -100)
+    with apply_clasp(model, budget=8, profile=tiny_profile()), torch.enable_grad():
+        model(**inputs, labels=labels).loss.backward()
+    assert model.model.multi_modal_projector.linear_1.weight.grad.abs().sum() > 0
+    assert model.model.language_model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in model.model.vision_tower.parameters())
+
+
+def test_prompt_as_embeddings(model: LlavaForConditionalGeneration, inputs: dict[str, Any]) -> None:
+    settings = {"max_new_tokens": 4, "suppress_tokens": [60]}
+    with apply_clasp(model, budget=8, profile=tiny_profile()) as handle:
+        logits = model(**inputs).logits
+        ids = model.generate(**inputs, **settings)
+        input_ids = inputs.pop("input_ids")
+        inputs["inputs_embeds"] = model.get_input_embeddings()(input_ids)
+        assert handle.last is not None
+        real = handle.last.columns >= 0
+        assert torch.equal(model(**inputs).logits[real], logits[real])
+        new_ids = model.generate(**inputs, **settings)
+    assert torch.equal(new_ids, ids[:, -4:])
+
+
+def test_image_hidden_states_are_the_kept_tokens(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any]
+) -> None:
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        out = model(**inputs, output_hidden_states=True)
+    assert out.image_hidden_states.shape == (8 + 4, 32)
+    embedded = out.hidden_states[0]
+    assert torch.equal(embedded[0, 2:10], out.image_hidden_states[:8])
+
+
+def test_only_kept_tokens_are_projected(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any]
+) -> None:
+    shapes = []
+    model.model.multi_modal_projector.register_forward_hook(
+        lambda module, args, output: shapes.append(tuple(output.shape))
+    )
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        model(**inputs)
+    assert shapes == [(2, 8, 32)]
+
+
+def test_tuple_instead_of_a_dict(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any]
+) -> None:
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        expected = model(**inputs, use_cache=False).to_tuple()
+        given = model(**inputs, use_cache=False, return_dict=False)
+    assert isinstance(given, tuple)
+    assert all(map(torch.equal, given, expected))
+
+
+def test_positional_arguments(model: LlavaForConditionalGeneration, inputs: dict[str, Any]) -> None:
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        expected = model(**inputs).logits
+        arguments = [inputs[name] for name in ("input_ids", "pixel_values", "attention_mask")]
+        assert torch.equal(model(*arguments, categories=inputs["categories"]).logits, expected)
+
+
+def test_without_a_mask_or_a_cache(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any]
+) -> None:
+    """The gaps that dropped tokens leave in the positions are no borders between prompts."""
+    batch = {**prompts([1, 5, "image", 7, 8]), "pixel_values": images(1), "categories": "ocr"}
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        expected = model(**batch).logits
+        del batch["attention_mask"]
+        torch.testing.assert_close(model(**batch, use_cache=False).logits, expected)
+
+
+def test_prompts_without_images_pass_through(model: LlavaForConditionalGeneration) -> None:
+    text = prompts([1, 2, 3, 4], [1, 2])
+    logits = model(**text).logits
+    ids = {
+        cache: model.generate(**text, max_new_tokens=3, cache_implementation=cache)
+        for cache in (None, "static")
+    }
+    with apply_clasp(model, budget=8, profile=tiny_profile()) as handle:
+        assert torch.equal(model(**text).logits, logits)
+        for cache, expected in ids.items():
+            out = model.generate(**text, max_new_tokens=3, cache_implementation=cache)
+            assert torch.equal(out, expected)
+        assert handle.last is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(inputs: dict[str, Any], dtype: torch.dtype) -> None:
+    """Features decide to the bit in low precision too: what is kept is what float32 keeps of the
+    same rounded weights, up to a few near ties."""
+    model = tiny_llava().to(dtype)
+    with apply_clasp(model, budget=8, profile=tiny_profile()) as handle:
+        out = model.generate(**inputs, max_new_tokens=3)
+        assert out.shape[1] == inputs["input_ids"].shape[1] + 3
+        assert handle.last is not None
+        low = handle.last
+    with apply_clasp(model.float(), budget=8, profile=tiny_profile()) as handle:
+        model(**inputs)
+        assert handle.last is not None
+        full = handle.last
+    assert low.kv_cache_bytes * 2 == full.kv_cache_bytes
+    for image, count in enumerate(low.stages[0].counts):
+        kept = (set(r.stages[0].indices[image, :count].tolist()) for r in (low, full))
+        assert len(set.intersection(*kept)) >= count - 2
+
+
+def test_inference_mode(model: LlavaForConditionalGeneration, inputs: dict[str, Any]) -> None:
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        expected = model(**inputs).logits
+        with torch.inference_mode():
+            assert torch.equal(model(**inputs).logits, expected)
+            model.generate(**inputs, max_new_tokens=3)
+
+
+def test_streaming(model: LlavaForConditionalGeneration, inputs: dict[str, Any]) -> None:
+    class Collect(BaseStreamer):
+        def __init__(self) -> None:
+            self.ids: list[int] = []
+
+        def put(self, value: torch.Tensor) -> None:
+            self.ids += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ids.append(-1)
+
+    batch = {**prompts([1, "image", 7]), "pixel_values": images(1), "categories": "ocr"}
+    streamer = Collect()
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        ids = model.generate(**batch, max_new_tokens=3, streamer=streamer)
+    assert streamer.ids == [*ids[0].tolist(), -1]
+
+
+def test_times_are_measured(model: LlavaForConditionalGeneration, inputs: dict[str, Any]) -> None:
+    with apply_clasp(model, budget=8, profile=tiny_profile()) as handle:
+        model(**inputs)
+    record = handle.last
+    assert record is not None
+    assert record.selection_seconds == record.stages[0].seconds
+    assert min(record.vision_seconds, record.selection_seconds, record.prefill_seconds) > 0

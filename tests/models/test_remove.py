@@ -1,0 +1,131 @@
+"""The model is patched as an instance, and comes back exactly as it was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import images, prompts, tiny_llava, tiny_profile
+from transformers import LlavaForConditionalGeneration
+
+from clasp_kernels.models import apply_clasp
+
+
+@pytest.fixture
+def prompt() -> dict[str, torch.Tensor]:
+    batch = prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4])
+    return {**batch, "pixel_values": images(2)}
+
+
+def everything_in(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
+    """The instance attributes and hooks of every module."""
+    return {
+        name: {
+            key: dict(value) if key.endswith("hooks") else value
+            for key, value in vars(module).items()
+        }
+        for name, module in model.named_modules()
+    }
+
+
+def test_remove_restores_bit_identical_behaviour(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    logits = model(**prompt).logits
+    ids = model.generate(**prompt, max_new_tokens=4)
+    before = everything_in(model)
+
+    handle = apply_clasp(model, budget=5, profile=tiny_profile())
+    model.generate(**prompt, max_new_tokens=4, categories="ocr")
+    handle.remove()
+
+    assert everything_in(model) == before
+    assert torch.equal(model(**prompt).logits, logits)
+    assert torch.equal(model.generate(**prompt, max_new_tokens=4), ids)
+    assert handle.last is not None  # still there to read
+
+
+def test_every_token_through_selection_changes_nothing(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    logits = model(**prompt).logits
+    settings = {"max_new_tokens": 5, "output_logits": True, "return_dict_in_generate": True}
+    generated = model.generate(**prompt, **settings)
+    with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
+        assert torch.equal(model(**prompt, categories="general").logits, logits)
+        again = model.generate(**prompt, categories="general", **settings)
+    assert torch.equal(again.sequences, generated.sequences)
+    assert all(map(torch.equal, again.logits, generated.logits))
+
+
+def test_handle_as_context_manager_removes_itself_after_an_error(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    logits = model(**prompt).logits
+    with (
+        pytest.raises(ValueError, match="unknown category"),
+        apply_clasp(model, budget=5, profile=tiny_profile()),
+    ):
+        model(**prompt, categories="poetry")
+    assert torch.equal(model(**prompt).logits, logits)
+
+
+def test_remove_twice_and_apply_again(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    handle = apply_clasp(model, budget=5, profile=tiny_profile())
+    handle.remove()
+    handle.remove()
+    with apply_clasp(model, budget=7, profile=tiny_profile()) as handle:
+        model(**prompt, categories="ocr")
+        assert handle.last is not None
+        assert handle.last.stages[0].tokens_after == 7
+
+
+def test_other_instances_are_not_touched(prompt: dict[str, torch.Tensor]) -> None:
+    patched, other = tiny_llava(), tiny_llava()
+    logits = other(**prompt).logits
+    with apply_clasp(patched, budget=5, profile=tiny_profile()):
+        assert torch.equal(other(**prompt).logits, logits)
+
+
+def test_an_earlier_instance_patch_comes_back(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    calls = []
+    original = model.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs)
+        return original(*args, **kwargs)
+
+    model.forward = counted  # as device hooks do
+    with apply_clasp(model, budget=5, profile=tiny_profile()):
+        model(**prompt, categories="ocr")
+    assert len(calls) == 1
+    assert model.forward is counted
+
+
+def test_a_later_patch_is_not_thrown_away(model: LlavaForConditionalGeneration) -> None:
+    handle = apply_clasp(model, budget=5, profile=tiny_profile())
+    ours = model.forward
+    model.forward = lambda *args, **kwargs: ours(*args, **kwargs)
+    with pytest.raises(RuntimeError, match=r"forward was replaced after apply_clasp"):
+        handle.remove()
+    assert "prepare_inputs_for_generation" in vars(model)  # nothing was undone by halves
+    model.forward = ours
+    handle.remove()
+    assert "forward" not in vars(model)
+
+
+def test_a_deep_copy_runs_on_its_own_weights(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    with apply_clasp(model, budget=5, profile=tiny_profile()):
+        logits = model(**prompt, categories="ocr").logits
+        twin = copy.deepcopy(model)
+        twin.lm_head.weight.mul_(2)
+        assert torch.equal(twin(**prompt, categories="ocr").logits, 2 * logits)
+        assert torch.equal(model(**prompt, categories="ocr").logits, logits)
