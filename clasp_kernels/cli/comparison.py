@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from clasp_kernels.cli.errors import CommandError, UsageError
@@ -64,9 +64,6 @@ class Comparison:
     def num_pivots(self) -> int:
         return sum(self.is_pivot)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def compare(
     loaded: LoadedModel,
@@ -79,9 +76,11 @@ def compare(
     max_new_tokens: int = 32,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
-    """Ask with all visual tokens and with ``keep``, each warmed up and then timed."""
-    from clasp_kernels.models import apply_clasp
+    """Ask with all visual tokens and with ``keep``, each warmed up and then timed.
 
+    Raises a UsageError if ``keep`` or ``category`` is not possible, a CommandError if the model
+    is not one that can be pruned.
+    """
     model = loaded.model
     inputs = _prepare(loaded, image, question)
     num_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
@@ -91,18 +90,27 @@ def compare(
             f"image, got {keep}"
         )
     asker = _Asker(loaded, inputs, max_new_tokens)
-    # The pruned run comes first, so that what cannot be pruned is refused before any long work.
-    try:
-        handle = apply_clasp(model, budget=keep, profile=profile)
-    except ValueError as error:
-        raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
-    with handle:
+    # Pruned first: what cannot be pruned is refused before any long work.
+    on_step(f"Warming up with {keep} of {num_tokens} visual tokens")
+    with _applied(loaded, keep, profile) as handle:
         name, reason = _categorise(question, category, handle.profile)
-        on_step(f"Answering with {keep} of {num_tokens} visual tokens")
-        kept = asker.ask(handle, name)
-    on_step(f"Answering with all {num_tokens} visual tokens")
-    full = asker.ask()
-    record = kept.record
+        asker.warm_up(name)
+    on_step(f"Warming up with all {num_tokens} visual tokens")
+    asker.warm_up()
+
+    # The two take turns, so that a machine that speeds up or slows down treats them alike.
+    kept, full = _Answers(), _Answers()
+    started = time.perf_counter()
+    while not full.phases or (
+        len(full.phases) < _MAX_RUNS and time.perf_counter() - started < _SECONDS_FOR_RUNS
+    ):
+        run = f"run {len(full.phases) + 1}"
+        on_step(f"Answering with {keep} of {num_tokens} visual tokens, {run}")
+        with _applied(loaded, keep, profile) as handle:
+            asker.ask(kept, name, handle)
+            record = handle.last
+        on_step(f"Answering with all {num_tokens} visual tokens, {run}")
+        asker.ask(full)
     assert record is not None
     [stage] = record.stages
     count = stage.counts[0]
@@ -110,11 +118,11 @@ def compare(
         question=question,
         category=name,
         reason=reason,
-        all_tokens=full.run(num_tokens, record.kv_cache_bytes_unpruned),
-        kept_tokens=kept.run(count, record.kv_cache_bytes),
+        all_tokens=full.summary(num_tokens, record.kv_cache_bytes_unpruned),
+        kept_tokens=kept.summary(count, record.kv_cache_bytes),
         indices=tuple(stage.indices[0, :count].tolist()),
         is_pivot=tuple(stage.is_pivot[0, :count].tolist()),
-        timed_runs=min(full.timed_runs, kept.timed_runs),
+        timed_runs=len(full.phases),
     )
 
 
@@ -171,18 +179,24 @@ def _categorise(question: str, category: str | None, profile: Profile) -> tuple[
     )
 
 
-@dataclass(frozen=True)
-class _Timed:
-    answer: str
-    new_tokens: int
-    phases: list[Phases]
-    record: PrefillRecord | None
+def _applied(loaded: LoadedModel, keep: int, profile: Profile | None) -> ClaspHandle:
+    from clasp_kernels.models import apply_clasp
 
-    @property
-    def timed_runs(self) -> int:
-        return len(self.phases)
+    try:
+        return apply_clasp(loaded.model, budget=keep, profile=profile)
+    except ValueError as error:
+        raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
 
-    def run(self, visual_tokens: int, kv_cache_bytes: int) -> Run:
+
+@dataclass
+class _Answers:
+    """The timed runs of one way of answering; greedy, so the answers are the same."""
+
+    answer: str = ""
+    new_tokens: int = 0
+    phases: list[Phases] = field(default_factory=list)
+
+    def summary(self, visual_tokens: int, kv_cache_bytes: int) -> Run:
         medians = {
             phase.name: statistics.median(getattr(phases, phase.name) for phases in self.phases)
             for phase in fields(Phases)
@@ -198,19 +212,19 @@ class _Asker:
         self._inputs = inputs
         self._max_new_tokens = max_new_tokens
 
-    def ask(self, handle: ClaspHandle | None = None, category: str | None = None) -> _Timed:
+    def warm_up(self, category: str | None = None) -> None:
+        """A short answer: a prefill and a decode step."""
         self._generate(category, min(2, self._max_new_tokens), None)
-        phases: list[Phases] = []
-        started = time.perf_counter()
-        while not phases or (
-            len(phases) < _MAX_RUNS and time.perf_counter() - started < _SECONDS_FOR_RUNS
-        ):
-            with _PhaseClock(self._loaded.model) as clock:
-                output = self._generate(category, self._max_new_tokens, clock)
-            phases.append(clock.phases(handle.last if handle else None))
+
+    def ask(
+        self, answers: _Answers, category: str | None = None, handle: ClaspHandle | None = None
+    ) -> None:
+        with _PhaseClock(self._loaded.model) as clock:
+            output = self._generate(category, self._max_new_tokens, clock)
         new_tokens = output[0, self._inputs["input_ids"].shape[1] :]
-        answer = self._loaded.processor.decode(new_tokens, skip_special_tokens=True).strip()
-        return _Timed(answer, len(new_tokens), phases, handle.last if handle else None)
+        answers.new_tokens = len(new_tokens)
+        answers.answer = self._loaded.processor.decode(new_tokens, skip_special_tokens=True).strip()
+        answers.phases.append(clock.phases(handle.last if handle else None))
 
     def _generate(
         self, category: str | None, max_new_tokens: int, clock: _PhaseClock | None

@@ -44,7 +44,7 @@ class DemoResults:
         cards = []
         for answer in self.answers:
             comparison = answer.comparison
-            drawn = report.overlay(self.loaded, answer.image, comparison, size=360)
+            drawn = report.overlay(self.loaded, answer.image, comparison, size=432)
             assert drawn is not None, "the bundled model has a square grid"
             full, kept = comparison.all_tokens, comparison.kept_tokens
             cards.append(
@@ -70,7 +70,7 @@ class DemoResults:
         total = len(self.answers)
         full = sum(a.comparison.all_tokens.answer == a.truth for a in self.answers)
         kept = sum(a.comparison.kept_tokens.answer == a.truth for a in self.answers)
-        return f"Right: {full} of {total} with all tokens, {kept} of {total} with those kept."
+        return f"Right (+): {full} of {total} with all tokens, {kept} of {total} with those kept."
 
 
 def run_demo(keep: int, device: str, on_step: Callable[[str], None]) -> DemoResults:
@@ -95,29 +95,31 @@ def run_demo(keep: int, device: str, on_step: Callable[[str], None]) -> DemoResu
 
 
 def demo_table(results: DemoResults) -> Table:
-    """Question, both answers, category, tokens, cache and time, one row each."""
+    """Two rows a question: with all visual tokens, and with those kept."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in ("question", "category"):
-        table.add_column(heading)
-    for heading in ("all", "kept", "truth"):
-        table.add_column(heading)
-    for heading in ("tokens", "KV cache", "prefill"):
-        table.add_column(heading, justify="right")
+    table.add_column("question")
+    table.add_column("tokens", justify="right")
+    table.add_column("answer")
+    table.add_column("KV cache", justify="right")
+    table.add_column("prefill", justify="right")
     for answer in results.answers:
         comparison = answer.comparison
-        full, kept = comparison.all_tokens, comparison.kept_tokens
-        table.add_row(
-            Text(comparison.question),
-            comparison.category,
-            _marked(full.answer, answer.truth),
-            _marked(kept.answer, answer.truth),
-            Text(answer.truth),
-            f"{full.visual_tokens} > {kept.visual_tokens}",
-            f"{report.size(full.kv_cache_bytes)} > {report.size(kept.kv_cache_bytes)}",
-            f"{report.duration(full.seconds.prefill)} > {report.duration(kept.seconds.prefill)}",
-        )
+        about = Text(f"  {comparison.category}, truth: {answer.truth}", style="dim")
+        for first, run in (
+            (Text(comparison.question), comparison.all_tokens),
+            (about, comparison.kept_tokens),
+        ):
+            table.add_row(
+                first,
+                f"{run.visual_tokens}",
+                _marked(run.answer, answer.truth),
+                report.size(run.kv_cache_bytes),
+                report.duration(run.seconds.prefill),
+            )
+        table.add_section()
     return table
 
 
 def _marked(answer: str, truth: str) -> Text:
-    return Text(answer, style="green" if answer == truth else "red")
+    right = answer == truth
+    return Text(f"{answer} {'+' if right else 'x'}", style="green" if right else "red")

@@ -132,9 +132,12 @@ class Router:
         """The category of one prompt, and the phrases that decided it."""
         [prompt] = _check_prompts([prompt])
         category, matches = self._decide(prompt)
-        phrases = [repr(node.phrase) for node, _ in matches if node.category == category]
-        if not phrases:
+        winning = [(node.phrase, weight) for node, weight in matches if node.category == category]
+        if not winning:
             return Route(category, "no phrase of the rules matched")
+        # Phrases that only tipped the balance ("is") would hide the ones that decided.
+        telling = max(weight for _, weight in winning) / 2
+        phrases = [repr(phrase) for phrase, weight in winning if weight >= telling]
         return Route(category, f"matched {', '.join(phrases)}")
 
     def to_dict(self) -> dict[str, Any]:

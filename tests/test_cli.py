@@ -1,0 +1,434 @@
+"""The command line as a person meets it: answers, pictures, JSON, and what goes wrong."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from clasp_kernels.bundled import bundled_path, tiny_vlm_path
+from clasp_kernels.cli import doctor, main, report
+from clasp_kernels.cli.app import app
+from clasp_kernels.cli.comparison import compare, image_as_seen, patch_grid
+from clasp_kernels.cli.loading import load_image, load_model, pick_device
+from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile
+from clasp_kernels.visualize import COMPLETION_COLOR, PIVOT_COLOR
+
+SCENE = str(bundled_path("demo", "scene_5.png"))
+QUESTION = "What does the sign say?"
+NUM_TOKENS = 144
+
+
+def clasp(*arguments):
+    # Wide, so that no sentence is folded.
+    runner = CliRunner(env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    return runner.invoke(app, [str(argument) for argument in arguments])
+
+
+def message(result):
+    """What stands on stderr, boxes and line breaks taken out."""
+    return " ".join(result.stderr.replace("│", " ").split())
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model(None, "cpu")
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    """``clasp ask --json --keep 16``: the result, its JSON and its picture."""
+    path = tmp_path_factory.mktemp("ask") / "map.png"
+    result = clasp("ask", SCENE, QUESTION, "--keep", 16, "--out", path, "--json")
+    assert result.exit_code == 0, result.output
+    with Image.open(path) as picture:
+        return result, json.loads(result.stdout), picture.convert("RGB")
+
+
+def test_json_is_all_there_is_on_stdout(asked):
+    result, answer, _ = asked
+    assert json.dumps(answer, indent=2) + "\n" == result.stdout
+
+
+def test_json_says_what_was_kept_and_what_it_saved(asked):
+    _, answer, _ = asked
+    assert answer["question"] == QUESTION
+    assert answer["category"] == {"name": "ocr", "reason": "matched 'sign', 'say'"}
+    pivots = answer["visual_tokens"].pop("pivots")
+    assert answer["visual_tokens"] == {"all": NUM_TOKENS, "kept": 16}
+    assert pivots == sum(answer["is_pivot"]) >= 1
+    assert answer["indices"] == sorted(set(answer["indices"]))
+    assert len(answer["indices"]) == len(answer["is_pivot"]) == 16
+    assert 0 <= answer["indices"][0] <= answer["indices"][-1] < NUM_TOKENS
+    cache = answer["kv_cache_bytes"]
+    saved_tokens = NUM_TOKENS - 16
+    assert (cache["all"] - cache["kept"]) % saved_tokens == 0
+    assert cache["kept"] < cache["all"] / 3
+
+
+def test_times_add_up(asked):
+    _, answer, _ = asked
+    assert answer["timed_runs"] >= 1
+    for way in ("all", "kept"):
+        seconds = answer["seconds"][way]
+        phases = [seconds[phase] for phase in ("vision", "prefill")]
+        assert min(phases) > 0
+    assert answer["seconds"]["all"]["selection"] == 0
+    assert answer["seconds"]["kept"]["selection"] > 0
+    if answer["timed_runs"] == 1:  # medians of several runs need not add up
+        for seconds in answer["seconds"].values():
+            assert sum(seconds.values()) - seconds["total"] <= seconds["total"]
+
+
+def test_the_picture_marks_just_the_kept_tokens(asked):
+    _, answer, page = asked
+    side = 48  # 12 patches on 576 pixels
+    top = next(y for y in range(page.height) if page.getpixel((616, y)) != (255, 255, 255))
+    overlay = np.asarray(page.crop((608, top, 608 + 576, top + 576))).astype(int)
+    frames = {}
+    for number in range(NUM_TOKENS):
+        row, column = number // 12 * side, number % 12 * side
+        corner = tuple(overlay[row + side - 1, column + side - 1])
+        if corner in (PIVOT_COLOR, COMPLETION_COLOR):
+            frames[number] = corner == PIVOT_COLOR
+        else:
+            patch = overlay[row : row + side, column : column + side]
+            assert (patch.max(-1) == patch.min(-1)).all(), f"patch {number} is not grey"
+    assert frames == dict(zip(answer["indices"], answer["is_pivot"], strict=True))
+
+
+def test_ask_prints_both_answers_and_why(tmp_path):
+    result = clasp(
+        *("ask", SCENE, QUESTION, "--keep", 20, "--category", "spatial", "--out"),
+        *(tmp_path / "map.png", "--max-new-tokens", 3),
+    )
+    assert result.exit_code == 0, result.output
+    assert "Category spatial: given with --category" in result.stdout
+    for row in ("answer", "visual tokens", "KV cache", "vision", "selection", "prefill", "decode"):
+        assert row in result.stdout
+    assert f"Picture: {tmp_path / 'map.png'}" in result.stdout.replace("\n", "")
+    assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_all_tokens_give_the_answer_of_plain_generate(loaded):
+    image = load_image(SCENE)
+    comparison = compare(loaded, image, QUESTION, keep=4, max_new_tokens=6)
+    inputs = loaded.processor(
+        images=image, text=f"USER: <image>\n{QUESTION} ASSISTANT:", return_tensors="pt"
+    )
+    with torch.inference_mode():
+        output = loaded.model.generate(**inputs, do_sample=False, max_new_tokens=6)
+    new_tokens = output[0, inputs["input_ids"].shape[1] :]
+    expected = loaded.processor.decode(new_tokens, skip_special_tokens=True).strip()
+    assert comparison.all_tokens.answer == expected
+    assert comparison.all_tokens.new_tokens == len(new_tokens)
+
+
+def test_keeping_every_token_changes_nothing(loaded):
+    profile = Profile(
+        "deepest layer only", "llava", (-1,), "test", {"general": CategoryPolicy((1.0,), 0.5)}
+    )
+    comparison = compare(
+        loaded, load_image(SCENE), QUESTION, keep=NUM_TOKENS, profile=profile, max_new_tokens=6
+    )
+    assert comparison.kept_tokens.answer == comparison.all_tokens.answer
+    assert comparison.kept_tokens.kv_cache_bytes == comparison.all_tokens.kv_cache_bytes
+    assert comparison.indices == tuple(range(NUM_TOKENS))
+    # The router said ocr, which this profile does not tell apart.
+    assert comparison.category == "general"
+    assert "ocr (matched 'sign', 'say') is not in profile" in comparison.reason
+
+
+def test_every_step_is_announced(loaded):
+    steps = []
+    compare(loaded, load_image(SCENE), QUESTION, keep=4, max_new_tokens=1, on_step=steps.append)
+    assert steps[0] == "Warming up with 4 of 144 visual tokens"
+    assert steps[1] == "Warming up with all 144 visual tokens"
+    assert {step.split(",")[0] for step in steps[2:]} == {
+        "Answering with 4 of 144 visual tokens",
+        "Answering with all 144 visual tokens",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no_such_file.png"], ["IMAGE: there is no file no_such_file.png"]),
+        (["."], ["IMAGE: . is a folder, not a file"]),
+        (
+            [SCENE, "--keep", 145],
+            ["--keep must be in 1..144, the visual tokens the bundled tiny LLaVA", "got 145"],
+        ),
+        ([SCENE, "--category", "maps"], ["--category must be one of", "got 'maps'", *CATEGORIES]),
+        # These are Typer's own words, which change between its versions.
+        ([SCENE, "--keep", 0], ["--keep"]),
+        ([SCENE, "--max-new-tokens", 0], ["--max-new-tokens"]),
+        ([SCENE, "--profile", "none.json"], ["--profile"]),
+        ([SCENE, "--nonsense"], ["--nonsense"]),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2_and_says_why(arguments, said):
+    image, *options = arguments
+    result = clasp("ask", image, QUESTION, *options)
+    assert result.exit_code == 2
+    for words in said:
+        assert words in message(result)
+    assert result.stdout == ""
+
+
+def not_an_image(folder):
+    path = folder / "notes.png"
+    path.write_text("no picture")
+    return [path], f"IMAGE: {path} is not an image that Pillow can read"
+
+
+def a_truncated_image(folder):
+    path = folder / "cut.png"
+    path.write_bytes(bundled_path("demo", "scene_5.png").read_bytes()[:2000])
+    return [path], f"IMAGE: {path} cannot be read"
+
+
+def a_broken_profile(folder):
+    path = folder / "profile.json"
+    path.write_text('{"format": 7}')
+    return [SCENE, "--profile", path], f"--profile: {path}: profile is missing field(s) 'name'"
+
+
+def a_profile_that_does_not_fit(folder):
+    path = folder / "profile.json"
+    Profile("deep", "llava", (-9,), "test", {"general": CategoryPolicy((1.0,), 0.5)}).save(path)
+    return [SCENE, "--profile", path], "CLASP cannot be applied to the bundled tiny LLaVA: profile"
+
+
+def no_model(folder):
+    return [SCENE, "--model", folder], f"--model {folder} cannot be loaded as an image-text model"
+
+
+def no_device(folder):
+    return [SCENE, "--device", "abacus"], "--device abacus cannot be used here"
+
+
+def nowhere_to_write(folder):
+    (folder / "file").write_text("")
+    path = folder / "file" / "map.png"
+    return [SCENE, "--out", path], f"--out {path} cannot be written"
+
+
+def no_such_format(folder):
+    path = folder / "map.nonsense"
+    return [SCENE, "--out", path], f"--out {path} cannot be written: unknown file extension"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        not_an_image,
+        a_truncated_image,
+        a_broken_profile,
+        a_profile_that_does_not_fit,
+        no_model,
+        no_device,
+        nowhere_to_write,
+        no_such_format,
+    ],
+)
+def test_what_cannot_be_done_exits_with_1_and_says_why(case, tmp_path):
+    (image, *options), said = case(tmp_path)
+    result = clasp("ask", image, QUESTION, *options)
+    assert result.exit_code == 1
+    assert message(result).startswith("Error: ")
+    assert said in message(result)
+    assert "Traceback" not in result.output
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    result = clasp("ask", SCENE, QUESTION)
+    assert result.exit_code == 1
+    assert 'pip install "clasp-kernels[cli]"' in message(result)
+
+
+def test_without_typer_the_extra_is_named(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("clasp_kernels.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    assert exit_info.value.code == (
+        "clasp: typer is not installed; the command line needs the [cli] extra: "
+        'pip install "clasp-kernels[cli]"'
+    )
+
+
+def test_help_has_examples_and_imports_nothing_heavy():
+    code = (
+        "import sys\n"
+        "from clasp_kernels.cli import main\n"
+        "sys.argv = ['clasp', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "finally: print('HEAVY', sorted({'torch', 'transformers', 'PIL', 'numpy', 'matplotlib'}\n"
+        "    & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "ask", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert 'clasp ask photo.jpg "What does the sign say?"' in done.stdout
+    assert "HEAVY []" in done.stdout
+    for command in ("ask", "demo", "doctor"):
+        assert command in clasp("--help").stdout
+        assert f"clasp {command}" in clasp(command, "--help").stdout
+
+
+def test_version():
+    from clasp_kernels import __version__
+
+    assert clasp("--version").stdout == f"clasp_kernels {__version__}\n"
+
+
+def test_demo_asks_one_question_of_every_trained_category(tmp_path):
+    questions = json.loads(bundled_path("demo", "questions.json").read_text())
+    assert {entry["category"] for entry in questions} == set(CATEGORIES) - {"knowledge", "general"}
+    result = clasp("demo", "--out", tmp_path / "out", "--keep", 16)
+    assert result.exit_code == 0, result.output
+    printed = " ".join(result.stdout.split())
+    for entry in questions:
+        assert entry["question"] in printed
+        assert f"{entry['category']}, truth: {entry['answer']}" in printed
+    assert f"of {len(questions)} with all tokens" in printed
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        sheet = np.asarray(sheet.convert("RGB"))
+    for color in (PIVOT_COLOR, COMPLETION_COLOR):
+        assert (sheet == color).all(-1).sum() > 1000
+
+
+def test_doctor_json_holds_the_report():
+    result = clasp("doctor", "--json")
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["usable"] is True
+    assert answer["report"]["torch"]["version"] == torch.__version__
+    assert any(name.startswith("select_tokens on cpu") for name in answer["report"]["backends"])
+
+
+HEALTHY = {
+    "packages": {"transformers": "5.23.0", "pillow": "13.0.0", "safetensors": "0.8.0"},
+    "torch": {"version": "2.13.0"},
+    "extension": {"loaded": "yes"},
+}
+
+
+def examined(**changes):
+    found = {**HEALTHY, **changes}
+    return doctor.Examination(found, tuple(doctor.find_advice(found)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem", "remedy", "usable"),
+    [
+        ({"torch": {"status": "error: gone"}}, "torch does not work: error: gone", "torch", False),
+        ({"torch": {"version": "error: x"}}, "torch does not work: error: x", "torch", False),
+        ({"extension": {"status": "SIGSEGV"}}, "the ops do not work: SIGSEGV", "reinst", False),
+        (
+            {"extension": {"loaded": "no", "reason": "not built"}},
+            "reference is: not bu",
+            "C++",
+            True,
+        ),
+        (
+            {"packages": {**HEALTHY["packages"], "transformers": "not installed"}},
+            "not installed: transformers; models cannot be run",
+            'pip install "clasp-kernels[hf]"',
+            True,
+        ),
+    ],
+)
+def test_doctor_says_what_is_missing_and_how_to_get_it(
+    changes, problem, remedy, usable, monkeypatch
+):
+    examination = examined(**changes)
+    monkeypatch.setattr(doctor, "examine", lambda: examination)
+    result = clasp("doctor")
+    assert problem in result.stdout
+    assert remedy in result.stdout.split(problem)[1]
+    assert result.exit_code == (0 if usable else 1)
+
+
+def test_doctor_is_content_with_a_healthy_installation(monkeypatch):
+    monkeypatch.setattr(doctor, "examine", examined)
+    result = clasp("doctor")
+    assert result.exit_code == 0
+    assert "Nothing is missing." in result.stdout
+
+
+def test_doctor_misses_the_bundled_model(monkeypatch):
+    def gone():
+        raise FileNotFoundError("tiny_vlm is missing")
+
+    monkeypatch.setattr(doctor, "tiny_vlm_path", gone)
+    [advice] = doctor.find_advice(HEALTHY)
+    assert "tiny_vlm is missing" in advice.problem
+    assert not advice.blocking
+
+
+def test_the_grid_of_a_token_count():
+    assert patch_grid(144) == (12, 12, 0)
+    assert patch_grid(577) == (24, 24, 1)
+    assert patch_grid(143) is None
+
+
+class Processor:
+    """An image processor that cuts out the middle, as CLIP's does."""
+
+    do_center_crop = True
+    size = {"shortest_edge": 336}  # noqa: RUF012
+    crop_size = {"height": 336, "width": 336}  # noqa: RUF012
+
+
+def test_the_picture_shows_what_a_centre_crop_leaves(loaded):
+    image = Image.new("RGB", (400, 200), "white")
+    image.paste((255, 0, 0), (100, 0, 300, 200))
+    cropping = type(loaded)(loaded.model, type("P", (), {"image_processor": Processor()})(), "")
+    seen = image_as_seen(cropping, image)
+    assert seen.size == (200, 200)
+    assert seen.getcolors() == [(200 * 200, (255, 0, 0))]
+    assert image_as_seen(loaded, image) is image  # the bundled one resizes the whole image
+
+
+def test_auto_prefers_a_gpu(monkeypatch):
+    for there, device in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert pick_device("auto") == device
+
+
+def test_images_are_turned_upright(tmp_path):
+    image = Image.new("RGB", (30, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6  # stored on its side
+    image.save(tmp_path / "side.jpg", exif=exif)
+    assert load_image(tmp_path / "side.jpg").size == (10, 30)
+
+
+def test_numbers_a_person_can_read():
+    assert [report.size(n) for n in (0, 999, 1_000, 119_808, 3_210_000)] == [
+        "0 B",
+        "999 B",
+        "1.00 kB",
+        "120 kB",
+        "3.21 MB",
+    ]
+    assert report.change(100, 100) == "0 %"
+    assert report.change(144, 16) == "-89 %"
+
+
+def test_the_bundled_model_is_small_and_complete():
+    files = {path.name: path.stat().st_size for path in tiny_vlm_path().iterdir()}
+    assert sum(files.values()) <= 8e6
+    assert Profile.load(tiny_vlm_path() / "clasp_profile.json").model_type == "llava"
