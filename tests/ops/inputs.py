@@ -158,3 +158,24 @@ def calls(dtype: torch.dtype = torch.float32) -> dict[str, Call]:
         ),
     ]
     return {call.op: call for call in rows}
+
+
+def plain_calls() -> dict[str, Call]:
+    """One call per op with every optional argument left out and one count for all images."""
+    features = random_features(4, 2, 6, 3, torch.float32)
+    salience = torch.rand(2, 6, generator=generator(6))
+    indices = torch.tensor([[0, 3], [5, 1]])
+    heads = torch.randn(2, 2, 6, 3, generator=generator(8))
+    rows = [
+        Call("fuse_layers", {"hidden_states": [features], "weights": torch.ones(1)}),
+        Call("attention_salience", {"query": heads, "key": heads}),
+        Call("select_pivots", {"salience": salience, "k": 2}),
+        Call("complete_tokens", {"features": features, "selected": indices, "num_tokens": 2}),
+        Call(
+            "select_tokens",
+            {"features": features, "salience": salience, "budget": 3, "pivot_counts": 2},
+        ),
+        Call("gather_tokens", {"tokens": features, "indices": indices}),
+        Call("merge_tokens", {"tokens": features, "features": features, "indices": indices}),
+    ]
+    return {call.op: call for call in rows}

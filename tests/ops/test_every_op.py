@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from inputs import DTYPES, Call, calls
+from inputs import DTYPES, Call, calls, plain_calls
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,8 +39,8 @@ def assert_same_bits(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
 
 
-def captured_op_arguments(op: str) -> tuple[Any, ...]:
-    """What the public function hands to the torch op."""
+def handed_to_torch(call: Call) -> tuple[Any, ...]:
+    """The arguments that the public function hands to the torch op."""
     seen: list[tuple[Any, ...]] = []
 
     class Spy(TorchDispatchMode):
@@ -50,15 +50,21 @@ def captured_op_arguments(op: str) -> tuple[Any, ...]:
             return func(*args, **(kwargs or {}))
 
     with Spy():
-        run(op, calls()[op].arguments)
+        run(call.op, call.arguments)
     return seen[0]
+
+
+def test_fresh_memory_is_poisoned() -> None:
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    assert (torch.zeros(1).new_empty(3, dtype=torch.int64) > 10**6).all()
 
 
 @pytest.mark.parametrize("overload", ["default", "reference"])
 @pytest.mark.parametrize("op", OPS)
-def test_opcheck(op: str, overload: str) -> None:
+@pytest.mark.parametrize("make", [calls, plain_calls])
+def test_opcheck(op: str, overload: str, make: Callable[[], dict[str, Call]]) -> None:
     packet = getattr(torch.ops.clasp_kernels, op)
-    torch.library.opcheck(getattr(packet, overload), captured_op_arguments(op))
+    torch.library.opcheck(getattr(packet, overload), handed_to_torch(make()[op]))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -67,7 +73,7 @@ def test_opcheck_with_inputs_that_require_grad(op: str) -> None:
         value.clone().requires_grad_()
         if isinstance(value, Tensor) and value.is_floating_point()
         else value
-        for value in captured_op_arguments(op)
+        for value in handed_to_torch(calls()[op])
     )
     packet = getattr(torch.ops.clasp_kernels, op)
     torch.library.opcheck(packet.default, arguments, test_utils="test_autograd_registration")
@@ -120,7 +126,7 @@ def test_calling_the_torch_op_directly_records_no_graph() -> None:
             value.requires_grad_()
             if isinstance(value, Tensor) and value.is_floating_point()
             else value
-            for value in captured_op_arguments(op)
+            for value in handed_to_torch(calls()[op])
         )
         for overload in ("default", "reference"):
             result = getattr(getattr(torch.ops.clasp_kernels, op), overload)(*arguments)
@@ -236,6 +242,6 @@ def test_reference_reads_nothing_back_to_the_host(op: str) -> None:
             assert "masked_select" not in name, name
             return func(*args, **(kwargs or {}))
 
-    arguments = captured_op_arguments(op)
+    arguments = handed_to_torch(calls()[op])
     with NoSync():
         getattr(reference, op)(*arguments)

@@ -104,6 +104,14 @@ def test_a_zero_vector_stays_zero_under_l2(backend) -> None:
     assert torch.equal(fused, torch.zeros(1, 2, 3))
 
 
+def test_rms_damps_tokens_that_are_nearly_zero(backend) -> None:
+    # mean(x^2) equals the epsilon of 1e-6, so the token is divided by sqrt(2e-6).
+    fused = fuse_layers([torch.full((1, 1, 4), 1e-3)], torch.ones(1), normalize="rms")
+    torch.testing.assert_close(fused, torch.full((1, 1, 4), 2**-0.5))
+    zero = fuse_layers([torch.zeros(1, 1, 4)], torch.ones(1), normalize="rms")
+    assert torch.equal(zero, torch.zeros(1, 1, 4))
+
+
 def test_accumulates_in_float32(backend) -> None:
     # In bfloat16, 256 + 1 is 256 and the ones would be lost one by one.
     states = [torch.full((1, 1, 1), 256.0, dtype=torch.bfloat16)]
