@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from clasp_kernels._version import __version__
 from clasp_kernels.cli.errors import CommandError, reported_errors
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 app = typer.Typer(
     name="clasp",
@@ -171,14 +174,12 @@ def demo(
         with _progress("Loading the model") as step:
             results = run_demo(keep, device, on_step=step)
             step("Drawing")
-            pictures = results.pictures()
-            for name, picture in pictures.items():
-                _save(picture, out / name)
+            sheet = out / "contact_sheet.png"
+            _save(results.contact_sheet(), sheet)
         console = Console()
         console.print(demo_table(results))
         console.print(results.summary(), highlight=False)
-        for name in pictures:
-            console.print(f"Picture: {out / name}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Picture: {sheet}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -216,12 +217,9 @@ def _progress(first_step: str) -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(step + " ...")
 
 
-def _save(picture: object, path: Path) -> None:
-    from PIL import Image
-
+def _save(picture: Image.Image, path: Path) -> None:
     from clasp_kernels.visualize import save_picture
 
-    assert isinstance(picture, Image.Image)
     try:
         save_picture(picture, path)
     except (OSError, ValueError) as error:  # ValueError: a suffix Pillow does not write

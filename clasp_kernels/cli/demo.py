@@ -37,8 +37,8 @@ class DemoResults:
     loaded: LoadedModel
     answers: tuple[DemoAnswer, ...]
 
-    def pictures(self) -> dict[str, Image.Image]:
-        """File name -> picture: the contact sheet."""
+    def contact_sheet(self) -> Image.Image:
+        """Every question's picture on one page."""
         from clasp_kernels.visualize import Card, contact_sheet
 
         cards = []
@@ -63,7 +63,7 @@ class DemoResults:
             f"clasp_kernels: {first.kept_tokens.visual_tokens} of "
             f"{first.all_tokens.visual_tokens} visual tokens kept"
         )
-        return {"contact_sheet.png": contact_sheet(cards, heading)}
+        return contact_sheet(cards, heading)
 
     def summary(self) -> str:
         """How many answers were right each way."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,7 +12,7 @@ from rich.text import Text
 from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.collect_env import Report, collect
 
-_EXTRA_OF = {"transformers": "hf", "pillow": "hf", "safetensors": "hf"}
+_TO_RUN_MODELS = ("transformers", "pillow", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -81,23 +80,15 @@ def find_advice(report: Report) -> list[Advice]:
                 blocking=False,
             )
         )
-    missing = {
-        extra: [
-            name
-            for name, its_extra in _EXTRA_OF.items()
-            if its_extra == extra and report["packages"].get(name) == "not installed"
-        ]
-        for extra in dict.fromkeys(_EXTRA_OF.values())
-    }
-    for extra, names in missing.items():
-        if names:
-            advice.append(
-                Advice(
-                    f"not installed: {', '.join(names)}; models cannot be run",
-                    f'pip install "clasp-kernels[{extra}]"',
-                    blocking=False,
-                )
+    missing = [name for name in _TO_RUN_MODELS if report["packages"].get(name) == "not installed"]
+    if missing:
+        advice.append(
+            Advice(
+                f"not installed: {', '.join(missing)}; models cannot be run",
+                'pip install "clasp-kernels[hf]"',
+                blocking=False,
             )
+        )
     try:
         tiny_vlm_path()
     except FileNotFoundError as error:
@@ -114,14 +105,14 @@ def find_advice(report: Report) -> list[Advice]:
 def print_examination(examination: Examination, console: Console) -> None:
     """The report as tables, the backends by op, and the advice last, where it is seen."""
     for title, section in examination.report.items():
-        table = Table(
-            title=title, title_justify="left", box=box.SIMPLE, show_header=False, pad_edge=False
-        )
+        console.print(Text(title, style="bold"))
+        table = Table(box=None, show_header=False, padding=(0, 1))
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in section.items():
             table.add_row(Text(name), Text(value.strip()))
         console.print(table)
+        console.print()
     if not examination.advice:
         console.print("Nothing is missing.", style="bold green")
     for item in examination.advice:
