@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from clasp_kernels.models.upload import upload
+
 
 @dataclass(frozen=True)
 class PromptImages:
@@ -97,7 +99,7 @@ def prune_columns(
         left = slack - min(slack, columns - stop)  # padding on the right stays there if it can
         edges.append((start, stop, left, left + length))
     # [prompts, 1] each: between which columns a prompt was, and between which it will be.
-    old_start, old_stop, new_start, new_stop = torch.tensor(edges, device=device).T.unsqueeze(-1)
+    old_start, old_stop, new_start, new_stop = upload(edges, device).T.unsqueeze(-1)
 
     column = torch.arange(columns, device=device).expand(prompts, -1)
     keep = ~is_dropped & (column >= old_start) & (column < old_stop)

@@ -11,6 +11,7 @@ from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.selection import KeptTokens
+from clasp_kernels.models.upload import upload
 
 _NO_LOSS = -100  # the label that loss functions skip
 
@@ -150,8 +151,7 @@ def prune_prompt(
     if rows == 1 and "flash" in (text_config._attn_implementation or ""):
         # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths.
         for side, total in (("q", layout.length), ("k", past.seen + layout.length)):
-            bounds = torch.tensor([0, total], dtype=torch.int32, device=embeds.device)
-            pruned[f"cu_seq_lens_{side}"] = bounds
+            pruned[f"cu_seq_lens_{side}"] = upload([0, total], embeds.device, torch.int32)
             pruned[f"max_length_{side}"] = total
 
     history = PrunedHistory(

@@ -30,7 +30,7 @@ from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.models.stopwatch import Stopwatch
 
-# Private keyword arguments from the generation hooks to forward.
+# Private keyword arguments from prepare_inputs_for_generation to forward.
 _GENERATION = "clasp_generation"
 _PREPARED = "clasp_prepared"
 
@@ -85,6 +85,7 @@ class ClaspRuntime:
         input_ids: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        _refuse_encoded_images(model_kwargs)
         pixel_values = model_kwargs.pop("pixel_values", None)
         categories = model_kwargs.pop("categories", None)
         generation = None
@@ -110,14 +111,15 @@ class ClaspRuntime:
         if generation is not None:
             # Each image is encoded and pruned once, and its tokens repeated after that. Repeating
             # images row by row would also interleave those of a prompt that has several.
-            model_kwargs["pixel_values"] = pixel_values
-            model_kwargs[_GENERATION] = generation
+            # What was settled travels on a tensor object of this call's own: as a keyword it
+            # would reach assistant models too, which do not know it.
+            model_kwargs["pixel_values"] = pixel_values.detach()
+            setattr(model_kwargs["pixel_values"], _GENERATION, generation)
         return input_ids, model_kwargs
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, **kwargs: Any
     ) -> dict[str, Any]:
-        generation = kwargs.pop(_GENERATION, None)
         first = bool(kwargs.get("is_first_iteration", False))
         embeds = kwargs.get("inputs_embeds") if first else None
         length = input_ids.shape[1] if embeds is None else embeds.shape[1]
@@ -136,7 +138,7 @@ class ClaspRuntime:
             attention_mask = kwargs.pop("attention_mask", None)
             model_inputs: dict[str, Any] = self._prepare(input_ids, attention_mask=None, **kwargs)
             model_inputs["attention_mask"] = attention_mask
-            model_inputs[_GENERATION] = generation
+            model_inputs[_GENERATION] = getattr(kwargs["pixel_values"], _GENERATION, None)
             return model_inputs
 
         if past.history:
@@ -154,14 +156,10 @@ class ClaspRuntime:
             return self._forward(*args, **kwargs)
         generation: _Generation | None = kwargs.pop(_GENERATION, None)
         inputs = _by_name(self._signature, args, kwargs)
+        _refuse_encoded_images(inputs)
         categories = inputs.pop("categories", None)
         if inputs.get("pixel_values") is not None:
             return self._prune_and_forward(inputs, categories, generation)
-        if (inputs.get("mm_encoder_outputs") or {}).get("image") is not None:
-            raise ValueError(
-                "mm_encoder_outputs holds images that are encoded already, too late to prune "
-                "them; pass pixel_values instead"
-            )
         past = CachedPast.of(inputs.get("past_key_values"))
         if past.history:
             self._continue_from(past, inputs)
@@ -172,7 +170,7 @@ class ClaspRuntime:
         rows, length, device = input_shape(inputs)
         total = past.full_seen + length
         check_attention_mask(inputs.get("attention_mask"), rows, total)
-        inputs["attention_mask"] = past.history.mask(inputs.get("attention_mask"), total, past.seen)
+        inputs["attention_mask"] = past.mask(inputs.get("attention_mask"), total)
         positions = inputs.get("position_ids")
         if positions is None:
             positions = torch.arange(past.full_seen, total, device=device)[None]
@@ -237,6 +235,14 @@ class ClaspRuntime:
             prefill_stopwatch=prefill_stopwatch,
         )
         return outputs.to_tuple() if return_dict is False else outputs
+
+
+def _refuse_encoded_images(inputs: Mapping[str, Any]) -> None:
+    if (inputs.get("mm_encoder_outputs") or {}).get("image") is not None:
+        raise ValueError(
+            "mm_encoder_outputs holds images that are encoded already, too late to prune them; "
+            "pass pixel_values instead"
+        )
 
 
 def kv_bytes_per_token(text_config: Any, dtype: torch.dtype) -> int:

@@ -11,6 +11,7 @@ from clasp_kernels import attention_salience, fuse_layers, prune_tokens
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.stopwatch import Stopwatch
+from clasp_kernels.models.upload import upload
 from clasp_kernels.policy import Profile
 
 
@@ -34,7 +35,7 @@ class KeptTokens:
             for image, count in enumerate(self.stage.counts)
             for token in range(count)
         ]
-        return flat[torch.tensor(rows, device=flat.device)]
+        return flat[upload(rows, flat.device)]
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,8 @@ class TokenSelector:
         with Stopwatch(device) as stage_stopwatch:
             fused = fuse_layers(
                 vision.fused_layers,
-                torch.tensor(self.profile.weights_matrix(), device=device),
-                torch.tensor(
-                    [self.profile.category_id(name) for name in categories], device=device
-                ),
+                upload(self.profile.weights_matrix(), device, torch.float32),
+                upload([self.profile.category_id(name) for name in categories], device),
                 normalize=self.profile.normalize,
             )
             salience = attention_salience(

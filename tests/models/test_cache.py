@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llava import images, prompts, tiny_profile
+from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from transformers import DynamicCache, LlavaForConditionalGeneration, StaticCache
 
 from clasp_kernels.models import ClaspHandle, apply_clasp
@@ -197,11 +197,17 @@ def test_a_cached_text_prefix_before_the_image(handle: ClaspHandle) -> None:
     torch.testing.assert_close(logits[:, -1], expected, atol=1e-5, rtol=0)
 
 
-def test_prompt_lookup_decoding(handle: ClaspHandle) -> None:
+@pytest.mark.parametrize("kind", ["prompt lookup", "assistant model"])
+def test_speculative_decoding(handle: ClaspHandle, kind: str) -> None:
     """Speculation crops the cache between steps; the ids are those of plain greedy search."""
     settings = {"max_new_tokens": 12, "suppress_tokens": [60]}
     batch = prompts([1, 5, 7, 8, 9, "image", 7, 8, 9, 7, 8])
     inputs = {**one_prompt(), **batch}
     expected = handle.model.generate(**inputs, **settings)
-    ids = handle.model.generate(**inputs, **settings, prompt_lookup_num_tokens=3)
+    speculation = (
+        {"prompt_lookup_num_tokens": 3}
+        if kind == "prompt lookup"
+        else {"assistant_model": tiny_llava()}
+    )
+    ids = handle.model.generate(**inputs, **settings, **speculation)
     assert torch.equal(ids, expected)

@@ -182,8 +182,9 @@ def test_chunked_prefill(handle: ClaspHandle) -> None:
 def test_images_that_are_encoded_already(handle: ClaspHandle) -> None:
     batch = prompts([1, 2, "image", 7])
     encoded = {"image": handle.model.get_image_features(images(1))}
-    with pytest.raises(ValueError, match="encoded already, too late to prune"):
-        handle.model(**batch, mm_encoder_outputs=encoded)
+    for call in (handle.model, handle.model.generate):
+        with pytest.raises(ValueError, match="encoded already, too late to prune"):
+            call(**batch, mm_encoder_outputs=encoded)
 
 
 def test_embeddings_have_no_text_to_route(model: LlavaForConditionalGeneration) -> None:

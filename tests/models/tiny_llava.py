@@ -14,9 +14,13 @@ TOKENS_PER_IMAGE = 36
 
 
 def tiny_llava(
-    *, vision_layers: int = 5, attn_implementation: str = "sdpa", **overrides: object
+    *,
+    vision_layers: int = 5,
+    decoder_layers: int = 4,
+    attn_implementation: str = "sdpa",
+    **overrides: object,
 ) -> LlavaForConditionalGeneration:
-    """36 patches and a CLS token; 4 decoder layers with 4 heads on 2."""
+    """36 patches and a CLS token; decoder layers with 4 heads on 2."""
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=32,
@@ -29,7 +33,7 @@ def tiny_llava(
         text_config=LlamaConfig(
             hidden_size=32,
             intermediate_size=64,
-            num_hidden_layers=4,
+            num_hidden_layers=decoder_layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             vocab_size=VOCABULARY,
