@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "core/kernels.h"
-#include "core/kernels_portable.h"
+#include "core/kernels_baseline.h"
 
 #if defined(__x86_64__)
 #  include <cpuid.h>
@@ -32,7 +32,7 @@ inline bool cpu_has_f16c() {
 }
 #endif
 
-// Best first; the portable kernels are always there.
+// Best first; the baseline is always there.
 inline std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> found;
 #if defined(__x86_64__)
@@ -45,7 +45,7 @@ inline std::vector<InstructionSet> instruction_sets() {
     found.push_back({"avx2", &avx2::kKernels});
   }
 #endif
-  found.push_back({"portable", &portable::kKernels});
+  found.push_back({"baseline", &baseline::kKernels});
   return found;
 }
 

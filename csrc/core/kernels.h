@@ -11,12 +11,17 @@
 
 namespace clasp {
 
+// A tile is at most this many tokens wide: as many as share each load of a row.
+inline constexpr int64_t kTileTokens = 4;
+
 struct Kernels {
-  // dots[r] = the dot product of `token` and rows[r], both of `dim` float32. The order of
-  // summation depends on nothing but `dim`: the same pair of vectors gives the same bits whatever
-  // it is batched with.
-  void (*dots)(const float* token, const float* const* rows, int64_t num_rows, int64_t dim,
-               float* dots);
+  // dots[t * num_rows + r] = the dot product of tokens[t] and rows[r], all of `dim` float32;
+  // num_tokens is at most kTileTokens. The order of summation depends on nothing but `dim`: the
+  // same two vectors give the same bits whatever tile they are in.
+  void (*tile)(const float* const* tokens, int64_t num_tokens, const float* const* rows,
+               int64_t num_rows, int64_t dim, float* dots);
+  // squares[t] = the dot product of tokens[t] with itself, summed in the same order.
+  void (*squares)(const float* const* tokens, int64_t num_tokens, int64_t dim, float* squares);
   void (*widen_bfloat16)(const uint16_t* source, int64_t count, float* target);
   void (*widen_float16)(const uint16_t* source, int64_t count, float* target);
 };

@@ -17,6 +17,8 @@ class WinnerTree {
     nodes_.assign(static_cast<size_t>(2 * num_leaves_), kRetired);
   }
 
+  uint64_t leaf(int64_t index) const { return nodes_[num_leaves_ + index]; }
+
   // Sets a key without replaying its matches; call play_all() once all of them are set.
   void set_leaf(int64_t index, uint64_t key) { nodes_[num_leaves_ + index] = key; }
 
