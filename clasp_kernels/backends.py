@@ -25,6 +25,9 @@ NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "CLASP_KERNELS_BACKEND"
 
 
+_FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT, "auto")
+
+
 class _State(threading.local):
     """What is forced in this thread. Compiled graphs guard on it and follow a change."""
 
@@ -32,7 +35,6 @@ class _State(threading.local):
         self.forced = _FROM_ENVIRONMENT
 
 
-_FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT, "auto")
 _state = _State()
 
 
@@ -56,10 +58,10 @@ class use_backend:
         if name not in NAMES:
             raise ValueError(f"use_backend: name must be one of {', '.join(NAMES)}, got {name!r}.")
         self.name = name
-        self.outer = "auto"
+        self.outer: list[str] = []  # a stack, as one object may be entered within itself
 
     def __enter__(self) -> use_backend:
-        self.outer = _state.forced
+        self.outer.append(_state.forced)
         _state.forced = self.name
         return self
 
@@ -69,28 +71,29 @@ class use_backend:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _state.forced = self.outer
+        _state.forced = self.outer.pop()
 
 
 def overload(op: str, device: torch.device) -> OpOverload:
     """The torch op to call for tensors on ``device``; raises where the forced backend cannot."""
     forced = _state.forced
-    _announce(op, device.type, forced)
+    _settle(op, device.type, forced)
     packet = getattr(torch.ops.clasp_kernels, op)
     # Not forced, even the reference goes through the dispatcher: an exported graph then finds a
     # native kernel where it is loaded.
     return packet.reference if forced == "reference" else packet.default
 
 
-# A constant while tracing: what serves an op here does not change, and reports cannot be traced.
+# Called for real while tracing: logging and warnings cannot be traced, and who serves an op does
+# not change while the process lives.
 @torch.compiler.assume_constant_result
-def _announce(op: str, device: str, forced: str) -> None:
-    _announce_once(op, device, forced)
+def _settle(op: str, device: str, forced: str) -> None:
+    _settle_once(op, device, forced)
 
 
-@functools.cache
-def _announce_once(op: str, device: str, forced: str) -> None:
-    """Says what serves ``op``, where that was not asked for; a failure is not cached."""
+@functools.cache  # which does not keep exceptions: what cannot serve raises every time
+def _settle_once(op: str, device: str, forced: str) -> None:
+    """Raises if ``op`` cannot be served as forced; says who serves it if nothing is forced."""
     if device == "meta":
         return
     backend, reason = choose(op, device, forced)
@@ -122,18 +125,17 @@ class Choice(NamedTuple):
 
 
 def choose(op: str, device: str, forced: str) -> Choice:
+    """Who serves ``op`` for tensors on ``device``, and why; ``forced`` is "auto" if nothing is."""
     if forced not in NAMES:
         raise ValueError(f"{ENVIRONMENT} must be one of {', '.join(NAMES)}, got {forced!r}.")
-    if forced == "auto":
-        problem = _cpu_problem(op, device)
-        return Choice("cpu", _native.load().reason) if not problem else Choice("reference", problem)
-    problem = {
-        "reference": lambda: None,
-        "cpu": lambda: _cpu_problem(op, device),
-        "triton": lambda: f"clasp_kernels {__version__} has no Triton kernels.",
-        "cuda": lambda: f"clasp_kernels {__version__} has no CUDA kernels.",
-    }[forced]()
-    return Choice(forced, "forced") if problem is None else Choice(None, problem)
+    if forced == "reference":
+        return Choice("reference", "forced")
+    if forced in ("triton", "cuda"):
+        return Choice(None, f"clasp_kernels {__version__} has no {forced} kernels.")
+    problem = _cpu_problem(op, device)
+    if problem is None:
+        return Choice("cpu", "forced" if forced == "cpu" else _native.load().reason)
+    return Choice(None if forced == "cpu" else "reference", problem)
 
 
 def _cpu_problem(op: str, device: str) -> str | None:

@@ -123,6 +123,15 @@ def test_forcing_ends_with_the_block_also_on_an_error() -> None:
     assert backend_report().forced == "auto"
 
 
+def test_one_object_can_be_entered_within_itself() -> None:
+    forced = use_backend("reference")
+    with forced:
+        with forced:
+            pass
+        assert backend_report().forced == "reference"
+    assert backend_report().forced == "auto"
+
+
 def test_forcing_holds_for_one_thread() -> None:
     seen = []
     with use_backend("reference"):
@@ -183,8 +192,8 @@ def test_unknown_backend_is_an_error() -> None:
     ("name", "problem"),
     [
         ("cpu", "there is no native kernel for select_pivots in clasp_kernels"),
-        ("triton", "has no Triton kernels."),
-        ("cuda", "has no CUDA kernels."),
+        ("triton", "has no triton kernels."),
+        ("cuda", "has no cuda kernels."),
     ],
 )
 def test_a_forced_backend_that_cannot_serve_raises_every_time(name: str, problem: str) -> None:
@@ -245,7 +254,7 @@ def test_environment_with_an_unknown_name_is_an_error(monkeypatch) -> None:
 
 
 def test_choice_is_logged_once_per_op(caplog) -> None:
-    backends._announce_once.cache_clear()
+    backends._settle_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="clasp_kernels"):
         for _ in range(3):
             select_pivots(SALIENCE, 2)
@@ -259,7 +268,7 @@ def test_choice_is_logged_once_per_op(caplog) -> None:
 
 
 def test_choice_is_logged_under_compile(caplog) -> None:
-    backends._announce_once.cache_clear()
+    backends._settle_once.cache_clear()
     torch._dynamo.reset()
     with caplog.at_level(logging.INFO, logger="clasp_kernels.backends"):
         compiled = torch.compile(lambda x: select_pivots(x, 2), backend="eager", fullgraph=True)
@@ -291,7 +300,7 @@ clasp_kernels.gather_tokens(features, torch.tensor([[0]]))
 def test_without_the_extension_forcing_cpu_says_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setattr(_native, "_status", _native._load(Path("/nonexistent")))
     monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False)
-    backends._announce_once.cache_clear()
+    backends._settle_once.cache_clear()
     with use_backend("cpu"), pytest.raises(RuntimeError) as raised:
         clasp_kernels.select_tokens(SALIENCE[..., None], SALIENCE, 2, 1)
     assert str(raised.value).startswith(

@@ -409,6 +409,14 @@ def test_values_are_not_looked_at_while_compiling() -> None:
         compiled(FEATURES, SELECTED.int())
 
 
+def test_a_budget_that_would_be_data_dependent_is_refused_while_compiling() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(select_pivots, fullgraph=True, backend="eager")
+    assert compiled(SALIENCE, [1, 2]).tolist() == [[0, -1], [0, 1]]
+    with pytest.raises(Exception, match="must be known on the host"):
+        compiled(SALIENCE, torch.tensor([1, 2]))
+
+
 def test_values_of_fake_tensors_are_not_looked_at() -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
