@@ -175,6 +175,8 @@ def test_ties_go_to_the_category_listed_first():
 def test_relative_clause_counts_half():
     router = Router({"format": 1, "categories": {"a": {"apple": 3}, "b": {"bear": 4}}})
     assert router.route(["apple bear", "apple that bear", "that apple bear"]) == ["b", "a", "b"]
+    # At the start it is the question's own word.
+    assert router.route(["Which apple that bear?"]) == ["a"]
 
 
 @given(st.lists(st.text(max_size=200), max_size=5))
