@@ -80,7 +80,7 @@ def ask(
     ] = None,
     out: Annotated[
         Path, typer.Option(metavar="PNG", help="Where to put the picture of what was kept.")
-    ] = Path("clasp_map.png"),
+    ] = Path("out/map.png"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")
     ] = False,
