@@ -10,6 +10,7 @@ from masked_model import masked_inputs, reference_fusion
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from transformers import LlavaForConditionalGeneration
 
+from clasp_kernels import merge_tokens
 from clasp_kernels.models import ClaspHandle, apply_clasp
 
 BATCHES = {
@@ -65,6 +66,32 @@ def test_prefill_logits_of_surviving_tokens(
     handle.remove()
     expected = model(**masked(handle, prompt, positions)).logits
     compare_surviving(pruned, expected, handle, prompt)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_fusing_into_selection_alone_leaves_features_as_they_were(
+    model: LlavaForConditionalGeneration, merge: bool
+) -> None:
+    """Kept tokens are the model's own, or with ``merge`` the means of groups of those."""
+    prompt, count, categories = BATCHES["two images each"]
+    prompt = {**prompt, "pixel_values": images(count)}
+    with apply_clasp(
+        model, budget=8, profile=tiny_profile(), fuse_into="selection", merge=merge
+    ) as handle:
+        pruned = model(**prompt, categories=categories).logits
+    states = model.model.vision_tower(prompt["pixel_values"], output_hidden_states=True)
+    features = states.hidden_states[-2][:, 1:].clone()
+    assert handle.last is not None
+    if merge:
+        indices = handle.last.stages[0].indices
+        fused = reference_fusion(model, prompt["pixel_values"], handle)
+        features.scatter_(
+            1, indices[..., None].expand(-1, -1, 32), merge_tokens(features, fused, indices)
+        )
+    inputs = masked_inputs(model, prompt, handle.last, features)
+    # Without position_ids, transformers counts padding too.
+    inputs["position_ids"] = torch.arange(prompt["input_ids"].shape[1])[None]
+    compare_surviving(pruned, model(**inputs).logits, handle, prompt)
 
 
 def compare_surviving(
