@@ -56,9 +56,8 @@ def test_shapes_and_the_sign_do_not_touch() -> None:
 def true_answer(scene: Scene, text: str) -> str:
     """The answer by reading the question, independently of how it was made."""
     words = text.rstrip("?.").lower().split()
-    shapes = [
-        word for word in (w if w in SHAPES else w.removesuffix("s") for w in words) if word in SHAPES
-    ] or ["cross"] * ("crosses" in words)
+    singular = [word if word in SHAPES else word.removesuffix("s") for word in words]
+    shapes = [word for word in singular if word in SHAPES] or ["cross"] * ("crosses" in words)
     colors = [word for word in words if word in COLORS]
     chosen = [
         item
