@@ -12,7 +12,7 @@ from clasp_kernels import backend_report, backends, use_backend
 
 settings.register_profile(
     "clasp",
-    max_examples=20,
+    max_examples=50,
     deadline=None,
     derandomize=True,
     # The backend fixture holds for a whole test, all its examples included.

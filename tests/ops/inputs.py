@@ -100,8 +100,9 @@ def calls(dtype: torch.dtype = torch.float32) -> dict[str, Call]:
     valid = random_mask(7, 3, 13)
     selected = torch.tensor([[1, 5, -1], [0, 12, 3], [-1, -1, -1]])
     weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.5]])
-    query = torch.randn(3, 4, 3, 5, generator=generator(8)).to(dtype)
-    key = torch.randn(3, 2, 9, 5, generator=generator(9)).to(dtype)
+    # Odd sizes: where an image starts in memory then differs from image to image in alignment.
+    query = torch.randn(3, 4, 3, 19, generator=generator(8)).to(dtype)
+    key = torch.randn(3, 2, 9, 19, generator=generator(9)).to(dtype)
     rows = [
         Call(
             "fuse_layers",

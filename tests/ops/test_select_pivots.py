@@ -53,6 +53,14 @@ def test_invalid_tokens_are_never_chosen_even_over_nan(backend) -> None:
     assert select_pivots(salience, 3, valid=valid).tolist() == [[1, -1, -1]]
 
 
+def test_fewer_valid_than_k_pads_with_minus_one(backend) -> None:
+    salience = torch.tensor([[1.0, 2.0, 3.0, 4.0]] * 2)
+    valid = torch.tensor([[True, False, False, True], [False, False, True, True]])
+    expected = [[3, 0, -1], [3, 2, -1]]
+    assert select_pivots(salience, 3, valid=valid).tolist() == expected
+    assert select_pivots(salience, [3, 1], valid=valid).tolist() == [[3, 0, -1], [3, -1, -1]]
+
+
 def test_k_per_image_pads_with_minus_one(backend) -> None:
     salience = torch.tensor([[1.0, 2.0, 3.0]] * 3)
     expected = [[2, -1, -1], [2, 1, 0], [-1, -1, -1]]

@@ -134,16 +134,18 @@ def test_an_image_without_valid_tokens_keeps_none(backend) -> None:
 @pytest.mark.parametrize("share", [-5, 0, 1])
 def test_there_is_at_least_one_pivot(backend, share) -> None:
     features, salience = image()
-    selection = select_tokens(features, salience, 4, share)
-    assert selection.is_pivot.sum(1).tolist() == [1, 1]
+    for shares in (share, [share, 2], torch.tensor([share, 2])):
+        selection = select_tokens(features, salience, 4, shares)
+        assert selection.is_pivot[0].sum() == 1
 
 
 def test_pivots_are_at_most_the_budget(backend) -> None:
     features, salience = image()
-    selection = select_tokens(features, salience, [4, 2], 99)
-    assert selection.is_pivot.sum(1).tolist() == [4, 2]
     best = salience[0].topk(4).indices.sort().values
-    assert torch.equal(selection.indices[0], best)
+    for shares in (99, [99, 98], torch.tensor([99, 98])):
+        selection = select_tokens(features, salience, [4, 2], shares)
+        assert selection.is_pivot.sum(1).tolist() == [4, 2]
+        assert torch.equal(selection.indices[0], best)
 
 
 def test_per_image_counts_as_list_tuple_and_tensor_agree(backend) -> None:
