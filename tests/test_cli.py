@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from typer.testing import CliRunner
 from clasp_kernels.bundled import bundled_path, tiny_vlm_path
 from clasp_kernels.cli import doctor, main, report
 from clasp_kernels.cli.app import app
-from clasp_kernels.cli.comparison import compare, image_as_seen, patch_grid
+from clasp_kernels.cli.comparison import PhaseClock, compare, image_as_seen, patch_grid
 from clasp_kernels.cli.loading import load_image, load_model, pick_device
+from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile
 from clasp_kernels.visualize import COMPLETION_COLOR, PIVOT_COLOR
 
@@ -142,6 +144,66 @@ def test_keeping_every_token_changes_nothing(loaded):
     # The router said ocr, which this profile does not tell apart.
     assert comparison.category == "general"
     assert "ocr (matched 'sign', 'say') is not in profile" in comparison.reason
+
+
+def test_the_kept_tokens_are_those_of_apply_clasp(loaded):
+    image = load_image(SCENE)
+    comparison = compare(loaded, image, QUESTION, keep=16, max_new_tokens=1)
+    inputs = loaded.processor(
+        images=image, text=f"USER: <image>\n{QUESTION} ASSISTANT:", return_tensors="pt"
+    )
+    with apply_clasp(loaded.model, budget=16, processor=loaded.processor) as handle:
+        loaded.model.generate(**inputs, do_sample=False, max_new_tokens=1)
+        [stage] = handle.last.stages
+        pivots = handle.profile.pivot_count("ocr", 16)
+    assert comparison.indices == tuple(stage.indices[0].tolist())
+    assert comparison.is_pivot == tuple(stage.is_pivot[0].tolist())
+    assert comparison.num_pivots == pivots
+
+
+class SlowModel:
+    """A model whose parts take known times."""
+
+    device = torch.device("cpu")
+
+    class Sleep(torch.nn.Module):
+        def forward(self, seconds):
+            time.sleep(seconds)
+
+    def __init__(self):
+        self.tower, self.decoder = self.Sleep(), self.Sleep()
+
+    def get_encoder(self, modality):
+        return {"image": self.tower}[modality]
+
+    def get_decoder(self):
+        return self.decoder
+
+    def generate(self, streamer):
+        streamer.put(None)  # the prompt
+        self.tower(0.02)
+        self.decoder(0.04)
+        streamer.put(None)
+        for _ in range(3):
+            self.decoder(0.01)
+            streamer.put(None)
+        time.sleep(0.05)
+        streamer.end()
+
+
+def test_each_phase_gets_its_own_time():
+    model = SlowModel()
+    with PhaseClock(model) as clock:
+        model.generate(clock)
+    phases = clock.phases(None)
+    # Sleeping takes at least as long as asked for.
+    assert 0.02 <= phases.vision
+    assert 0.04 <= phases.prefill
+    assert 0.03 <= phases.decode
+    assert phases.selection == 0
+    assert phases.total >= phases.vision + phases.prefill + phases.decode + 0.05
+    model.tower(0)
+    assert clock.phases(None) == phases  # the hooks are gone
 
 
 def test_every_step_is_announced(loaded):

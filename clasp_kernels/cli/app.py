@@ -143,7 +143,7 @@ def ask(
         console.print()
         console.print(report.comparison_table(comparison))
         console.print(
-            f"Medians of {comparison.timed_runs} runs after a warm-up, {loaded.name} on "
+            f"Times: median of {comparison.timed_runs} after a warm-up. Model: {loaded.name} on "
             f"{loaded.model.device}.",
             style="dim",
             highlight=False,

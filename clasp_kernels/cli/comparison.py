@@ -219,7 +219,7 @@ class _Asker:
     def ask(
         self, answers: _Answers, category: str | None = None, handle: ClaspHandle | None = None
     ) -> None:
-        with _PhaseClock(self._loaded.model) as clock:
+        with PhaseClock(self._loaded.model) as clock:
             output = self._generate(category, self._max_new_tokens, clock)
         new_tokens = output[0, self._inputs["input_ids"].shape[1] :]
         answers.new_tokens = len(new_tokens)
@@ -227,7 +227,7 @@ class _Asker:
         answers.phases.append(clock.phases(handle.last if handle else None))
 
     def _generate(
-        self, category: str | None, max_new_tokens: int, clock: _PhaseClock | None
+        self, category: str | None, max_new_tokens: int, clock: PhaseClock | None
     ) -> torch.Tensor:
         import torch
 
@@ -242,7 +242,7 @@ class _Asker:
         return output
 
 
-class _PhaseClock:
+class PhaseClock:
     """Times the vision tower, the first and the later calls of the decoder, and the whole.
 
     The two modules are hooked, so that both ways of answering are timed at the same places; it is
@@ -258,7 +258,7 @@ class _PhaseClock:
         self._started = 0.0
         self._ended = 0.0
 
-    def __enter__(self) -> _PhaseClock:
+    def __enter__(self) -> PhaseClock:
         self._hook("vision", self._model.get_encoder(modality="image"))
         self._hook("decoder", self._model.get_decoder())
         self._started = self._now()
