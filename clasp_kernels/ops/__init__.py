@@ -2,6 +2,10 @@
 
 Importing this package registers every op as ``torch.ops.clasp_kernels.*`` and loads the C++
 kernels where they are built.
+
+Arguments are checked before anything runs. Checks of values (indices in range, none repeated,
+weights finite) would make a GPU's tensors wait for the device, so there they run only with
+``CLASP_KERNELS_STRICT=1``; while compiling they never run.
 """
 
 from .. import _native
