@@ -197,9 +197,9 @@ def test_each_phase_gets_its_own_time():
         model.generate(clock)
     phases = clock.phases(None)
     # Sleeping takes at least as long as asked for.
-    assert 0.02 <= phases.vision
-    assert 0.04 <= phases.prefill
-    assert 0.03 <= phases.decode
+    assert phases.vision >= 0.02
+    assert phases.prefill >= 0.04
+    assert phases.decode >= 0.03
     assert phases.selection == 0
     assert phases.total >= phases.vision + phases.prefill + phases.decode + 0.05
     model.tower(0)
