@@ -13,8 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from evaluate import Example, generate_answers, score
-from model import IMAGE_SIZE
+from evaluate import Example, generate_answers, prepare, score
 from scenes import CATEGORIES, sample_scene
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -61,6 +60,7 @@ def sweep(
     model: LlavaForConditionalGeneration, processor: object, examples: list[Example]
 ) -> dict[tuple[str, float], dict[str, float]]:
     """Accuracy by category, and overall, of each strategy and pivot ratio: mean over budgets."""
+    batches = prepare(processor, examples)
     table = {}
     for strategy in STRATEGIES:
         for ratio in PIVOT_RATIOS:
@@ -69,11 +69,7 @@ def sweep(
                 profile = uniform_profile(strategy, ratio)
                 with apply_clasp(model, budget=budget, profile=profile, processor=processor):
                     answers = generate_answers(
-                        model,
-                        processor,
-                        examples,
-                        picture=lambda scene: scene.render(IMAGE_SIZE),
-                        description=f"{strategy} {ratio:.2f} keep {budget}",
+                        model, processor, batches, f"{strategy} {ratio:.2f} keep {budget}"
                     )
                 result = score(examples, answers)
                 runs.append(result.by_category | {"overall": result.overall})
@@ -86,7 +82,7 @@ def sweep(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--per-category", type=int, default=200)
+    parser.add_argument("--per-category", type=int, default=100)
     parser.add_argument("--table", type=Path, help="JSON with every cell of the sweep")
     arguments = parser.parse_args()
     model = LlavaForConditionalGeneration.from_pretrained(arguments.model).eval()

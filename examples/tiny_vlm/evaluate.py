@@ -66,27 +66,38 @@ def score(examples: Sequence[Example], answers: Iterable[str]) -> Score:
     return Score(mean(category), mean(kind))
 
 
-def generate_answers(
-    model: LlavaForConditionalGeneration,
+def prepare(
     processor: Any,
     examples: Sequence[Example],
-    *,
-    picture: Callable[[Scene], Image.Image | None],
+    picture: Callable[[Scene], Image.Image | None] = lambda scene: scene.render(IMAGE_SIZE),
     batch_size: int = 64,
-    description: str = "",
-) -> list[str]:
-    """Greedy answers; `picture` returning None asks without an image."""
-    answers: list[str] = []
-    for start in tqdm(range(0, len(examples), batch_size), desc=description):
+) -> list[Any]:
+    """Model inputs, batch by batch; `picture` returning None asks without an image."""
+    batches = []
+    for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
         images = [image for scene, _ in batch if (image := picture(scene)) is not None]
         prompt = PROMPT if images else PROMPT.replace("<image>", "")
-        inputs = processor(
-            images=images or None,
-            text=[prompt.format(question=question.text) for _, question in batch],
-            return_tensors="pt",
-            padding=True,
+        batches.append(
+            processor(
+                images=images or None,
+                text=[prompt.format(question=question.text) for _, question in batch],
+                return_tensors="pt",
+                padding=True,
+            )
         )
+    return batches
+
+
+def generate_answers(
+    model: LlavaForConditionalGeneration,
+    processor: Any,
+    batches: Iterable[Any],
+    description: str = "",
+) -> list[str]:
+    """Greedy answers."""
+    answers: list[str] = []
+    for inputs in tqdm(batches, desc=description):
         with torch.inference_mode():
             output = model.generate(**inputs, max_new_tokens=5, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :]
@@ -125,7 +136,7 @@ def main() -> None:
     scores = {
         name: score(
             examples,
-            generate_answers(model, processor, examples, picture=picture, description=name),
+            generate_answers(model, processor, prepare(processor, examples, picture), name),
         )
         for name, picture in ways.items()
     }

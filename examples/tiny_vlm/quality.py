@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluate import Example, Score, generate_answers, heldout_examples, score
-from model import IMAGE_SIZE, NUM_VISUAL_TOKENS, PROMPT
-from scenes import CATEGORIES, Scene
-from tqdm import tqdm
+from evaluate import Example, Score, generate_answers, heldout_examples, prepare, score
+from model import NUM_VISUAL_TOKENS
+from scenes import CATEGORIES
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from clasp_kernels.models import apply_clasp
@@ -32,10 +31,6 @@ METHODS = ("clasp", "pivots only", "completion only", "random")
 COLORS = {"clasp": "#0072B2", "pivots only": "#E69F00", "completion only": "#009E73"}
 
 
-def picture(scene: Scene) -> Any:
-    return scene.render(IMAGE_SIZE)
-
-
 def split_profile(profile: Profile, pivot_ratio: float) -> Profile:
     categories = {
         name: dataclasses.replace(policy, pivot_ratio=pivot_ratio)
@@ -44,49 +39,16 @@ def split_profile(profile: Profile, pivot_ratio: float) -> Profile:
     return dataclasses.replace(profile, categories=categories)
 
 
-def random_answers(
-    model: LlavaForConditionalGeneration,
-    processor: Any,
-    examples: list[Example],
-    budget: int,
-    batch_size: int = 64,
-) -> list[str]:
+def random_batches(model: LlavaForConditionalGeneration, batches: list[Any], budget: int) -> Any:
+    """The same prompts with all but `budget` random tokens of each image masked as keys."""
     generator = torch.Generator().manual_seed(budget)
-    answers: list[str] = []
-    for start in tqdm(range(0, len(examples), batch_size), desc=f"random {budget}"):
-        batch = examples[start : start + batch_size]
-        inputs = processor(
-            images=[picture(scene) for scene, _ in batch],
-            text=[PROMPT.format(question=question.text) for _, question in batch],
-            return_tensors="pt",
-            padding=True,
-        )
+    for inputs in batches:
+        mask = inputs["attention_mask"].clone()
+        draw = torch.rand(len(mask), NUM_VISUAL_TOKENS, generator=generator)
+        kept = draw.argsort(1).argsort(1) < budget
+        mask[inputs["input_ids"] == model.config.image_token_id] = kept.long().flatten()
         positions = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        draw = torch.rand(len(batch), NUM_VISUAL_TOKENS, generator=generator)
-        dropped = draw.argsort(1).argsort(1) >= budget
-        visual = inputs["input_ids"] == model.config.image_token_id
-        inputs["attention_mask"][visual] = (~dropped).long().flatten()
-        with torch.inference_mode():
-            output = model.generate(
-                **inputs, position_ids=positions, max_new_tokens=5, do_sample=False
-            )
-        new = output[:, inputs["input_ids"].shape[1] :]
-        answers += processor.batch_decode(new, skip_special_tokens=True)
-    return answers
-
-
-def clasp_answers(
-    model: LlavaForConditionalGeneration,
-    processor: Any,
-    examples: list[Example],
-    budget: int,
-    profile: Profile,
-    name: str,
-) -> list[str]:
-    with apply_clasp(model, budget=budget, profile=profile, processor=processor):
-        return generate_answers(
-            model, processor, examples, picture=picture, description=f"{name} {budget}"
-        )
+        yield {**inputs, "attention_mask": mask, "position_ids": positions}
 
 
 def measure(
@@ -100,16 +62,17 @@ def measure(
         "pivots only": split_profile(profile, 1.0),
         "completion only": split_profile(profile, 0.0),  # one pivot to start from
     }
-    whole = generate_answers(model, processor, examples, picture=picture, description="all")
+    batches = prepare(processor, examples)
+    whole = generate_answers(model, processor, batches, "all")
     results = {("all tokens", NUM_VISUAL_TOKENS): score(examples, whole)}
     for budget in BUDGETS:
-        for name in METHODS:
-            answers = (
-                random_answers(model, processor, examples, budget)
-                if name == "random"
-                else clasp_answers(model, processor, examples, budget, profiles[name], name)
-            )
+        for name, used in profiles.items():
+            with apply_clasp(model, budget=budget, profile=used, processor=processor):
+                answers = generate_answers(model, processor, batches, f"{name} {budget}")
             results[name, budget] = score(examples, answers)
+        masked = random_batches(model, batches, budget)
+        answers = generate_answers(model, processor, masked, f"random {budget}")
+        results["random", budget] = score(examples, answers)
     return results
 
 
