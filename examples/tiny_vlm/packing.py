@@ -58,24 +58,45 @@ def choose_turns(scene: Scene, rng: random.Random) -> list[Question]:
     return [questions[index] for index in order[:TURNS]]
 
 
+def covered_patches(box: tuple[float, float, float, float]) -> np.ndarray:
+    """[PATCHES, PATCHES] bool: the patches of which `box` covers enough."""
+    left, top, right, bottom = (edge / PATCH_SIZE for edge in box)
+    edges = np.arange(PATCHES)
+    wide = np.clip(np.minimum(edges + 1, right) - np.maximum(edges, left), 0, 1)
+    high = np.clip(np.minimum(edges + 1, bottom) - np.maximum(edges, top), 0, 1)
+    return np.outer(high, wide) >= MIN_PATCH_COVER
+
+
+def glyph_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
+    return [scene.sign.glyph_box(index) for index in range(2)] if scene.sign else []
+
+
 def patch_labels(scene: Scene) -> np.ndarray:
     """[3, N]: the shape, colour and glyph that covers each patch, 0 for none."""
     labels = np.zeros((3, PATCHES, PATCHES), dtype=np.int64)
-
-    def mark(box: tuple[float, float, float, float], channel: int, value: int) -> None:
-        left, top, right, bottom = (edge / PATCH_SIZE for edge in box)
-        edges = np.arange(PATCHES)
-        wide = np.clip(np.minimum(edges + 1, right) - np.maximum(edges, left), 0, 1)
-        high = np.clip(np.minimum(edges + 1, bottom) - np.maximum(edges, top), 0, 1)
-        labels[channel][np.outer(high, wide) >= MIN_PATCH_COVER] = value
-
     for item in scene.objects:
-        mark(item.box, 0, 1 + SHAPES.index(item.shape))
-        mark(item.box, 1, 1 + list(COLORS).index(item.color))
-    if scene.sign:
-        for index, glyph in enumerate(scene.sign.text):
-            mark(scene.sign.glyph_box(index), 2, 1 + GLYPHS.index(glyph))
+        patches = covered_patches(item.box)
+        labels[0][patches] = 1 + SHAPES.index(item.shape)
+        labels[1][patches] = 1 + list(COLORS).index(item.color)
+    for box, glyph in zip(glyph_boxes(scene), scene.sign.text if scene.sign else "", strict=True):
+        labels[2][covered_patches(box)] = 1 + GLYPHS.index(glyph)
     return labels.reshape(3, -1)
+
+
+def sparse_tokens(scene: Scene, noise: np.random.Generator) -> np.ndarray:
+    """[N] bool: visual tokens that stay. Any may go, but one patch of each thing remains.
+
+    Keeping rates differ from scene to scene, so that the model meets all from a handful of
+    tokens to all of them, as the decoder of a large model takes whatever it is given.
+    """
+    if noise.random() < 0.2:
+        return np.ones(PATCHES * PATCHES, dtype=bool)
+    kept = noise.random((PATCHES, PATCHES)) < noise.random() ** 2
+    for box in [item.box for item in scene.objects] + glyph_boxes(scene):
+        patches = np.flatnonzero(covered_patches(box))
+        kept.flat[patches] = noise.random(len(patches)) < noise.uniform(0.2, 1.0)
+        kept.flat[noise.choice(patches)] = True
+    return kept.reshape(-1)
 
 
 def scene_labels(scene: Scene) -> tuple[list[float], list[int]]:
@@ -89,13 +110,18 @@ def scene_labels(scene: Scene) -> tuple[list[float], list[int]]:
 
 
 class PackedScenes(torch.utils.data.Dataset[Batch]):
-    """Item `step` is the whole batch of that step."""
+    """Item `step` is the whole batch of that step; visual tokens go from `sparse_from` on."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, steps: range, batch_size: int, seed: int
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        steps: range,
+        batch_size: int,
+        seed: int,
+        sparse_from: int,
     ) -> None:
         self.tokenizer, self.steps, self.batch_size = tokenizer, steps, batch_size
-        self.seed = seed
+        self.seed, self.sparse_from = seed, sparse_from
         self.prefix = prefix_ids(tokenizer)
 
     def __len__(self) -> int:
@@ -108,6 +134,7 @@ class PackedScenes(torch.utils.data.Dataset[Batch]):
         rng = random.Random(f"{self.seed}/{step}")
         scenes = [sample_scene(rng.randrange(2**62), "train") for _ in range(self.batch_size)]
         packed = [self._pack(scene, rng) for scene in scenes]
+        noise = np.random.default_rng(rng.randrange(2**62))
         length = -(-max(len(ids) for ids, *_ in packed) // 16) * 16
         pad = self.tokenizer.pad_token_id
         rows = [
@@ -122,9 +149,14 @@ class PackedScenes(torch.utils.data.Dataset[Batch]):
         input_ids, position_ids, turn, labels = torch.tensor(rows).unbind(1)
         same = (turn[:, None, :] == turn[:, :, None]) | (turn[:, None, :] == 0)
         mask = same.tril() & (turn >= 0)[:, None, :]
+        if step >= self.sparse_from:
+            kept = np.stack([sparse_tokens(scene, noise) for scene in scenes])
+            image = self.tokenizer.convert_tokens_to_ids("<image>")
+            seen = torch.ones_like(input_ids, dtype=torch.bool)
+            seen[input_ids == image] = torch.from_numpy(kept).flatten()
+            mask &= seen[:, None, :]
         mask |= torch.eye(length, dtype=torch.bool)  # a padding row must see something
         pixels = np.stack([np.asarray(scene.render(IMAGE_SIZE)) for scene in scenes])
-        noise = np.random.default_rng(rng.randrange(2**62))
         pixels = pixels / np.float32(127.5) - np.float32(1)
         pixels += noise.standard_normal(pixels.shape, dtype=np.float32) * np.float32(0.03)
         presence, classes = zip(*map(scene_labels, scenes), strict=True)

@@ -7,6 +7,10 @@ on the patch tokens that feed the projector name the shape, colour and glyph eac
 heads on the CLS token name what the whole scene holds, since the language loss never reaches
 CLS and its attention (our salience) would otherwise mean nothing. The heads are thrown away.
 
+In the last `--sparse-steps` steps the language model sees only some of the visual tokens. A large
+model shrugs off missing tokens; a tiny one that has always seen all 144 falls apart without
+them, and could not show what pruning does. Nothing there knows how CLASP selects.
+
 The run is resumable: it continues from `--work`/checkpoint.pt, with the batches it would have
 seen. Learning rate: warm-up, plateau, then a linear decay over the last `--decay` steps.
 """
@@ -29,6 +33,7 @@ from tqdm import tqdm
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 
 WARMUP = 100
+SPARSE_LR_SHARE = 0.7
 LOSSES = ("language", "patches", "cls")
 
 
@@ -106,8 +111,14 @@ def losses(
     return {"language": language, "patches": patches, "cls": cls}
 
 
-def learning_rate(step: int, steps: int, decay: int, peak: float) -> float:
-    return peak * min(1.0, (step + 1) / WARMUP, (steps - step) / decay)
+def learning_rate(step: int, arguments: argparse.Namespace) -> float:
+    """Warm-up, plateau and linear decay; then once more, lower, for the sparse steps."""
+    if step < arguments.steps:
+        left = (arguments.steps - step) / arguments.decay
+        return arguments.lr * min(1.0, (step + 1) / WARMUP, left)
+    done = step - arguments.steps + 1
+    left = (arguments.sparse_steps - done + 1) / arguments.sparse_steps
+    return SPARSE_LR_SHARE * arguments.lr * min(done / WARMUP, 1.2 * left, 1.0)
 
 
 def _batches(data: PackedScenes) -> Iterator[Batch]:
@@ -126,7 +137,7 @@ def plot_losses(log: Path, out: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for name, color in zip(LOSSES, ("#0072B2", "#E69F00", "#009E73"), strict=True):
         axes.plot(steps, [float(row[name]) for row in rows], label=name, color=color, lw=1.2)
-    axes.set(xlabel="step (64 scenes, 8 questions each)", ylabel="loss", yscale="log")
+    axes.set(xlabel="step (64 scenes, up to 8 questions each)", ylabel="loss", yscale="log")
     axes.set_title("Training the tiny LLaVA")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -167,14 +178,15 @@ def train(arguments: argparse.Namespace) -> None:
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
+    end = arguments.steps + arguments.sparse_steps
     data = PackedScenes(
-        tokenizer, range(start, arguments.steps), arguments.batch_size, arguments.seed
+        tokenizer, range(start, end), arguments.batch_size, arguments.seed, arguments.steps
     )
     model.train()
-    bar = tqdm(total=arguments.steps, initial=start, unit="step", mininterval=5)
+    bar = tqdm(total=end, initial=start, unit="step", mininterval=5)
     mean, since, began = dict.fromkeys(LOSSES, 0.0), 0, time.monotonic()
     for step, batch in zip(data.steps, _batches(data), strict=True):
-        rate = learning_rate(step, arguments.steps, arguments.decay, arguments.lr)
+        rate = learning_rate(step, arguments)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", torch.bfloat16):
@@ -187,14 +199,14 @@ def train(arguments: argparse.Namespace) -> None:
             mean[name] += parts[name].item()
         since += 1
         bar.update()
-        if (step + 1) % 20 == 0 or step + 1 == arguments.steps:
+        if (step + 1) % 20 == 0 or step + 1 == end:
             mean = {name: value / since for name, value in mean.items()}
             bar.set_postfix({name: f"{value:.3f}" for name, value in mean.items()})
             values = ",".join(f"{mean[name]:.5f}" for name in LOSSES)
             with log.open("a") as file:
                 file.write(f"{step + 1},{rate:.6f},{time.monotonic() - began:.1f},{values}\n")
             mean, since = dict.fromkeys(LOSSES, 0.0), 0
-        if (step + 1) % 200 == 0 or step + 1 == arguments.steps:
+        if (step + 1) % 200 == 0 or step + 1 == end:
             save(step + 1)
             model.save_pretrained(work / "latest")
             build_processor(tokenizer).save_pretrained(work / "latest")
@@ -211,6 +223,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/tiny_vlm"))
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--decay", type=int, default=600)
+    parser.add_argument("--sparse-steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)

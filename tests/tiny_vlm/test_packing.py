@@ -12,7 +12,7 @@ def test_a_packed_turn_gets_the_logits_of_its_single_prompt() -> None:
     torch.manual_seed(0)
     tokenizer = build_tokenizer()
     model = build_model(tokenizer).eval()
-    batch = PackedScenes(tokenizer, range(1), batch_size=2, seed=1)[0]
+    batch = PackedScenes(tokenizer, range(1), batch_size=2, seed=1, sparse_from=9)[0]
     image_tokens = batch.input_ids == model.config.image_token_id
     with torch.no_grad():
         embeds = model.get_input_embeddings()(batch.input_ids)
@@ -66,7 +66,7 @@ def test_the_prompt_of_training_is_the_prompt_of_the_processor() -> None:
 
 def test_labels_are_the_answer_and_its_end() -> None:
     tokenizer = build_tokenizer()
-    batch = PackedScenes(tokenizer, range(1), batch_size=4, seed=2)[0]
+    batch = PackedScenes(tokenizer, range(1), batch_size=4, seed=2, sparse_from=9)[0]
     for ids, labels in zip(batch.input_ids, batch.labels, strict=True):
         at = (labels != IGNORE).nonzero().flatten()
         assert torch.equal(labels[at], ids[at + 1])
@@ -77,10 +77,11 @@ def test_labels_are_the_answer_and_its_end() -> None:
 
 def test_a_batch_depends_on_its_step_alone() -> None:
     tokenizer = build_tokenizer()
-    whole = PackedScenes(tokenizer, range(5), batch_size=2, seed=3)
-    resumed = PackedScenes(tokenizer, range(3, 5), batch_size=2, seed=3)
+    whole = PackedScenes(tokenizer, range(5), batch_size=2, seed=3, sparse_from=4)
+    resumed = PackedScenes(tokenizer, range(3, 5), batch_size=2, seed=3, sparse_from=4)
     assert torch.equal(whole[4].pixel_values, resumed[1].pixel_values)
     assert torch.equal(whole[4].input_ids, resumed[1].input_ids)
+    assert torch.equal(whole[4].attention_mask, resumed[1].attention_mask)
     assert not torch.equal(whole[3].pixel_values, whole[4].pixel_values)
 
 
@@ -88,3 +89,21 @@ def test_the_tokenizer_keeps_any_text() -> None:
     tokenizer = build_tokenizer()
     for text in ("Où est le café? $42 {x}", "What does the sign say?", "日本語"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_sparse_steps_hide_visual_tokens_but_leave_some_of_every_thing() -> None:
+    tokenizer = build_tokenizer()
+    data = PackedScenes(tokenizer, range(2), batch_size=16, seed=4, sparse_from=1)
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    for step, sparse in enumerate([False, True]):
+        batch = data[step]
+        hidden = 0
+        for ids, mask, labels in zip(
+            batch.input_ids, batch.attention_mask[:, 0], batch.patch_labels, strict=True
+        ):
+            last = int((ids != tokenizer.pad_token_id).nonzero()[-1])
+            seen = mask[last, ids == image]  # by a token of the last turn
+            hidden += int((~seen).sum())
+            for channel in labels[1:]:  # colours, glyphs
+                assert set(channel[seen].tolist()) >= set(channel.tolist()) - {0}
+        assert (hidden > 16 * 20) if sparse else (hidden == 0)
