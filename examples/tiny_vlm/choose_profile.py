@@ -1,17 +1,21 @@
-"""Choose the tiny LLaVA's profile: strategies x pivot ratios, per category, on training scenes.
+"""Choose the tiny LLaVA's profile on training scenes: salience layer, strategies, pivot ratios.
 
     python examples/tiny_vlm/choose_profile.py --model clasp_kernels/assets/tiny_vlm
 
-Held-out scenes stay unseen. For every category the pair with the best mean accuracy over the
-budgets wins; `general` and `knowledge`, which the scenes do not ask for, take the pair that is
-best over all questions. Writes `clasp_profile.json` into the model's folder, and the table.
+Held-out scenes stay unseen. First the salience layer: the one whose pivots alone, the deepest layer
+fused, answer best. Then strategies x pivot ratios with that layer: for every category the pair with
+the best mean accuracy over the budgets wins; `general` and `knowledge`, which the scenes do not ask
+for, take the pair that is best over all questions. Writes `clasp_profile.json` into the model's
+folder, and the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evaluate import Example, generate_answers, prepare, score
 from scenes import CATEGORIES, sample_scene
@@ -21,6 +25,7 @@ from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import Profile
 
 LAYERS = (-4, -3, -2, -1)
+SALIENCE_LAYERS = (-1, -2, -3, -4)
 STRATEGIES = "ABCDE"
 PIVOT_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BUDGETS = (12, 24)
@@ -41,7 +46,7 @@ def training_examples(per_category: int) -> list[Example]:
     return [example for examples in found.values() for example in examples]
 
 
-def uniform_profile(strategy: str, pivot_ratio: float) -> Profile:
+def uniform_profile(strategy: str, pivot_ratio: float, salience_layer: int) -> Profile:
     """The same choice for every category, so that one run scores all of them."""
     choice = {"layer_weights": strategy, "pivot_ratio": pivot_ratio}
     return Profile.from_dict(
@@ -51,32 +56,34 @@ def uniform_profile(strategy: str, pivot_ratio: float) -> Profile:
             "model_type": "llava",
             "layers": list(LAYERS),
             "source": "one cell of a sweep",
+            "salience_layer": salience_layer,
             "categories": {name: choice for name in (*CATEGORIES, *UNASKED)},
         }
     )
 
 
-def sweep(
-    model: LlavaForConditionalGeneration, processor: object, examples: list[Example]
-) -> dict[tuple[str, float], dict[str, float]]:
-    """Accuracy by category, and overall, of each strategy and pivot ratio: mean over budgets."""
-    batches = prepare(processor, examples)
-    table = {}
-    for strategy in STRATEGIES:
-        for ratio in PIVOT_RATIOS:
-            runs = []
-            for budget in BUDGETS:
-                profile = uniform_profile(strategy, ratio)
-                with apply_clasp(model, budget=budget, profile=profile, processor=processor):
-                    answers = generate_answers(
-                        model, processor, batches, f"{strategy} {ratio:.2f} keep {budget}"
-                    )
-                result = score(examples, answers)
-                runs.append(result.by_category | {"overall": result.overall})
-            table[strategy, ratio] = {
-                name: sum(run[name] for run in runs) / len(runs) for name in runs[0]
-            }
-    return table
+@dataclass
+class Sweep:
+    """Scores uniform profiles on the same questions."""
+
+    model: LlavaForConditionalGeneration
+    processor: Any
+    examples: list[Example]
+
+    def __post_init__(self) -> None:
+        self.batches = prepare(self.processor, self.examples)
+
+    def accuracy(self, profile: Profile, description: str) -> dict[str, float]:
+        """By category, and overall: mean over budgets."""
+        runs = []
+        for budget in BUDGETS:
+            with apply_clasp(self.model, budget=budget, profile=profile, processor=self.processor):
+                answers = generate_answers(
+                    self.model, self.processor, self.batches, f"{description} keep {budget}"
+                )
+            result = score(self.examples, answers)
+            runs.append(result.by_category | {"overall": result.overall})
+        return {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
 
 
 def main() -> None:
@@ -88,7 +95,22 @@ def main() -> None:
     model = LlavaForConditionalGeneration.from_pretrained(arguments.model).eval()
     processor = AutoProcessor.from_pretrained(arguments.model)
     examples = training_examples(arguments.per_category)
-    table = sweep(model, processor, examples)
+    sweep = Sweep(model, processor, examples)
+    layers = {
+        layer: sweep.accuracy(uniform_profile("E", 1.0, layer), f"salience layer {layer}")
+        for layer in SALIENCE_LAYERS
+    }
+    salience_layer = max(layers, key=lambda layer: layers[layer]["overall"])
+    table = {
+        (strategy, ratio): sweep.accuracy(
+            uniform_profile(strategy, ratio, salience_layer), f"{strategy} {ratio:.2f}"
+        )
+        for strategy in STRATEGIES
+        for ratio in PIVOT_RATIOS
+    }
+    print("pivots alone, by salience layer")
+    for layer, accuracy in layers.items():
+        print(f"  {layer}" + "".join(f"  {name} {accuracy[name]:.3f}" for name in accuracy))
     for name in (*CATEGORIES, "overall"):
         print(name)
         for strategy in STRATEGIES:
@@ -106,21 +128,28 @@ def main() -> None:
             "model_type": "llava",
             "layers": list(LAYERS),
             "source": (
-                f"this project's own, by examples/tiny_vlm/choose_profile.py: the best of "
+                "this project's own, by examples/tiny_vlm/choose_profile.py: the best salience "
+                f"layer of {', '.join(map(str, SALIENCE_LAYERS))}, then the best of "
                 f"strategies {STRATEGIES[0]} to {STRATEGIES[-1]} and pivot ratios "
                 f"{', '.join(map(str, PIVOT_RATIOS))} on {arguments.per_category} training "
                 f"questions a category, mean over budgets {' and '.join(map(str, BUDGETS))}"
             ),
+            "salience_layer": salience_layer,
             "categories": categories,
         }
     )
     profile.save(arguments.model / "clasp_profile.json")
     if arguments.table:
-        rows = [
-            {"strategy": strategy, "pivot_ratio": ratio, "accuracy": accuracy}
-            for (strategy, ratio), accuracy in table.items()
-        ]
-        arguments.table.write_text(json.dumps(rows, indent=2) + "\n")
+        report = {
+            "budgets": BUDGETS,
+            "questions_per_category": arguments.per_category,
+            "pivots_only_by_salience_layer": layers,
+            "cells": [
+                {"strategy": strategy, "pivot_ratio": ratio, "accuracy": accuracy}
+                for (strategy, ratio), accuracy in table.items()
+            ],
+        }
+        arguments.table.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":
