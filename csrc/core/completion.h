@@ -208,7 +208,7 @@ class Completion {
     const int64_t dim = features_->num_columns;
     const int64_t first = num_seen_[tokens[0]];
     const int64_t count = std::min(num_rows() - first, kChunk);
-    const float* loaded[kTileTokens];
+    const float* loaded[kTileTokens] = {};
     for (int64_t t = 0; t < num_tokens; ++t) {
       const int64_t offset = features_->in_place() ? 0 : t * dim;
       loaded[t] = features_->load(tokens[t], kernels_, storage + offset);

@@ -4,13 +4,12 @@
 #include <vector>
 
 #include "core/kernels.h"
+#include "core/kernels_avx2.h"
+#include "core/kernels_avx512.h"
 #include "core/kernels_baseline.h"
 
 #if defined(__x86_64__)
 #  include <cpuid.h>
-
-#  include "core/kernels_avx2.h"
-#  include "core/kernels_avx512.h"
 #endif
 
 namespace clasp {

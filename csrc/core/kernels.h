@@ -1,9 +1,9 @@
 // The arithmetic that depends on the instruction set: dot products and widening to float32. Which
 // set is used is decided at run time, so that one build runs on every machine.
 //
-// Only the functions marked with a target attribute may contain instructions beyond the baseline,
-// and they call nothing but intrinsics: an inline library function compiled for AVX-512 here could
-// otherwise be the copy that the linker keeps for everybody.
+// The instructions come from function attributes, never from a compiler flag for a whole file: an
+// inline library function compiled for AVX-512 in one file could be the copy that the linker keeps
+// for all of them.
 #pragma once
 
 #include <cstdint>

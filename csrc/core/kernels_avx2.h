@@ -1,12 +1,15 @@
+// AVX2. Empty on other architectures.
 #pragma once
 
-#include <immintrin.h>
+#if defined(__x86_64__)
 
-#include <cstdint>
+#  include <immintrin.h>
 
-#include "core/kernels.h"
+#  include <cstdint>
 
-#define CLASP_TARGET __attribute__((target("avx2,fma,f16c")))
+#  include "core/kernels.h"
+
+#  define CLASP_TARGET __attribute__((target("avx2,fma,f16c")))
 
 namespace clasp::avx2 {
 
@@ -44,7 +47,7 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
   asm("" : "+x"(x));
 }
 
-#include "core/tile.inc"
+#  include "core/tile.inc"
 
 CLASP_TARGET inline void widen_bfloat16(const uint16_t* source, int64_t count, float* target) {
   int64_t i = 0;
@@ -69,4 +72,6 @@ inline constexpr Kernels kKernels{tile, squares, widen_bfloat16, widen_float16};
 
 }  // namespace clasp::avx2
 
-#undef CLASP_TARGET
+#  undef CLASP_TARGET
+
+#endif  // __x86_64__

@@ -1,19 +1,22 @@
+// AVX-512. Empty on other architectures.
 #pragma once
 
-#include <immintrin.h>
+#if defined(__x86_64__)
 
-#include <cstdint>
+#  include <immintrin.h>
 
-#include "core/kernels.h"
+#  include <cstdint>
+
+#  include "core/kernels.h"
 
 // gcc 12 takes _mm512_undefined_ps(), which its intrinsics are written with, for a mistake of ours.
-#if defined(__GNUC__) && !defined(__clang__)
-#  pragma GCC diagnostic push
-#  pragma GCC diagnostic ignored "-Wuninitialized"
-#  pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
+#  if defined(__GNUC__) && !defined(__clang__)
+#    pragma GCC diagnostic push
+#    pragma GCC diagnostic ignored "-Wuninitialized"
+#    pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#  endif
 
-#define CLASP_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#  define CLASP_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 
 namespace clasp::avx512 {
 
@@ -51,7 +54,7 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
   asm("" : "+v"(x));
 }
 
-#include "core/tile.inc"
+#  include "core/tile.inc"
 
 CLASP_TARGET inline void widen_bfloat16(const uint16_t* source, int64_t count, float* target) {
   for (int64_t i = 0; i < count; i += kLanes) {
@@ -74,7 +77,9 @@ inline constexpr Kernels kKernels{tile, squares, widen_bfloat16, widen_float16};
 
 }  // namespace clasp::avx512
 
-#undef CLASP_TARGET
-#if defined(__GNUC__) && !defined(__clang__)
-#  pragma GCC diagnostic pop
-#endif
+#  undef CLASP_TARGET
+#  if defined(__GNUC__) && !defined(__clang__)
+#    pragma GCC diagnostic pop
+#  endif
+
+#endif  // __x86_64__

@@ -1,0 +1,71 @@
+"""The algorithm cores, without torch: what they compute, and that they stay inside their memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import checks
+import harness
+
+
+@pytest.fixture(scope="session")
+def core() -> ModuleType:
+    return checks.load(harness.build("plain"))
+
+
+@pytest.fixture
+def instruction_set(core: ModuleType, request: pytest.FixtureRequest) -> str:
+    if request.param not in core.instruction_sets():
+        pytest.skip(f"this machine has no {request.param}")
+    return request.param
+
+
+@pytest.mark.parametrize("instruction_set", ["avx512", "avx2", "baseline"], indirect=True)
+@pytest.mark.parametrize("check", checks.CHECKS)
+def test_core(core: ModuleType, instruction_set: str, check: str) -> None:
+    checks.CHECKS[check](core, instruction_set)
+
+
+@pytest.fixture(scope="session")
+def sanitized() -> Path:
+    try:
+        harness.sanitizer_environment()
+    except RuntimeError as missing:
+        pytest.skip(str(missing))
+    return harness.build("sanitized")
+
+
+def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=harness.sanitizer_environment(),
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_no_sanitizer_report(core: ModuleType, sanitized: Path) -> None:
+    done = run_sanitized("checks.py", str(sanitized))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ERROR: " not in done.stderr and "runtime error" not in done.stderr, done.stderr
+    passed = len(core.instruction_sets()) * len(checks.CHECKS)
+    assert done.stdout.count("ok ") == passed, done.stdout
+
+
+def test_the_sanitizer_is_there(sanitized: Path) -> None:
+    code = (
+        "import checks, pathlib, sys;"
+        "checks.load(pathlib.Path(sys.argv[1])).read_past_the_end([1, 2, 3])"
+    )
+    done = run_sanitized("-c", code, str(sanitized))
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr, done.stderr
