@@ -141,6 +141,11 @@ class ClaspRuntime:
             model_inputs[_GENERATION] = getattr(kwargs["pixel_values"], _GENERATION, None)
             return model_inputs
 
+        if kwargs.get("pixel_values") is not None and not past.history:
+            raise ValueError(
+                "the prompt was fed without its images, in chunks; prefill_chunk_size must be "
+                "None where images are pruned"
+            )
         if past.history:
             position_ids = kwargs.get("position_ids")
             total = length if position_ids is None else position_ids.shape[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,11 +176,17 @@ def test_chunked_prefill(handle: ClaspHandle) -> None:
     batch = prompts([1, 2, "image", 7])
     with pytest.raises(ValueError, match="prefill_chunk_size"):
         handle.model.generate(
-            **batch, pixel_values=images(1), categories="ocr", prefill_chunk_size=8
+            **batch,
+            pixel_values=images(1),
+            categories="ocr",
+            prefill_chunk_size=8,
+            max_new_tokens=2,
         )
 
 
 def test_images_that_are_encoded_already(handle: ClaspHandle) -> None:
+    if "mm_encoder_outputs" not in inspect.signature(type(handle.model).forward).parameters:
+        pytest.skip("this transformers does not encode images ahead of the prefill")
     batch = prompts([1, 2, "image", 7])
     encoded = {"image": handle.model.get_image_features(images(1))}
     for call in (handle.model, handle.model.generate):
