@@ -125,7 +125,7 @@ def _batches(data: PackedScenes) -> Iterator[Batch]:
     yield from torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
 
 
-def plot_losses(log: Path, out: Path) -> None:
+def plot_losses(log: Path, out: Path, sparse_from: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -137,10 +137,13 @@ def plot_losses(log: Path, out: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
     for name, color in zip(LOSSES, ("#0072B2", "#E69F00", "#009E73"), strict=True):
         axes.plot(steps, [float(row[name]) for row in rows], label=name, color=color, lw=1.2)
+    axes.axvline(sparse_from, color="0.6", lw=1, ls="--")
+    axes.annotate("visual tokens\nhidden", (sparse_from, 2.0), xytext=(6, 0), color="0.4",
+                  textcoords="offset points", fontsize=8)  # fmt: skip
     axes.set(xlabel="step (64 scenes, up to 8 questions each)", ylabel="loss", yscale="log")
     axes.set_title("Training the tiny LLaVA")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower left")
     figure.savefig(out, dpi=130)
 
 
@@ -214,7 +217,7 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.out:
         model.save_pretrained(arguments.out)
         build_processor(tokenizer).save_pretrained(arguments.out)
-    plot_losses(log, work / "loss.png")
+    plot_losses(log, work / "loss.png", arguments.steps)
 
 
 def main() -> None:
