@@ -74,6 +74,20 @@ def apply_clasp(
     Raises:
         ValueError, TypeError: an argument that does not fit, or a model already patched. The
             model is then untouched.
+
+    >>> from PIL import Image
+    >>> from transformers import AutoProcessor, LlavaForConditionalGeneration
+    >>> from clasp_kernels.bundled import tiny_vlm_path
+    >>> model = LlavaForConditionalGeneration.from_pretrained(tiny_vlm_path())
+    >>> processor = AutoProcessor.from_pretrained(tiny_vlm_path())
+    >>> prompt = "USER: <image>\\nHow many circles are there? ASSISTANT:"
+    >>> inputs = processor(images=Image.new("RGB", (96, 96)), text=prompt, return_tensors="pt")
+    >>> with apply_clasp(model, budget=16, processor=processor) as handle:
+    ...     ids = model.generate(**inputs, max_new_tokens=4)
+    >>> handle.last.categories, handle.last.stages[0].indices.shape
+    (('counting',), torch.Size([1, 16]))
+    >>> handle.last.prompt_length - handle.last.pruned_length
+    128
     """
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)

@@ -74,6 +74,23 @@ def test_image_hidden_states_are_the_kept_tokens(
     assert torch.equal(embedded[0, 2:10], out.image_hidden_states[:8])
 
 
+@pytest.mark.parametrize("normalize", ["l2", "rms"])
+def test_layers_are_normalised_as_the_profile_says(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any], normalize: str
+) -> None:
+    with apply_clasp(model, budget=8, profile=tiny_profile(normalize=normalize)) as handle:
+        given = model(**inputs).image_hidden_states
+    states = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
+    fused = 0
+    for weight, layer in zip((0.6, 0.4), (-4, -3), strict=True):  # those of "ocr"
+        tokens = states.hidden_states[layer][:1, 1:]
+        size = tokens.norm(dim=-1) if normalize == "l2" else (tokens**2).mean(-1).sqrt()
+        fused = fused + weight * tokens / size[..., None]
+    assert handle.last is not None
+    kept = fused[:, handle.last.stages[0].indices[0]]
+    torch.testing.assert_close(given[:8], model.model.multi_modal_projector(kept)[0])
+
+
 def test_only_kept_tokens_are_projected(
     model: LlavaForConditionalGeneration, inputs: dict[str, Any]
 ) -> None:
