@@ -317,7 +317,11 @@ def check_two_stages(core: ModuleType, isa: str) -> None:
 
         ranked = sorted(
             np.flatnonzero(valid).tolist(),
-            key=lambda n: (math.isnan(salience[n]), 0 if salience[n] != salience[n] else -salience[n], n),
+            key=lambda n: (
+                math.isnan(salience[n]),
+                0 if salience[n] != salience[n] else -salience[n],
+                n,
+            ),
         )
         pivots = ranked[: min(max(num_pivots, 1), budget)]
         completion = greedy(features, pivots, budget - len(pivots), valid)

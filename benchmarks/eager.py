@@ -1,0 +1,118 @@
+"""What one would write without the package: the best selections in eager torch that we know of.
+
+All compute the same greedy completion. They normalise once, keep ``covered`` up to date instead of
+recomputing it, and allocate nothing inside the loop. They differ in where the similarities come
+from, and which is best depends on the shape, so a benchmark has to run them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Complete = Callable[[Tensor, Tensor, int], Tensor]
+
+
+def select_tokens(
+    features: Tensor, salience: Tensor, budget: int, num_pivots: int, complete: Complete
+) -> Tensor:
+    """The kept indices [B, R], ascending."""
+    pivots = salience.topk(num_pivots, dim=1).indices
+    completion = complete(features, pivots, budget - num_pivots)
+    return torch.cat([pivots, completion], dim=1).sort(dim=1).values
+
+
+def _unit_rows(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+def _covered_by(unit: Tensor, selected: Tensor) -> Tensor:
+    """[B, N]: the largest similarity to a selected token; inf for the selected ones."""
+    rows = unit.gather(1, selected[..., None].expand(-1, -1, unit.shape[2]))
+    covered = torch.bmm(unit, rows.transpose(1, 2)).amax(-1)
+    return covered.scatter_(1, selected, float("inf"))
+
+
+def per_image(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
+    """One matrix-vector product a step and image. The fastest for float32 at most shapes: the
+    batched product below is far slower than as many products one by one."""
+    picks = selected.new_empty(features.shape[0], num_tokens)
+    for image in range(features.shape[0]):
+        unit = _unit_rows(features[image : image + 1])
+        covered = _covered_by(unit, selected[image : image + 1])[0]
+        rows = unit[0]
+        similarity = torch.empty_like(covered)
+        for step in range(num_tokens):
+            pick = int(covered.argmin())
+            picks[image, step] = pick
+            torch.mv(rows, rows[pick], out=similarity)
+            torch.maximum(covered, similarity, out=covered)
+            covered[pick] = float("inf")
+    return picks
+
+
+def batched(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
+    """One batched matrix-vector product a step."""
+    unit = _unit_rows(features)
+    covered = _covered_by(unit, selected)
+    picks = selected.new_empty(features.shape[0], num_tokens)
+    image = torch.arange(features.shape[0])
+    similarity = covered.new_empty(*covered.shape, 1)
+    for step in range(num_tokens):
+        pick = covered.argmin(1)
+        picks[:, step] = pick
+        torch.bmm(unit, unit[image, pick].unsqueeze(-1), out=similarity)
+        torch.maximum(covered, similarity[..., 0], out=covered)
+        covered.scatter_(1, pick[:, None], float("inf"))
+    return picks
+
+
+def gram(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
+    """All N x N similarities first, then steps that only look them up."""
+    unit = _unit_rows(features)
+    similarities = torch.bmm(unit, unit.transpose(1, 2))
+    image = torch.arange(features.shape[0])
+    covered = similarities[image[:, None], selected].amax(1)
+    covered.scatter_(1, selected, float("inf"))
+    picks = selected.new_empty(features.shape[0], num_tokens)
+    for step in range(num_tokens):
+        pick = covered.argmin(1)
+        picks[:, step] = pick
+        torch.maximum(covered, similarities[image, pick], out=covered)
+        covered.scatter_(1, pick[:, None], float("inf"))
+    return picks
+
+
+@torch.compile(fullgraph=True, dynamic=False)
+def _compiled_start(features: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
+    unit = _unit_rows(features)
+    return unit, _covered_by(unit, selected)
+
+
+@torch.compile(fullgraph=True, dynamic=False)
+def _compiled_step(unit: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
+    pick = covered.argmin(1, keepdim=True)
+    row = unit.gather(1, pick[..., None].expand(-1, -1, unit.shape[2]))
+    # A product and a sum, which fuse; as a matrix product this would be `batched` again.
+    similarity = (unit * row).sum(-1)
+    return pick, covered.maximum(similarity).scatter(1, pick, float("inf"))
+
+
+def compiled(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
+    """``torch.compile`` on the step: one fused pass over the features."""
+    unit, covered = _compiled_start(features, selected)
+    picks = selected.new_empty(features.shape[0], num_tokens)
+    for step in range(num_tokens):
+        pick, covered = _compiled_step(unit, covered)
+        picks[:, step] = pick[:, 0]
+    return picks
+
+
+COMPLETIONS: dict[str, Complete] = {
+    "eager-per-image": per_image,
+    "eager-batched": batched,
+    "eager-gram": gram,
+    "compiled": compiled,
+}

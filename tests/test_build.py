@@ -1,0 +1,221 @@
+"""Building: what the wheel holds, what the extension may link to, and what goes wrong politely."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def copy_project(target: Path) -> Path:
+    """What a source distribution holds, without what was built in the checkout."""
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, target / name)
+    shutil.copytree(ROOT / "csrc", target / "csrc")
+    built = shutil.ignore_patterns("*.so", "_build_info.py", "__pycache__")
+    shutil.copytree(ROOT / "clasp_kernels", target / "clasp_kernels", ignore=built)
+    return target
+
+
+def run(
+    *command: str | Path, cwd: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def build_wheel(project: Path) -> subprocess.CompletedProcess[str]:
+    return run(
+        *(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-v"),
+        *("--wheel-dir", project / "dist", project),
+        cwd=project,
+        # Optimisation is not what is tested here.
+        env={"CXXFLAGS": "-O0"},
+    )
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project in which a wheel has been built."""
+    project = copy_project(tmp_path_factory.mktemp("project"))
+    done = build_wheel(project)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+@pytest.fixture(scope="module")
+def wheel(project: Path) -> Path:
+    (wheel,) = (project / "dist").iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel's contents, as they would lie in site-packages."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_one_wheel_serves_every_python_from_3_10(wheel: Path) -> None:
+    assert re.fullmatch(r"clasp_kernels-0\.1\.0-cp310-abi3-\w+\.whl", wheel.name)
+
+
+def test_the_wheel_holds_code_extension_and_assets(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {
+        "clasp_kernels/__init__.py",
+        "clasp_kernels/_C.abi3.so",
+        "clasp_kernels/_build_info.py",
+        "clasp_kernels/py.typed",
+    } <= names
+    assets = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "clasp_kernels" / "assets").rglob("*")
+        if path.is_file()
+    }
+    assert assets <= names, f"not in the wheel: {sorted(assets - names)}"
+    assert not [name for name in names if name.startswith(("csrc", "tests"))]
+
+
+def test_the_extension_of_the_wheel_serves_the_ops(installed: Path, tmp_path: Path) -> None:
+    # The path is set from inside, so that neither the checkout nor an editable install comes first.
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import clasp_kernels, torch
+assert clasp_kernels.__file__.startswith(sys.argv[1]), clasp_kernels.__file__
+with clasp_kernels.use_backend("cpu"):
+    kept = clasp_kernels.select_tokens(torch.eye(4)[None], torch.arange(4.0)[None], 2, 1)
+print(kept.indices.tolist())
+"""
+    done = run(sys.executable, "-c", code, installed, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[[0, 3]]"
+
+
+def test_build_info_names_torch_and_compiler(installed: Path) -> None:
+    namespace: dict[str, str] = {}
+    exec((installed / "clasp_kernels" / "_build_info.py").read_text(), namespace)
+    assert namespace["TORCH_VERSION"] == torch.__version__
+    assert re.search(r"\d+\.\d+", namespace["COMPILER"])
+
+
+def needs(tool: str) -> str:
+    path = shutil.which(tool)
+    if path is None:
+        pytest.skip(f"{tool} is not installed")
+    return path
+
+
+def test_the_extension_uses_stable_interfaces_only(installed: Path) -> None:
+    library = installed / "clasp_kernels" / "_C.abi3.so"
+    done = run(needs("nm"), "-D", "--undefined-only", library, cwd=installed)
+    symbols = {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines()}
+    assert any(name.startswith(("aoti_torch_", "torch_")) for name in symbols)
+    # C++ symbols of torch carry its namespaces; the stable ABI is C.
+    unstable = [name for name in symbols if re.match(r"_Z\w*?(2at|3c10|5torch|8pybind11)", name)]
+    assert not unstable
+    python = {name for name in symbols if name.startswith(("Py", "_Py"))}
+    assert python == {"PyModule_Create2"}, "outside the limited API of Python 3.10?"
+
+
+@pytest.mark.skipif("sys.platform != 'linux' or os.uname().machine != 'x86_64'")
+def test_only_dispatched_functions_need_a_recent_processor(installed: Path) -> None:
+    """The rest has to run on any x86-64, so it must not touch the wide registers."""
+    library = installed / "clasp_kernels" / "_C.abi3.so"
+    listing = run(needs("objdump"), "-d", "-C", "--no-show-raw-insn", library, cwd=installed).stdout
+    function, wide = "", set()
+    for line in listing.splitlines():
+        if match := re.match(r"[0-9a-f]+ <(.*)>:$", line):
+            function = match[1]
+        elif re.search(r"%[yz]mm\d|\tv[a-z]", line):
+            wide.add(function)
+    assert wide, "where are the AVX kernels?"
+    assert not [name for name in wide if "avx2::" not in name and "avx512::" not in name]
+
+
+def test_nothing_is_compiled_again_when_nothing_changed(project: Path) -> None:
+    (library,) = project.glob("build/native-*/_C.abi3.so")
+    before = library.stat().st_mtime_ns
+    done = build_wheel(project)
+    assert "no work to do" in done.stdout + done.stderr
+    assert library.stat().st_mtime_ns == before
+
+
+def build_extension(project: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return run(sys.executable, "setup.py", "build_ext", cwd=project, env=env)
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode != 0
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("clasp_kernels: ")]
+    for part in parts:
+        assert part in line
+
+
+def test_without_torch(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "torch.py").write_text("raise ImportError('No module named torch')")
+    done = build_extension(project, PYTHONPATH=str(tmp_path / "absent"))
+    assert_one_sentence(done, "install torch>=2.10", "--no-build-isolation")
+
+
+def test_with_a_torch_that_is_too_old(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    package = tmp_path / "old" / "torch"
+    (package / "utils").mkdir(parents=True)
+    (package / "__init__.py").write_text("__version__ = '2.9.1'")
+    (package / "utils" / "__init__.py").touch()
+    (package / "utils" / "cpp_extension.py").touch()
+    done = build_extension(project, PYTHONPATH=str(tmp_path / "old"))
+    assert_one_sentence(done, "torch 2.9.1 is installed", "torch 2.10")
+
+
+def test_without_a_compiler(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    done = build_extension(project, CXX="/nowhere/g++")
+    assert_one_sentence(done, "'/nowhere/g++'", "CXX")
+    (tmp_path / "empty").mkdir()
+    done = build_extension(project, CXX="", PATH=str(tmp_path / "empty"))
+    assert_one_sentence(done, "no C++ compiler was found", "g++")
+
+
+def test_when_the_source_does_not_compile(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    (project / "csrc" / "cpu" / "select.cpp").write_text("#error this is the mistake\n")
+    done = build_extension(project, CXXFLAGS="-O0")
+    assert_one_sentence(done, "did not compile")
+    assert "this is the mistake" in done.stdout + done.stderr
+
+
+def test_metadata_needs_neither_torch_nor_a_compiler(tmp_path: Path) -> None:
+    project = copy_project(tmp_path)
+    (tmp_path / "absent").mkdir()
+    (tmp_path / "absent" / "torch.py").write_text("raise ImportError('No module named torch')")
+    done = run(
+        *(sys.executable, "setup.py", "--quiet", "sdist"),
+        cwd=project,
+        env={"PYTHONPATH": str(tmp_path / "absent"), "PATH": "", "CXX": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (project / "dist").iterdir()] == ["clasp_kernels-0.1.0.tar.gz"]
