@@ -87,7 +87,9 @@ def plot(results: dict[tuple[str, int], Score], out: Path) -> None:
     axes.axhline(whole, color="0.35", lw=1, ls="--", label=f"all {NUM_VISUAL_TOKENS} tokens")
     for name in METHODS:
         values = [results[name, budget].overall for budget in BUDGETS]
-        axes.plot(BUDGETS, values, marker="o", label=name, color=COLORS.get(name, "0.6"))
+        dashes = "--" if name == "completion only" else "-"  # it lies upon clasp
+        color = COLORS.get(name, "0.6")
+        axes.plot(BUDGETS, values, dashes, marker="o", ms=4, lw=2, label=name, color=color)
     axes.set_xscale("log")
     axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
     axes.minorticks_off()
