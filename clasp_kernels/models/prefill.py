@@ -79,6 +79,22 @@ def find_images(
     )
 
 
+def check_inputs(inputs: dict[str, Any], past: CachedPast) -> None:
+    """What a prefill with images needs of forward's arguments, whatever the model family."""
+    rows, length, _ = input_shape(inputs)
+    check_attention_mask(inputs.get("attention_mask"), rows, past.full_seen + length)
+    labels = inputs.get("labels")
+    if labels is not None and labels.shape != (rows, length):
+        raise ValueError(
+            f"labels must have the prompt's shape {[rows, length]}, got {list(labels.shape)}"
+        )
+    if not isinstance(inputs.get("logits_to_keep", 0), int):
+        raise ValueError(
+            "logits_to_keep must be an int where images are pruned: a tensor of columns would "
+            "count columns that are gone"
+        )
+
+
 def prune_prompt(
     inputs: dict[str, Any],
     images: PromptImages,
@@ -95,73 +111,88 @@ def prune_prompt(
     layout = prune_columns(images, indices, kept.stage.counts)
     rows_layout = layout.repeat(repeats)
     rows, length, _ = input_shape(inputs)
-    pruned = dict(inputs)
-    del pruned["pixel_values"]
 
-    input_ids = pruned.pop("input_ids", None)
-    if input_ids is not None:
-        embeds = embed(rows_layout.take(input_ids))
-    else:
-        columns = rows_layout.source[..., None]
-        embeds = inputs["inputs_embeds"].take_along_dim(columns, dim=1)
+    positions = inputs.get("position_ids")
+    if positions is None:  # as the language model would count
+        positions = torch.arange(length, device=layout.source.device)[None] + past.full_seen
+
+    embeds = _prune_embeds(inputs, rows_layout, embed)
     features = _repeat_per_prompt(kept, images.per_prompt, repeats)
     features = features.to(embeds.device, embeds.dtype)
     visual = rows_layout.is_visual[..., None].to(embeds.device)
-    embeds = embeds.masked_scatter(visual, features)
-    pruned["inputs_embeds"] = embeds
+    mask = _prune_mask(inputs.get("attention_mask"), rows_layout, past, past.full_seen + length)
+    renumbering = None
+    if compact:
+        renumbering = rows_layout.dropped
+        if past.history.renumbering is not None:
+            renumbering = renumbering + past.history.renumbering
+    history = PrunedHistory(
+        full_length=past.full_seen + length,
+        pruned_length=past.seen + layout.length,
+        text_tail=images.text_tail,
+        attention_mask=None if mask is None else mask.bool(),
+        renumbering=renumbering,
+    )
 
-    mask = past.mask(inputs.get("attention_mask"), past.full_seen + length)
-    if mask is not None:
-        segment = rows_layout.take(mask[:, past.seen :].to(layout.source.device))
-        mask = torch.cat([mask[:, : past.seen].to(segment.device), segment], dim=1)
-    elif layout.has_padding:
-        mask = (~rows_layout.is_padding).long()
-        mask = torch.cat([mask.new_ones(rows, past.seen), mask], dim=1)
-    remembered = None if mask is None else mask.bool()
     if mask is None and inputs.get("past_key_values") is None:
         # With neither mask nor cache, transformers takes a gap in position_ids for the start of
         # another sequence packed into the row, and would cut the prompt in two at every gap.
         mask = layout.source.new_ones(rows, layout.length)
-    pruned["attention_mask"] = mask
-
-    positions = inputs.get("position_ids")
-    if positions is None:
-        positions = torch.arange(length, device=layout.source.device)[None] + past.full_seen
-    positions = past.history.positions(positions.to(layout.source.device).expand(rows, -1))
-    positions = rows_layout.take(positions)
-    renumbering = None
-    if compact:
-        positions = positions - rows_layout.dropped_before
-        renumbering = rows_layout.dropped
-        if past.history.renumbering is not None:
-            renumbering = renumbering + past.history.renumbering
-    pruned["position_ids"] = positions
-
-    labels = inputs.get("labels")
-    if labels is not None:
-        if labels.shape != (rows, length):
-            raise ValueError(
-                f"labels must have the prompt's shape {[rows, length]}, got {list(labels.shape)}"
-            )
-        labels = rows_layout.take(labels, padding=_NO_LOSS)
-        # Padding that was not there before must not be asked to predict a row's first token.
-        labels[:, 1:].masked_fill_(rows_layout.is_padding[:, :-1], _NO_LOSS)
-        pruned["labels"] = labels
-
+    pruned = {
+        **inputs,
+        "inputs_embeds": embeds.masked_scatter(visual, features),
+        "attention_mask": mask,
+        "position_ids": _prune_positions(positions, rows_layout, past, compact),
+    }
+    for spent in ("input_ids", "pixel_values"):
+        pruned.pop(spent, None)
+    if inputs.get("labels") is not None:
+        pruned["labels"] = _prune_labels(inputs["labels"], rows_layout)
     if rows == 1 and "flash" in (text_config._attn_implementation or ""):
         # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths.
         for side, total in (("q", layout.length), ("k", past.seen + layout.length)):
             pruned[f"cu_seq_lens_{side}"] = upload([0, total], embeds.device, torch.int32)
             pruned[f"max_length_{side}"] = total
-
-    history = PrunedHistory(
-        full_length=past.full_seen + length,
-        pruned_length=past.seen + layout.length,
-        text_tail=images.text_tail,
-        attention_mask=remembered,
-        renumbering=renumbering,
-    )
     return PrunedPrompt(pruned, layout, history, features)
+
+
+def _prune_embeds(
+    inputs: dict[str, Any], layout: PrunedLayout, embed: torch.nn.Module
+) -> torch.Tensor:
+    if inputs.get("input_ids") is not None:
+        embeds: torch.Tensor = embed(layout.take(inputs["input_ids"]))
+        return embeds
+    return inputs["inputs_embeds"].take_along_dim(layout.source[..., None], dim=1)
+
+
+def _prune_mask(
+    attention_mask: torch.Tensor | None, layout: PrunedLayout, past: CachedPast, total: int
+) -> torch.Tensor | None:
+    """[rows, cached and remaining columns]; None where every column counts."""
+    mask = past.mask(attention_mask, total)
+    if mask is None:
+        if not layout.has_padding:
+            return None
+        mask = (~layout.is_padding).long()
+        return torch.cat([mask.new_ones(mask.shape[0], past.seen), mask], dim=1)
+    mask = mask.to(layout.source.device)
+    return torch.cat([mask[:, : past.seen], layout.take(mask[:, past.seen :])], dim=1)
+
+
+def _prune_positions(
+    position_ids: torch.Tensor, layout: PrunedLayout, past: CachedPast, compact: bool
+) -> torch.Tensor:
+    rows, device = layout.source.shape[0], layout.source.device
+    position_ids = past.history.positions(position_ids.to(device)).expand(rows, -1)
+    positions = layout.take(position_ids)
+    return positions - layout.dropped_before if compact else positions
+
+
+def _prune_labels(labels: torch.Tensor, layout: PrunedLayout) -> torch.Tensor:
+    labels = layout.take(labels, padding=_NO_LOSS)
+    # Padding that was not there before must not be asked to predict a row's first token.
+    labels[:, 1:].masked_fill_(layout.is_padding[:, :-1], _NO_LOSS)
+    return labels
 
 
 def input_shape(inputs: dict[str, Any]) -> tuple[int, int, torch.device]:

@@ -21,6 +21,7 @@ from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.models.patching import PatchedMethod
 from clasp_kernels.models.prefill import (
     check_attention_mask,
+    check_inputs,
     find_images,
     input_shape,
     prune_prompt,
@@ -190,12 +191,7 @@ class ClaspRuntime:
         rows, length, _ = input_shape(inputs)
         past = CachedPast.of(inputs.get("past_key_values"))
         self._adapter.check_call(inputs)
-        check_attention_mask(inputs.get("attention_mask"), rows, past.full_seen + length)
-        if not isinstance(inputs.get("logits_to_keep", 0), int):
-            raise ValueError(
-                "logits_to_keep must be an int where images are pruned: a tensor of columns "
-                "would count columns that are gone"
-            )
+        check_inputs(inputs, past)
         if generation is None:
             generation = _Generation(
                 self._prompt_categories.resolve(
