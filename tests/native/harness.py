@@ -21,7 +21,7 @@ FLAGS = {
         "-O1",
         "-g",
         "-fno-omit-frame-pointer",
-        "-fsanitize=address,undefined",
+        "-fsanitize=address,undefined,float-cast-overflow",
         "-fno-sanitize-recover=all",
     ],
 }
