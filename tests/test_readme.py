@@ -1,0 +1,31 @@
+"""The README is true: its numbers are the committed ones and its files are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_result_tables_are_made_from_the_committed_rows() -> None:
+    path = ROOT / "benchmarks" / "readme_tables.py"
+    spec = importlib.util.spec_from_file_location("readme_tables", path)
+    assert spec is not None and spec.loader is not None
+    readme_tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme_tables)
+    between = README.split(readme_tables.BEGIN)[1].split(readme_tables.END)[0]
+    assert between == readme_tables.tables(), "run python benchmarks/readme_tables.py"
+
+
+def test_the_two_commands_come_first() -> None:
+    assert re.search(r"^make demo\nmake test$", README, re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert len(targets) >= 6
+    for target in targets:
+        assert (ROOT / target).exists(), target
