@@ -75,7 +75,8 @@ def tables() -> str:
     return (
         f"**Accuracy of the bundled model**, {quality['questions']} held-out questions, with all "
         f"144 visual tokens and with fewer. (On {accuracy['questions']} such questions, "
-        f"{seeing:.3f} with all tokens; {blind:.3f} is the most that any guess without the image gets.)\n\n"
+        f"{seeing:.3f} with all tokens; {blind:.3f} is the most any guess gets "
+        "that does not see it.)\n\n"
         + quality_table(quality)
         + f"\n**`select_tokens` on a CPU** ({environment['processor']}, {environment['threads']} "
         f"threads, torch {environment['torch']}), medians, the baselines in the same run:\n\n"
