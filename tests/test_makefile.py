@@ -65,14 +65,17 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run make as from a shell: without what an outer make hands down."""
+def outside_make() -> dict[str, str]:
+    """The environment without what an outer make hands down to its recipes."""
     handed_down = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV", "TORCH")
-    environment = {name: value for name, value in os.environ.items() if name not in handed_down}
+    return {name: value for name, value in os.environ.items() if name not in handed_down}
+
+
+def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["make", f"PYTHON={sys.executable}", *arguments],
         cwd=checkout,
-        env=environment,
+        env=outside_make(),
         capture_output=True,
         text=True,
         check=False,
@@ -231,7 +234,11 @@ def test_ci_fails_when_a_step_fails(checkout: Path, failing: str | None) -> None
     )
     (checkout / "Makefile").write_text(steps + "\n")
     done = subprocess.run(
-        ["bash", checkout / ".ci" / "run"], capture_output=True, text=True, check=False
+        ["bash", checkout / ".ci" / "run"],
+        env=outside_make(),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode == 0) == (failing is None)
     if failing is None:
