@@ -91,7 +91,7 @@ class Arguments:
                     f"{self.op}: {name} must be 0 or more for every image, "
                     f"got {count} for image {image}."
                 )
-        largest = max(counts, default=0)
+        largest = max(counts) if counts else 0  # `default` fails to trace
         if all(count == largest for count in counts):
             return largest, None
         return largest, torch.tensor(counts, dtype=torch.int64, device=self.device)
@@ -104,7 +104,7 @@ class Arguments:
         if is_int(value):
             return min(max(value, 1), most), None
         shares = [min(max(share, 1), most) for share in self._per_image_list(name, value)]
-        largest = max(shares, default=0)
+        largest = max(shares) if shares else 0
         if all(share == largest for share in shares):
             return largest, None
         return largest, torch.tensor(shares, dtype=torch.int64, device=self.device)

@@ -82,7 +82,7 @@ def attention_salience(
         scale = 1.0 / math.sqrt(width)
     elif not isinstance(scale, (int, float, torch.SymFloat)):
         raise TypeError(f"attention_salience: scale must be a number, got {type(scale).__name__}.")
-    elif not math.isfinite(scale):
+    elif not -math.inf < scale < math.inf:  # math.isfinite fails to trace
         raise ValueError(f"attention_salience: scale must be finite, got {scale}.")
     start, stop = _check_range(key_range, keys)
     op = backends.overload("attention_salience", query.device)

@@ -109,6 +109,37 @@ def test_compiled_with_a_changing_number_of_tokens() -> None:
         assert_same_bits(actual, clasp_kernels.select_tokens(features, salience, budget, 2))
 
 
+FEATURES, SALIENCE = torch.randn(2, 9, 4), torch.rand(2, 9)
+HEADS = torch.randn(2, 2, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("function", "values"),
+    [
+        (lambda k: clasp_kernels.select_pivots(SALIENCE, k), [[3, 5], [4, 2], [7, 7]]),
+        (
+            lambda budget: clasp_kernels.select_tokens(FEATURES, SALIENCE, budget, 2)[0],
+            [[3, 5], [4, 2], [7, 7]],
+        ),
+        (
+            lambda pivots: clasp_kernels.select_tokens(FEATURES, SALIENCE, 6, pivots)[1],
+            [[3, 5], [4, 0], [9, 9]],
+        ),
+        (
+            lambda scale: clasp_kernels.attention_salience(HEADS, HEADS, scale=scale),
+            [0.5, 2.0, -1.0],
+        ),
+    ],
+    ids=["k", "budget", "pivot_counts", "scale"],
+)
+def test_compiled_once_called_with_other_numbers(function, values) -> None:
+    """From the second call on the numbers are symbols."""
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for value in values:
+        assert torch.equal(compiled(value), function(value))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_records_no_graph(served: str, dtype: torch.dtype) -> None:
     arguments = tensors_mapped(
