@@ -23,9 +23,7 @@ logger = logging.getLogger(__name__)
 
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "CLASP_KERNELS_BACKEND"
-
-
-_FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT, "auto")
+_FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT) or "auto"  # set but empty is as good as unset
 
 
 class _State(threading.local):
@@ -33,6 +31,7 @@ class _State(threading.local):
 
     def __init__(self) -> None:
         self.forced = _FROM_ENVIRONMENT
+        self.outer: list[str] = []  # what the blocks this thread is in will restore
 
 
 _state = _State()
@@ -58,10 +57,9 @@ class use_backend:
         if name not in NAMES:
             raise ValueError(f"use_backend: name must be one of {', '.join(NAMES)}, got {name!r}.")
         self.name = name
-        self.outer: list[str] = []  # a stack, as one object may be entered within itself
 
     def __enter__(self) -> use_backend:
-        self.outer.append(_state.forced)
+        _state.outer.append(_state.forced)
         _state.forced = self.name
         return self
 
@@ -71,7 +69,7 @@ class use_backend:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _state.forced = self.outer.pop()
+        _state.forced = _state.outer.pop()
 
 
 def overload(op: str, device: torch.device) -> OpOverload:

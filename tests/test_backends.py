@@ -141,6 +141,27 @@ def test_forcing_holds_for_one_thread() -> None:
     assert seen == ["auto"]
 
 
+def test_one_object_can_be_shared_by_threads() -> None:
+    shared = use_backend("reference")
+    inside, left = threading.Event(), threading.Event()
+    seen = []
+
+    def other() -> None:
+        with use_backend("cpu"), shared:
+            inside.set()
+            assert left.wait(60)
+        seen.append(backends._state.forced)
+
+    thread = threading.Thread(target=other)
+    with shared:
+        thread.start()
+        assert inside.wait(60)
+    assert backend_report().forced == "auto"
+    left.set()
+    thread.join()
+    assert seen == ["auto"]
+
+
 def test_compiled_code_follows_what_is_forced() -> None:
     graphs: list[list[str]] = []
 
@@ -244,13 +265,27 @@ with clasp_kernels.use_backend("auto"):
     assert done.stderr == "", "the reference was asked for: nothing to warn about"
 
 
-def test_environment_with_an_unknown_name_is_an_error(monkeypatch) -> None:
-    monkeypatch.setattr(backends._state, "forced", "fast")
-    with pytest.raises(ValueError) as raised:
-        select_pivots(SALIENCE, 2)
-    assert str(raised.value) == (
-        "CLASP_KERNELS_BACKEND must be one of auto, reference, cpu, triton, cuda, got 'fast'."
+def test_environment_with_an_unknown_name_is_an_error() -> None:
+    code = """
+import torch, clasp_kernels
+try:
+    clasp_kernels.select_pivots(torch.zeros(1, 3), 2)
+except ValueError as error:
+    print(error)
+"""
+    done = python(code, CLASP_KERNELS_BACKEND="fast")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (
+        "CLASP_KERNELS_BACKEND must be one of auto, reference, cpu, triton, cuda, got 'fast'.\n"
     )
+
+
+def test_environment_set_to_nothing_forces_nothing() -> None:
+    done = python(
+        "import clasp_kernels; print(clasp_kernels.backend_report().forced)",
+        CLASP_KERNELS_BACKEND="",
+    )
+    assert done.stdout == "auto\n", done.stderr
 
 
 def test_choice_is_logged_once_per_op(caplog) -> None:
