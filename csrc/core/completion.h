@@ -8,7 +8,7 @@
 //   the pick. No evaluation is wasted, but each is a single token's.
 // - sweeps: with m picks to go, the last of them is covered at least as much as the m-th smallest
 //   bound says, and whatever has a smaller bound must have been refreshed by then. These tokens can
-//   be refreshed together, in tiles and in parallel, and still no evaluation is wasted.
+//   be refreshed together, in tiles and in parallel, at no waste.
 #pragma once
 
 #include <algorithm>
@@ -128,10 +128,13 @@ class Completion {
   template <class Parallel>
   void sweep(int64_t num_picks, const Parallel& parallel) {
     while (true) {
-      const uint64_t limit = nth_smallest_key(num_picks);
+      // Half as many again as are sure to be needed: most of these are in the end, and there are
+      // fewer, larger rounds.
+      const uint64_t limit = nth_smallest_key(num_picks + num_picks / 2);
       queue_stale(limit);
-      // What is left does not fill a tile: best first from here.
-      if (static_cast<int64_t>(queue_.size()) < kTileTokens) break;
+      // Few are left: refreshing them best first costs less than another look at all the keys.
+      const int64_t few = std::max(kTileTokens, features_->num_rows / 64);
+      if (static_cast<int64_t>(queue_.size()) < few) break;
       refresh_queue(limit, parallel);
     }
     tree_.play_all();

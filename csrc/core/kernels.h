@@ -36,17 +36,18 @@ inline float bfloat16_to_float(uint16_t half) {
   return bits_to_float(uint32_t{half} << 16);
 }
 
-// Exponent and mantissa move into place with the exponent still biased for 5 bits; multiplying by
-// 2^112 corrects the bias and makes subnormals normal in one exact step. Inf and NaN, whose
-// exponent has no successor, are patched up. Free of branches, so that it vectorises.
+// Normal numbers are moved into place and the exponent's bias raised from 15 to 127; Inf and NaN,
+// whose exponent has no successor, are patched up. Subnormals count in units of 2^-24. No operand is
+// a subnormal float, which a thread that flushes those to zero would lose. Free of branches, so that
+// it vectorises.
 inline float float16_to_float(uint16_t half) {
-  const uint32_t magnitude = uint32_t{half & 0x7FFFU} << 13;
   const uint32_t sign = uint32_t{half & 0x8000U} << 16;
-  uint32_t bits;
-  const float scaled = bits_to_float(magnitude) * bits_to_float(0x77800000U);
-  std::memcpy(&bits, &scaled, sizeof bits);
   const uint32_t special = (half & 0x7C00U) == 0x7C00U ? 0x7F800000U : 0U;
-  return bits_to_float(sign | bits | special);
+  const uint32_t normal = (uint32_t{half & 0x7FFFU} << 13) + 0x38000000U;
+  const float units = static_cast<float>(static_cast<int32_t>(half & 0x3FFU)) * 0x1p-24F;
+  uint32_t subnormal;
+  std::memcpy(&subnormal, &units, sizeof subnormal);
+  return bits_to_float(sign | special | ((half & 0x7C00U) == 0 ? subnormal : normal));
 }
 
 }  // namespace clasp

@@ -125,9 +125,9 @@ class Features {
 };
 
 constexpr auto kSerial = [](int64_t count, const auto& body) { body(0, count); };
-// Enough tokens that a thread's share outweighs waking it.
+// At 32 tokens a thread's share outweighs waking it.
 constexpr auto kParallel = [](int64_t count, const auto& body) {
-  torch::stable::parallel_for(0, count, /*grain_size=*/64, body);
+  torch::stable::parallel_for(0, count, /*grain_size=*/32, body);
 };
 
 // Runs body(image, worker, parallel) for every image: the images in parallel if there are several,
