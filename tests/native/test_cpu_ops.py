@@ -164,3 +164,20 @@ def test_a_direct_call_with_a_selection_out_of_range_is_refused() -> None:
     # Any negative index is an unused slot, and repeating one selects it once.
     picks = OPS.complete_tokens(features, torch.tensor([[-(2**40), 0, 0, -1]]), 4, None)
     assert picks.tolist() == [[1, 2, 3, 4]]
+
+
+def test_flushing_subnormals_loses_no_float16() -> None:
+    """Salience below 6e-5 is subnormal in float16, and usual where there are many tokens."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(8, 300, 24, generator=generator).half()
+    salience = (torch.rand(8, 300, generator=generator) * 5e-5).half()
+    strided = features.transpose(1, 2).contiguous().transpose(1, 2) * 1e-5
+    expected = select_tokens(features, salience, 40, 30), select_tokens(strided, salience, 40, 4)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush subnormals")
+    try:
+        flushed = select_tokens(features, salience, 40, 30), select_tokens(strided, salience, 40, 4)
+    finally:
+        torch.set_flush_denormal(False)
+    for before, after in zip(expected, flushed, strict=True):
+        assert all(map(torch.equal, before, after))
