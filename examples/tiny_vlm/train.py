@@ -168,6 +168,9 @@ def train(arguments: argparse.Namespace) -> None:
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
+        rows = log.read_text().splitlines()  # a killed run has logged past its checkpoint
+        kept = [row for row in rows[1:] if int(row.split(",")[0]) <= start]
+        log.write_text("\n".join([rows[0], *kept]) + "\n")
     else:
         log.write_text("step,lr,seconds," + ",".join(LOSSES) + "\n")
 
