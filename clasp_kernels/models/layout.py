@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from clasp_kernels.models.upload import upload
+from clasp_kernels.upload import upload
 
 
 @dataclass(frozen=True)

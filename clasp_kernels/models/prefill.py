@@ -11,7 +11,7 @@ from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.selection import KeptTokens
-from clasp_kernels.models.upload import upload
+from clasp_kernels.upload import upload
 
 _NO_LOSS = -100  # the label that loss functions skip
 

@@ -11,8 +11,8 @@ from clasp_kernels import attention_salience, fuse_layers, prune_tokens
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.stopwatch import Stopwatch
-from clasp_kernels.models.upload import upload
 from clasp_kernels.policy import Profile
+from clasp_kernels.upload import upload
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from ..upload import upload
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDEX = (torch.int64,)
 MASK = (torch.bool,)
@@ -94,20 +96,21 @@ class Arguments:
         largest = max(counts) if counts else 0  # `default` fails to trace
         if all(count == largest for count in counts):
             return largest, None
-        return largest, torch.tensor(counts, dtype=torch.int64, device=self.device)
+        return largest, upload(counts, self.device)
 
     def share_per_image(self, name: str, value: object, most: int) -> tuple[int, Tensor | None]:
         """Like :meth:`count_per_image` for counts clamped to 1..most, which shape no output."""
         if isinstance(value, Tensor):
             self._per_image_tensor(name, value)
-            return most, value.to(self.device, non_blocking=True)
+            # To the host without blocking, the values would be read before they are there.
+            return most, value.to(self.device, non_blocking=self.device.type != "cpu")
         if is_int(value):
             return min(max(value, 1), most), None
         shares = [min(max(share, 1), most) for share in self._per_image_list(name, value)]
         largest = max(shares) if shares else 0
         if all(share == largest for share in shares):
             return largest, None
-        return largest, torch.tensor(shares, dtype=torch.int64, device=self.device)
+        return largest, upload(shares, self.device)
 
     def _per_image_list(self, name: str, value: object) -> list[int]:
         if not isinstance(value, Sequence):

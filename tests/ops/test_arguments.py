@@ -452,3 +452,40 @@ def test_values_on_a_gpu_are_read_only_when_strict(monkeypatch, strict, reads) -
     assert _checks.may_read(Elsewhere()) is reads  # type: ignore[arg-type]
     assert _checks.may_read(FEATURES)
     assert not _checks.may_read(FEATURES.to("meta"))
+
+
+@pytest.mark.parametrize(("here", "there", "waits"), [("cuda", "cpu", True), ("cpu", "cuda", False)])
+def test_counts_on_another_device_are_copied(here: str, there: str, waits: bool) -> None:
+    """Towards the host the copy must be finished before its values are used."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    copies: list[bool] = []
+
+    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default:
+                copies.append(not kwargs.get("non_blocking", False))
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), Spy():
+        counts = torch.ones(B, dtype=torch.int64, device=here)
+        salience = torch.zeros(B, N, device=there)
+        select_tokens(torch.zeros(B, N, D, device=there), salience, 2, counts)
+    assert copies == [waits]
+
+
+def test_counts_in_a_list_go_to_a_gpu_from_pinned_memory(monkeypatch) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    pinned: list[bool] = []
+    tensor = torch.tensor
+
+    def record(values: list[int], dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return tensor(values, dtype=dtype)
+
+    monkeypatch.setattr(torch, "tensor", record)
+    for device in ("cpu", "cuda"):
+        with FakeTensorMode():
+            select_pivots(torch.zeros(B, N, device=device), [1, 2])
+    assert pinned == [False, True]

@@ -17,5 +17,6 @@ def upload(
     tensor([[1, 2],
             [3, 4]])
     """
-    pinned = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
-    return pinned.to(device, non_blocking=True)
+    # Pinned memory cannot be traced.
+    pin = device.type == "cuda" and not torch.compiler.is_compiling()
+    return torch.tensor(values, dtype=dtype, pin_memory=pin).to(device, non_blocking=True)
