@@ -136,7 +136,7 @@ class NinjaBuildExt(build_ext):
         torch_version, include_dirs, library_dirs = find_torch()
         compiler = find_compiler()
         library = self.run_ninja(
-            ext, compiler, [*include_dirs, find_python_include()], library_dirs
+            ext, torch_version, compiler, [*include_dirs, find_python_include()], library_dirs
         )
         target = Path(self.get_ext_fullpath(ext.name))
         self.mkpath(str(target.parent))
@@ -144,7 +144,12 @@ class NinjaBuildExt(build_ext):
         self.write_build_info(ext, torch_version, describe_compiler(compiler))
 
     def run_ninja(
-        self, ext: Extension, compiler: list[str], include_dirs: list[str], library_dirs: list[str]
+        self,
+        ext: Extension,
+        torch_version: str,
+        compiler: list[str],
+        include_dirs: list[str],
+        library_dirs: list[str],
     ) -> Path:
         # System includes: warnings in torch's headers are not ours to fix.
         system = [flag for path in include_dirs for flag in ("-isystem", path)]
@@ -155,7 +160,8 @@ class NinjaBuildExt(build_ext):
 
         # pip gives editable builds a fresh temporary directory each time; a directory of our own,
         # one per torch, is what makes a second build free.
-        key = hashlib.sha256("\0".join([*compiler, *include_dirs]).encode()).hexdigest()[:8]
+        parts = [torch_version, *compiler, *include_dirs]
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
         build_dir = ROOT / "build" / f"native-{platform.machine()}-{key}"
         library = build_dir / Path(self.get_ext_filename(ext.name)).name
         objects = {source: build_dir / f"{source}.o" for source in ext.sources}
@@ -207,9 +213,6 @@ if __name__ == "__main__":
                 sources=[
                     str(path.relative_to(ROOT))
                     for path in sorted((ROOT / "csrc/cpu").glob("*.cpp"))
-                ],
-                depends=[
-                    str(path.relative_to(ROOT)) for path in sorted((ROOT / "csrc").rglob("*.h"))
                 ],
                 py_limited_api=True,
             )

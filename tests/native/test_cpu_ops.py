@@ -181,3 +181,14 @@ def test_flushing_subnormals_loses_no_float16() -> None:
         torch.set_flush_denormal(False)
     for before, after in zip(expected, flushed, strict=True):
         assert all(map(torch.equal, before, after))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_threads_inside_a_large_image_do_not_matter(dtype: torch.dtype, threads: None) -> None:
+    """Large enough for many parallel rounds; what they shared by mistake would show in some."""
+    features, salience = image_like(1, 2000, 512, dtype)
+    torch.set_num_threads(1)
+    expected = select_tokens(features, salience, 300, 100)
+    torch.set_num_threads(4)
+    for _ in range(12):
+        assert torch.equal(select_tokens(features, salience, 300, 100).indices, expected.indices)
