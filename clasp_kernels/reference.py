@@ -48,7 +48,7 @@ def fuse_layers(
     for layer, states in enumerate(hidden_states):
         weight = rows[:, layer, None, None]
         # Not a product with 0: whatever an unused layer holds must stay out of the sum.
-        fused += torch.where(weight == 0, 0.0, weight * _normalized(states.float(), normalize))
+        fused += torch.where(weight == 0, 0.0, weight * _normalized(_float_copy(states), normalize))
     return fused.to(first.dtype)
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import oracle
 import pytest
 import torch
@@ -122,3 +124,16 @@ def test_accumulates_in_float32(backend) -> None:
 def test_output_is_contiguous_whatever_the_input(backend) -> None:
     states = torch.randn(2, 3, 4, 5).transpose(1, 2)
     assert fuse_layers(states, torch.ones(2)).is_contiguous()
+
+
+@pytest.mark.parametrize("normalize", [None, "l2", "rms"])
+def test_an_image_does_not_depend_on_its_batch_in_any_layout(backend, normalize) -> None:
+    weights = torch.ones(1)
+    for order in itertools.permutations(range(3)):
+        back = [order.index(dim) for dim in range(3)]
+        sizes = [(3, 13, 19)[dim] for dim in order]
+        states = torch.randn(sizes, generator=generator(0)).permute(back)
+        whole = fuse_layers([states], weights, normalize=normalize)
+        for image in range(3):
+            alone = fuse_layers([states[image : image + 1]], weights, normalize=normalize)
+            assert torch.equal(alone[0], whole[image])
