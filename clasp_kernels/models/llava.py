@@ -20,11 +20,15 @@ class LlavaAdapter:
     """
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
+        from transformers import LlavaForConditionalGeneration
+
         config = model.config
-        if not hasattr(model, "lm_head") or not hasattr(model, "generate"):
+        if not isinstance(model, LlavaForConditionalGeneration):
+            # A wrapper has these attributes too, but what is set on it never reaches the model.
             raise TypeError(
-                f"model must be a LlavaForConditionalGeneration, got {type(model).__name__}, "
-                f"which has no language modeling head to generate with"
+                f"model must be a LlavaForConditionalGeneration, got {type(model).__name__}; of "
+                f"a model that is wrapped, give the inner one (model._orig_mod of torch.compile, "
+                f"model.get_base_model() of PEFT), best before wrapping it"
             )
         tower_type = config.vision_config.model_type
         if tower_type not in _VISION_TOWERS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 
@@ -38,8 +38,14 @@ class InstancePatches:
         self._installed = dict(attributes)
         # Frameworks patch instances too (device hooks replace forward); theirs come back.
         self._replaced = {name: vars(target)[name] for name in attributes if name in vars(target)}
-        for name, value in attributes.items():
+        for done, (name, value) in enumerate(attributes.items(), start=1):
             setattr(target, name, value)
+            if vars(target).get(name) is not value:
+                self._restore(list(attributes)[:done])
+                raise TypeError(
+                    f"{type(target).__name__} cannot be patched: it does not keep what "
+                    f"{name!r} is set to, as wrappers around a model do not; give the model inside"
+                )
 
     def remove(self) -> None:
         """Undo, or raise RuntimeError and change nothing if someone has patched on top."""
@@ -49,7 +55,10 @@ class InstancePatches:
                     f"{type(self._target).__name__}.{name} was replaced after apply_clasp; undo "
                     f"that first, so that what it wraps stays in place"
                 )
-        for name in self._installed:
+        self._restore(self._installed)
+
+    def _restore(self, names: Iterable[str]) -> None:
+        for name in names:
             if name in self._replaced:
                 setattr(self._target, name, self._replaced[name])
             else:

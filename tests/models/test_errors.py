@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny_llava import images, prompts, tiny_profile
 from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
 
 from clasp_kernels.models import ClaspHandle, apply_clasp
+from clasp_kernels.models.patching import InstancePatches
 from clasp_kernels.policy import CategoryPolicy, Schedule
 
 
@@ -82,6 +84,51 @@ def test_unsupported_model_lists_the_supported(wrong: object) -> None:
 def test_model_without_a_head(model: LlavaForConditionalGeneration) -> None:
     with pytest.raises(TypeError, match="must be a LlavaForConditionalGeneration, got LlavaModel"):
         apply_clasp(model.model, budget=8, profile=tiny_profile())
+
+
+class Wrapper(torch.nn.Module):
+    """Lends out the attributes of a model, as PEFT and data-parallel wrappers do."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, partial(torch.compile, backend="eager")])
+def test_wrapped_model(model: LlavaForConditionalGeneration, wrap: Any) -> None:
+    wrapper = wrap(model)
+    before, before_wrapper = dict(vars(model)), dict(vars(wrapper))
+    with pytest.raises(TypeError, match=r"got \w+; .* give the inner one \(model._orig_mod of"):
+        apply_clasp(wrapper, budget=8, profile=tiny_profile())
+    assert vars(model) == before
+    assert vars(wrapper) == before_wrapper
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        pass
+
+
+@pytest.mark.parametrize("handed_on", ["second", "third"])
+def test_an_object_that_does_not_keep_what_is_set(handed_on: str) -> None:
+    inner = SimpleNamespace()
+
+    class HandsOn:
+        def __setattr__(self, name: str, value: object) -> None:
+            object.__setattr__(inner if name == handed_on else self, name, value)
+
+        def __delattr__(self, name: str) -> None:
+            object.__delattr__(inner if name == handed_on else self, name)
+
+    target = HandsOn()
+    vars(target)["first"] = "its own"
+    with pytest.raises(TypeError, match=f"HandsOn cannot be patched: .* '{handed_on}' is set to"):
+        InstancePatches(target, {"first": 1, "second": 2, "third": 3})
+    assert vars(target) == {"first": "its own"}
+    assert vars(inner) == {}
 
 
 @pytest.mark.parametrize(
