@@ -117,6 +117,13 @@ def test_ask_prints_both_answers_and_why(tmp_path):
     assert (tmp_path / "map.png").stat().st_size > 1000
 
 
+def test_an_answer_of_one_token_has_no_decode_time(tmp_path):
+    result = clasp("ask", SCENE, QUESTION, "--out", tmp_path / "map.png", "--max-new-tokens", 1)
+    assert result.exit_code == 0, result.output
+    [decode] = [line.split() for line in result.stdout.splitlines() if line.startswith("decode")]
+    assert decode[-1] == "-"
+
+
 def test_all_tokens_give_the_answer_of_plain_generate(loaded):
     image = load_image(SCENE)
     comparison = compare(loaded, image, QUESTION, keep=4, max_new_tokens=6)

@@ -138,6 +138,10 @@ def change(before: float, after: float) -> str:
     """
     >>> change(576, 64), change(10, 11), change(5, 5)
     ('-89 %', '+10 %', '0 %')
+    >>> change(0, 1)  # a one-token answer has no decode time
+    '-'
     """
+    if before == 0:
+        return "-"
     percent = round(100 * (after / before - 1))
     return f"{percent:+d} %" if percent else "0 %"
