@@ -262,6 +262,30 @@ def a_truncated_image(folder):
     return [path], f"IMAGE: {path} cannot be read"
 
 
+def broken_metadata(folder):
+    path = folder / "exif.webp"
+    Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0no TIFF header")
+    return [path], f"IMAGE: {path} cannot be read: not a TIFF file"
+
+
+def a_broken_header(folder):
+    path = folder / "header.ppm"
+    path.write_bytes(b"P6 6x4 64 255\n")
+    return [path], f"IMAGE: {path} cannot be read: invalid literal"
+
+
+def pixels_without_a_scale(folder):
+    path = folder / "depth.tiff"
+    Image.new("F", (8, 8)).save(path)
+    return [path], f"IMAGE: {path} has 32-bit pixels (Pillow's mode F)"
+
+
+def more_pixels_than_pillow_reads(folder):
+    path = folder / "huge.ppm"
+    path.write_bytes(b"P6 99999 99999 255\n")
+    return [path], f"IMAGE: {path} cannot be read: Image size (9999800001 pixels) exceeds limit"
+
+
 def a_broken_profile(folder):
     path = folder / "profile.json"
     path.write_text('{"format": 7}')
@@ -298,6 +322,10 @@ def no_such_format(folder):
     [
         not_an_image,
         a_truncated_image,
+        broken_metadata,
+        a_broken_header,
+        pixels_without_a_scale,
+        more_pixels_than_pillow_reads,
         a_broken_profile,
         a_profile_that_does_not_fit,
         no_model,
@@ -486,6 +514,30 @@ def test_images_are_turned_upright(tmp_path):
     exif[0x0112] = 6  # stored on its side
     image.save(tmp_path / "side.jpg", exif=exif)
     assert load_image(tmp_path / "side.jpg").size == (10, 30)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+def test_16_bit_greys_keep_their_brightness(tmp_path, dtype):
+    greys = np.arange(256, dtype=dtype).reshape(16, 16)
+    Image.fromarray(greys * np.array(257, dtype)).save(tmp_path / "deep.tiff")
+    shown = np.asarray(load_image(tmp_path / "deep.tiff"))
+    assert (shown == greys[..., None]).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_becomes_white(tmp_path, mode):
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 255))
+    image.convert(mode).save(tmp_path / "clear.png")
+    shown = load_image(tmp_path / "clear.png")
+    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 0)]
+
+
+def test_a_large_picture_is_no_reason_to_warn(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
+    Image.new("L", (10, 10)).save(tmp_path / "large.png")
+    assert load_image(tmp_path / "large.png").size == (10, 10)
+    assert not recwarn.list
 
 
 def test_numbers_a_person_can_read():

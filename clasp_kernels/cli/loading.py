@@ -25,12 +25,15 @@ class LoadedModel:
 
 
 def load_image(path: Path) -> Image.Image:
-    """The picture in a file, turned upright, as RGB."""
+    """The picture in a file, turned upright, as RGB; what is transparent becomes white."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        with Image.open(path) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+        with warnings.catch_warnings():
+            # The picture was asked for by name; what Pillow finds too large is an error below.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened)
     except FileNotFoundError:
         raise UsageError(f"IMAGE: there is no file {path}") from None
     except IsADirectoryError:
@@ -39,8 +42,21 @@ def load_image(path: Path) -> Image.Image:
         raise CommandError(
             f"IMAGE: {path} is not an image that Pillow can read (PNG, JPEG, WebP, ...)"
         ) from None
-    except (OSError, Image.DecompressionBombError) as error:  # cut short, unreadable, or huge
+    # Cut short, unreadable, or huge; broken metadata and headers are SyntaxError and ValueError.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise CommandError(f"IMAGE: {path} cannot be read: {error}") from None
+    if image.mode in ("I", "F"):
+        raise CommandError(
+            f"IMAGE: {path} has 32-bit pixels (Pillow's mode {image.mode}), whose black and white "
+            f"are not known: convert it to 8 or 16 bits"
+        )
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips all above 255 to white
+        return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("RGB")
+    if image.has_transparency_data:
+        page = Image.new("RGBA", image.size, "white")
+        page.alpha_composite(image.convert("RGBA"))
+        image = page
+    return image.convert("RGB")
 
 
 def pick_device(device: str) -> str:
