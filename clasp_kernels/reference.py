@@ -89,13 +89,18 @@ def attention_salience(
         logits = scale * (queries @ image_keys.transpose(1, 2))  # [Hq, T, S]
         probability = logits.masked_fill(~allowed, float("-inf")).softmax(-1)
         # A row with no allowed key attends to nothing; its softmax would be NaN.
-        reported = torch.where(allowed, probability, 0.0)[..., start:stop]
+        probability = torch.where(allowed, probability, 0.0)
 
         weight = queries.new_ones(rows) if query_weights is None else query_weights[image].float()
-        total = weight.sum()
-        weight = (weight / total.where(total > 0, 1.0))[:, None]  # [T, 1]
-        per_head = torch.where(weight == 0, 0.0, weight * reported).sum(1)  # [Hq, N]
-        salience[image] = per_head.mean(0)
+        # By the largest first: the sum of large weights would overflow.
+        for whole in (torch.amax, torch.sum):
+            total = whole(weight)
+            weight = weight / total.where(total > 0, 1.0)
+        weight = weight[:, None]  # [T, 1]
+        per_head = torch.where(weight == 0, 0.0, weight * probability).sum(1)  # [Hq, S]
+        # Cut out last, so that no bit depends on the range; narrow, as a slice that is out of
+        # range may come out one key wide and then fill the row.
+        salience[image] = per_head.mean(0).narrow(0, start, stop - start)
     return salience
 
 
@@ -160,9 +165,9 @@ def select_tokens(
     features: Tensor,  # [B, N, D]
     salience: Tensor,  # [B, N]
     num_tokens: int,
-    budget: Tensor | None,  # [B], each at most num_tokens
+    budget: Tensor | None,  # [B], cut to 0..num_tokens
     num_pivots: int,
-    pivot_counts: Tensor | None,  # [B]
+    pivot_counts: Tensor | None,  # [B], cut to 1..num_pivots and to the budget
     valid: Tensor | None,  # [B, N] bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens = salience.shape
@@ -170,7 +175,9 @@ def select_tokens(
         budget = salience.new_full((batch,), num_tokens, dtype=torch.int64)
     if pivot_counts is None:
         pivot_counts = salience.new_full((batch,), num_pivots, dtype=torch.int64)
-    pivot_counts = pivot_counts.clamp(min=1).minimum(budget)
+    budget = budget.clamp(0, num_tokens)
+    num_pivots = max(num_pivots, 1)
+    pivot_counts = pivot_counts.clamp(1, num_pivots).minimum(budget)
 
     pivots = select_pivots(salience, num_pivots, pivot_counts, valid)  # [B, P]
     found = (pivots >= 0).sum(-1, keepdim=True)

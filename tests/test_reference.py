@@ -43,3 +43,31 @@ def test_is_a_fixed_point_of_forcing_it() -> None:
         selection = select_tokens(features, salience, 9, 4)
     direct = reference.select_tokens(features, salience, 9, None, 4, None, None)
     torch.testing.assert_close(tuple(selection), direct)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "budget", "num_pivots", "pivot_counts"),
+    [
+        (4, [9, -1], 2, None),
+        (4, None, 0, None),
+        (4, None, 0, [3, 0]),
+        (4, [3, 4], 2, [9, -5]),
+        (4, None, 7, None),
+        (0, None, 2, None),
+    ],
+)
+def test_cuts_counts_as_the_kernel_does(num_tokens, budget, num_pivots, pivot_counts) -> None:
+    features, salience = torch.randn(2, 9, 5), torch.rand(2, 9)
+    counts = [None if c is None else torch.tensor(c) for c in (budget, pivot_counts)]
+    op = torch.ops.clasp_kernels.select_tokens
+    arguments = (features, salience, num_tokens, counts[0], num_pivots, counts[1], None)
+    expected = op.default(*arguments)
+    assert expected[0].shape == (2, num_tokens)
+    torch.testing.assert_close(op.reference(*arguments), expected)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(5, 9), (6, 8), (4, 2)])
+def test_attention_salience_refuses_a_range_outside_the_keys(start: int, stop: int) -> None:
+    query, key = torch.randn(2, 2, 3, 4), torch.randn(2, 2, 6, 4)
+    with pytest.raises(RuntimeError):
+        reference.attention_salience(query, key, 1.0, False, None, None, start, stop)

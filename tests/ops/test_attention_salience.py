@@ -59,10 +59,13 @@ def test_all_the_attention_is_reported_by_default(backend) -> None:
     torch.testing.assert_close(salience.sum(1), torch.ones(2))
 
 
-def test_key_range_only_restricts_the_report(backend) -> None:
-    query, key = random_attention()
+@pytest.mark.parametrize("keys", [6, 257])
+def test_key_range_only_restricts_the_report(backend, keys) -> None:
+    query, key = random_attention(rows=8, keys=keys)
     whole = attention_salience(query, key)
-    assert torch.equal(attention_salience(query, key, key_range=(2, 5)), whole[:, 2:5])
+    for start, stop in [(2, 5), (5, 6), (1, keys), (keys // 2, keys), (0, keys - 3)]:
+        reported = attention_salience(query, key, key_range=(start, stop))
+        assert torch.equal(reported, whole[:, start:stop])
     assert torch.equal(attention_salience(query, key, key_range=[5, 6]), whole[:, 5:6])
 
 
@@ -117,6 +120,13 @@ def test_only_the_ratio_of_query_weights_matters(backend) -> None:
     for factor in (0.25, 8.0):
         scaled = attention_salience(query, key, query_weights=factor * weights)
         torch.testing.assert_close(scaled, salience)
+
+
+@pytest.mark.parametrize("weight", [2e38, 1e-45])
+def test_query_weights_may_take_the_whole_range(backend, weight) -> None:
+    query, key = random_attention()
+    salience = attention_salience(query, key, query_weights=torch.full((2, 3), weight))
+    torch.testing.assert_close(salience, attention_salience(query, key))
 
 
 def test_query_weights_that_are_all_zero_give_zeros(backend) -> None:
