@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 10)
@@ -204,6 +205,16 @@ class NinjaBuildExt(build_ext):
             write_if_changed(ROOT / "clasp_kernels" / built.name, built.read_text())
 
 
+class FreshBuildPy(build_py):
+    """setuptools copies into ``build/lib`` and never removes: a deleted module would live on in
+    every wheel built from the same checkout."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "clasp_kernels", ignore_errors=True)
+        super().run()
+
+
 # Guarded, so that tools/compile_check.py can read the flags above.
 if __name__ == "__main__":
     setup(
@@ -217,6 +228,6 @@ if __name__ == "__main__":
                 py_limited_api=True,
             )
         ],
-        cmdclass={"build_ext": NinjaBuildExt},
+        cmdclass={"build_ext": NinjaBuildExt, "build_py": FreshBuildPy},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},
     )

@@ -152,12 +152,18 @@ def test_only_dispatched_functions_need_a_recent_processor(installed: Path) -> N
     assert not [name for name in wide if "avx2::" not in name and "avx512::" not in name]
 
 
-def test_nothing_is_compiled_again_when_nothing_changed(project: Path) -> None:
+def test_a_second_build_compiles_nothing_and_keeps_nothing_that_is_gone(project: Path) -> None:
     (library,) = project.glob("build/native-*/_C.abi3.so")
     before = library.stat().st_mtime_ns
+    (package,) = project.glob("build/lib*/clasp_kernels")
+    (package / "deleted_since.py").touch()
     done = build_wheel(project)
     assert "no work to do" in done.stdout + done.stderr
     assert library.stat().st_mtime_ns == before
+    (wheel,) = (project / "dist").iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        assert "clasp_kernels/deleted_since.py" not in archive.namelist()
+        assert "clasp_kernels/_C.abi3.so" in archive.namelist()
 
 
 def build_extension(project: Path, **env: str) -> subprocess.CompletedProcess[str]:
