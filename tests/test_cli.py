@@ -250,6 +250,19 @@ def test_a_wrong_command_line_exits_with_2_and_says_why(arguments, said):
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        (" \n", "QUESTION must hold a word, got only blanks"),
+        ("What is <image>?", "QUESTION must not contain '<image>', which stands for an image"),
+    ],
+)
+def test_a_question_that_cannot_be_asked(question, said):
+    result = clasp("ask", SCENE, question)
+    assert result.exit_code == 2, result.output
+    assert said in message(result)
+
+
 def not_an_image(folder):
     path = folder / "notes.png"
     path.write_text("no picture")

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from clasp_kernels._version import __version__
-from clasp_kernels.cli.errors import CommandError, reported_errors
+from clasp_kernels.cli.errors import CommandError, UsageError, reported_errors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,6 +105,8 @@ def ask(
         from clasp_kernels.cli.loading import load_image, load_model, load_profile
         from clasp_kernels.visualize import selection_picture
 
+        if not question.strip():
+            raise UsageError("QUESTION must hold a word, got only blanks")
         with _progress("Loading the model") as step:
             picture = load_image(image)
             chosen = load_profile(profile) if profile else None

@@ -78,8 +78,8 @@ def compare(
 ) -> Comparison:
     """Ask with all visual tokens and with ``keep``, each warmed up and then timed.
 
-    Raises a UsageError if ``keep`` or ``category`` is not possible, a CommandError if the model
-    is not one that can be pruned.
+    Raises a UsageError if ``question``, ``keep`` or ``category`` is not possible, a CommandError
+    if the model is not one that can be pruned.
     """
     model = loaded.model
     inputs = _prepare(loaded, image, question)
@@ -155,6 +155,13 @@ def image_as_seen(loaded: LoadedModel, image: Image.Image) -> Image.Image:
 
 
 def _prepare(loaded: LoadedModel, image: Image.Image, question: str) -> Any:
+    tokenizer = loaded.processor.tokenizer
+    placeholder = tokenizer.convert_ids_to_tokens(loaded.model.config.image_token_id)
+    if placeholder in question:
+        raise UsageError(
+            f"QUESTION must not contain {placeholder!r}, which stands for an image in the prompts "
+            f"of {loaded.name}, got {question!r}"
+        )
     content = [{"type": "image"}, {"type": "text", "text": question}]
     prompt = loaded.processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
