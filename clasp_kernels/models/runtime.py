@@ -1,5 +1,6 @@
-"""The patched methods of one model: forward, and the two hooks ``generate`` calls around it.
+"""The patched methods of one model: generate, forward, and the two hooks between them.
 
+- ``generate`` refuses to draft for another model, which only its arguments tell.
 - ``_expand_inputs_for_generation`` runs once per ``generate``: prompts are routed there, while
   they are still whole and unrepeated, and images are kept from being repeated with them.
 - ``prepare_inputs_for_generation`` runs before every forward, outside compiled regions: decode
@@ -62,6 +63,7 @@ class ClaspRuntime:
         self._adapter = selector.adapter
         self._prompt_categories = prompt_categories
         self._compact = compact_positions
+        self._generate: Callable[..., Any] = model.generate
         self._forward: Callable[..., Any] = model.forward
         self._prepare: Callable[..., Any] = model.prepare_inputs_for_generation
         self._expand: Callable[..., Any] = model._expand_inputs_for_generation
@@ -70,6 +72,7 @@ class ClaspRuntime:
     def patched_methods(self) -> dict[str, PatchedMethod]:
         """The attributes that make the model prune."""
         return {
+            "generate": PatchedMethod(self.generate, inspect.signature(self._generate)),
             "forward": PatchedMethod(self.forward, self._signature),
             "prepare_inputs_for_generation": PatchedMethod(
                 self.prepare_inputs_for_generation, inspect.signature(self._prepare)
@@ -78,6 +81,17 @@ class ClaspRuntime:
                 self.expand_inputs_for_generation, inspect.signature(self._expand)
             ),
         }
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        # An assistant's first forward is not marked as one and its prompt has grown since the
+        # images came, so it cannot tell where to prune.
+        drafts = getattr(kwargs.get("generation_config"), "is_assistant", False)
+        if drafts and (kwargs.get("pixel_values") is not None or _encoded_images(kwargs)):
+            raise ValueError(
+                "an assistant model cannot be pruned; remove() its handle (the model that it "
+                "assists may be pruned)"
+            )
+        return self._generate(*args, **kwargs)
 
     def expand_inputs_for_generation(
         self,
@@ -238,8 +252,12 @@ class ClaspRuntime:
         return outputs.to_tuple() if return_dict is False else outputs
 
 
+def _encoded_images(inputs: Mapping[str, Any]) -> bool:
+    return (inputs.get("mm_encoder_outputs") or {}).get("image") is not None
+
+
 def _refuse_encoded_images(inputs: Mapping[str, Any]) -> None:
-    if (inputs.get("mm_encoder_outputs") or {}).get("image") is not None:
+    if _encoded_images(inputs):
         raise ValueError(
             "mm_encoder_outputs holds images that are encoded already, too late to prune them; "
             "pass pixel_values instead"

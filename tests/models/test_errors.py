@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llava import images, prompts, tiny_profile
+from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
 
 from clasp_kernels.models import ClaspHandle, apply_clasp
@@ -229,6 +229,26 @@ def test_chunked_prefill(handle: ClaspHandle) -> None:
             prefill_chunk_size=8,
             max_new_tokens=2,
         )
+
+
+@pytest.mark.parametrize("main", ["plain", "patched", "itself"])
+def test_patched_assistant(handle: ClaspHandle, main: str) -> None:
+    batch = {**prompts([1, 2, "image", 7]), "pixel_values": images(1), "max_new_tokens": 4}
+    model = handle.model if main == "itself" else tiny_llava()
+    if main == "patched":
+        apply_clasp(model, budget=8, profile=tiny_profile())
+    if main != "plain":
+        batch["categories"] = "ocr"
+    with pytest.raises(ValueError, match=r"an assistant model cannot be pruned; remove\(\) its"):
+        model.generate(**batch, assistant_model=handle.model)
+
+
+def test_patched_assistant_drafts_text(handle: ClaspHandle) -> None:
+    text = prompts([1, 2, 3, 4])
+    model = tiny_llava()
+    expected = model.generate(**text, max_new_tokens=4)
+    ids = model.generate(**text, max_new_tokens=4, assistant_model=handle.model)
+    assert torch.equal(ids, expected)
 
 
 def test_images_that_are_encoded_already(handle: ClaspHandle) -> None:
