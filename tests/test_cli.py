@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -315,6 +316,31 @@ def no_model(folder):
     return [SCENE, "--model", folder], f"--model {folder} cannot be loaded as an image-text model"
 
 
+def damaged_model(folder, name, content):
+    """A copy of the bundled model with one file that holds something else."""
+    model = folder / "model"
+    shutil.copytree(tiny_vlm_path(), model)
+    (model / name).write_text(content)
+    return [SCENE, "--model", model], f"--model {model} cannot be loaded as an image-text model: "
+
+
+def weights_that_are_none(folder):
+    arguments, said = damaged_model(folder, "model.safetensors", "garbage" * 100)
+    return arguments, said + "Error while deserializing header"
+
+
+def weights_that_do_not_fit(folder):
+    config = json.loads((tiny_vlm_path() / "config.json").read_text())
+    config["text_config"]["vocab_size"] = 100
+    arguments, said = damaged_model(folder, "config.json", json.dumps(config))
+    return arguments, said + "You set `ignore_mismatched_sizes`"
+
+
+def a_broken_chat_template(folder):
+    arguments, _ = damaged_model(folder, "chat_template.jinja", "{% for x in %}")
+    return arguments, f"the chat template of {folder / 'model'} does not work: Expected an expr"
+
+
 def no_device(folder):
     return [SCENE, "--device", "abacus"], "--device abacus cannot be used here"
 
@@ -342,6 +368,9 @@ def no_such_format(folder):
         a_broken_profile,
         a_profile_that_does_not_fit,
         no_model,
+        weights_that_are_none,
+        weights_that_do_not_fit,
+        a_broken_chat_template,
         no_device,
         nowhere_to_write,
         no_such_format,

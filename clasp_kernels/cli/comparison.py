@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from clasp_kernels.cli.errors import CommandError, UsageError
+from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line
 from clasp_kernels.cli.loading import LoadedModel
 from clasp_kernels.policy import FALLBACK_CATEGORY, Profile, Router
 
@@ -163,9 +163,14 @@ def _prepare(loaded: LoadedModel, image: Image.Image, question: str) -> Any:
             f"of {loaded.name}, got {question!r}"
         )
     content = [{"type": "image"}, {"type": "text", "text": question}]
-    prompt = loaded.processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True
-    )
+    try:
+        prompt = loaded.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+    except Exception as error:  # a template is a program of the model's, which may raise anything
+        raise CommandError(
+            f"the chat template of {loaded.name} does not work: {in_one_line(error)}"
+        ) from None
     inputs = loaded.processor(images=image, text=prompt, return_tensors="pt")
     return inputs.to(loaded.model.device, loaded.model.dtype)
 

@@ -21,6 +21,14 @@ class UsageError(CommandError):
     exit_code = 2
 
 
+def in_one_line(error: Exception) -> str:
+    """
+    >>> in_one_line(ValueError("two\\nlines")), in_one_line(KeyError())
+    ('two lines', 'KeyError')
+    """
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def reported_errors() -> Iterator[None]:
     """Show a CommandError, or a missing extra, as one message on stderr, and exit."""

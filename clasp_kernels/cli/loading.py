@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clasp_kernels.bundled import tiny_vlm_path
-from clasp_kernels.cli.errors import CommandError, UsageError
+from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line
 from clasp_kernels.policy import Profile
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ def load_model(path_or_id: str | None, device: str) -> LoadedModel:
             warnings.simplefilter("ignore")
             processor = transformers.AutoProcessor.from_pretrained(source)
             model = transformers.AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+    # A damaged folder fails in whatever reads it: safetensors, tokenizers, json, torch, ...
+    except Exception as error:
         raise CommandError(
-            f"--model {source} cannot be loaded as an image-text model: {reason[0]}"
+            f"--model {source} cannot be loaded as an image-text model: {in_one_line(error)}"
         ) from None
     if getattr(processor, "chat_template", None) is None:
         raise CommandError(
