@@ -37,9 +37,9 @@ inline float bfloat16_to_float(uint16_t half) {
 }
 
 // Normal numbers are moved into place and the exponent's bias raised from 15 to 127; Inf and NaN,
-// whose exponent has no successor, are patched up. Subnormals count in units of 2^-24. No operand is
-// a subnormal float, which a thread that flushes those to zero would lose. Free of branches, so that
-// it vectorises.
+// whose exponent has no successor, are patched up. Subnormals count in units of 2^-24. No operand
+// is a subnormal float, which a thread that flushes those to zero would lose. Free of branches, so
+// that it vectorises.
 inline float float16_to_float(uint16_t half) {
   const uint32_t sign = uint32_t{half & 0x8000U} << 16;
   const uint32_t special = (half & 0x7C00U) == 0x7C00U ? 0x7F800000U : 0U;
