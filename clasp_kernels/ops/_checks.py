@@ -14,6 +14,7 @@ from ..upload import upload
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDEX = (torch.int64,)
 MASK = (torch.bool,)
+LARGEST_COUNT = 2**31 - 1
 
 _TRACING_MODES = (
     torch._C._TorchDispatchModeKey.FAKE,
@@ -37,6 +38,7 @@ class Arguments:
         """Checks that ``value`` is a tensor of shape ``dims``, such as "B N D", in ``dtypes``."""
         if not isinstance(value, Tensor):
             raise TypeError(f"{self.op}: {name} must be a tensor, got {type(value).__name__}.")
+        self._dense(name, value)
         if value.dtype not in dtypes:
             allowed = " or ".join(_short(dtype) for dtype in dtypes)
             raise TypeError(f"{self.op}: {name} must be {allowed}, got {_short(value.dtype)}.")
@@ -60,6 +62,16 @@ class Arguments:
             )
         return value
 
+    def _dense(self, name: str, value: Tensor) -> None:
+        if value.is_nested or value.layout is not torch.strided:
+            kind = "nested" if value.is_nested else _short(value.layout)
+            raise TypeError(f"{self.op}: {name} must be a dense tensor, got a {kind} one.")
+
+    def flag(self, name: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError(f"{self.op}: {name} must be a bool, got {type(value).__name__}.")
+        return value
+
     def mask(self, name: str, value: object, dims: str) -> Tensor | None:
         return None if value is None else self.tensor(name, value, dims, MASK)
 
@@ -69,6 +81,8 @@ class Arguments:
             raise TypeError(f"{self.op}: {name} must be an int, got {type(value).__name__}.")
         if value < 0:
             raise ValueError(f"{self.op}: {name} must be 0 or more, got {value}.")
+        if value > LARGEST_COUNT:
+            raise ValueError(f"{self.op}: {name} must be at most {LARGEST_COUNT}, got {value}.")
         return value
 
     def count_per_image(self, name: str, value: object) -> tuple[int, Tensor | None]:
@@ -93,6 +107,11 @@ class Arguments:
                     f"{self.op}: {name} must be 0 or more for every image, "
                     f"got {count} for image {image}."
                 )
+            if count > LARGEST_COUNT:
+                raise ValueError(
+                    f"{self.op}: {name} must be at most {LARGEST_COUNT} for every image, "
+                    f"got {count} for image {image}."
+                )
         largest = max(counts) if counts else 0  # `default` fails to trace
         if all(count == largest for count in counts):
             return largest, None
@@ -113,7 +132,7 @@ class Arguments:
         return largest, upload(shares, self.device)
 
     def _per_image_list(self, name: str, value: object) -> list[int]:
-        if not isinstance(value, Sequence):
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
             raise TypeError(
                 f"{self.op}: {name} must be an int or one int per image, "
                 f"got {type(value).__name__}."
@@ -133,6 +152,7 @@ class Arguments:
 
     def _per_image_tensor(self, name: str, value: Tensor) -> None:
         """As :meth:`tensor` for [B] int64, but on any device."""
+        self._dense(name, value)
         if value.dtype != torch.int64:
             raise TypeError(f"{self.op}: {name} must be int64, got {_short(value.dtype)}.")
         if value.dim() != 1 or value.shape[0] != self.sizes["B"]:
@@ -166,8 +186,8 @@ class Arguments:
             )
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _short(name: torch.dtype | torch.layout) -> str:
+    return str(name).removeprefix("torch.")
 
 
 def is_int(value: object) -> TypeGuard[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from .. import backends, reference
 from ._checks import FLOATS, Arguments, is_int, may_read
 from ._library import define_op
+
+LARGEST_SCALE = torch.finfo(torch.float32).max
 
 
 def attention_salience(
@@ -80,13 +83,14 @@ def attention_salience(
         _check_weights(query_weights)
     if scale is None:
         scale = 1.0 / math.sqrt(width)
-    elif not isinstance(scale, (int, float, torch.SymFloat)):
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float, Real, torch.SymFloat)):
         raise TypeError(f"attention_salience: scale must be a number, got {type(scale).__name__}.")
-    elif not -math.inf < scale < math.inf:  # math.isfinite fails to trace
-        raise ValueError(f"attention_salience: scale must be finite, got {scale}.")
+    elif not -LARGEST_SCALE <= scale <= LARGEST_SCALE:  # math.isfinite fails to trace
+        raise ValueError(f"attention_salience: scale must be finite in float32, got {scale}.")
+    causal = arguments.flag("causal", causal)
     start, stop = _check_range(key_range, keys)
     op = backends.overload("attention_salience", query.device)
-    return op(query, key, float(scale), bool(causal), key_valid, query_weights, start, stop)
+    return op(query, key, float(scale), causal, key_valid, query_weights, start, stop)
 
 
 def _check_weights(query_weights: Tensor) -> None:

@@ -82,6 +82,11 @@ def fuse_layers(
         weights = arguments.tensor("weights", weights, "L", (torch.float32,))[None]
     else:
         arguments.tensor("weights", weights, "C L", (torch.float32,))
+        if weights.shape[0] == 0:
+            raise ValueError(
+                "fuse_layers: weights must have at least one row, which category_ids chooses, "
+                f"got shape {list(weights.shape)}."
+            )
         arguments.tensor("category_ids", category_ids, "B", INDEX)
         arguments.indices_in_range(
             "category_ids", category_ids, 0, weights.shape[0], "the rows of weights"

@@ -9,7 +9,7 @@ from torch import Tensor
 from ._checks import FLOATS, Arguments
 from .gather_tokens import gather_tokens
 from .merge_tokens import merge_tokens
-from .select_tokens import Selection, select_tokens
+from .select_tokens import Selection, select
 
 
 def prune_tokens(
@@ -56,7 +56,8 @@ def prune_tokens(
     arguments = Arguments("prune_tokens")
     arguments.tensor("tokens", tokens, "B N D", FLOATS)
     arguments.tensor("features", features, "B N F", FLOATS)
-    selection = select_tokens(features, salience, budget, pivot_counts, valid=valid)
+    merge = arguments.flag("merge", merge)
+    selection = select(arguments, features, salience, budget, pivot_counts, valid)
     if merge:
         return merge_tokens(tokens, features, selection.indices, valid=valid), selection
     return gather_tokens(tokens, selection.indices), selection

@@ -67,6 +67,18 @@ def select_tokens(
     """
     arguments = Arguments("select_tokens")
     arguments.tensor("features", features, "B N D", FLOATS)
+    return select(arguments, features, salience, budget, pivot_counts, valid)
+
+
+def select(
+    arguments: Arguments,
+    features: Tensor,
+    salience: Tensor,
+    budget: int | Sequence[int] | Tensor,
+    pivot_counts: int | Sequence[int] | Tensor,
+    valid: Tensor | None,
+) -> Selection:
+    """:func:`select_tokens` for whichever op has checked ``features``, which errors then name."""
     arguments.tensor("salience", salience, "B N", FLOATS)
     arguments.mask("valid", valid, "B N")
     num_tokens, budgets = arguments.count_per_image("budget", budget)

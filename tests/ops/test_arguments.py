@@ -16,6 +16,7 @@ from clasp_kernels import (
     fuse_layers,
     gather_tokens,
     merge_tokens,
+    prune_tokens,
     select_pivots,
     select_tokens,
 )
@@ -29,6 +30,7 @@ QUERY, KEY = torch.zeros(B, 4, 3, 6), torch.zeros(B, 2, 7, 6)
 WEIGHTS = torch.ones(2)
 LAYERS = [FEATURES, FEATURES]
 IDS = torch.tensor([0, 1])
+NESTED = torch.nested.nested_tensor([SALIENCE[0], SALIENCE[1, 1:]], layout=torch.jagged)
 
 
 def case(error: type[Exception], message: str, op: Callable[..., Any], *args: Any, **options: Any):
@@ -130,6 +132,11 @@ CASES = [
         "normalize must be None, 'l2' or 'rms', got 'L2'.",
         fuse_layers, LAYERS, WEIGHTS, normalize="L2",
     ),
+    case(
+        ValueError,
+        "weights must have at least one row, which category_ids chooses, got shape [0, 2].",
+        fuse_layers, LAYERS, torch.ones(0, 2), IDS,
+    ),
     # attention_salience
     case(
         ValueError,
@@ -198,8 +205,24 @@ CASES = [
         attention_salience, QUERY, KEY, query_weights=torch.full((B, 3), float("inf")),
     ),
     case(
-        ValueError, "scale must be finite, got nan.",
+        ValueError, "scale must be finite in float32, got nan.",
         attention_salience, QUERY, KEY, scale=float("nan"),
+    ),
+    case(
+        ValueError, "scale must be finite in float32, got 1e+39.",
+        attention_salience, QUERY, KEY, scale=1e39,
+    ),
+    case(
+        ValueError, f"scale must be finite in float32, got {-10**400}.",
+        attention_salience, QUERY, KEY, scale=-10**400,
+    ),
+    case(
+        TypeError, "scale must be a number, got bool.",
+        attention_salience, QUERY, KEY, scale=True,
+    ),
+    case(
+        TypeError, "causal must be a bool, got str.",
+        attention_salience, QUERY, KEY, causal="no",
     ),
     case(
         TypeError, "scale must be a number, got str.",
@@ -243,6 +266,42 @@ CASES = [
         ValueError,
         "k must hold one int per image, B = 2, got 3.",
         select_pivots, SALIENCE, [1, 2, 3],
+    ),
+    *(
+        case(
+            ValueError,
+            f"k must be at most 2147483647, got {k}.",
+            select_pivots, SALIENCE, k,
+        )
+        for k in [2**31, 2**70]
+    ),
+    case(
+        ValueError,
+        "k must be at most 2147483647 for every image, got 2147483648 for image 1.",
+        select_pivots, SALIENCE, [3, 2**31],
+    ),
+    *(
+        case(
+            TypeError,
+            f"k must be an int or one int per image, got {type(k).__name__}.",
+            select_pivots, SALIENCE, k,
+        )
+        for k in [b"12", bytearray(2), "12"]
+    ),
+    case(
+        TypeError,
+        "k must be a dense tensor, got a sparse_coo one.",
+        select_pivots, SALIENCE, IDS.to_sparse(),
+    ),
+    case(
+        TypeError,
+        "salience must be a dense tensor, got a sparse_coo one.",
+        select_pivots, SALIENCE.to_sparse(), 1,
+    ),
+    case(
+        TypeError,
+        "salience must be a dense tensor, got a nested one.",
+        select_pivots, NESTED, 1,
     ),
     case(TypeError, "k must hold ints, got float for image 1.", select_pivots, SALIENCE, [1, 2.0]),
     case(TypeError, "k must hold ints, got bool for image 0.", select_pivots, SALIENCE, [True, 1]),
@@ -318,6 +377,11 @@ CASES = [
         "valid must be bool, got float32.",
         complete_tokens, FEATURES, SELECTED, 1, valid=SALIENCE,
     ),
+    case(
+        ValueError,
+        "num_tokens must be at most 2147483647, got 2147483648.",
+        complete_tokens, FEATURES, SELECTED, 2**31,
+    ),
     # select_tokens
     case(
         ValueError,
@@ -376,6 +440,28 @@ CASES = [
         ValueError,
         "indices must name a token at most once per image, got 2 more than once for image 0.",
         merge_tokens, FEATURES, FEATURES, torch.tensor([[2, 2], [0, 1]]),
+    ),
+    # prune_tokens
+    case(
+        ValueError,
+        "features must be [B, N, F] with N = 5, as in the arguments before it, "
+        "got shape [2, 4, 3].",
+        prune_tokens, FEATURES, FEATURES[:, 1:], SALIENCE, 2, 1,
+    ),
+    case(
+        ValueError,
+        "salience must be [B, N] with N = 5, as in the arguments before it, got shape [2, 4].",
+        prune_tokens, FEATURES, FEATURES, SALIENCE[:, 1:], 2, 1,
+    ),
+    case(
+        ValueError,
+        "budget must be 0 or more, got -1.",
+        prune_tokens, FEATURES, FEATURES, SALIENCE, -1, 1,
+    ),
+    case(
+        TypeError,
+        "merge must be a bool, got int.",
+        prune_tokens, FEATURES, FEATURES, SALIENCE, 2, 1, merge=1,
     ),
 ]  # fmt: skip
 
@@ -454,7 +540,9 @@ def test_values_on_a_gpu_are_read_only_when_strict(monkeypatch, strict, reads) -
     assert not _checks.may_read(FEATURES.to("meta"))
 
 
-@pytest.mark.parametrize(("here", "there", "waits"), [("cuda", "cpu", True), ("cpu", "cuda", False)])
+@pytest.mark.parametrize(
+    ("here", "there", "waits"), [("cuda", "cpu", True), ("cpu", "cuda", False)]
+)
 def test_counts_on_another_device_are_copied(here: str, there: str, waits: bool) -> None:
     """Towards the host the copy must be finished before its values are used."""
     from torch._subclasses.fake_tensor import FakeTensorMode

@@ -69,6 +69,14 @@ def test_key_range_only_restricts_the_report(backend, keys) -> None:
     assert torch.equal(attention_salience(query, key, key_range=[5, 6]), whole[:, 5:6])
 
 
+def test_the_scale_may_be_any_real_number(backend) -> None:
+    numpy = pytest.importorskip("numpy")
+    query, key = random_attention()
+    expected = attention_salience(query, key, scale=2.0)
+    for scale in (2, numpy.float32(2), numpy.float64(2), numpy.int64(2)):
+        assert torch.equal(attention_salience(query, key, scale=scale), expected)
+
+
 def test_causal_rows_are_the_last_positions(backend) -> None:
     query, key = random_attention(rows=2, keys=5)
     salience = attention_salience(query[:, :, :1], key, causal=True)
