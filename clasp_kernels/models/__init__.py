@@ -10,7 +10,7 @@
     handle.remove()               # the model as it was
 """
 
-from clasp_kernels.models.apply import apply_clasp, supported_model_types
+from clasp_kernels.models.apply import apply_clasp, remove_clasp, supported_model_types
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.records import PrefillRecord, StageRecord
 
@@ -19,5 +19,6 @@ __all__ = [
     "PrefillRecord",
     "StageRecord",
     "apply_clasp",
+    "remove_clasp",
     "supported_model_types",
 ]

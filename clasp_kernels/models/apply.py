@@ -8,7 +8,7 @@ from typing import Any
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.llava import LlavaAdapter
-from clasp_kernels.models.patching import PatchedMethod
+from clasp_kernels.models.patching import InstancePatches
 from clasp_kernels.models.prompts import PromptCategories
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.models.selection import TokenSelector
@@ -96,8 +96,11 @@ def apply_clasp(
             f"model must have a supported config.model_type, {_names(supported_model_types())}; "
             f"got {model_type!r} ({type(model).__name__})"
         )
-    if isinstance(getattr(model, "forward", None), PatchedMethod):
-        raise ValueError("model is patched already; remove() its handle before applying again")
+    if InstancePatches.of(model) is not None:
+        raise ValueError(
+            "model is patched already; remove() its handle before applying again, or call "
+            "remove_clasp(model), which needs no handle and serves copies and loaded models too"
+        )
     _check_choice("fuse_into", fuse_into, _FUSE_INTO)
     _check_choice("positions", positions, _POSITIONS)
     if not isinstance(merge, bool):
@@ -132,6 +135,33 @@ def apply_clasp(
         compact_positions=positions == "compact",
     )
     return ClaspHandle(model, runtime, profile)
+
+
+def remove_clasp(model: Any) -> None:
+    """Give a model that ``apply_clasp`` patched its own methods back, without its handle.
+
+    For models whose handle is lost, or that never had one: a deep copy of a patched model is
+    patched too, and so is one that was saved whole with ``torch.save`` and loaded again.
+
+    Raises:
+        ValueError: the model carries no patches.
+        RuntimeError: someone has patched on top; nothing is undone.
+
+    >>> import copy
+    >>> from transformers import LlavaForConditionalGeneration
+    >>> from clasp_kernels.bundled import tiny_vlm_path
+    >>> model = LlavaForConditionalGeneration.from_pretrained(tiny_vlm_path())
+    >>> with apply_clasp(model, budget=16):
+    ...     twin = copy.deepcopy(model)
+    >>> remove_clasp(twin)
+    """
+    patches = InstancePatches.of(model)
+    if patches is None:
+        raise ValueError(
+            f"model carries no patches of apply_clasp (it is a {type(model).__name__}); of a "
+            f"model that is wrapped, give the inner one"
+        )
+    patches.remove()
 
 
 def _default_profile(model: Any, model_type: str) -> Profile:

@@ -18,7 +18,7 @@ class ClaspHandle:
         self.model = model
         self.profile = profile
         self._runtime = runtime
-        self._patches: InstancePatches | None = InstancePatches(model, runtime.patched_methods())
+        self._patches = InstancePatches(model, runtime.patched_methods())
 
     @property
     def last(self) -> PrefillRecord | None:
@@ -27,9 +27,7 @@ class ClaspHandle:
 
     def remove(self) -> None:
         """Give the model its own methods back; doing so again changes nothing."""
-        if self._patches is not None:
-            self._patches.remove()
-            self._patches = None
+        self._patches.remove()
 
     def __enter__(self) -> ClaspHandle:
         return self

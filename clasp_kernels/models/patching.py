@@ -16,7 +16,16 @@ class PatchedMethod:
 
     def __init__(self, replacement: Callable[..., Any], signature: inspect.Signature) -> None:
         self.replacement = replacement
-        self.__signature__ = signature
+        self.patches: InstancePatches | None = None
+        """Those it is one of: copied with it, they know the copy's own methods."""
+        # Without annotations, which may hold what cannot be pickled: a model can be saved whole.
+        self.__signature__ = signature.replace(
+            parameters=[
+                parameter.replace(annotation=inspect.Parameter.empty)
+                for parameter in signature.parameters.values()
+            ],
+            return_annotation=inspect.Signature.empty,
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.replacement(*args, **kwargs)
@@ -33,6 +42,14 @@ class InstancePatches:
     ('purr', None, 'miaow', {})
     """
 
+    @staticmethod
+    def of(target: object) -> InstancePatches | None:
+        """The patches that an object carries, be it a copy of the one they were made for."""
+        for value in vars(target).values():
+            if isinstance(value, PatchedMethod):
+                return value.patches
+        return None
+
     def __init__(self, target: object, attributes: Mapping[str, Any]) -> None:
         self._target = target
         self._installed = dict(attributes)
@@ -40,6 +57,8 @@ class InstancePatches:
         self._replaced = {name: vars(target)[name] for name in attributes if name in vars(target)}
         for done, (name, value) in enumerate(attributes.items(), start=1):
             setattr(target, name, value)
+            if isinstance(value, PatchedMethod):
+                value.patches = self
             if vars(target).get(name) is not value:
                 self._restore(list(attributes)[:done])
                 raise TypeError(
@@ -47,8 +66,15 @@ class InstancePatches:
                     f"{name!r} is set to, as wrappers around a model do not; give the model inside"
                 )
 
+    @property
+    def removed(self) -> bool:
+        return not self._installed
+
     def remove(self) -> None:
-        """Undo, or raise RuntimeError and change nothing if someone has patched on top."""
+        """Undo, or raise RuntimeError and change nothing if someone has patched on top.
+
+        Doing so again changes nothing.
+        """
         for name, value in self._installed.items():
             if vars(self._target).get(name) is not value:
                 raise RuntimeError(
@@ -56,6 +82,7 @@ class InstancePatches:
                     f"that first, so that what it wraps stays in place"
                 )
         self._restore(self._installed)
+        self._installed = {}
 
     def _restore(self, names: Iterable[str]) -> None:
         for name in names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from transformers import LlavaForConditionalGeneration
 
-from clasp_kernels.models import apply_clasp
+from clasp_kernels.models import apply_clasp, remove_clasp
 
 
 @pytest.fixture
@@ -129,3 +130,46 @@ def test_a_deep_copy_runs_on_its_own_weights(
         twin.lm_head.weight.mul_(2)
         assert torch.equal(twin(**prompt, categories="ocr").logits, 2 * logits)
         assert torch.equal(model(**prompt, categories="ocr").logits, logits)
+
+
+def saved_and_loaded(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, saved_and_loaded])
+def test_a_copy_can_be_unpatched_without_a_handle(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor], twin_of: Any
+) -> None:
+    logits = tiny_llava()(**prompt).logits  # a model that ran has hooks that cannot be saved
+    own = set(vars(model))
+    with apply_clasp(model, budget=5, profile=tiny_profile()):
+        twin = twin_of(model)
+        pruned = model(**prompt, categories="ocr").logits
+        remove_clasp(twin)
+        assert set(vars(twin)) == own
+        assert torch.equal(twin(**prompt).logits, logits)
+        assert torch.equal(model(**prompt, categories="ocr").logits, pruned)  # still patched
+    with apply_clasp(twin, budget=5, profile=tiny_profile()):
+        assert torch.equal(twin(**prompt, categories="ocr").logits, pruned)
+
+
+def test_a_copy_gets_earlier_instance_patches_back(model: LlavaForConditionalGeneration) -> None:
+    def earlier(*args: Any, **kwargs: Any) -> None: ...
+
+    model.forward = earlier
+    with apply_clasp(model, budget=5, profile=tiny_profile()):
+        twin = copy.deepcopy(model)
+    remove_clasp(twin)
+    assert twin.forward is earlier
+
+
+def test_unpatching_without_the_handle(model: LlavaForConditionalGeneration) -> None:
+    handle = apply_clasp(model, budget=5, profile=tiny_profile())
+    remove_clasp(model)
+    assert "forward" not in vars(model)
+    handle.remove()  # there is nothing left to do
+    with pytest.raises(ValueError, match=r"carries no patches of apply_clasp .*LlavaFor"):
+        remove_clasp(model)
