@@ -50,9 +50,10 @@ class PrefillRecord:
     pruned_length: int
     """Columns the language model saw, and the logits of a plain forward have."""
     kv_cache_bytes: int
-    """Keys and values of every column in the cache after this prefill, padding included."""
+    """Keys and values of every column in the cache after this prefill, padding included: of the
+    columns used, not of what a static cache allocates."""
     kv_cache_bytes_unpruned: int
-    """The same, had nothing been dropped."""
+    """The same, of the columns used had nothing been dropped."""
     vision_stopwatch: Stopwatch = field(repr=False)
     prefill_stopwatch: Stopwatch = field(repr=False)
 
