@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -174,6 +175,19 @@ def contact_sheet(cards: Sequence[Card], heading: str, *, columns: int = 3) -> I
             _text_block(draw, caption_lines[number], (left, below), 22, _font(16), _MUTED)
         upper += row_height
     return page
+
+
+def check_format(path: str | Path) -> None:
+    """Raise Pillow's ValueError or OSError if it cannot write what ``path``'s name asks for.
+
+    >>> check_format("map.png")
+    >>> check_format("map.docx")
+    Traceback (most recent call last):
+    ValueError: unknown file extension: .docx
+    """
+    buffer = BytesIO()
+    buffer.name = str(path)  # where Pillow looks for the suffix of what it is given open
+    Image.new("RGB", (16, 16)).save(buffer, format=None if Path(path).suffix else "PNG")
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:

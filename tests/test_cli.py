@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clasp_kernels.bundled import bundled_path, tiny_vlm_path
-from clasp_kernels.cli import doctor, main, report
+from clasp_kernels.cli import doctor, loading, main, report
 from clasp_kernels.cli.app import app
 from clasp_kernels.cli.comparison import PhaseClock, compare, image_as_seen, patch_grid
 from clasp_kernels.cli.loading import load_image, load_model, pick_device
@@ -356,6 +356,60 @@ def no_such_format(folder):
     return [SCENE, "--out", path], f"--out {path} cannot be written: unknown file extension"
 
 
+def a_format_without_colors(folder):
+    path = folder / "map.xbm"
+    return [SCENE, "--out", path], f"--out {path} cannot be written: cannot write mode RGB as XBM"
+
+
+def a_folder_to_write_to(folder):
+    return [SCENE, "--out", folder], f"--out {folder} cannot be written: it is a folder"
+
+
+@pytest.mark.parametrize(
+    "case", [nowhere_to_write, no_such_format, a_format_without_colors, a_folder_to_write_to]
+)
+def test_where_to_write_is_looked_at_before_any_work(case, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("worked first"))
+    (image, *options), said = case(tmp_path)
+    result = clasp("ask", image, QUESTION, *options)
+    assert result.exit_code == 1
+    assert said in message(result)
+
+
+def test_no_permission_to_write_is_seen_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    path = tmp_path / "new" / "map.png"
+    result = clasp("ask", SCENE, QUESTION, "--out", path)
+    assert result.exit_code == 1
+    assert f"--out {path} cannot be written: no permission to write {tmp_path}" in message(result)
+    assert not path.parent.exists()
+
+
+def test_the_demo_looks_where_to_write_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("clasp_kernels.cli.demo.run_demo", lambda *_, **__: pytest.fail("worked"))
+    (tmp_path / "file").write_text("")
+    result = clasp("demo", "--out", tmp_path / "file")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'file'} is no folder" in message(result)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_answer_outlives_a_picture_that_cannot_be_written(options, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("clasp_kernels.visualize.save_picture", full_disk)
+    path = tmp_path / "map.png"
+    result = clasp("ask", SCENE, QUESTION, "--out", path, *options)
+    assert result.exit_code == 1
+    assert f"--out {path} cannot be written: No space left on device" in message(result)
+    if options:
+        assert json.loads(result.stdout)["picture"] is None
+    else:
+        assert "visual tokens" in result.stdout
+        assert "Picture" not in result.stdout
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -372,8 +426,6 @@ def no_such_format(folder):
         weights_that_do_not_fit,
         a_broken_chat_template,
         no_device,
-        nowhere_to_write,
-        no_such_format,
     ],
 )
 def test_what_cannot_be_done_exits_with_1_and_says_why(case, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,7 @@ def ask(
 
         if not question.strip():
             raise UsageError("QUESTION must hold a word, got only blanks")
+        _check_writable(out)
         with _progress("Loading the model") as step:
             picture = load_image(image)
             chosen = load_profile(profile) if profile else None
@@ -123,19 +125,25 @@ def ask(
             )
             step("Drawing")
             drawn = report.overlay(loaded, picture, comparison, size=576)
+            unwritten = None
             if drawn is not None:
                 seen, overlay = drawn
                 page = selection_picture(seen, overlay, question, report.caption(comparison))
-                _save(page, out)
+                try:
+                    _save(page, out)
+                except CommandError as error:  # reported after the answer, which took long
+                    unwritten = error
         if as_json:
             answer = {
                 "image": str(image),
                 "model": loaded.name,
                 "device": str(loaded.model.device),
                 **report.comparison_dict(comparison),
-                "picture": str(out) if drawn is not None else None,
+                "picture": str(out) if drawn is not None and unwritten is None else None,
             }
             typer.echo(json.dumps(answer, indent=2))
+            if unwritten is not None:
+                raise unwritten
             return
         console = Console()
         console.print(question, style="bold", markup=False, highlight=False)
@@ -150,6 +158,8 @@ def ask(
             style="dim",
             highlight=False,
         )
+        if unwritten is not None:
+            raise unwritten
         if drawn is None:
             console.print("No picture: this model's tokens form no square grid.", style="yellow")
         else:
@@ -173,10 +183,11 @@ def demo(
     with reported_errors():
         from clasp_kernels.cli.demo import demo_table, run_demo
 
+        sheet = out / "contact_sheet.png"
+        _check_writable(sheet)
         with _progress("Loading the model") as step:
             results = run_demo(keep, device, on_step=step)
             step("Drawing")
-            sheet = out / "contact_sheet.png"
             _save(results.contact_sheet(), sheet)
         console = Console()
         console.print(demo_table(results))
@@ -219,10 +230,28 @@ def _progress(first_step: str) -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(step + " ...")
 
 
+def _check_writable(path: Path) -> None:
+    """Refuse, before any work, a picture's path that could not be written after it."""
+    from clasp_kernels.visualize import check_format
+
+    try:
+        check_format(path)
+        if path.is_dir():
+            raise OSError("it is a folder")
+        # What is there already: the file itself, or the first folder above it.
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if there != path and not there.is_dir():
+            raise OSError(f"{there} is no folder")
+        if not os.access(there, os.W_OK):
+            raise OSError(f"no permission to write {there}")
+    except (OSError, ValueError) as error:
+        raise CommandError(f"--out {path} cannot be written: {error}") from None
+
+
 def _save(picture: Image.Image, path: Path) -> None:
     from clasp_kernels.visualize import save_picture
 
     try:
         save_picture(picture, path)
-    except (OSError, ValueError) as error:  # ValueError: a suffix Pillow does not write
+    except (OSError, ValueError) as error:  # ValueError: sides that the format cannot hold
         raise CommandError(f"--out {path} cannot be written: {error}") from None
