@@ -40,7 +40,10 @@ def as_mapping(field: str, value: object) -> Mapping[str, Any]:
 
 def read_json(path: str | Path) -> Any:
     """The JSON in ``path``; a syntax error names the file and the line."""
-    text = Path(path).read_text(encoding="utf-8")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

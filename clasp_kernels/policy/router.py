@@ -224,7 +224,13 @@ def route_prompts(
     ['ocr']
     """
     prompts = _check_prompts(prompts)
-    answers = list(router(prompts))
+    answers = router(prompts)
+    if isinstance(answers, (str, bytes)) or not isinstance(answers, Iterable):
+        name = getattr(router, "__name__", type(router).__name__)
+        raise TypeError(
+            f"router {name} must give a list of category names, one per prompt, got {answers!r}"
+        )
+    answers = list(answers)
     if len(answers) != len(prompts):
         raise ValueError(f"router gave {len(answers)} categories for {len(prompts)} prompts")
     for index, answer in enumerate(answers):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile
+from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile, Router
 
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "video_llava")
 
@@ -214,3 +214,11 @@ def test_an_unknown_category_lists_the_known():
     for ask in (profile.category_id, lambda c: profile.budget(c, 8)):
         with pytest.raises(ValueError, match=r"unknown category 'maps'; .* has: ocr, general"):
             ask("maps")
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "latin.json"
+    path.write_bytes('{"name": "caf\u00e9"}'.encode("latin-1"))
+    for kind in (Profile, Router):
+        with pytest.raises(ValueError, match=r"latin\.json is not UTF-8 text: .* at byte 13"):
+            kind.load(path)

@@ -277,3 +277,16 @@ def test_any_callable_can_route():
 def test_a_callable_that_answers_wrongly_is_named(router, message):
     with pytest.raises(ValueError, match=message):
         route_prompts(router, ["a", "b"], known=["ocr", "scene"])
+
+
+@pytest.mark.parametrize("answer", [None, "ocr", b"ocr", 3])
+def test_a_router_that_does_not_answer_a_list_is_named(answer):
+    def my_router(prompts):
+        return answer
+
+    class Mine:
+        __call__ = staticmethod(my_router)
+
+    for router, name in ((my_router, "my_router"), (Mine(), "Mine")):
+        with pytest.raises(TypeError, match=f"router {name} must give a list .* got {answer!r}"):
+            route_prompts(router, ["abc", "b", "c"], known=["ocr"])
