@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.llava import LlavaAdapter
@@ -17,6 +19,7 @@ from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
 _ADAPTERS: dict[str, type[Adapter]] = {"llava": LlavaAdapter}
 _FUSE_INTO = ("projector", "selection")
 _POSITIONS = ("original", "compact")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _PROFILE_FILE = "clasp_profile.json"
 
 
@@ -125,6 +128,8 @@ def apply_clasp(
         )
     tokenizer = _find_tokenizer(processor)
     adapter = _ADAPTERS[model_type](model, profile, fuse_into)
+    if model.dtype not in _DTYPES:
+        raise ValueError(f"the model's dtype must be {_names(_DTYPES)}, got {model.dtype}")
     _check_budget(budget, adapter.tokens_per_image)
     _check_schedule(schedule, budget)
 
@@ -217,5 +222,5 @@ def _check_schedule(schedule: object, budget: int) -> None:
         )
 
 
-def _names(allowed: tuple[str, ...]) -> str:
+def _names(allowed: tuple[object, ...]) -> str:
     return " or ".join(map(repr, allowed))

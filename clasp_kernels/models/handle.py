@@ -30,6 +30,8 @@ class ClaspHandle:
         self._patches.remove()
 
     def __enter__(self) -> ClaspHandle:
+        if self._patches.removed:
+            raise RuntimeError("the handle was removed, so nothing would be pruned; apply again")
         return self
 
     def __exit__(

@@ -62,7 +62,11 @@ class PromptCategories:
                 f"categories must name one category per prompt: got {len(categories)} for "
                 f"{num_prompts} prompts"
             )
-        for name in categories:
+        for index, name in enumerate(categories):
+            if not isinstance(name, str):
+                raise TypeError(
+                    f"categories must hold category names, got {name!r} for prompt {index}"
+                )
             self.profile.category_id(name)  # raises for an unknown one, listing the known
         return tuple(categories)
 

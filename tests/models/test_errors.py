@@ -156,6 +156,17 @@ def test_vision_tower_without_cls(model: LlavaForConditionalGeneration) -> None:
         apply_clasp(model, budget=8, profile=tiny_profile())
 
 
+def test_double_precision(model: LlavaForConditionalGeneration) -> None:
+    with pytest.raises(ValueError, match=r"model's dtype must be torch.float32 or .*torch.float64"):
+        apply_clasp(model.double(), budget=8, profile=tiny_profile())
+
+
+def test_entering_a_removed_handle(handle: ClaspHandle) -> None:
+    handle.remove()
+    with pytest.raises(RuntimeError, match="the handle was removed"), handle:
+        pass
+
+
 def test_apply_twice(model: LlavaForConditionalGeneration) -> None:
     handle = apply_clasp(model, budget=8, profile=tiny_profile())
     patched = dict(vars(model))
@@ -177,6 +188,8 @@ def handle(model: LlavaForConditionalGeneration) -> ClaspHandle:
         ({"categories": "poetry"}, r"unknown category 'poetry'; .* general, ocr, counting"),
         ({"categories": ["ocr"]}, r"one category per prompt: got 1 for 2 prompts"),
         ({"categories": 3}, r"categories must be a category name or a list of them, .* got int"),
+        ({"categories": [["ocr"], "ocr"]}, r"categories must hold .* got \['ocr'\] for prompt 0"),
+        ({"categories": ["ocr", None]}, r"categories must hold .* got None for prompt 1"),
         ({"pixel_values": images(1)}, r"pixel_values holds 1 images, .* placeholders for 2, at 36"),
         ({"attention_mask": torch.ones(2, 1, 41, 41)}, r"attention_mask must be 2D .* got 4D"),
         (
