@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
+from math import ceil
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -118,7 +119,7 @@ def selection_picture(
 ) -> Image.Image:
     """The image beside its overlay, with a title, a legend and lines of caption."""
     panel = image.convert("RGB").resize(overlay.size, Image.Resampling.LANCZOS)
-    width = 3 * _MARGIN + 2 * overlay.width
+    width = max(3 * _MARGIN + 2 * overlay.width, _legend_width() + 2 * _MARGIN)
     title_lines = _wrap(title, _font(24), width - 2 * _MARGIN)
     caption = [part for line in lines for part in _wrap(line, _font(18), width - 2 * _MARGIN)]
     head = _MARGIN + 32 * len(title_lines)
@@ -145,7 +146,7 @@ def contact_sheet(cards: Sequence[Card], heading: str, *, columns: int = 3) -> I
         [part for line in card.lines for part in _wrap(line, _font(16), cell_width)]
         for card in cards
     ]
-    width = _MARGIN + columns * (cell_width + _MARGIN)
+    width = max(_MARGIN + columns * (cell_width + _MARGIN), _legend_width() + 2 * _MARGIN)
     heading_lines = _wrap(heading, _font(26), width - 2 * _MARGIN)
     legend_top = _MARGIN + 34 * len(heading_lines)
 
@@ -197,23 +198,32 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     picture.save(path, format=None if path.suffix else "PNG")
 
 
+# Each label, and whether its swatch is a pivot's, a completion's, or a dropped patch.
+_LEGEND = (("pivot: most attended", True), ("completion: least covered", False), ("dropped", None))
+_SWATCH, _SWATCH_GAP, _LABEL_GAP = 24, 8, 28
+
+
+def _label_width(label: str) -> int:
+    return ceil(_font(18).getlength(label))
+
+
+def _legend_width() -> int:
+    labels = sum(_SWATCH + _SWATCH_GAP + _label_width(label) for label, _ in _LEGEND)
+    return labels + _LABEL_GAP * (len(_LEGEND) - 1)
+
+
 def _legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
     """Pivot, completion, dropped: one swatch and one word each."""
     left, top = corner
-    font, side = _font(18), 24
-    for label, kind in (
-        ("pivot: most attended", True),
-        ("completion: least covered", False),
-        ("dropped", None),
-    ):
-        box = (left, top, left + side, top + side)
+    for label, kind in _LEGEND:
+        box = (left, top, left + _SWATCH, top + _SWATCH)
         draw.rectangle((*box[:2], box[2] - 1, box[3] - 1), fill=(196, 198, 202))
         if kind is None:
             draw.rectangle((*box[:2], box[2] - 1, box[3] - 1), fill=(62, 63, 66))
         else:
             _frame(draw, box, kind)
-        draw.text((left + side + 8, top + 1), label, font=font, fill=_INK)
-        left += side + 8 + round(draw.textlength(label, font=font)) + 28
+        draw.text((left + _SWATCH + _SWATCH_GAP, top + 1), label, font=_font(18), fill=_INK)
+        left += _SWATCH + _SWATCH_GAP + _label_width(label) + _LABEL_GAP
 
 
 def _text_block(

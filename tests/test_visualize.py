@@ -120,18 +120,37 @@ def test_selection_picture_has_title_legend_and_caption(overlay):
     assert longer.width == page.width
 
 
+def legend_of(page, top):
+    """The columns that the legend has ink in, from its first to its last."""
+    band = pixels(page, (0, top, page.width, top + 30))
+    columns = np.nonzero((band < 255).any((0, -1)))[0]
+    return band[:, columns[0] : columns[-1] + 1]
+
+
+@pytest.mark.parametrize("size", [(100, 400), (1, 8000)])
+def test_the_legend_is_whole_beside_a_narrow_picture(size):
+    wide = Image.new("RGB", (576, 96), RED)
+    whole = legend_of(selection_picture(wide, wide, "", []), 64 + wide.height)
+    image = Image.new("RGB", size, RED)
+    narrow = draw_selection(image, [0], [True], (12, 12))
+    page = selection_picture(image, narrow, "", [])
+    assert (legend_of(page, 64 + narrow.height) == whole).all()
+    sheet = contact_sheet([Card(narrow, "one")], "")
+    assert (legend_of(sheet, 50) == whole).all()
+
+
 def test_contact_sheet_shows_every_card_whole():
     colors = [(200, 30, 40), (30, 160, 60), (40, 60, 200), (120, 20, 120)]
     cards = [
-        Card(Image.new("RGB", (100, 80), color), f"Question {n} " * n, ["answer"] * n)
+        Card(Image.new("RGB", (200, 80), color), f"Question {n} " * n, ["answer"] * n)
         for n, color in enumerate(colors, start=1)
     ]
     sheet = contact_sheet(cards, "Heading", columns=3)
     for color in colors:
         ys, xs = np.nonzero((pixels(sheet) == color).all(-1))
-        assert len(ys) == 100 * 80
-        assert (xs.max() - xs.min() + 1, ys.max() - ys.min() + 1) == (100, 80)
-    assert sheet.width == 16 + 3 * 116
+        assert len(ys) == 200 * 80
+        assert (xs.max() - xs.min() + 1, ys.max() - ys.min() + 1) == (200, 80)
+    assert sheet.width == 16 + 3 * 216
 
 
 def test_a_contact_sheet_of_nothing_is_refused():
