@@ -27,9 +27,9 @@ QUESTION = "What does the sign say?"
 NUM_TOKENS = 144
 
 
-def clasp(*arguments):
+def clasp(*arguments, columns=200):
     # Wide, so that no sentence is folded.
-    runner = CliRunner(env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"})
+    runner = CliRunner(env={"COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns)})
     return runner.invoke(app, [str(argument) for argument in arguments])
 
 
@@ -116,6 +116,18 @@ def test_ask_prints_both_answers_and_why(tmp_path):
         assert row in result.stdout
     assert f"Picture: {tmp_path / 'map.png'}" in result.stdout.replace("\n", "")
     assert (tmp_path / "map.png").stat().st_size > 1000
+
+
+def test_a_model_path_is_no_markup_and_names_stay_whole_on_a_narrow_terminal(tmp_path):
+    model = tmp_path / "x[" / "bold] [v2]"
+    shutil.copytree(tiny_vlm_path(), model)
+    command = ("ask", SCENE, QUESTION, "--model", model, "--out", tmp_path / "map.png")
+    result = clasp(*command, columns=40)
+    assert result.exit_code == 0, result.output
+    assert f"Model:{model}on".replace(" ", "") in "".join(result.stdout.split())
+    lines = result.stdout.splitlines()
+    for row in ("visual tokens", "KV cache", "selection"):
+        assert any(line.startswith(f"{row} ") for line in lines)
 
 
 def test_an_answer_of_one_token_has_no_decode_time(tmp_path):
@@ -641,6 +653,20 @@ def test_numbers_a_person_can_read():
         "1.00 kB",
         "120 kB",
         "3.21 MB",
+    ]
+    assert [report.size(n) for n in (99_999, 999_499, 999_500, 999_999_999, 2e15)] == [
+        "100.00 kB",
+        "999 kB",
+        "1.00 MB",
+        "1.00 GB",
+        "2000 TB",
+    ]
+    assert [report.duration(s) for s in (0, 0.0009949, 0.0009951, 0.99994, 0.99996)] == [
+        "0.00 ms",
+        "0.99 ms",
+        "1.0 ms",
+        "999.9 ms",
+        "1.00 s",
     ]
     assert report.change(100, 100) == "0 %"
     assert report.change(144, 16) == "-89 %"

@@ -156,6 +156,7 @@ def ask(
             f"Times: median of {comparison.timed_runs} after a warm-up. Model: {loaded.name} on "
             f"{loaded.model.device}.",
             style="dim",
+            markup=False,
             highlight=False,
         )
         if unwritten is not None:
@@ -191,7 +192,7 @@ def demo(
             _save(results.contact_sheet(), sheet)
         console = Console()
         console.print(demo_table(results))
-        console.print(results.summary(), highlight=False)
+        console.print(results.summary(), markup=False, highlight=False)
         console.print(f"Picture: {sheet}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -22,7 +22,7 @@ def comparison_table(comparison: Comparison) -> Table:
     """All tokens beside kept tokens: answer, tokens, cache, times."""
     full, kept = comparison.all_tokens, comparison.kept_tokens
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for heading in ("all tokens", "kept tokens", "change"):
         table.add_column(heading, justify="right", overflow="fold")
     same = full.answer == kept.answer
@@ -116,11 +116,11 @@ def size(num_bytes: float) -> str:
     """
     unit = "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 1000 or unit == "TB":
+        if num_bytes < 999.5 or unit == "TB":  # above, rounding would make it 1000
             break
         num_bytes /= 1000
     return (
-        f"{num_bytes:.3g} {unit}" if num_bytes >= 100 or unit == "B" else f"{num_bytes:.2f} {unit}"
+        f"{num_bytes:.0f} {unit}" if num_bytes >= 100 or unit == "B" else f"{num_bytes:.2f} {unit}"
     )
 
 
@@ -129,9 +129,10 @@ def duration(seconds: float) -> str:
     >>> duration(0.0000321), duration(0.0123), duration(2.5)
     ('0.03 ms', '12.3 ms', '2.50 s')
     """
-    if seconds >= 1:
+    if seconds >= 0.99995:  # what would be rounded to 1000.0 ms
         return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-3 else f"{seconds * 1e3:.2f} ms"
+    milliseconds = seconds * 1e3
+    return f"{milliseconds:.1f} ms" if milliseconds >= 0.995 else f"{milliseconds:.2f} ms"
 
 
 def change(before: float, after: float) -> str:
