@@ -332,6 +332,12 @@ clasp_kernels.gather_tokens(features, torch.tensor([[0]]))
     assert "CLASP_KERNELS_BACKEND=reference" in done.stderr
 
 
+def test_the_fallback_warning_points_at_the_caller_of_prune_tokens() -> None:
+    code = WITHOUT_EXTENSION + "clasp_kernels.prune_tokens(features, features, salience, 3, 2)"
+    done = python(code)
+    assert done.stderr.startswith(f"<string>:{len(code.splitlines())}: RuntimeWarning"), done.stderr
+
+
 def test_without_the_extension_forcing_cpu_says_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setattr(_native, "_status", _native._load(Path("/nonexistent")))
     monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False)

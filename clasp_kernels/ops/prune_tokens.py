@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from .. import backends
 from ._checks import FLOATS, Arguments
 from .gather_tokens import gather_tokens
 from .merge_tokens import merge_tokens
-from .select_tokens import Selection, select
+from .select_tokens import Selection, check_selection
 
 
 def prune_tokens(
@@ -57,7 +58,8 @@ def prune_tokens(
     arguments.tensor("tokens", tokens, "B N D", FLOATS)
     arguments.tensor("features", features, "B N F", FLOATS)
     merge = arguments.flag("merge", merge)
-    selection = select(arguments, features, salience, budget, pivot_counts, valid)
+    checked = check_selection(arguments, features, salience, budget, pivot_counts, valid)
+    selection = Selection(*backends.overload("select_tokens", features.device)(*checked))
     if merge:
         return merge_tokens(tokens, features, selection.indices, valid=valid), selection
     return gather_tokens(tokens, selection.indices), selection

@@ -49,7 +49,8 @@ def select_tokens(
     Returns:
         :class:`Selection` of ``indices`` [B, R], ``is_pivot`` [B, R] and ``counts`` [B], R the
         largest budget. ``counts`` falls short of the budget only where fewer tokens are valid.
-        Ties and values that are not finite are treated as in the two ops.
+        Ties, values that are not finite, and features whose squares overflow or underflow float32
+        (largest element outside about 1e-18..1e18) are treated as in the two ops.
 
     Raises:
         TypeError: a wrong type or dtype; a budget that is not on the host.
@@ -67,24 +68,25 @@ def select_tokens(
     """
     arguments = Arguments("select_tokens")
     arguments.tensor("features", features, "B N D", FLOATS)
-    return select(arguments, features, salience, budget, pivot_counts, valid)
+    checked = check_selection(arguments, features, salience, budget, pivot_counts, valid)
+    op = backends.overload("select_tokens", features.device)
+    return Selection(*op(*checked))
 
 
-def select(
+def check_selection(
     arguments: Arguments,
     features: Tensor,
     salience: Tensor,
     budget: int | Sequence[int] | Tensor,
     pivot_counts: int | Sequence[int] | Tensor,
     valid: Tensor | None,
-) -> Selection:
-    """:func:`select_tokens` for whichever op has checked ``features``, which errors then name."""
+) -> tuple[Tensor, Tensor, int, Tensor | None, int, Tensor | None, Tensor | None]:
+    """What the torch op takes, for whichever op has checked ``features``; errors name that op."""
     arguments.tensor("salience", salience, "B N", FLOATS)
     arguments.mask("valid", valid, "B N")
     num_tokens, budgets = arguments.count_per_image("budget", budget)
     num_pivots, pivots = arguments.share_per_image("pivot_counts", pivot_counts, num_tokens)
-    op = backends.overload("select_tokens", features.device)
-    return Selection(*op(features, salience, num_tokens, budgets, num_pivots, pivots, valid))
+    return features, salience, num_tokens, budgets, num_pivots, pivots, valid
 
 
 def _fake(
