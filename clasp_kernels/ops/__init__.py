@@ -5,7 +5,19 @@ kernels where they are built.
 
 Arguments are checked before anything runs. Checks of values (indices in range, none repeated,
 weights finite) would make a GPU's tensors wait for the device, so there they run only with
-``CLASP_KERNELS_STRICT=1``; while compiling they never run.
+``CLASP_KERNELS_STRICT=1``; while compiling they never run, nor do they in compiled code or in a
+direct call of ``torch.ops.clasp_kernels.*``. What values that are not allowed then do, on the CPU:
+
+- ``fuse_layers``: a negative category id counts from the last row of ``weights``, and one past
+  either end raises IndexError.
+- ``gather_tokens``: an index below -1 gives zeros, one of N or more raises IndexError.
+- ``complete_tokens``: an index below -1 is skipped, one of N or more raises RuntimeError or
+  IndexError, and a repeated one counts once.
+- ``merge_tokens``: an index below -1 gives zeros, and of a repeated one the first slot gets the
+  mean, the others zeros. With an index of N or more, the image's rows mean nothing.
+- ``attention_salience``: weights that are negative or not finite give a mean without a meaning.
+
+On a GPU an IndexError is a device-side assertion.
 """
 
 from .. import _native

@@ -1,4 +1,4 @@
-"""How much attention falls on each token, without keeping the attention matrix."""
+"""How much attention falls on each token."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ def attention_salience(
 
     For every query row: softmax over its allowed keys of ``scale * q.k``. The result is the
     weighted mean over rows and the mean over heads of the probability on the reported keys.
+    The model itself need not keep its attention, and can stay on SDPA or FlashAttention; the
+    reference holds one image's [Hq, T, S] in float32 at a time.
 
     Args:
         query: [B, Hq, T, d]; float32, bfloat16 or float16.

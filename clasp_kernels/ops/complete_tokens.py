@@ -31,6 +31,11 @@ def complete_tokens(
     zero vector has similarity 0 to everything; any other similarity that is not finite counts as
     the largest there is, so that tokens with NaN or Inf are picked last.
 
+    Norms come from squares summed in float32, exact to rounding while a vector's largest element
+    is between about 1e-18 and 1e18 in magnitude. Where the sum overflows, a similarity is 0, or
+    not finite if the dot product overflows as well; where it underflows to 0, the vector counts
+    as a zero vector.
+
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or device, a negative ``num_tokens``, an index in ``selected``

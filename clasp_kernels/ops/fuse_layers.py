@@ -38,6 +38,11 @@ def fuse_layers(
 
     A layer whose weight is exactly 0 for an image has no influence on that image, NaN included.
 
+    Norms come from squares summed in float32, exact to rounding while a vector's largest element
+    is between about 1e-18 and 1e18 in magnitude. Where the sum overflows, "l2" and "rms" give
+    zeros; where it underflows to 0, "l2" leaves the token as it is. "rms" has no lower bound: its
+    epsilon outweighs such tokens.
+
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, category id or ``normalize``.

@@ -30,6 +30,11 @@ def merge_tokens(
     Ties go to the kept token with the lower index. A zero vector has similarity 0 to everything;
     any other similarity that is not finite attracts least.
 
+    Norms come from squares summed in float32, exact to rounding while a vector's largest element
+    is between about 1e-18 and 1e18 in magnitude. Where the sum overflows, a similarity is 0, or
+    not finite if the dot product overflows as well; where it underflows to 0, the vector counts
+    as a zero vector.
+
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape or device, an index out of range or repeated.

@@ -577,3 +577,30 @@ def test_counts_in_a_list_go_to_a_gpu_from_pinned_memory(monkeypatch) -> None:
         with FakeTensorMode():
             select_pivots(torch.zeros(B, N, device=device), [1, 2])
     assert pinned == [False, True]
+
+
+def test_values_that_are_not_checked_do_what_is_documented() -> None:
+    """Called directly, as compiled code does."""
+    ops = torch.ops.clasp_kernels
+    tokens = torch.arange(1.0, 16.0).view(1, 5, 3)
+    weights = torch.tensor([[1.0], [2.0]])
+    last = ops.fuse_layers([tokens], weights, torch.tensor([-1]), "none")
+    assert torch.equal(last, 2 * tokens)
+    for category in (2, -3):
+        with pytest.raises(IndexError):
+            ops.fuse_layers([tokens], weights, torch.tensor([category]), "none")
+
+    assert not ops.gather_tokens(tokens, torch.tensor([[-2]])).any()
+    with pytest.raises(IndexError):
+        ops.gather_tokens(tokens, torch.tensor([[5]]))
+
+    assert not ops.merge_tokens(tokens, tokens, torch.tensor([[-2]]), None).any()
+    merged = ops.merge_tokens(tokens, tokens, torch.tensor([[1, 1]]), None)
+    assert torch.equal(merged[0], torch.stack([tokens[0].mean(0), torch.zeros(3)]))
+
+    for complete in (ops.complete_tokens.default, ops.complete_tokens.reference):
+        for selected in ([1, 1], [1, -2]):
+            picked = complete(tokens, torch.tensor([selected]), 5, None)[0].tolist()
+            assert sorted(picked) == [-1, 0, 2, 3, 4]
+        with pytest.raises((RuntimeError, IndexError)):
+            complete(tokens, torch.tensor([[5]]), 5, None)

@@ -140,3 +140,15 @@ def test_nothing_to_pick_or_to_pick_from(backend) -> None:
     assert complete_tokens(torch.randn(2, 0, 4), none, 2).tolist() == [[-1, -1]] * 2
     assert complete_tokens(torch.randn(2, 1, 4), none, 2).tolist() == [[0, -1]] * 2
     assert complete_tokens(torch.randn(2, 3, 0), none, 2).tolist() == [[0, 1]] * 2
+
+
+def test_norms_beyond_float32(backend) -> None:
+    """As documented: with an overflow 0 or, if both overflow, not finite; 0 with an underflow."""
+    features = torch.tensor([[[1.0, 0.0], [-1e20, 0.0], [-1e-25, 0.0], [-1e18, 0.0], [1.0, 1.0]]])
+    # Similarities to token 0: 0, 0, -1, 0.7.
+    picked = complete_tokens(features, torch.tensor([[0]]), 4)
+    assert picked.tolist() == [[3, 1, 2, 4]]
+    # Only the dot product of the two largest overflows as well.
+    features[0, 0] = torch.tensor([-1e20, 1e20])
+    picked = complete_tokens(features, torch.tensor([[1]]), 4)
+    assert picked[0, 3] == 0

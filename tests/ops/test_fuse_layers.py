@@ -137,3 +137,15 @@ def test_an_image_does_not_depend_on_its_batch_in_any_layout(backend, normalize)
         for image in range(3):
             alone = fuse_layers([states[image : image + 1]], weights, normalize=normalize)
             assert torch.equal(alone[0], whole[image])
+
+
+def test_norms_beyond_float32(backend) -> None:
+    """As documented: an overflow gives zeros, an underflow under l2 leaves the token alone."""
+    for normalize in ("l2", "rms"):
+        huge = fuse_layers([torch.full((1, 1, 3), 1e20)], torch.ones(1), normalize=normalize)
+        assert torch.equal(huge, torch.zeros(1, 1, 3))
+    tiny = torch.full((1, 1, 3), 1e-25)
+    assert torch.equal(fuse_layers([tiny], torch.ones(1), normalize="l2"), tiny)
+    for scale in (1e-18, 1e18):
+        unit = fuse_layers([torch.full((1, 1, 4), scale)], torch.ones(1), normalize="l2")
+        torch.testing.assert_close(unit, torch.full((1, 1, 4), 0.5))
