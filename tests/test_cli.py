@@ -6,17 +6,29 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 from clasp_kernels.bundled import bundled_path, tiny_vlm_path
 from clasp_kernels.cli import doctor, loading, main, report
 from clasp_kernels.cli.app import app
-from clasp_kernels.cli.comparison import PhaseClock, compare, image_as_seen, patch_grid
+from clasp_kernels.cli.comparison import (
+    Comparison,
+    PhaseClock,
+    Phases,
+    Run,
+    compare,
+    image_as_seen,
+    patch_grid,
+)
+from clasp_kernels.cli.demo import DemoAnswer, DemoResults
 from clasp_kernels.cli.loading import load_image, load_model, pick_device
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile
@@ -74,18 +86,56 @@ def test_json_says_what_was_kept_and_what_it_saved(asked):
     assert cache["kept"] < cache["all"] / 3
 
 
-def test_times_add_up(asked):
-    _, answer, _ = asked
-    assert answer["timed_runs"] >= 1
-    for way in ("all", "kept"):
-        seconds = answer["seconds"][way]
-        phases = [seconds[phase] for phase in ("vision", "prefill")]
-        assert min(phases) > 0
-    assert answer["seconds"]["all"]["selection"] == 0
-    assert answer["seconds"]["kept"]["selection"] > 0
-    if answer["timed_runs"] == 1:  # medians of several runs need not add up
-        for seconds in answer["seconds"].values():
-            assert sum(seconds.values()) - seconds["total"] <= seconds["total"]
+def test_times_add_up(loaded, monkeypatch):
+    monkeypatch.setattr("clasp_kernels.cli.comparison._MAX_RUNS", 1)  # medians need not add up
+    result = compare(loaded, load_image(SCENE), QUESTION, keep=16, max_new_tokens=4)
+    assert result.timed_runs == 1
+    for run in (result.all_tokens, result.kept_tokens):
+        seconds = run.seconds
+        assert min(seconds.vision, seconds.prefill, seconds.decode) > 0
+        phases = seconds.vision + seconds.selection + seconds.prefill + seconds.decode
+        assert phases <= seconds.total
+    assert result.all_tokens.seconds.selection == 0
+    assert result.kept_tokens.seconds.selection > 0
+
+
+def comparison_of(full, kept):
+    return Comparison(
+        question="How many?",
+        category="counting",
+        reason="matched 'how many'",
+        all_tokens=Run(full, 3, 100, 40_000, Phases(0.010, 0.0, 0.020, 0.040, 0.080)),
+        kept_tokens=Run(kept, 2, 25, 10_000, Phases(0.011, 0.003, 0.005, 0.030, 0.050)),
+        indices=(1, 2, 3),
+        is_pivot=(True, False, True),
+        timed_runs=1,
+    )
+
+
+@pytest.mark.parametrize(("kept", "said"), [("two", "same"), ("ten", "different")])
+def test_every_number_stands_in_its_place(kept, said):
+    console = Console(width=120)
+    with console.capture() as printed:
+        console.print(report.comparison_table(comparison_of("two", kept)))
+    rows = [re.split(r"\s{2,}", line.strip()) for line in printed.get().splitlines()[2:]]
+    assert rows == [
+        ["answer", "two", kept, said],
+        ["visual tokens", "100", "25 (2 pivots)", "-75 %"],
+        ["KV cache", "40.00 kB", "10.00 kB", "-75 %"],
+        ["vision", "10.0 ms", "11.0 ms", "+10 %"],
+        ["selection", "-", "3.0 ms"],
+        ["prefill", "20.0 ms", "5.0 ms", "-75 %"],
+        ["decode", "40.0 ms", "30.0 ms", "-25 %"],
+        ["total", "80.0 ms", "50.0 ms", "-38 %"],
+    ]
+
+
+def test_the_demo_counts_the_right_answers_of_each_way(loaded):
+    answers = [("two", "two"), ("two", "ten"), ("two", "ten"), ("ten", "ten")]
+    results = DemoResults(
+        loaded, tuple(DemoAnswer(None, "two", comparison_of(*answer)) for answer in answers)
+    )
+    assert results.summary() == "Right (+): 3 of 4 with all tokens, 1 of 4 with those kept."
 
 
 def test_the_picture_marks_just_the_kept_tokens(asked):
@@ -224,6 +274,29 @@ def test_each_phase_gets_its_own_time():
     assert phases.total >= phases.vision + phases.prefill + phases.decode + 0.05
     model.tower(0)
     assert clock.phases(None) == phases  # the hooks are gone
+    # What the pruned model's vision took longer than the tower alone belongs to the selection.
+    for vision_seconds, longer in ((phases.vision + 0.5, 0.5), (phases.vision / 2, 0)):
+        record = SimpleNamespace(vision_seconds=vision_seconds, selection_seconds=0.25)
+        pruned = clock.phases(record)
+        assert pruned.selection == pytest.approx(longer + 0.25)
+        assert replace(pruned, selection=0.0) == phases
+
+
+def test_the_selection_time_is_that_of_the_record(loaded, monkeypatch):
+    records, phases = [], PhaseClock.phases
+
+    def spied(clock, record):
+        records.append(record)
+        return phases(clock, record)
+
+    monkeypatch.setattr(PhaseClock, "phases", spied)
+    monkeypatch.setattr("clasp_kernels.cli.comparison._MAX_RUNS", 1)
+    kept = compare(loaded, load_image(SCENE), QUESTION, keep=16, max_new_tokens=2).kept_tokens
+    pruned, unpruned = records
+    assert unpruned is None
+    tower_excess = max(0.0, pruned.vision_seconds - kept.seconds.vision)
+    assert kept.seconds.selection == tower_excess + pruned.selection_seconds
+    assert pruned.selection_seconds > 0
 
 
 def test_every_step_is_announced(loaded):
