@@ -72,7 +72,9 @@ def apply_clasp(
     Logits of a plain ``forward`` have the pruned length: ``handle.last.columns`` says which
     prompt column each was. ``labels`` are pruned along. No gradient reaches the vision tower. A
     static cache has the size ``generate`` gives it, that of the full prompt; pass a smaller one
-    to save its memory as well.
+    to save its memory as well. Reordering a cache by hand (``cache.reorder_cache``) across prompts
+    that differ in length or padding is not supported: what was dropped of each row stays with the
+    row.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, or a model already patched. The
