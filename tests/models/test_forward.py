@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +13,8 @@ from tiny_llava import IMAGE_TOKEN, images, prompts, tiny_llava, tiny_profile
 from transformers import LlavaForConditionalGeneration
 from transformers.generation.streamers import BaseStreamer
 
-from clasp_kernels.models import apply_clasp
+from clasp_kernels import prune_tokens
+from clasp_kernels.models import apply_clasp, selection, stopwatch
 
 
 @pytest.fixture
@@ -192,10 +196,43 @@ def test_streaming(model: LlavaForConditionalGeneration, inputs: dict[str, Any])
     assert streamer.ids == [*ids[0].tolist(), -1]
 
 
-def test_times_are_measured(model: LlavaForConditionalGeneration, inputs: dict[str, Any]) -> None:
+def test_times_are_told_apart(
+    model: LlavaForConditionalGeneration,
+    inputs: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that only moves where it is told to, each part takes a time of its own."""
+    now = 100.0
+
+    def passes(seconds: float) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            nonlocal now
+            now += seconds
+
+        return hook
+
+    def slow_prune_tokens(*args: Any, **kwargs: Any) -> Any:
+        passes(4.0)()
+        return prune_tokens(*args, **kwargs)
+
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(selection, "prune_tokens", slow_prune_tokens)
+    model.model.vision_tower.register_forward_pre_hook(passes(1.0))
+    model.model.language_model.register_forward_pre_hook(passes(2.0))
+    model.model.multi_modal_projector.register_forward_pre_hook(passes(8.0))  # in none of them
     with apply_clasp(model, budget=8, profile=tiny_profile()) as handle:
         model(**inputs)
+    now += 16.0
     record = handle.last
     assert record is not None
-    assert record.selection_seconds == record.stages[0].seconds
-    assert min(record.vision_seconds, record.selection_seconds, record.prefill_seconds) > 0
+    assert (record.vision_seconds, record.prefill_seconds) == (1.0, 2.0)
+    assert record.selection_seconds == record.stages[0].seconds == 4.0
+
+
+def test_a_stopwatch_measures_its_block() -> None:
+    with stopwatch.Stopwatch(torch.device("cpu")) as watch:
+        time.sleep(0.05)
+    seconds = watch.seconds
+    assert 0.05 <= seconds
+    time.sleep(0.01)
+    assert watch.seconds == seconds  # stopped
