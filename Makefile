@@ -6,6 +6,9 @@
 PYTHON ?= python3
 # The virtual environment: made if it is not there, used as it is if it is.
 VENV ?= .venv
+ifneq ($(words $(VENV)),1)
+$(error VENV='$(VENV)' must be the path of one folder, without spaces: make cannot follow others)
+endif
 # What is installed when there is no torch yet: any pip requirement, options included.
 TORCH ?= torch==2.13.0
 

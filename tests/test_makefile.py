@@ -195,6 +195,17 @@ def test_a_folder_that_is_no_environment(checkout: Path) -> None:
     assert "has no bin/python" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("venv", ["", " ", "my environment"])
+def test_a_path_that_make_cannot_follow_is_refused_in_one_sentence(
+    checkout: Path, venv: str
+) -> None:
+    done = make(checkout, "--dry-run", "test", f"VENV={venv}")
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert f"VENV='{venv}' must be the path of one folder, without spaces" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_pip_that_fails_is_named_and_leaves_no_stamp(checkout: Path) -> None:
     python = checkout / ".venv" / "bin" / "python"
     python.write_text(
