@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -168,6 +170,18 @@ def test_a_requirement_in_any_spelling() -> None:
     assert setup_env.requirements_of(pyproject) == [
         *("numpy", "rich>=13; python_version > '3'", "setuptools>=77", "torch-geometric"),
     ]
+
+
+def test_the_command_line_asks_for_nothing_that_it_does_not_import() -> None:
+    setup_env = load_setup_env()
+    pyproject = setup_env.output(sys.executable, setup_env.READ_PYPROJECT, ROOT / "pyproject.toml")
+    extra = json.loads(pyproject)["project"]["optional-dependencies"]["cli"]
+    asked = {setup_env.name_of(requirement) for requirement in extra} - {"clasp-kernels"}
+    sources = "\n".join(path.read_text() for path in (ROOT / "clasp_kernels").rglob("*.py"))
+    assert {"rich", "typer"} <= asked
+    assert [
+        name for name in asked if not re.search(rf"^ *(import|from) {name}\b", sources, re.M)
+    ] == []
 
 
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
