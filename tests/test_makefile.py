@@ -216,7 +216,7 @@ def test_a_path_that_make_cannot_follow_is_refused_in_one_sentence(
     done = make(checkout, "--dry-run", "test", f"VENV={venv}")
     assert done.returncode != 0
     assert done.stdout == ""
-    assert f"VENV='{venv}' must be the path of one folder, without spaces" in done.stderr
+    assert f"VENV='{venv.strip()}' must be the path of one folder, without spaces" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
