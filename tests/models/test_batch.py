@@ -108,3 +108,23 @@ def test_each_image_is_encoded_once_for_all_beams(model: LlavaForConditionalGene
             max_new_tokens=2,
         )
     assert seen == [2]
+
+
+@pytest.mark.parametrize("row", [["image", 7, 8], [1, 2, "image"]], ids=["first", "last"])
+def test_an_image_masked_up_to_the_edge_of_its_prompt(
+    model: LlavaForConditionalGeneration, row: list[int | str]
+) -> None:
+    """The caller's mask is not where a prompt ends: masked placeholders are no padding."""
+    batch = prompts(row)
+    columns = batch["input_ids"].shape[1]
+    first_token = row.index("image")
+    masked = slice(0, 10) if first_token == 0 else slice(columns - 10, columns)
+    batch["attention_mask"][0, masked] = 0
+    with apply_clasp(model, budget=30, profile=tiny_profile()) as handle:
+        logits = model(**batch, pixel_values=images(1), categories="ocr").logits
+    record = handle.last
+    assert record is not None
+    kept = {first_token + token for token in record.stages[0].indices[0].tolist()}
+    text = set(range(columns)) - set(range(first_token, first_token + 36))
+    assert record.columns[0].tolist() == sorted(kept | text)
+    assert logits.shape[1] == 32

@@ -312,6 +312,20 @@ def test_cache_cropped_into_the_image(handle: ClaspHandle) -> None:
         handle.model(input_ids=torch.tensor([[5], [5]]), past_key_values=out.past_key_values)
 
 
+def test_cache_cropped_into_padding_on_the_right(handle: ClaspHandle) -> None:
+    """The last columns are text in the longest row alone, so none of them can be taken back."""
+    batch = prompts([1, "image", 7], [1, "image", 7, 3, 4], padding_side="right")
+    out = handle.model(**batch, pixel_values=images(2), categories="ocr", use_cache=True)
+    out.past_key_values.crop(-1)
+    mask = torch.cat([batch["attention_mask"][:, :-1], torch.ones(2, 1).long()], 1)
+    with pytest.raises(ValueError, match=r"cropped to 11 columns, 1 less .* last 0 columns are"):
+        handle.model(
+            input_ids=torch.tensor([[5], [5]]),
+            past_key_values=out.past_key_values,
+            attention_mask=mask,
+        )
+
+
 def test_rows_of_a_padded_cache_cannot_be_repeated(handle: ClaspHandle) -> None:
     batch = prompts([1, 2, 3], [1, "image", 7])
     out = handle.model(**batch, pixel_values=images(1), categories="ocr", use_cache=True)
