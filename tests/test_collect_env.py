@@ -143,6 +143,17 @@ def test_a_terminal_that_only_knows_ascii(tmp_path: Path) -> None:
     assert r"r\xe9f\xe9rence" in text
 
 
+def test_a_standard_output_that_is_closed() -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"exec '{sys.executable}' -m clasp_kernels.collect_env >&-"],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+        stderr=subprocess.PIPE,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_hang_ends_and_what_came_before_it_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
