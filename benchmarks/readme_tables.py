@@ -25,7 +25,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def quality_table(report: dict[str, Any]) -> str:
     rows = [
         [
-            "all tokens" if row["method"] == "all tokens" else row["method"],
+            row["method"],
             str(row["tokens_kept"]),
             f"{row['overall']:.3f}",
             *(f"{row['by_category'][category]:.3f}" for category in CATEGORIES),

@@ -79,8 +79,8 @@ class TokenSelector:
                 fused if self.fuse_into == "projector" else vision.features,
                 fused,
                 salience,
-                _uniform_or_list(counts),
-                _uniform_or_list(pivots),
+                counts,
+                pivots,
                 merge=self.merge,
             )
         stage = StageRecord(
@@ -93,7 +93,3 @@ class TokenSelector:
             stopwatch=stage_stopwatch,
         )
         return KeptTokens(self.adapter.project(tokens), stage, vision_stopwatch)
-
-
-def _uniform_or_list(values: list[int]) -> int | list[int]:
-    return values[0] if len(set(values)) == 1 else values
