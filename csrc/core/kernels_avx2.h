@@ -6,6 +6,7 @@
 #  include <immintrin.h>
 
 #  include <cstdint>
+#  include <cstring>
 
 #  include "core/kernels.h"
 
@@ -19,14 +20,82 @@ inline constexpr int64_t kLanes = 8;
 inline constexpr int kTokens = 2;
 inline constexpr int kPairs = 4;
 
+CLASP_TARGET inline __m256i first_lanes(int64_t count) {
+  const int clamped = static_cast<int>(count < kLanes ? count : kLanes);
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(clamped), lane);
+}
+
+CLASP_TARGET inline Vector widened(__m128i halves, Bfloat16) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
+}
+
+CLASP_TARGET inline Vector widened(__m128i halves, Float16) {
+  return _mm256_cvtph_ps(halves);
+}
+
+CLASP_TARGET inline __m128i narrowed(Vector x, Bfloat16) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+  const __m256i rounded = _mm256_add_epi32(bits, bias);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+
+CLASP_TARGET inline __m128i narrowed(Vector x, Float16) {
+  return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 CLASP_TARGET inline Vector load(const float* p) {
   return _mm256_loadu_ps(p);
 }
 
+template <class Half>
+CLASP_TARGET inline Vector load(const Half* p) {
+  return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), Half{});
+}
+
 CLASP_TARGET inline Vector load_first(const float* p, int64_t count) {
-  const int clamped = static_cast<int>(count < kLanes ? count : kLanes);
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(clamped), lane));
+  return _mm256_maskload_ps(p, first_lanes(count));
+}
+
+template <class Half>
+CLASP_TARGET inline Vector load_first(const Half* p, int64_t count) {
+  if (count >= kLanes) return load(p);
+  Half whole[kLanes] = {};
+  std::memcpy(whole, p, sizeof(Half) * count);
+  return load(whole);
+}
+
+CLASP_TARGET inline void store(float* p, Vector x) {
+  _mm256_storeu_ps(p, x);
+}
+
+template <class Half>
+CLASP_TARGET inline void store(Half* p, Vector x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(x, Half{}));
+}
+
+CLASP_TARGET inline void store_first(float* p, Vector x, int64_t count) {
+  _mm256_maskstore_ps(p, first_lanes(count), x);
+}
+
+template <class Half>
+CLASP_TARGET inline void store_first(Half* p, Vector x, int64_t count) {
+  Half whole[kLanes];
+  store(whole, x);
+  std::memcpy(p, whole, sizeof(Half) * (count < kLanes ? count : kLanes));
+}
+
+CLASP_TARGET inline Vector broadcast(float x) {
+  return _mm256_set1_ps(x);
+}
+
+CLASP_TARGET inline Vector multiply(Vector a, Vector b) {
+  return _mm256_mul_ps(a, b);
 }
 
 CLASP_TARGET inline Vector multiply_add(Vector a, Vector b, Vector c) {
@@ -47,28 +116,10 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
   asm("" : "+x"(x));
 }
 
+#  include "core/convert.inc"
 #  include "core/tile.inc"
 
-CLASP_TARGET inline void widen_bfloat16(const uint16_t* source, int64_t count, float* target) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
-    const __m256i shifted = _mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
-    _mm256_storeu_ps(target + i, _mm256_castsi256_ps(shifted));
-  }
-  for (; i < count; ++i) target[i] = bfloat16_to_float(source[i]);
-}
-
-CLASP_TARGET inline void widen_float16(const uint16_t* source, int64_t count, float* target) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(source + i));
-    _mm256_storeu_ps(target + i, _mm256_cvtph_ps(halves));
-  }
-  for (; i < count; ++i) target[i] = float16_to_float(source[i]);
-}
-
-inline constexpr Kernels kKernels{tile, squares, widen_bfloat16, widen_float16};
+inline constexpr Kernels kKernels{tile, squares, widen<Bfloat16>, widen<Float16>};
 
 }  // namespace clasp::avx2
 

@@ -30,12 +30,71 @@ CLASP_TARGET inline __mmask16 first_lanes(int64_t count) {
   return count >= kLanes ? 0xFFFF : static_cast<__mmask16>((1U << count) - 1U);
 }
 
+CLASP_TARGET inline Vector widened(__m256i halves, Bfloat16) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+}
+
+CLASP_TARGET inline Vector widened(__m256i halves, Float16) {
+  return _mm512_cvtph_ps(halves);
+}
+
+CLASP_TARGET inline __m256i narrowed(Vector x, Bfloat16) {
+  const __m512i bits = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+  const __m512i rounded = _mm512_add_epi32(bits, bias);
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
+  const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  const __m512i chosen = _mm512_mask_blend_epi32(is_nan, rounded, quiet);
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+}
+
+CLASP_TARGET inline __m256i narrowed(Vector x, Float16) {
+  return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
 CLASP_TARGET inline Vector load(const float* p) {
   return _mm512_loadu_ps(p);
 }
 
+template <class Half>
+CLASP_TARGET inline Vector load(const Half* p) {
+  return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), Half{});
+}
+
 CLASP_TARGET inline Vector load_first(const float* p, int64_t count) {
   return _mm512_maskz_loadu_ps(first_lanes(count), p);
+}
+
+template <class Half>
+CLASP_TARGET inline Vector load_first(const Half* p, int64_t count) {
+  return widened(_mm256_maskz_loadu_epi16(first_lanes(count), p), Half{});
+}
+
+CLASP_TARGET inline void store(float* p, Vector x) {
+  _mm512_storeu_ps(p, x);
+}
+
+template <class Half>
+CLASP_TARGET inline void store(Half* p, Vector x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(x, Half{}));
+}
+
+CLASP_TARGET inline void store_first(float* p, Vector x, int64_t count) {
+  _mm512_mask_storeu_ps(p, first_lanes(count), x);
+}
+
+template <class Half>
+CLASP_TARGET inline void store_first(Half* p, Vector x, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), narrowed(x, Half{}));
+}
+
+CLASP_TARGET inline Vector broadcast(float x) {
+  return _mm512_set1_ps(x);
+}
+
+CLASP_TARGET inline Vector multiply(Vector a, Vector b) {
+  return _mm512_mul_ps(a, b);
 }
 
 CLASP_TARGET inline Vector multiply_add(Vector a, Vector b, Vector c) {
@@ -54,26 +113,10 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
   asm("" : "+v"(x));
 }
 
+#  include "core/convert.inc"
 #  include "core/tile.inc"
 
-CLASP_TARGET inline void widen_bfloat16(const uint16_t* source, int64_t count, float* target) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const __mmask16 mask = first_lanes(count - i);
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, source + i));
-    const __m512i shifted = _mm512_slli_epi32(wide, 16);
-    _mm512_mask_storeu_ps(target + i, mask, _mm512_castsi512_ps(shifted));
-  }
-}
-
-CLASP_TARGET inline void widen_float16(const uint16_t* source, int64_t count, float* target) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const __mmask16 mask = first_lanes(count - i);
-    const __m512 wide = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, source + i));
-    _mm512_mask_storeu_ps(target + i, mask, wide);
-  }
-}
-
-inline constexpr Kernels kKernels{tile, squares, widen_bfloat16, widen_float16};
+inline constexpr Kernels kKernels{tile, squares, widen<Bfloat16>, widen<Float16>};
 
 }  // namespace clasp::avx512
 

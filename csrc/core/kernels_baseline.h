@@ -24,10 +24,40 @@ inline Vector load(const float* p) {
   return x;
 }
 
-inline Vector load_first(const float* p, int64_t count) {
-  Vector x = {};
-  std::memcpy(&x, p, sizeof(float) * (count < kLanes ? count : kLanes));
-  return x;
+template <class Half>
+inline Vector load(const Half* p) {
+  return Vector{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+}
+
+template <class Element>
+inline Vector load_first(const Element* p, int64_t count) {
+  Element whole[kLanes] = {};
+  std::memcpy(whole, p, sizeof(Element) * (count < kLanes ? count : kLanes));
+  return load(whole);
+}
+
+inline void store(float* p, Vector x) {
+  std::memcpy(p, &x, sizeof x);
+}
+
+template <class Half>
+inline void store(Half* p, Vector x) {
+  for (int64_t i = 0; i < kLanes; ++i) from_float(x[i], p + i);
+}
+
+template <class Element>
+inline void store_first(Element* p, Vector x, int64_t count) {
+  Element whole[kLanes];
+  store(whole, x);
+  std::memcpy(p, whole, sizeof(Element) * (count < kLanes ? count : kLanes));
+}
+
+inline Vector broadcast(float x) {
+  return Vector{x, x, x, x};
+}
+
+inline Vector multiply(Vector a, Vector b) {
+  return a * b;
 }
 
 inline Vector multiply_add(Vector a, Vector b, Vector c) {
@@ -55,17 +85,10 @@ inline void keep_in_register(Vector& x) {
 }
 
 #define CLASP_TARGET
+#include "core/convert.inc"
 #include "core/tile.inc"
 #undef CLASP_TARGET
 
-inline void widen_bfloat16(const uint16_t* source, int64_t count, float* target) {
-  for (int64_t i = 0; i < count; ++i) target[i] = bfloat16_to_float(source[i]);
-}
-
-inline void widen_float16(const uint16_t* source, int64_t count, float* target) {
-  for (int64_t i = 0; i < count; ++i) target[i] = float16_to_float(source[i]);
-}
-
-inline constexpr Kernels kKernels{tile, squares, widen_bfloat16, widen_float16};
+inline constexpr Kernels kKernels{tile, squares, widen<Bfloat16>, widen<Float16>};
 
 }  // namespace clasp::baseline

@@ -1,18 +1,12 @@
-// A strided view of N feature rows, and their conversion to float32, one row at a time.
+// A strided view of N rows, and their conversion to float32, one row at a time.
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "core/kernels.h"
+#include "core/scalar.h"
 
 namespace clasp {
-
-enum class Scalar { float32, bfloat16, float16 };
-
-inline int64_t scalar_size(Scalar scalar) {
-  return scalar == Scalar::float32 ? 4 : 2;
-}
 
 struct Matrix {
   const void* data;
@@ -34,10 +28,11 @@ struct Matrix {
     const void* source = row(index);
     if (in_place()) return static_cast<const float*>(source);
     if (column_stride == 1) {
-      const auto* halves = static_cast<const uint16_t*>(source);
-      const auto widen =
-          scalar == Scalar::bfloat16 ? kernels.widen_bfloat16 : kernels.widen_float16;
-      widen(halves, num_columns, buffer);
+      if (scalar == Scalar::bfloat16) {
+        kernels.widen_bfloat16(static_cast<const Bfloat16*>(source), num_columns, buffer);
+      } else {
+        kernels.widen_float16(static_cast<const Float16*>(source), num_columns, buffer);
+      }
       return buffer;
     }
     for (int64_t i = 0; i < num_columns; ++i) buffer[i] = element(source, i * column_stride);
@@ -45,9 +40,14 @@ struct Matrix {
   }
 
   float element(const void* base, int64_t offset) const {
-    if (scalar == Scalar::float32) return static_cast<const float*>(base)[offset];
-    const uint16_t half = static_cast<const uint16_t*>(base)[offset];
-    return scalar == Scalar::bfloat16 ? bfloat16_to_float(half) : float16_to_float(half);
+    switch (scalar) {
+      case Scalar::bfloat16:
+        return to_float(static_cast<const Bfloat16*>(base)[offset]);
+      case Scalar::float16:
+        return to_float(static_cast<const Float16*>(base)[offset]);
+      default:
+        return static_cast<const float*>(base)[offset];
+    }
   }
 };
 

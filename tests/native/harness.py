@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-BINDINGS = Path(__file__).with_name("bindings.cpp")
+BINDINGS = Path(__file__).with_name("bindings")
 MODULE = "clasp_core"
 
 FLAGS = {
@@ -27,10 +27,13 @@ FLAGS = {
 }
 
 NINJA_FILE = """\
-rule module
+rule compile
   command = {cxx} -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Werror $
-      {flags} -I{csrc} {includes} -DCLASP_MODULE_NAME={name} -shared $in -o $out
-build {target}: module {source}
+      {flags} -I{csrc} {includes} -DCLASP_MODULE_NAME={name} -c $in -o $out
+rule link
+  command = {cxx} {flags} -shared $in -o $out
+{objects}
+build {target}: link {linked}
 """
 
 
@@ -55,6 +58,7 @@ def build(variant: str) -> Path:
     """The module built as ``variant``, a key of FLAGS; from the cache if nothing changed."""
     import pybind11
 
+    sources = sorted(BINDINGS.glob("*.cpp"))
     includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
     text = NINJA_FILE.format(
         cxx=shlex.join(compiler()),
@@ -63,11 +67,12 @@ def build(variant: str) -> Path:
         includes=shlex.join(flag for path in includes for flag in ("-isystem", path)),
         name=MODULE,
         target=MODULE + sysconfig.get_config_var("EXT_SUFFIX"),
-        source=BINDINGS,
+        objects="\n".join(f"build {source.stem}.o: compile {source}" for source in sources),
+        linked=" ".join(f"{source.stem}.o" for source in sources),
     )
     version = subprocess.run([*compiler(), "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(version + text.encode())
-    for source in sorted([*(CSRC / "core").iterdir(), BINDINGS]):
+    for source in sorted([*(CSRC / "core").iterdir(), *BINDINGS.iterdir()]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
 
     directory = ROOT / "build" / "tests-native" / f"{variant}-{digest.hexdigest()[:16]}"

@@ -1,0 +1,123 @@
+// What a kernel needs to know of its arguments. Python has checked them and says what is wrong with
+// them in its own words; what is checked here is what keeps a call that goes around it from reading
+// out of bounds.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include "core/matrix.h"
+#include "core/scalar.h"
+
+namespace clasp::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Scalar scalar_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Scalar::float32;
+    case ScalarType::BFloat16:
+      return Scalar::bfloat16;
+    case ScalarType::Half:
+      return Scalar::float16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
+  }
+  return Scalar::float32;
+}
+
+inline void check_matrix(const Tensor& tensor, const char* name, ScalarType type,
+                         int64_t num_images, int64_t width) {
+  STD_TORCH_CHECK(tensor.is_cpu() && tensor.scalar_type() == type, name,
+                  " has the wrong device or dtype");
+  STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == num_images && tensor.size(1) == width,
+                  name, " has the wrong shape");
+}
+
+// One value an image, from a [B] int64 tensor if there is one, cut to 0..maximum.
+class PerImage {
+ public:
+  PerImage(const std::optional<Tensor>& values, const char* name, int64_t num_images,
+           int64_t maximum)
+      : maximum_(maximum) {
+    STD_TORCH_CHECK(maximum >= 0, name, " must not be negative");
+    if (!values) return;
+    STD_TORCH_CHECK(values->is_cpu() && values->scalar_type() == ScalarType::Long &&
+                        values->dim() == 1 && values->size(0) == num_images,
+                    name, " must be an int64 CPU tensor with one value per image");
+    data_ = values->const_data_ptr<int64_t>();
+    stride_ = values->stride(0);
+  }
+
+  int64_t operator[](int64_t image) const {
+    return data_ ? std::clamp<int64_t>(data_[image * stride_], 0, maximum_) : maximum_;
+  }
+
+ private:
+  int64_t maximum_;
+  const int64_t* data_ = nullptr;
+  int64_t stride_ = 0;
+};
+
+class ValidMask {
+ public:
+  ValidMask(const std::optional<Tensor>& valid, int64_t num_images, int64_t num_tokens) {
+    if (!valid) return;
+    check_matrix(*valid, "valid", ScalarType::Bool, num_images, num_tokens);
+    data_ = valid->const_data_ptr<bool>();
+    image_stride_ = valid->stride(0);
+    token_stride_ = valid->stride(1);
+  }
+
+  auto image(int64_t index) const {
+    const bool* row = data_ ? data_ + index * image_stride_ : nullptr;
+    return [row, stride = token_stride_](int64_t n) { return !row || row[n * stride]; };
+  }
+
+ private:
+  const bool* data_ = nullptr;
+  int64_t image_stride_ = 0;
+  int64_t token_stride_ = 0;
+};
+
+// A batch of matrices, [B, N, D].
+class Batch {
+ public:
+  Batch(const Tensor& tensor, const char* name) : scalar_(scalar_of(tensor, name)) {
+    STD_TORCH_CHECK(tensor.is_cpu() && tensor.dim() == 3, name, " must be [B, N, D] on CPU");
+    num_tokens_ = tensor.size(1);
+    STD_TORCH_CHECK(num_tokens_ <= std::numeric_limits<int32_t>::max(), name,
+                    " has too many tokens");
+    dim_ = tensor.size(2);
+    data_ = static_cast<const char*>(tensor.const_data_ptr());
+    image_stride_ = tensor.stride(0);
+    token_stride_ = tensor.stride(1);
+    column_stride_ = tensor.stride(2);
+  }
+
+  Matrix image(int64_t index) const {
+    return {data_ + index * image_stride_ * scalar_size(scalar_), scalar_, num_tokens_, dim_,
+            token_stride_,
+            // The stride of a dimension of size one is anybody's guess.
+            dim_ == 1 ? 1 : column_stride_};
+  }
+
+ private:
+  Scalar scalar_;
+  const char* data_;
+  int64_t num_tokens_;
+  int64_t dim_;
+  int64_t image_stride_;
+  int64_t token_stride_;
+  int64_t column_stride_;
+};
+
+}  // namespace clasp::cpu

@@ -1,0 +1,106 @@
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "core/completion.h"
+#include "core/matrix.h"
+#include "core/selection.h"
+#include "cpu/arguments.h"
+#include "cpu/parallel.h"
+
+namespace clasp::cpu {
+namespace {
+
+// features [B, N, D], selected [B, P] -> [B, num_tokens]
+Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t num_tokens,
+                       const std::optional<Tensor>& valid) {
+  const Batch images(features, "features");
+  const int64_t B = features.size(0);
+  const int64_t N = features.size(1);
+  STD_TORCH_CHECK(num_tokens >= 0, "num_tokens must not be negative");
+  STD_TORCH_CHECK(selected.dim() == 2, "selected must be [B, P]");
+  const int64_t P = selected.size(1);
+  check_matrix(selected, "selected", ScalarType::Long, B, P);
+  const auto* selected_data = selected.const_data_ptr<int64_t>();
+  const int64_t image_stride = selected.stride(0);
+  const int64_t slot_stride = selected.stride(1);
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t p = 0; p < P; ++p) {
+      STD_TORCH_CHECK(selected_data[b * image_stride + p * slot_stride] < N,
+                      "selected holds an index that is out of range");
+    }
+  }
+  const ValidMask mask(valid, B, N);
+
+  Tensor picks = torch::stable::new_empty(features, {B, num_tokens}, ScalarType::Long);
+  auto* out = picks.mutable_data_ptr<int64_t>();
+  for_each_image<Completion>(B, [&](int64_t b, Completion& completion, const auto& parallel) {
+    std::vector<int64_t> present;
+    for (int64_t p = 0; p < P; ++p) {
+      const int64_t index = selected_data[b * image_stride + p * slot_stride];
+      if (index >= 0) present.push_back(index);
+    }
+    int64_t* row = out + b * num_tokens;
+    const int64_t count =
+        completion.run(images.image(b), present.data(), static_cast<int64_t>(present.size()),
+                       num_tokens, mask.image(b), parallel, row);
+    std::fill(row + count, row + num_tokens, -1);
+  });
+  return picks;
+}
+
+// features [B, N, D], salience [B, N] -> indices [B, num_tokens], is_pivot [B, num_tokens],
+// counts [B]
+std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const Tensor& salience,
+                                                 int64_t num_tokens,
+                                                 const std::optional<Tensor>& budget,
+                                                 int64_t num_pivots,
+                                                 const std::optional<Tensor>& pivot_counts,
+                                                 const std::optional<Tensor>& valid) {
+  const Batch images(features, "features");
+  const int64_t B = features.size(0);
+  const int64_t N = features.size(1);
+  check_matrix(salience, "salience", salience.scalar_type(), B, N);
+  const Matrix scores{
+      salience.const_data_ptr(), scalar_of(salience, "salience"), B, N, salience.stride(0),
+      salience.stride(1)};
+  const PerImage budgets(budget, "budget", B, num_tokens);
+  const PerImage pivots(pivot_counts, "pivot_counts", B, num_pivots);
+  const ValidMask mask(valid, B, N);
+
+  Tensor indices = torch::stable::new_empty(features, {B, num_tokens}, ScalarType::Long);
+  Tensor is_pivot = torch::stable::new_empty(features, {B, num_tokens}, ScalarType::Bool);
+  Tensor counts = torch::stable::new_empty(features, {B}, ScalarType::Long);
+  auto* indices_out = indices.mutable_data_ptr<int64_t>();
+  auto* is_pivot_out = is_pivot.mutable_data_ptr<bool>();
+  auto* counts_out = counts.mutable_data_ptr<int64_t>();
+  for_each_image<Selection>(B, [&](int64_t b, Selection& selection, const auto& parallel) {
+    const auto score = [&scores, row = scores.row(b)](int64_t n) {
+      return scores.element(row, n * scores.column_stride);
+    };
+    int64_t* index_row = indices_out + b * num_tokens;
+    bool* pivot_row = is_pivot_out + b * num_tokens;
+    const int64_t count = selection.run(images.image(b), score, budgets[b], pivots[b],
+                                        mask.image(b), parallel, index_row, pivot_row);
+    std::fill(index_row + count, index_row + num_tokens, -1);
+    std::fill(pivot_row + count, pivot_row + num_tokens, false);
+    counts_out[b] = count;
+  });
+  return {indices, is_pivot, counts};
+}
+
+}  // namespace
+}  // namespace clasp::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CPU, m) {
+  m.impl("complete_tokens", TORCH_BOX(&clasp::cpu::complete_tokens));
+  m.impl("select_tokens", TORCH_BOX(&clasp::cpu::select_tokens));
+}

@@ -1,0 +1,84 @@
+// What depends on the instruction set, and how candidates are ranked.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "arguments.h"
+#include "core/order.h"
+#include "core/scalar.h"
+
+namespace {
+
+std::vector<const float*> row_pointers(const py::array_t<float>& rows) {
+  std::vector<const float*> pointers;
+  for (py::ssize_t r = 0; r < rows.shape(0); ++r) pointers.push_back(rows.data(r, 0));
+  return pointers;
+}
+
+py::array_t<float> tile(const std::string& instruction_set, const py::array_t<float>& tokens,
+                        const py::array_t<float>& rows) {
+  const std::vector<const float*> t = row_pointers(tokens);
+  const std::vector<const float*> r = row_pointers(rows);
+  py::array_t<float> dots({t.size(), r.size()});
+  kernels_of(instruction_set)
+      .tile(t.data(), static_cast<int64_t>(t.size()), r.data(), static_cast<int64_t>(r.size()),
+            tokens.shape(1), dots.mutable_data());
+  return dots;
+}
+
+py::array_t<float> squares(const std::string& instruction_set, const py::array_t<float>& tokens) {
+  const std::vector<const float*> t = row_pointers(tokens);
+  py::array_t<float> result(tokens.shape(0));
+  kernels_of(instruction_set)
+      .squares(t.data(), static_cast<int64_t>(t.size()), tokens.shape(1), result.mutable_data());
+  return result;
+}
+
+// Halves are bit patterns.
+py::array_t<float> widen(const std::string& instruction_set, const py::array_t<uint16_t>& halves,
+                         const std::string& scalar) {
+  const clasp::Kernels& kernels = kernels_of(instruction_set);
+  py::array_t<float> result(halves.shape(0));
+  const void* source = halves.data();
+  if (scalar_named(scalar) == clasp::Scalar::bfloat16) {
+    kernels.widen_bfloat16(static_cast<const clasp::Bfloat16*>(source), halves.shape(0),
+                           result.mutable_data());
+  } else {
+    kernels.widen_float16(static_cast<const clasp::Float16*>(source), halves.shape(0),
+                          result.mutable_data());
+  }
+  return result;
+}
+
+template <class Half>
+py::array_t<uint16_t> narrowed(const py::array_t<float>& values) {
+  py::array_t<uint16_t> result(values.shape(0));
+  for (py::ssize_t i = 0; i < values.shape(0); ++i) {
+    Half half;
+    clasp::from_float(values.at(i), &half);
+    result.mutable_at(i) = half.bits;
+  }
+  return result;
+}
+
+// One by one, as where vectors do not reach.
+py::array_t<uint16_t> narrow_scalars(const py::array_t<float>& values, const std::string& scalar) {
+  return scalar_named(scalar) == clasp::Scalar::bfloat16 ? narrowed<clasp::Bfloat16>(values)
+                                                         : narrowed<clasp::Float16>(values);
+}
+
+}  // namespace
+
+void bind_arithmetic(py::module_& m) {
+  m.def("smallest_first", &clasp::smallest_first);
+  m.def("largest_first", &clasp::largest_first);
+  m.def("key_index", &clasp::key_index);
+  m.attr("RETIRED") = clasp::kRetired;
+  m.def("tile", &tile);
+  m.def("squares", &squares);
+  m.def("widen", &widen);
+  m.def("narrow_scalars", &narrow_scalars);
+}

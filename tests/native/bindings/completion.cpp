@@ -1,0 +1,63 @@
+// Completion and the two-stage selection.
+#include "core/completion.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "arguments.h"
+#include "core/selection.h"
+
+namespace {
+
+auto flag(const std::vector<bool>& flags) {
+  return [&flags](int64_t n) { return static_cast<bool>(flags[n]); };
+}
+
+// Serves several images in turn from one set of buffers, as a thread of the CPU kernel does.
+class Worker {
+ public:
+  explicit Worker(const std::string& instruction_set)
+      : completion_(kernels_of(instruction_set)), selection_(kernels_of(instruction_set)) {}
+
+  std::vector<int64_t> complete(const py::array& features, const std::string& scalar,
+                                const std::vector<int64_t>& selected, int64_t num_tokens,
+                                const std::vector<bool>& valid, int64_t pieces) {
+    std::vector<int64_t> picks(num_tokens);
+    picks.resize(completion_.run(matrix(features, scalar), selected.data(),
+                                 static_cast<int64_t>(selected.size()), num_tokens, flag(valid),
+                                 in_pieces(pieces), picks.data()));
+    return picks;
+  }
+
+  std::tuple<std::vector<int64_t>, std::vector<bool>> select(
+      const py::array& features, const std::string& scalar, const std::vector<float>& salience,
+      int64_t budget, int64_t num_pivots, const std::vector<bool>& valid, int64_t pieces) {
+    std::vector<int64_t> indices(budget);
+    const auto is_pivot = std::make_unique<bool[]>(budget);
+    const int64_t count = selection_.run(
+        matrix(features, scalar), [&](int64_t n) { return salience[n]; }, budget, num_pivots,
+        flag(valid), in_pieces(pieces), indices.data(), is_pivot.get());
+    indices.resize(count);
+    return {indices, std::vector<bool>(is_pivot.get(), is_pivot.get() + count)};
+  }
+
+ private:
+  clasp::Completion completion_;
+  clasp::Selection selection_;
+};
+
+}  // namespace
+
+void bind_completion(py::module_& m) {
+  py::class_<Worker>(m, "Worker")
+      .def(py::init<std::string>())
+      .def("complete", &Worker::complete)
+      .def("select", &Worker::select);
+}

@@ -1,0 +1,37 @@
+// The torch-free core as a Python module, for tests that reach it directly: one bind_* a subject.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/dispatch.h"
+
+namespace py = pybind11;
+
+void bind_arithmetic(py::module_& m);
+void bind_completion(py::module_& m);
+
+namespace {
+
+// For the test that a sanitizer which ought to be there is.
+int read_past_the_end(const std::vector<int>& values) {
+  const auto copy = std::make_unique<int[]>(values.size());
+  std::copy(values.begin(), values.end(), copy.get());
+  return const_cast<const volatile int*>(copy.get())[values.size()];
+}
+
+}  // namespace
+
+PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
+  m.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (const clasp::InstructionSet& set : clasp::instruction_sets()) names.emplace_back(set.name);
+    return names;
+  });
+  m.def("read_past_the_end", &read_past_the_end);
+  bind_arithmetic(m);
+  bind_completion(m);
+}

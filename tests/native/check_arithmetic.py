@@ -1,0 +1,82 @@
+"""Order of values, conversions and dot products."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import numpy as np
+from arrays import at_end_of_page, decode
+
+
+def check_order_of_values(core: ModuleType, _: str) -> None:
+    tiny = float(np.float32(1e-45))
+    rising = [-math.inf, -1.0, -tiny, 0.0, tiny, 1.0, math.inf]
+    for key, values in ((core.smallest_first, rising), (core.largest_first, rising[::-1])):
+        keys = [key(value, index) for value in values for index in (0, 5, 2**31 - 1)]
+        assert keys == sorted(set(keys)), key
+        assert key(-0.0, 3) == key(0.0, 3)
+        assert keys[-1] < core.RETIRED
+    for nan in (math.nan, -math.nan):
+        assert core.largest_first(-math.inf, 2**31 - 1) < core.largest_first(nan, 0)
+        assert core.largest_first(nan, 0) < core.largest_first(nan, 1) < core.RETIRED
+    assert core.key_index(core.smallest_first(-0.5, 123)) == 123
+
+
+def check_widening_every_half(core: ModuleType, isa: str) -> None:
+    every = np.arange(2**16, dtype=np.uint16)
+    for scalar in ("bfloat16", "float16"):
+        with np.errstate(invalid="ignore"):
+            expected = decode(every, scalar).astype(np.float32)
+        np.testing.assert_array_equal(core.widen(isa, every, scalar), expected)
+        for count in range(70):
+            part = at_end_of_page(every[-1 - count : -1])
+            np.testing.assert_array_equal(core.widen(isa, part, scalar), expected[-1 - count : -1])
+
+
+def check_dot_products_are_right_and_do_not_depend_on_the_tile(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(0)
+    for dim in [*range(1, 70), 96, 1000, 1024]:
+        tokens = at_end_of_page(rng.standard_normal((4, dim)).astype(np.float32))
+        rows = at_end_of_page(rng.standard_normal((9, dim)).astype(np.float32))
+        alone = np.array(
+            [[core.tile(isa, t[None], r[None])[0, 0] for r in rows] for t in tokens], np.float32
+        )
+        exact = tokens.astype(np.float64) @ rows.T.astype(np.float64)
+        scale = np.linalg.norm(tokens, axis=1)[:, None] * np.linalg.norm(rows, axis=1)
+        assert (np.abs(alone - exact) <= 1e-6 * scale).all(), dim
+        for num_tokens in range(1, 5):
+            for num_rows in range(1, 10):
+                dots = core.tile(isa, tokens[:num_tokens], rows[:num_rows])
+                np.testing.assert_array_equal(dots, alone[:num_tokens, :num_rows])
+            squares = [core.tile(isa, t[None], t[None])[0, 0] for t in tokens[:num_tokens]]
+            np.testing.assert_array_equal(core.squares(isa, tokens[:num_tokens]), squares)
+
+
+def check_rounding_to_halves(core: ModuleType, _: str) -> None:
+    every = np.arange(2**16, dtype=np.uint16)
+    rng = np.random.default_rng(9)
+    anything = rng.integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
+    for scalar in ("bfloat16", "float16"):
+        with np.errstate(invalid="ignore"):
+            exact = decode(every, scalar)
+        finite = np.sort(exact[np.isfinite(exact)])
+        midway = ((finite[1:] + finite[:-1]) / 2).astype(np.float32)
+        around = [np.nextafter(midway, np.float32(way)) for way in (-math.inf, math.inf)]
+        edge = np.array([65519.996, 65520, 65536, 3.3895e38, 3.3961e38, math.inf], np.float32)
+        values = np.concatenate([anything, midway, *around, edge, -edge])
+        values = values[~np.isnan(values)]
+        np.testing.assert_array_equal(core.narrow_scalars(values, scalar), nearest(values, scalar))
+        nan = core.narrow_scalars(np.array([math.nan, -math.nan], np.float32), scalar)
+        assert np.isnan(decode(nan, scalar)).all()
+
+
+def nearest(values: np.ndarray, scalar: str) -> np.ndarray:
+    """Bit patterns of the nearest halves, ties to even, by numpy or from the definition."""
+    if scalar == "float16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).view(np.uint16)
+    bits = values.view(np.uint32).astype(np.uint64)
+    lower, remainder = bits >> 16, bits & 0xFFFF
+    up = (remainder > 0x8000) | ((remainder == 0x8000) & (lower % 2 == 1))
+    return (lower + up).astype(np.uint16)

@@ -1,0 +1,239 @@
+"""Completion and the two-stage selection, against float64 and plain Python."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import numpy as np
+from arrays import SCALARS, at_end_of_page, decode, encode, random_mask
+
+# How far a pick may be from the best one. The arithmetic is float32 whatever the input.
+TOLERANCE = 1e-5
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    if not a.any() or not b.any():
+        return 0.0
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.inf
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def greedy(
+    features: np.ndarray, selected: list[int], num_tokens: int, valid: list[bool]
+) -> list[int]:
+    """The definition, in float64: exact where the similarities are."""
+    covered = [-math.inf] * len(features)
+    free = set(np.flatnonzero(valid)) - set(selected)
+    picks: list[int] = []
+    for latest in selected:
+        covered = [
+            max(c, cosine(f, features[latest])) for c, f in zip(covered, features, strict=True)
+        ]
+    while free and len(picks) < num_tokens:
+        pick = min(free, key=lambda n: (covered[n], n))
+        picks.append(int(pick))
+        free.remove(pick)
+        covered = [
+            max(c, cosine(f, features[pick])) for c, f in zip(covered, features, strict=True)
+        ]
+    return picks
+
+
+def certify(
+    features: np.ndarray, selected: list[int], picks: list[int], num_tokens: int, valid: list[bool]
+) -> None:
+    """Every pick is within TOLERANCE of the best, in float64, given the picks before it."""
+    norms = np.linalg.norm(features, axis=1)
+    unit = features / np.where(norms > 0, norms, 1)[:, None]
+    free = np.array(valid)
+    free[selected] = False
+    assert len(picks) == min(num_tokens, free.sum()), (len(picks), num_tokens, free.sum())
+    covered = np.full(len(features), -np.inf)
+    if selected:
+        covered = (unit @ unit[selected].T).max(1)
+    for step, pick in enumerate(picks):
+        assert free[pick], f"pick {step} is {pick}, which was not free"
+        excess = covered[pick] - covered[free].min() if step or selected else 0.0
+        assert excess <= TOLERANCE, f"pick {step} is {pick}, {excess:.2e} from the best"
+        free[pick] = False
+        covered = np.maximum(covered, unit @ unit[pick])
+
+
+def lattice(rng: np.random.Generator, num_tokens: int, dim: int) -> np.ndarray:
+    """Tokens with exact cosines and many ties: four entries of +-2^k each, so every norm is a power
+    of two, and some zero vectors."""
+    features = np.zeros((num_tokens, dim))
+    for token in features:
+        where = rng.choice(dim, 4, replace=False)
+        token[where] = rng.choice([-1.0, 1.0], 4) * 2.0 ** rng.integers(-2, 3)
+    features[rng.random(num_tokens) < 0.05] = 0
+    return features
+
+
+def check_exact_similarities_give_the_exact_picks(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(1)
+    worker = core.Worker(isa)
+    for trial in range(150):
+        num_tokens, dim = int(rng.integers(1, 50)), int(rng.integers(4, 40))
+        features = lattice(rng, num_tokens, dim)
+        scalar = SCALARS[trial % 3]
+        selected = rng.permutation(num_tokens)[: rng.integers(0, min(num_tokens, 20) + 1)].tolist()
+        count, valid = int(rng.integers(0, num_tokens + 3)), random_mask(rng, num_tokens)
+        encoded = at_end_of_page(encode(features, scalar))
+        picks = worker.complete(encoded, scalar, selected, count, valid, 1)
+        assert picks == greedy(features, selected, count, valid), trial
+
+
+def check_many_picks_among_many_tied_tokens(core: ModuleType, isa: str) -> None:
+    """Large enough that sweeps, forecasts and whole tiles take part."""
+    rng = np.random.default_rng(2)
+    worker = core.Worker(isa)
+    for dim in (4, 6, 24):
+        features = lattice(rng, 250, dim)
+        valid = random_mask(rng, 250)
+        selected = rng.permutation(250)[:37].tolist()
+        encoded = encode(features, "float32")
+        picks = worker.complete(encoded, "float32", selected, 90, valid, 1)
+        assert picks == greedy(features, selected, 90, valid), dim
+
+
+def check_picks_are_certified(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(3)
+    worker = core.Worker(isa)
+    for dim in (1, 2, 3, 5, 16, 31, 33, 64, 100, 129, 300, 768):
+        num_tokens = int(rng.integers(20, 300))
+        centres = rng.standard_normal((8, dim))
+        for noise in (0.3, 3.0):
+            values = centres[rng.integers(0, 8, num_tokens)]
+            values = values + noise * rng.standard_normal((num_tokens, dim))
+            for scalar in SCALARS:
+                encoded = at_end_of_page(encode(values, scalar))
+                selected = rng.permutation(num_tokens)[: rng.integers(0, 18)].tolist()
+                valid = random_mask(rng, num_tokens)
+                picks = worker.complete(encoded, scalar, selected, num_tokens // 3, valid, 1)
+                decoded = decode(encoded, scalar)
+                certify(decoded, selected, picks, num_tokens // 3, valid)
+
+
+def check_any_strides(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(4)
+    worker = core.Worker(isa)
+    features = lattice(rng, 40, 16)
+    expected = greedy(features, [7, 2], 20, [True] * 40)
+    for scalar in SCALARS:
+        encoded = encode(features, scalar)
+        wide = np.full((80, 64), 7, encoded.dtype)
+        views = {
+            "rows apart": wide[::2, :16],
+            "columns apart": wide[:40, 3:51:3],
+            "both": wide[1::2, ::4],
+            "transposed": np.full((16, 40), 7, encoded.dtype).T,
+            "reversed": np.full((40, 16), 7, encoded.dtype)[::-1, ::-1],
+        }
+        for name, view in views.items():
+            view[...] = encoded
+            picks = worker.complete(view, scalar, [7, 2], 20, [True] * 40, 1)
+            assert picks == expected, (scalar, name)
+        same = np.broadcast_to(encoded[0], (40, 16))
+        assert worker.complete(same, scalar, [3], 4, [True] * 40, 1) == [0, 1, 2, 4]
+
+
+def check_threads_do_not_matter(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(5)
+    features = rng.standard_normal((333, 70)).astype(np.float32)
+    for scalar in SCALARS:
+        encoded = encode(features, scalar)
+        whole = core.Worker(isa).complete(encoded, scalar, list(range(30)), 99, [True] * 333, 1)
+        for pieces in (2, 3, 7, 400):
+            worker = core.Worker(isa)
+            # Buffers that have served another image first must not show.
+            worker.complete(encoded[5:50], scalar, [1], 9, [True] * 45, pieces)
+            picks = worker.complete(encoded, scalar, list(range(30)), 99, [True] * 333, pieces)
+            assert picks == whole, (scalar, pieces)
+
+
+def check_no_number_comes_last(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(6)
+    worker = core.Worker(isa)
+    for scalar in SCALARS:
+        features = lattice(rng, 60, 12)
+        features[4, 3], features[9, 0], features[20, 11] = math.nan, math.inf, -math.inf
+        features[33] = math.nan
+        encoded = encode(features, scalar)
+        for selected in ([], [0], [8, 30]):
+            picks = worker.complete(encoded, scalar, selected, 60, [True] * 60, 1)
+            assert picks == greedy(features, selected, 60, [True] * 60), (scalar, selected)
+            assert picks[-4:] == [4, 9, 20, 33]
+        # Once a token without a number is selected, all are equally unattractive.
+        picks = worker.complete(encoded, scalar, [33], 60, [True] * 60, 1)
+        zero = [n for n in range(60) if not features[n].any()]
+        rest = [n for n in range(60) if n not in (33, *zero)]
+        assert picks == zero + rest, scalar
+    # The largest numbers there are: the squares overflow.
+    huge = (3e38 * rng.choice([-1.0, 1.0], (9, 5))).astype(np.float32)
+    assert sorted(worker.complete(huge, "float32", [2], 9, [True] * 9, 1)) == [0, 1, *range(3, 9)]
+
+
+def check_zero_vectors_are_similar_to_nothing(core: ModuleType, isa: str) -> None:
+    features = np.array([[1, 0], [0, 0], [-1, 0], [0, 1], [1, 1]], np.float32)
+    picks = core.Worker(isa).complete(features, "float32", [0], 5, [True] * 5, 1)
+    assert picks == [2, 1, 3, 4]
+    nothing = np.zeros((5, 0), np.float32)
+    assert core.Worker(isa).complete(nothing, "float32", [2], 9, [True] * 5, 1) == [0, 1, 3, 4]
+
+
+def check_empty_and_tiny_images(core: ModuleType, isa: str) -> None:
+    worker = core.Worker(isa)
+    one = np.ones((1, 3), np.float32)
+    assert worker.complete(one[:0], "float32", [], 3, [], 1) == []
+    assert worker.complete(one, "float32", [], 3, [True], 1) == [0]
+    assert worker.complete(one, "float32", [0], 3, [True], 1) == []
+    assert worker.complete(one, "float32", [], 3, [False], 1) == []
+    assert worker.complete(one, "float32", [], 0, [True], 1) == []
+    # Nothing is left, and there is more than one chunk to compare it with.
+    many = np.ones((20, 3), np.float32)
+    assert worker.complete(many, "float32", list(range(20)), 3, [True] * 20, 1) == []
+    assert worker.complete(many, "float32", list(range(19)), 3, [False] * 20, 1) == []
+    assert worker.select(one[:0], "float32", [], 2, 1, [], 1) == ([], [])
+    assert worker.select(one, "float32", [math.nan], 2, 1, [True], 1) == ([0], [True])
+
+
+def check_a_repeated_selection_is_harmless(core: ModuleType, isa: str) -> None:
+    """Python refuses it; the operator called directly must still stay inside its buffers."""
+    features = encode(lattice(np.random.default_rng(7), 12, 8), "bfloat16")
+    worker = core.Worker(isa)
+    once = worker.complete(features, "bfloat16", [3, 5], 12, [True] * 12, 1)
+    assert worker.complete(features, "bfloat16", [3, 5] * 50, 12, [True] * 12, 1) == once
+
+
+def check_two_stages(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(8)
+    worker = core.Worker(isa)
+    for trial in range(150):
+        num_tokens, dim = int(rng.integers(1, 60)), int(rng.integers(4, 30))
+        features = lattice(rng, num_tokens, dim)
+        scalar = SCALARS[trial % 3]
+        # Few distinct values, so that ties and the order of special ones matter.
+        choices = [0.0, -0.0, 1.5, -2.0, math.inf, -math.inf, math.nan]
+        salience = rng.choice(choices, num_tokens).tolist()
+        valid = random_mask(rng, num_tokens)
+        budget, num_pivots = int(rng.integers(0, num_tokens + 3)), int(rng.integers(0, 12))
+
+        ranked = sorted(
+            np.flatnonzero(valid).tolist(),
+            key=lambda n: (
+                math.isnan(salience[n]),
+                0 if salience[n] != salience[n] else -salience[n],
+                n,
+            ),
+        )
+        pivots = ranked[: min(max(num_pivots, 1), budget)]
+        completion = greedy(features, pivots, budget - len(pivots), valid)
+        kept = sorted([*pivots, *completion])
+
+        encoded = at_end_of_page(encode(features, scalar))
+        indices, is_pivot = worker.select(encoded, scalar, salience, budget, num_pivots, valid, 1)
+        assert indices == kept, trial
+        assert is_pivot == [n in pivots for n in kept], trial
