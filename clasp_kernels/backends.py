@@ -35,6 +35,7 @@ class _State(threading.local):
 
 
 _state = _State()
+_ops = torch.ops.clasp_kernels  # looked up once, as it takes longer than a check
 
 
 class use_backend:
@@ -75,8 +76,8 @@ class use_backend:
 def overload(op: str, device: torch.device) -> OpOverload:
     """The torch op to call for tensors on ``device``; raises where the forced backend cannot."""
     forced = _state.forced
-    _settle(op, device.type, forced)
-    packet = getattr(torch.ops.clasp_kernels, op)
+    _settle(op, device, forced)
+    packet = getattr(_ops, op)
     # Not forced, even the reference goes through the dispatcher: an exported graph then finds a
     # native kernel where it is loaded.
     return packet.reference if forced == "reference" else packet.default
@@ -85,8 +86,13 @@ def overload(op: str, device: torch.device) -> OpOverload:
 # Called for real while tracing: logging and warnings cannot be traced, and who serves an op does
 # not change while the process lives.
 @torch.compiler.assume_constant_result
-def _settle(op: str, device: str, forced: str) -> None:
-    _settle_once(op, device, forced)
+def _settle(op: str, device: torch.device, forced: str) -> None:
+    _settle_device(op, device, forced)
+
+
+@functools.cache  # reading a device's type takes longer than looking up the device
+def _settle_device(op: str, device: torch.device, forced: str) -> None:
+    _settle_once(op, device.type, forced)
 
 
 @functools.cache  # which does not keep exceptions: what cannot serve raises every time
@@ -112,7 +118,7 @@ def _warn_fallback() -> None:
         f"clasp_kernels: {', '.join(_native.CPU_OPS)} fall back to the slow reference backend on "
         f"CPU tensors: {_native_problem()} To accept the reference, set {ENVIRONMENT}=reference.",
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=7,
     )
 
 

@@ -288,8 +288,13 @@ def test_environment_set_to_nothing_forces_nothing() -> None:
     assert done.stdout == "auto\n", done.stderr
 
 
-def test_choice_is_logged_once_per_op(caplog) -> None:
+def forget_choices() -> None:
+    backends._settle_device.cache_clear()
     backends._settle_once.cache_clear()
+
+
+def test_choice_is_logged_once_per_op(caplog) -> None:
+    forget_choices()
     with caplog.at_level(logging.INFO, logger="clasp_kernels"):
         for _ in range(3):
             select_pivots(SALIENCE, 2)
@@ -303,7 +308,7 @@ def test_choice_is_logged_once_per_op(caplog) -> None:
 
 
 def test_choice_is_logged_under_compile(caplog) -> None:
-    backends._settle_once.cache_clear()
+    forget_choices()
     torch._dynamo.reset()
     with caplog.at_level(logging.INFO, logger="clasp_kernels.backends"):
         compiled = torch.compile(lambda x: select_pivots(x, 2), backend="eager", fullgraph=True)
@@ -341,7 +346,7 @@ def test_the_fallback_warning_points_at_the_caller_of_prune_tokens() -> None:
 def test_without_the_extension_forcing_cpu_says_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setattr(_native, "_status", _native._load(Path("/nonexistent")))
     monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False)
-    backends._settle_once.cache_clear()
+    forget_choices()
     with use_backend("cpu"), pytest.raises(RuntimeError) as raised:
         clasp_kernels.select_tokens(SALIENCE[..., None], SALIENCE, 2, 1)
     assert str(raised.value).startswith(

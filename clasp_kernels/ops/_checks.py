@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TypeGuard
+from itertools import pairwise
+from typing import NoReturn, TypeGuard
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 from ..upload import upload
 
@@ -15,6 +17,9 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 INDEX = (torch.int64,)
 MASK = (torch.bool,)
 LARGEST_COUNT = 2**31 - 1
+
+_CPU = torch.device("cpu")
+_INTS = (int, torch.SymInt)
 
 _TRACING_MODES = (
     torch._C._TorchDispatchModeKey.FAKE,
@@ -24,13 +29,19 @@ _TRACING_MODES = (
 
 
 class Arguments:
-    """The tensors of one call: they share a device, and a letter means one size throughout."""
+    """The tensors of one call: they share a device, and a letter means one size throughout.
+
+    The checks of arguments that are right are what a call costs before anything is computed, so
+    each is a test and no more; what an error says is put together once it is one.
+    """
+
+    __slots__ = ("device", "first_name", "op", "sizes")
 
     def __init__(self, op: str) -> None:
         self.op = op
         self.sizes: dict[str, int] = {}
         self.first_name = ""
-        self.device = torch.device("cpu")
+        self.device = _CPU
 
     def tensor(
         self, name: str, value: object, dims: str, dtypes: tuple[torch.dtype, ...]
@@ -38,34 +49,34 @@ class Arguments:
         """Checks that ``value`` is a tensor of shape ``dims``, such as "B N D", in ``dtypes``."""
         if not isinstance(value, Tensor):
             raise TypeError(f"{self.op}: {name} must be a tensor, got {type(value).__name__}.")
-        self._dense(name, value)
+        if value.is_nested or value.layout is not torch.strided:
+            self._refuse_layout(name, value)
         if value.dtype not in dtypes:
             allowed = " or ".join(_short(dtype) for dtype in dtypes)
             raise TypeError(f"{self.op}: {name} must be {allowed}, got {_short(value.dtype)}.")
-        letters = dims.split()
-        layout = f"[{', '.join(letters)}]"
-        shape = list(value.shape)
+        shape, letters, sizes = value.shape, dims.split(), self.sizes
         if len(shape) != len(letters):
-            raise ValueError(f"{self.op}: {name} must be {layout}, got shape {shape}.")
-        for letter, size in zip(letters, shape, strict=True):
-            if self.sizes.setdefault(letter, size) != size:
-                raise ValueError(
-                    f"{self.op}: {name} must be {layout} with {letter} = {self.sizes[letter]}, as "
-                    f"in the arguments before it, got shape {shape}."
-                )
-        if not self.first_name:
-            self.first_name, self.device = name, value.device
-        elif value.device != self.device:
             raise ValueError(
-                f"{self.op}: {name} must be on {self.device} like {self.first_name}, "
-                f"got {value.device}."
+                f"{self.op}: {name} must be {_layout(letters)}, got shape {list(shape)}."
+            )
+        for letter, size in zip(letters, shape):  # noqa: B905 - they are equally long
+            if sizes.setdefault(letter, size) != size:
+                raise ValueError(
+                    f"{self.op}: {name} must be {_layout(letters)} with {letter} = "
+                    f"{sizes[letter]}, as in the arguments before it, got shape {list(shape)}."
+                )
+        device = value.device
+        if not self.first_name:
+            self.first_name, self.device = name, device
+        elif device != self.device:
+            raise ValueError(
+                f"{self.op}: {name} must be on {self.device} like {self.first_name}, got {device}."
             )
         return value
 
-    def _dense(self, name: str, value: Tensor) -> None:
-        if value.is_nested or value.layout is not torch.strided:
-            kind = "nested" if value.is_nested else _short(value.layout)
-            raise TypeError(f"{self.op}: {name} must be a dense tensor, got a {kind} one.")
+    def _refuse_layout(self, name: str, value: Tensor) -> NoReturn:
+        kind = "nested" if value.is_nested else _short(value.layout)
+        raise TypeError(f"{self.op}: {name} must be a dense tensor, got a {kind} one.")
 
     def flag(self, name: str, value: object) -> bool:
         if not isinstance(value, bool):
@@ -152,7 +163,8 @@ class Arguments:
 
     def _per_image_tensor(self, name: str, value: Tensor) -> None:
         """As :meth:`tensor` for [B] int64, but on any device."""
-        self._dense(name, value)
+        if value.is_nested or value.layout is not torch.strided:
+            self._refuse_layout(name, value)
         if value.dtype != torch.int64:
             raise TypeError(f"{self.op}: {name} must be int64, got {_short(value.dtype)}.")
         if value.dim() != 1 or value.shape[0] != self.sizes["B"]:
@@ -165,7 +177,7 @@ class Arguments:
         """Every index is in least..size-1. Reads values, so only where :func:`may_read` allows."""
         if value.numel() == 0 or not may_read(value):
             return
-        lowest, highest = (int(bound) for bound in value.aminmax())
+        lowest, highest = (bound.item() for bound in value.aminmax())
         if lowest < least or highest >= size:
             wrong = lowest if lowest < least else highest
             raise ValueError(
@@ -176,14 +188,21 @@ class Arguments:
         """No index but -1 twice in a row of [B, P]; reads values as :meth:`indices_in_range`."""
         if value.shape[-1] < 2 or value.numel() == 0 or not may_read(value):
             return
-        ordered = value.sort(-1).values
-        repeated = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
-        if bool(repeated.any()):
-            image, slot = (int(i) for i in repeated.nonzero()[0])
-            raise ValueError(
-                f"{self.op}: {name} must name a token at most once per image, "
-                f"got {int(ordered[image, slot])} more than once for image {image}."
-            )
+        # A Python set: on a row's few indices, one torch call would take as long as all of this.
+        for image, row in enumerate(value.tolist()):
+            if len(set(row)) == len(row):
+                continue
+            used = sorted(index for index in row if index >= 0)
+            for index, following in pairwise(used):
+                if index == following:
+                    raise ValueError(
+                        f"{self.op}: {name} must name a token at most once per image, "
+                        f"got {index} more than once for image {image}."
+                    )
+
+
+def _layout(letters: list[str]) -> str:
+    return f"[{', '.join(letters)}]"
 
 
 def _short(name: torch.dtype | torch.layout) -> str:
@@ -191,7 +210,7 @@ def _short(name: torch.dtype | torch.layout) -> str:
 
 
 def is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    return isinstance(value, _INTS) and not isinstance(value, bool)
 
 
 def may_read(tensor: Tensor) -> bool:
@@ -200,13 +219,14 @@ def may_read(tensor: Tensor) -> bool:
     Never while tracing. Always on the CPU; elsewhere, as it is a device sync, only under
     ``CLASP_KERNELS_STRICT=1`` and not while a CUDA graph is being captured.
     """
-    if torch.compiler.is_compiling() or tensor.device.type == "meta":
+    if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor):
         return False
-    if any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING_MODES):
+    # Most calls are under no mode at all, which one look tells.
+    if torch._C._len_torch_dispatch_stack() and any(
+        torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING_MODES
+    ):
         return False
-    if isinstance(tensor, torch._subclasses.FakeTensor):
-        return False
-    if tensor.device.type == "cpu":
+    if tensor.is_cpu:
         return True
     if os.environ.get("CLASP_KERNELS_STRICT") != "1":
         return False

@@ -96,10 +96,11 @@ def attention_salience(
 
 
 def _check_weights(query_weights: Tensor) -> None:
-    if not may_read(query_weights):
+    if query_weights.numel() == 0 or not may_read(query_weights):
         return
-    wrong = ~((query_weights >= 0) & (query_weights < math.inf))
-    if bool(wrong.any()):
+    least, most = (bound.item() for bound in query_weights.aminmax())
+    if not (least >= 0 and most < math.inf):  # both are NaN if any weight is
+        wrong = ~((query_weights >= 0) & (query_weights < math.inf))
         raise ValueError(
             "attention_salience: query_weights must be finite and not negative, "
             f"got {float(query_weights[wrong][0])}."

@@ -8,8 +8,6 @@ from torch import Tensor
 
 from .. import backends
 from ._checks import FLOATS, Arguments
-from .gather_tokens import gather_tokens
-from .merge_tokens import merge_tokens
 from .select_tokens import Selection, check_selection
 
 
@@ -60,6 +58,9 @@ def prune_tokens(
     merge = arguments.flag("merge", merge)
     checked = check_selection(arguments, features, salience, budget, pivot_counts, valid)
     selection = Selection(*backends.overload("select_tokens", features.device)(*checked))
+    # Not through the public functions: these indices need no check.
     if merge:
-        return merge_tokens(tokens, features, selection.indices, valid=valid), selection
-    return gather_tokens(tokens, selection.indices), selection
+        op = backends.overload("merge_tokens", tokens.device)
+        return op(tokens, features, selection.indices, valid), selection
+    op = backends.overload("gather_tokens", tokens.device)
+    return op(tokens, selection.indices), selection

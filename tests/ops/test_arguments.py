@@ -486,6 +486,12 @@ def test_errors_come_before_anything_runs(error, message, op, args, options) -> 
         op(*args, **options)
 
 
+def test_unused_slots_may_repeat_but_hide_no_repeated_token() -> None:
+    complete_tokens(FEATURES, torch.tensor([[-1, 2, -1, -1], [3, -1, 0, -1]]), 1)
+    with pytest.raises(ValueError, match="got 2 more than once for image 1"):
+        complete_tokens(FEATURES, torch.tensor([[0, -1, -1, 1], [-1, 2, -1, 2]]), 1)
+
+
 def test_values_are_not_looked_at_while_compiling() -> None:
     """Checks that depend on data would break the graph; shapes are still checked."""
     torch._dynamo.reset()
@@ -525,7 +531,7 @@ def test_traces_symbolically_with_make_fx() -> None:
 class Elsewhere:
     """Stands in for a tensor on a GPU, as far as the decision to read it goes."""
 
-    is_cuda = False
+    is_cpu = is_cuda = is_meta = False
     device = torch.device("cuda")
 
 
