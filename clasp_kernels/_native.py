@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import runpy
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,16 @@ class NativeStatus(NamedTuple):
     reason: str
     """Where it came from, or why it is not loaded and what to do about it."""
     path: Path | None
+    capability: str | None = None
+    """The instruction set that the CPU kernels use: the best one of this machine, or the one forced
+    with ``CLASP_KERNELS_CPU_CAPABILITY``. None where there is none to use."""
+    problem: str = ""
+    """Why the kernels that were loaded must not be used; empty where they may."""
+
+    def check(self) -> None:
+        """Raises where something is asked of the extension that it cannot do here."""
+        if self.problem:
+            raise RuntimeError(self.problem)
 
 
 _status: NativeStatus | None = None
@@ -54,7 +65,21 @@ def _load(package: Path) -> NativeStatus:
             f"{torch.__version__} ({cause}). {REBUILD}",
             path,
         )
-    return NativeStatus(True, f"{path.name}, built with torch {built_with}", path)
+    reason = f"{path.name}, built with torch {built_with}"
+    return NativeStatus(True, reason, path, *_capability(path))
+
+
+def _capability(path: Path) -> tuple[str | None, str]:
+    """What the library, which is loaded already, says of itself, and what is wrong with it."""
+    library = ctypes.CDLL(str(path))
+    try:
+        name = library.clasp_kernels_cpu_capability
+        problem = library.clasp_kernels_cpu_capability_problem
+    except AttributeError:
+        return None, f"{path} is of another version of clasp_kernels. {REBUILD}"
+    name.restype = problem.restype = ctypes.c_char_p
+    used = name()
+    return used and used.decode(), problem().decode()
 
 
 def _find(package: Path) -> Path | None:

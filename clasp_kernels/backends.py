@@ -150,6 +150,7 @@ def _cpu_problem(op: str, device: str) -> str | None:
         return f"the native kernel of {op} takes CPU tensors, not {device} tensors."
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"clasp_kernels::{op}", "CPU"):
         return _native_problem()
+    _native.load().check()
     return None
 
 
@@ -183,6 +184,7 @@ class BackendReport:
             f"torch {torch.__version__}, backend: {self.forced}",
             f"C++ extension: {'loaded' if self.native.loaded else 'not loaded'}, "
             f"{self.native.reason}",
+            f"instruction set: {self.native.capability or 'none'}",
         ]
         cells = [(row.op, row.device, row.backend or "none") for row in self.ops]
         widths = [max(len(cell[column]) for cell in cells) for column in range(3)]
@@ -195,18 +197,24 @@ class BackendReport:
 def backend_report() -> BackendReport:
     """Which backend serves each op for the devices of this machine, and why.
 
-    >>> from clasp_kernels import backend_report
-    >>> report = backend_report()
-    >>> {row.op: row.backend for row in report.ops if row.device == "cpu"}["gather_tokens"]
-    'reference'
+    Raises:
+        RuntimeError: ``CLASP_KERNELS_CPU_CAPABILITY`` names an instruction set that is not here.
+
+    >>> from clasp_kernels import backend_report, use_backend
+    >>> with use_backend("reference"):
+    ...     report = backend_report()
+    >>> {row.backend for row in report.ops}
+    {'reference'}
     """
     from .ops import _library  # registers the ops, and with them loads the extension
 
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     forced = _state.forced
+    native = _native.load()
+    native.check()
     rows = [
         ServedOp(op, device, *choose(op, device, forced))
         for op in sorted(_library.OP_NAMES)
         for device in devices
     ]
-    return BackendReport(forced, _native.load(), tuple(rows))
+    return BackendReport(forced, native, tuple(rows))

@@ -233,6 +233,7 @@ def _probe_extension() -> Section:
         loaded=lambda: "yes" if status.loaded else "no",
         library=lambda: status.path or ABSENT,
         reason=lambda: status.reason,
+        cpu_capability=lambda: status.capability or "none",
         compiler=lambda: importlib.import_module("clasp_kernels._build_info").COMPILER,
     )
 

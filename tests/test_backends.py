@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from interpreter import python
 
 import clasp_kernels
 from clasp_kernels import _native, backend_report, backends, select_pivots, use_backend
@@ -18,19 +16,6 @@ from clasp_kernels import _native, backend_report, backends, select_pivots, use_
 SALIENCE = torch.tensor([[1.0, 3.0, 2.0]])
 LOADED = _native.load().loaded
 needs_extension = pytest.mark.skipif(not LOADED, reason="the C++ extension is not built")
-
-
-def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in a fresh interpreter that sees this checkout."""
-    root = str(Path(clasp_kernels.__file__).parents[1])
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CLASP_KERNELS_")}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**inherited, "PYTHONPATH": root, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

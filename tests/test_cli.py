@@ -616,6 +616,12 @@ def examined(**changes):
         ({"torch": {"version": "error: x"}}, "torch does not work: error: x", "torch", False),
         ({"extension": {"status": "SIGSEGV"}}, "the ops do not work: SIGSEGV", "reinst", False),
         (
+            {"extension": {"status": "error: CLASP_KERNELS_CPU_CAPABILITY must be one of"}},
+            "the ops do not work: error: CLASP_KERNELS_CPU_CAPABILITY",
+            "set the environment variable right",
+            False,
+        ),
+        (
             {"extension": {"loaded": "no", "reason": "not built"}},
             "reference is: not bu",
             "C++",

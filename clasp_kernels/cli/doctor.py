@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clasp_kernels.bundled import tiny_vlm_path
-from clasp_kernels.collect_env import Report, collect
+from clasp_kernels.collect_env import PREFIX, Report, collect
 
 _TO_RUN_MODELS = ("transformers", "pillow", "safetensors")
 
@@ -65,10 +65,13 @@ def find_advice(report: Report) -> list[Advice]:
             )
         )
     elif "loaded" not in extension:
+        status = extension.get("status", "no answer")
         advice.append(
             Advice(
-                f"the ops do not work: {extension.get('status', 'no answer')}",
-                "reinstall clasp-kernels: pip install --no-build-isolation .",
+                f"the ops do not work: {status}",
+                "set the environment variable right, or not at all"
+                if PREFIX in status
+                else "reinstall clasp-kernels: pip install --no-build-isolation .",
                 blocking=True,
             )
         )

@@ -1,6 +1,9 @@
-// Which instruction sets this machine can run, and the kernels for each.
+// Which instruction sets this machine can run, the kernels for each, and which of them are used.
 #pragma once
 
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "core/kernels.h"
@@ -48,9 +51,36 @@ inline std::vector<InstructionSet> instruction_sets() {
   return found;
 }
 
+// The best instruction set, or the one that the environment forces.
+inline constexpr const char* kCapabilityVariable = "CLASP_KERNELS_CPU_CAPABILITY";
+
+struct Capability {
+  InstructionSet used;  // without kernels where what is forced cannot be
+  std::string problem;
+};
+
+// `forced` is the variable's value, null if it is not set.
+inline Capability choose_capability(const char* forced) {
+  const std::vector<InstructionSet> available = instruction_sets();
+  const std::string name = forced ? forced : "";
+  if (name.empty()) return {available.front(), ""};
+  std::string allowed;
+  for (const InstructionSet& set : available) {
+    if (name == set.name) return {set, ""};
+    allowed += (allowed.empty() ? "" : ", ") + std::string(set.name);
+  }
+  return {{nullptr, nullptr},
+          std::string(kCapabilityVariable) + " must be one of " + allowed +
+              " on this machine, got '" + name + "'."};
+}
+
+// Decided when the library is loaded, and not again.
+inline const Capability kCapability = choose_capability(std::getenv(kCapabilityVariable));
+
+// Throws where what is forced cannot be: to be called before any threads are at work.
 inline const Kernels& best_kernels() {
-  static const Kernels& best = *instruction_sets().front().kernels;
-  return best;
+  if (!kCapability.used.kernels) throw std::runtime_error(kCapability.problem);
+  return *kCapability.used.kernels;
 }
 
 }  // namespace clasp

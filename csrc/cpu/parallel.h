@@ -19,13 +19,14 @@ inline constexpr auto kParallel = [](int64_t count, const auto& body) {
 // otherwise with the threads inside the image. A Worker, with its buffers, serves one thread.
 template <class Worker, class Body>
 void for_each_image(int64_t num_images, const Body& body) {
+  const Kernels& kernels = best_kernels();
   if (num_images == 1) {
-    Worker worker(best_kernels());
+    Worker worker(kernels);
     body(0, worker, kParallel);
     return;
   }
   torch::stable::parallel_for(0, num_images, /*grain_size=*/1, [&](int64_t begin, int64_t end) {
-    Worker worker(best_kernels());
+    Worker worker(kernels);
     for (int64_t b = begin; b < end; ++b) body(b, worker, kSerial);
   });
 }

@@ -1,0 +1,23 @@
+"""Runs code in a fresh interpreter, for what is decided when a process starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import clasp_kernels
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In an interpreter that sees this checkout, and of our variables none but those given."""
+    root = str(Path(clasp_kernels.__file__).parents[1])
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CLASP_KERNELS_")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**inherited, "PYTHONPATH": root, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
