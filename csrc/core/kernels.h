@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "core/scalar.h"
 
@@ -14,6 +15,13 @@ namespace clasp {
 
 // A tile is at most this many tokens wide: as many as share each load of a row.
 inline constexpr int64_t kTileTokens = 4;
+
+// Keys of attention are dealt with in blocks of this many.
+inline constexpr int64_t kBlockKeys = 64;
+// A block of query rows is at most this many vectors wide.
+inline constexpr int64_t kMaxRowVectors = 3;
+// What the maximum of no logits is: finite, so that -inf minus it is -inf.
+inline constexpr float kLeast = std::numeric_limits<float>::lowest();
 
 struct Kernels {
   // dots[t * num_rows + r] = the dot product of tokens[t] and rows[r], all of `dim` float32;
@@ -25,6 +33,25 @@ struct Kernels {
   void (*squares)(const float* const* tokens, int64_t num_tokens, int64_t dim, float* squares);
   void (*widen_bfloat16)(const Bfloat16* source, int64_t count, float* target);
   void (*widen_float16)(const Float16* source, int64_t count, float* target);
+
+  // Attention; see attend.inc. A "row block" has its query rows across the lanes, num_vectors
+  // (at most kMaxRowVectors) of them for each key: [num_keys, num_vectors, lanes].
+  int64_t lanes;
+  // logits[k] = scale * the products of keys[k] and each query of the [dim, num_vectors, lanes].
+  void (*row_logits)(const float* queries, int64_t num_vectors, const float* const* keys,
+                     int64_t num_keys, int64_t dim, float scale, float* logits);
+  // Logits to exp(logit - maximum), with each row's maximum and the sum of what it came to.
+  void (*row_softmax)(int64_t num_vectors, int64_t num_keys, float* logits, float* maxima,
+                      float* sums);
+  // columns[k] = the sum of factors[r] * exponentials[k, r] over rows.
+  void (*row_columns)(const float* exponentials, const float* factors, int64_t num_vectors,
+                      int64_t num_keys, float* columns);
+  // The same two for kBlockKeys keys across the lanes: [num_rows, kBlockKeys].
+  void (*key_softmax)(int64_t num_rows, float* logits, float* maxima, float* sums);
+  void (*key_columns)(const float* exponentials, const float* factors, int64_t num_rows,
+                      float* columns);
+  // values[i] = exp(values[i]), for values of at most 0 and NaN.
+  void (*exponentials)(int64_t count, float* values);
 };
 
 }  // namespace clasp

@@ -19,6 +19,7 @@ using Vector = __m256;
 inline constexpr int64_t kLanes = 8;
 inline constexpr int kTokens = 2;
 inline constexpr int kPairs = 4;
+inline constexpr int kAccumulators = 12;
 
 CLASP_TARGET inline __m256i first_lanes(int64_t count) {
   const int clamped = static_cast<int>(count < kLanes ? count : kLanes);
@@ -106,6 +107,23 @@ CLASP_TARGET inline Vector add(Vector a, Vector b) {
   return _mm256_add_ps(a, b);
 }
 
+CLASP_TARGET inline Vector subtract(Vector a, Vector b) {
+  return _mm256_sub_ps(a, b);
+}
+
+CLASP_TARGET inline Vector maximum(Vector a, Vector b) {
+  return _mm256_max_ps(a, b);
+}
+
+CLASP_TARGET inline Vector power_of_two(Vector x) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(x), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3F800000)));
+}
+
+CLASP_TARGET inline Vector zero_where_less(Vector x, Vector y, Vector z) {
+  return _mm256_and_ps(_mm256_cmp_ps(y, z, _CMP_NLT_UQ), x);
+}
+
 CLASP_TARGET inline float sum(Vector x) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
@@ -116,10 +134,13 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
   asm("" : "+x"(x));
 }
 
+#  include "core/attend.inc"
 #  include "core/convert.inc"
 #  include "core/tile.inc"
 
-inline constexpr Kernels kKernels{tile, squares, widen<Bfloat16>, widen<Float16>};
+inline constexpr Kernels kKernels{tile,        squares,     widen<Bfloat16>, widen<Float16>,
+                                  kLanes,      row_logits,  row_softmax,     row_columns,
+                                  key_softmax, key_columns, exponentials};
 
 }  // namespace clasp::avx2
 

@@ -25,6 +25,7 @@ using Vector = __m512;
 inline constexpr int64_t kLanes = 16;
 inline constexpr int kTokens = 4;
 inline constexpr int kPairs = 8;
+inline constexpr int kAccumulators = 24;
 
 CLASP_TARGET inline __mmask16 first_lanes(int64_t count) {
   return count >= kLanes ? 0xFFFF : static_cast<__mmask16>((1U << count) - 1U);
@@ -105,6 +106,23 @@ CLASP_TARGET inline Vector add(Vector a, Vector b) {
   return _mm512_add_ps(a, b);
 }
 
+CLASP_TARGET inline Vector subtract(Vector a, Vector b) {
+  return _mm512_sub_ps(a, b);
+}
+
+CLASP_TARGET inline Vector maximum(Vector a, Vector b) {
+  return _mm512_max_ps(a, b);
+}
+
+CLASP_TARGET inline Vector power_of_two(Vector x) {
+  const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(x), 23);
+  return _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3F800000)));
+}
+
+CLASP_TARGET inline Vector zero_where_less(Vector x, Vector y, Vector z) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y, z, _CMP_NLT_UQ), x);
+}
+
 CLASP_TARGET inline float sum(Vector x) {
   return _mm512_reduce_add_ps(x);
 }
@@ -113,10 +131,13 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
   asm("" : "+v"(x));
 }
 
+#  include "core/attend.inc"
 #  include "core/convert.inc"
 #  include "core/tile.inc"
 
-inline constexpr Kernels kKernels{tile, squares, widen<Bfloat16>, widen<Float16>};
+inline constexpr Kernels kKernels{tile,        squares,     widen<Bfloat16>, widen<Float16>,
+                                  kLanes,      row_logits,  row_softmax,     row_columns,
+                                  key_softmax, key_columns, exponentials};
 
 }  // namespace clasp::avx512
 

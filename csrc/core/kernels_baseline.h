@@ -17,6 +17,7 @@ using Vector = float __attribute__((vector_size(16)));
 inline constexpr int64_t kLanes = 4;
 inline constexpr int kTokens = 2;
 inline constexpr int kPairs = 4;
+inline constexpr int kAccumulators = 12;
 
 inline Vector load(const float* p) {
   Vector x;
@@ -72,6 +73,23 @@ inline Vector add(Vector a, Vector b) {
   return a + b;
 }
 
+inline Vector subtract(Vector a, Vector b) {
+  return a - b;
+}
+
+inline Vector maximum(Vector a, Vector b) {
+  return a > b ? a : b;
+}
+
+inline Vector power_of_two(Vector x) {
+  using Bits = uint32_t __attribute__((vector_size(16)));
+  return reinterpret_cast<Vector>((reinterpret_cast<Bits>(x) << 23) + 0x3F800000U);
+}
+
+inline Vector zero_where_less(Vector x, Vector y, Vector z) {
+  return y < z ? Vector{} : x;
+}
+
 inline float sum(Vector x) {
   return (x[0] + x[2]) + (x[1] + x[3]);
 }
@@ -85,10 +103,13 @@ inline void keep_in_register(Vector& x) {
 }
 
 #define CLASP_TARGET
+#include "core/attend.inc"
 #include "core/convert.inc"
 #include "core/tile.inc"
 #undef CLASP_TARGET
 
-inline constexpr Kernels kKernels{tile, squares, widen<Bfloat16>, widen<Float16>};
+inline constexpr Kernels kKernels{tile,        squares,     widen<Bfloat16>, widen<Float16>,
+                                  kLanes,      row_logits,  row_softmax,     row_columns,
+                                  key_softmax, key_columns, exponentials};
 
 }  // namespace clasp::baseline

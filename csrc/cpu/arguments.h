@@ -69,9 +69,10 @@ class PerImage {
 
 class ValidMask {
  public:
-  ValidMask(const std::optional<Tensor>& valid, int64_t num_images, int64_t num_tokens) {
+  ValidMask(const std::optional<Tensor>& valid, const char* name, int64_t num_images,
+            int64_t num_tokens) {
     if (!valid) return;
-    check_matrix(*valid, "valid", ScalarType::Bool, num_images, num_tokens);
+    check_matrix(*valid, name, ScalarType::Bool, num_images, num_tokens);
     data_ = valid->const_data_ptr<bool>();
     image_stride_ = valid->stride(0);
     token_stride_ = valid->stride(1);

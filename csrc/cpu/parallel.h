@@ -14,6 +14,10 @@ inline constexpr auto kSerial = [](int64_t count, const auto& body) { body(0, co
 inline constexpr auto kParallel = [](int64_t count, const auto& body) {
   torch::stable::parallel_for(0, count, /*grain_size=*/32, body);
 };
+// Blocks of attention's keys are each worth a thread.
+inline constexpr auto kParallelBlocks = [](int64_t count, const auto& body) {
+  torch::stable::parallel_for(0, count, /*grain_size=*/1, body);
+};
 
 // Runs body(image, worker, parallel) for every image: the images in parallel if there are several,
 // otherwise with the threads inside the image. A Worker, with its buffers, serves one thread.

@@ -38,7 +38,7 @@ Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t n
                       "selected holds an index that is out of range");
     }
   }
-  const ValidMask mask(valid, B, N);
+  const ValidMask mask(valid, "valid", B, N);
 
   Tensor picks = torch::stable::new_empty(features, {B, num_tokens}, ScalarType::Long);
   auto* out = picks.mutable_data_ptr<int64_t>();
@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
       salience.stride(1)};
   const PerImage budgets(budget, "budget", B, num_tokens);
   const PerImage pivots(pivot_counts, "pivot_counts", B, num_pivots);
-  const ValidMask mask(valid, B, N);
+  const ValidMask mask(valid, "valid", B, N);
 
   Tensor indices = torch::stable::new_empty(features, {B, num_tokens}, ScalarType::Long);
   Tensor is_pivot = torch::stable::new_empty(features, {B, num_tokens}, ScalarType::Bool);

@@ -173,3 +173,134 @@ def test_agrees_with_the_attention_that_torch_computes(backend) -> None:
     identity = torch.eye(6).expand(2, 4, 6, 6)
     attention = torch.nn.functional.scaled_dot_product_attention(query, key, identity)
     torch.testing.assert_close(attention_salience(query, key), attention.mean((1, 2)))
+
+
+def in_float64(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    causal: bool = False,
+    key_valid: torch.Tensor | None = None,
+    query_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The formula once more, vectorised: the loops of the oracle would take minutes."""
+    rows, keys = query.shape[2], key.shape[2]
+    key = key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
+    logits = query.double() @ key.transpose(2, 3) / query.shape[3] ** 0.5
+    allowed = torch.ones(rows, keys, dtype=torch.bool)
+    if causal:
+        allowed = allowed.tril(keys - rows)
+    if key_valid is not None:
+        allowed = allowed & key_valid[:, None, None]
+    probability = logits.masked_fill(~allowed, -torch.inf).softmax(-1).where(allowed, 0.0)
+    weights = torch.ones(rows) if query_weights is None else query_weights
+    shares = (weights / weights.sum(-1, keepdim=True)).double()
+    return (probability.mean(1) * shares[..., None]).sum(1)
+
+
+LARGE = {
+    "one row": (2, 16, 16, 1, 577, 64),
+    "one row, few heads": (1, 2, 1, 1, 4000, 33),
+    "few rows": (1, 8, 2, 3, 1111, 40),
+    "rows of one block": (1, 6, 3, 9, 700, 64),
+    "rows of several blocks": (2, 4, 2, 45, 333, 24),
+    "more rows than keys": (1, 3, 1, 150, 90, 17),
+    "square": (1, 2, 2, 257, 257, 20),
+    "many keys": (1, 4, 4, 37, 5003, 12),
+    "many heads": (1, 40, 40, 2, 130, 9),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", LARGE.values(), ids=LARGE)
+def test_large_shapes_match_float64(backend, shape, dtype) -> None:
+    batch, query_heads, key_heads, rows, keys, width = shape
+    random = generator(11)
+    query = torch.randn(batch, query_heads, rows, width, generator=random).to(dtype)
+    key = torch.randn(batch, key_heads, keys, width, generator=random).to(dtype)
+    close = {"rtol": 2e-5, "atol": 1e-7}
+    torch.testing.assert_close(
+        attention_salience(query, key).double(), in_float64(query, key), **close
+    )
+    options = {
+        "causal": True,
+        "key_valid": torch.rand(batch, keys, generator=random) < 0.8,
+        "query_weights": torch.rand(batch, rows, generator=random),
+    }
+    options["query_weights"][:, 1::3] = 0
+    start, stop = keys // 5, keys - keys // 7
+    torch.testing.assert_close(
+        attention_salience(query, key, key_range=(start, stop), **options).double(),
+        in_float64(query, key, **options)[:, start:stop],
+        **close,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [1, 40])
+def test_low_precision_is_no_worse_than_that_of_torch(backend, dtype, rows) -> None:
+    """At most twice the error of the same formula in torch's own low precision."""
+    random = generator(12)
+    query = 3 * torch.randn(1, 8, rows, 64, generator=random)
+    key = torch.randn(1, 2, 600, 64, generator=random)
+    exact = in_float64(query, key)
+    query, key = query.to(dtype), key.to(dtype)
+    of_torch = (query @ key.repeat_interleave(4, 1).transpose(2, 3) / 8).softmax(-1).mean((1, 2))
+    error = (attention_salience(query, key) - exact).abs().amax()
+    assert error <= 2 * (of_torch - exact).abs().amax()
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+def test_numbers_that_are_none_spread_to_what_their_row_may_see(backend, rows) -> None:
+    random = generator(13)
+    query = torch.randn(1, 2, rows, 8, generator=random)
+    key = torch.randn(1, 2, 200, 8, generator=random)
+    valid = torch.rand(1, 200, generator=random) < 0.7
+    valid[0, 3] = True
+    clean = attention_salience(query, key, causal=True, key_valid=valid)
+    row = rows // 2
+    query[0, 1, row] = torch.inf
+    seen = valid & (torch.arange(200) <= 200 - rows + row)
+    salience = attention_salience(query, key, causal=True, key_valid=valid)
+    assert salience[seen].isnan().all()
+    assert torch.equal(salience[~seen], clean[~seen])
+
+
+def test_the_same_bits_twenty_times(backend) -> None:
+    random = generator(14)
+    query = torch.randn(2, 4, 33, 20, generator=random)
+    key = torch.randn(2, 2, 300, 20, generator=random)
+    first = attention_salience(query, key, causal=True)
+    for _ in range(20):
+        assert torch.equal(attention_salience(query, key, causal=True), first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [1, 20])
+def test_views_give_what_their_copies_give(backend, dtype, rows) -> None:
+    random = generator(15)
+    query = torch.randn(3, rows, 4, 24, generator=random).to(dtype)  # as a model's projections
+    key = torch.randn(3, 130, 2, 24, generator=random).to(dtype)
+    views = {
+        "heads inside": (query.transpose(1, 2), key.transpose(1, 2)),
+        "features apart": (query.transpose(1, 2)[..., ::3], key.transpose(1, 2)[..., ::3]),
+        "features first": (query.permute(0, 2, 3, 1).contiguous().mT, key.transpose(1, 2)),
+        "every other key": (query.transpose(1, 2), key[:, ::2].transpose(1, 2)),
+        "one image, expanded": (
+            query[:1].transpose(1, 2).expand(3, -1, -1, -1),
+            key[1:2].transpose(1, 2).expand(3, -1, -1, -1),
+        ),
+        "one feature": (query.transpose(1, 2)[..., 7:8], key.transpose(1, 2)[..., 7:8]),
+    }
+    for name, (some_query, some_key) in views.items():
+        expected = attention_salience(
+            *(x.clone(memory_format=torch.contiguous_format) for x in (some_query, some_key))
+        )
+        assert torch.equal(attention_salience(some_query, some_key), expected), name
+    mask = torch.rand(130, 3, generator=random) < 0.5
+    weights = torch.rand(rows, 3, generator=random).to(dtype)
+    views = {"key_valid": mask.T, "query_weights": weights.T}
+    copies = {"key_valid": mask.T.contiguous(), "query_weights": weights.T.contiguous()}
+    query, key = query.transpose(1, 2), key.transpose(1, 2)
+    assert torch.equal(
+        attention_salience(query, key, **views), attention_salience(query, key, **copies)
+    )

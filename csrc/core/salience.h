@@ -1,0 +1,315 @@
+// The attention that falls on each key, without the attention matrix.
+//
+// The unit is one key head of one image with all the query rows that read it, dealt with in blocks
+// of rows so that what is stored fits into the cache. For each block of keys, its logits become
+// exp(logit - the block's maximum), with the block's sum. Once the row's maximum over all blocks
+// and its sum are known, a probability is a stored value times a factor of its row and block, so
+// that each logit costs one exp, and the salience of a key is a dot product over rows.
+//
+// Blocks of keys can be computed in any order and by any thread: what is summed in which order is
+// fixed by the shapes alone.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "core/kernels.h"
+#include "core/matrix.h"
+
+namespace clasp {
+
+// Contiguous floats that begin on a cache line, as vectors of full width ought to.
+class Floats {
+ public:
+  void resize(int64_t size) { lines_.resize((size + kPerLine - 1) / kPerLine); }
+  float* data() { return lines_.empty() ? nullptr : lines_.front().values; }
+
+ private:
+  static constexpr int64_t kPerLine = 16;
+  struct alignas(64) Line {
+    float values[kPerLine];
+  };
+  std::vector<Line> lines_;
+};
+
+// The keys of one head and the queries that read them.
+struct AttentionHead {
+  Matrix queries;  // [T, d] of the first of `group` query heads
+  int64_t group;
+  int64_t group_stride;  // in elements
+  Matrix keys;           // [S, d]
+  float scale;
+  bool causal;
+  int64_t start;  // of the keys that are reported
+  int64_t stop;
+};
+
+// The weight of each row as a share of the whole. By the largest first: the sum of large weights
+// would overflow.
+inline void normalize_weights(float* weights, int64_t count) {
+  float largest = 0.0F;
+  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, weights[i]);
+  if (!(largest > 0.0F)) return;
+  double total = 0.0;
+  for (int64_t i = 0; i < count; ++i) total += weights[i] /= largest;
+  for (int64_t i = 0; i < count; ++i) weights[i] /= static_cast<float>(total);
+}
+
+// Serves one head at a time; the buffers are kept from one to the next.
+class Salience {
+ public:
+  explicit Salience(const Kernels& kernels) : kernels_(kernels) {}
+
+  // Adds the salience of keys start..stop-1, summed over the group, to `columns`. Returns how many
+  // keys from the first on are seen by a row without a probability: the salience of all of these
+  // that are valid is no number, whatever is in `columns`. `weights` are the rows' shares, [T];
+  // `valid(s)` is a bool; parallel(count, body) runs body(begin, end) over ranges that cover
+  // 0..count.
+  template <class Valid, class Parallel>
+  int64_t run(const AttentionHead& head, const float* weights, const Valid& valid,
+              const Parallel& parallel, float* columns) {
+    head_ = &head;
+    weights_ = weights;
+    counted_.clear();
+    for (int64_t t = 0; t < head.queries.num_rows; ++t) {
+      if (weights[t] != 0.0F) counted_.push_back(t);
+    }
+    const int64_t num_rows = static_cast<int64_t>(counted_.size()) * head.group;
+    const int64_t num_vectors = (num_rows + kernels_.lanes - 1) / kernels_.lanes;
+    num_without_ = 0;
+    if (2 * num_rows <= kernels_.lanes) {
+      if (num_rows > 0) attend(0, num_rows, 0, valid, parallel, columns);
+      return num_without_;
+    }
+    const int64_t num_blocks = (num_vectors + max_vectors() - 1) / max_vectors();
+    for (int64_t i = 0; i < num_blocks; ++i) {
+      const int64_t begin = num_vectors * i / num_blocks;
+      const int64_t end = num_vectors * (i + 1) / num_blocks;
+      const int64_t first = begin * kernels_.lanes;
+      attend(first, std::min(num_rows, end * kernels_.lanes) - first, end - begin, valid, parallel,
+             columns);
+    }
+    return num_without_;
+  }
+
+ private:
+  static constexpr int64_t kKeysAtOnce = 8;
+  // For the stored values of a block of rows, in floats; half of a usual second-level cache.
+  static constexpr int64_t kMaxStored = 131072;
+
+  // Of query rows in a block. It depends on the number of keys, not on how many are reported, as
+  // the order of summation depends on it.
+  int64_t max_vectors() const {
+    const int64_t per_vector = kernels_.lanes * std::max<int64_t>(head_->keys.num_rows, 1);
+    return std::clamp<int64_t>(kMaxStored / per_vector, 1, kMaxRowVectors);
+  }
+
+  // Rows are ordered by position first, so that what neighbours see is nearly the same.
+  int64_t position(int64_t row) const { return counted_[row / head_->group]; }
+
+  // How many keys, from the first on, the row may see.
+  int64_t limit(int64_t row) const {
+    const int64_t num_keys = head_->keys.num_rows;
+    if (!head_->causal) return num_keys;
+    return std::max<int64_t>(num_keys - head_->queries.num_rows + position(row) + 1, 0);
+  }
+
+  const float* load_query(int64_t row, float* buffer) const {
+    Matrix queries = head_->queries;
+    queries.data = static_cast<const char*>(queries.data) +
+                   row % head_->group * head_->group_stride * scalar_size(queries.scalar);
+    return queries.load(position(row), kernels_, buffer);
+  }
+
+  // Rows first..first + num_rows - 1, in num_vectors vectors of them, or with the keys across the
+  // lanes if that is 0.
+  template <class Valid, class Parallel>
+  void attend(int64_t first, int64_t num_rows, int64_t num_vectors, const Valid& valid,
+              const Parallel& parallel, float* columns) {
+    num_vectors_ = num_vectors;
+    width_ = num_vectors ? num_vectors * kernels_.lanes : num_rows;
+    limits_.resize(width_);
+    // Lanes to spare repeat the last row, with a factor of 0.
+    for (int64_t r = 0; r < width_; ++r) limits_[r] = limit(first + std::min(r, num_rows - 1));
+    load_queries(first, num_rows);
+
+    const int64_t visible = limits_[width_ - 1];
+    const int64_t num_blocks = (visible + kBlockKeys - 1) / kBlockKeys;
+    first_reported_ = head_->start / kBlockKeys;
+    const int64_t num_reported = std::max<int64_t>(
+        0, (std::min(head_->stop, visible) + kBlockKeys - 1) / kBlockKeys - first_reported_);
+    stored_.resize(num_reported * kBlockKeys * width_);
+    maxima_.resize(num_blocks * width_);
+    sums_.resize(num_blocks * width_);
+    parallel(num_blocks, [&](int64_t begin, int64_t end) {
+      Floats keys;
+      keys.resize(kKeysAtOnce * head_->keys.num_columns);
+      Floats unreported;
+      if (num_reported < num_blocks) unreported.resize(kBlockKeys * width_);
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t slot = block - first_reported_;
+        const bool reported = slot >= 0 && slot < num_reported;
+        attend_block(block, valid, keys.data(),
+                     reported ? stored_.data() + slot * kBlockKeys * width_ : unreported.data());
+      }
+    });
+    find_factors(first, num_rows, num_blocks, valid);
+    parallel(num_reported, [&](int64_t begin, int64_t end) {
+      for (int64_t slot = begin; slot < end; ++slot) add_columns(slot, visible, columns);
+    });
+  }
+
+  void load_queries(int64_t first, int64_t num_rows) {
+    const int64_t dim = head_->queries.num_columns;
+    row_.resize(dim);
+    queries_.resize(width_ * dim);
+    for (int64_t r = 0; r < width_; ++r) {
+      const float* row = load_query(first + std::min(r, num_rows - 1), row_.data());
+      if (num_vectors_ > 0) {
+        for (int64_t i = 0; i < dim; ++i) queries_.data()[i * width_ + r] = row[i];
+      } else {
+        std::copy(row, row + dim, queries_.data() + r * dim);
+      }
+    }
+  }
+
+  template <class Valid>
+  void attend_block(int64_t block, const Valid& valid, float* keys, float* stored) {
+    const int64_t begin = block * kBlockKeys;
+    const int64_t num_keys = std::min(kBlockKeys, limits_[width_ - 1] - begin);
+    bool seen[kBlockKeys];
+    for (int64_t k = 0; k < num_keys; ++k) seen[k] = valid(begin + k);
+    float* maxima = maxima_.data() + block * width_;
+    float* sums = sums_.data() + block * width_;
+    if (std::none_of(seen, seen + num_keys, [](bool x) { return x; })) {
+      std::fill(stored, stored + kBlockKeys * width_, 0.0F);
+      std::fill(maxima, maxima + width_, kLeast);
+      std::fill(sums, sums + width_, 0.0F);
+      return;
+    }
+    // Row r and key k of the block are at r * row_stride + k * key_stride.
+    const int64_t row_stride = num_vectors_ ? 1 : kBlockKeys;
+    const int64_t key_stride = num_vectors_ ? width_ : 1;
+    find_logits(begin, num_keys, keys, stored);
+    for (int64_t k = 0; k < kBlockKeys; ++k) {
+      if (k >= num_keys && num_vectors_) break;
+      int64_t num_masked = 0;
+      if (k >= num_keys || !seen[k]) {
+        num_masked = width_;
+      } else if (begin + k >= limits_[0]) {
+        num_masked = std::upper_bound(limits_.begin(), limits_.end(), begin + k) - limits_.begin();
+      }
+      for (int64_t r = 0; r < num_masked; ++r) {
+        stored[r * row_stride + k * key_stride] = -std::numeric_limits<float>::infinity();
+      }
+    }
+    if (num_vectors_) {
+      kernels_.row_softmax(num_vectors_, num_keys, stored, maxima, sums);
+    } else {
+      kernels_.key_softmax(width_, stored, maxima, sums);
+    }
+  }
+
+  void find_logits(int64_t begin, int64_t num_keys, float* keys, float* logits) {
+    const int64_t dim = head_->keys.num_columns;
+    for (int64_t k = 0; k < num_keys; k += kKeysAtOnce) {
+      const int64_t count = std::min(kKeysAtOnce, num_keys - k);
+      const float* rows[kKeysAtOnce];
+      for (int64_t i = 0; i < count; ++i) {
+        rows[i] = head_->keys.load(begin + k + i, kernels_, keys + i * dim);
+      }
+      if (num_vectors_) {
+        kernels_.row_logits(queries_.data(), num_vectors_, rows, count, dim, head_->scale,
+                            logits + k * width_);
+        continue;
+      }
+      for (int64_t r = 0; r < width_; r += kTileTokens) {
+        const int64_t num_queries = std::min(kTileTokens, width_ - r);
+        const float* queries[kTileTokens];
+        for (int64_t i = 0; i < num_queries; ++i) queries[i] = queries_.data() + (r + i) * dim;
+        float dots[kTileTokens * kKeysAtOnce];
+        kernels_.tile(queries, num_queries, rows, count, dim, dots);
+        for (int64_t i = 0; i < num_queries * count; ++i) {
+          logits[(r + i / count) * kBlockKeys + k + i % count] = head_->scale * dots[i];
+        }
+      }
+    }
+  }
+
+  // Turns maxima_ into what a stored value is to be multiplied with: the row's share and
+  // exp(the block's maximum - the row's) / the row's sum.
+  template <class Valid>
+  void find_factors(int64_t first, int64_t num_rows, int64_t num_blocks, const Valid& valid) {
+    float* maxima = maxima_.data();
+    const float* sums = sums_.data();
+    for (int64_t r = 0; r < width_; ++r) {
+      float most = kLeast;
+      for (int64_t b = 0; b < num_blocks; ++b) most = std::max(most, maxima[b * width_ + r]);
+      for (int64_t b = 0; b < num_blocks; ++b) maxima[b * width_ + r] -= most;
+    }
+    kernels_.exponentials(num_blocks * width_, maxima);
+    for (int64_t r = 0; r < width_; ++r) {
+      float total = 0.0F;
+      for (int64_t b = 0; b < num_blocks; ++b)
+        total += maxima[b * width_ + r] * sums[b * width_ + r];
+      float share = 0.0F;
+      if (total > 0.0F) {
+        if (r < num_rows) share = weights_[position(first + r)] / total;
+      } else if (sees_a_key(limits_[r], valid)) {
+        num_without_ = std::max(num_without_, limits_[r]);
+      }
+      for (int64_t b = 0; b < num_blocks; ++b) {
+        float& factor = maxima[b * width_ + r];
+        factor = share > 0.0F ? factor * share : 0.0F;  // it may be NaN
+      }
+    }
+  }
+
+  // Without a sum above 0, a row has either no key at all, and adds nothing, or a logit of NaN or
+  // inf, or of -inf throughout, and then no probability.
+  template <class Valid>
+  static bool sees_a_key(int64_t limit, const Valid& valid) {
+    for (int64_t s = 0; s < limit; ++s) {
+      if (valid(s)) return true;
+    }
+    return false;
+  }
+
+  void add_columns(int64_t slot, int64_t visible, float* columns) {
+    const int64_t block = first_reported_ + slot;
+    const int64_t begin = block * kBlockKeys;
+    const int64_t end = std::min(begin + kBlockKeys, visible);
+    const float* stored = stored_.data() + slot * kBlockKeys * width_;
+    const float* factors = maxima_.data() + block * width_;
+    float found[kBlockKeys];
+    if (num_vectors_) {
+      kernels_.row_columns(stored, factors, num_vectors_, end - begin, found);
+    } else {
+      kernels_.key_columns(stored, factors, width_, found);
+    }
+    const int64_t first = std::max(begin, head_->start);
+    const int64_t last = std::min(end, head_->stop);
+    for (int64_t s = first; s < last; ++s) columns[s - head_->start] += found[s - begin];
+  }
+
+  const Kernels& kernels_;
+  const AttentionHead* head_ = nullptr;
+  const float* weights_ = nullptr;
+  std::vector<int64_t> counted_;  // the positions of rows whose weight is not 0
+  int64_t num_without_ = 0;
+
+  // Of one block of rows:
+  int64_t num_vectors_ = 0;
+  int64_t width_ = 0;
+  int64_t first_reported_ = 0;
+  std::vector<int64_t> limits_;  // ascending
+  Floats row_;
+  Floats queries_;  // [d, width], or [width, d] with the keys across the lanes
+  Floats stored_;   // [blocks reported, kBlockKeys, width], or [.., width, kBlockKeys]
+  Floats maxima_;   // [blocks, width]
+  Floats sums_;     // [blocks, width]
+};
+
+}  // namespace clasp

@@ -1,0 +1,146 @@
+"""The CPU kernel of attention salience as torch calls it: threads, batches, and calls that go
+around the checks in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from clasp_kernels import attention_salience, backends, use_backend
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def cpu_backend() -> Iterator[None]:
+    with use_backend("cpu"):
+        yield
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def attention(
+    batch: int, key_heads: int, group: int, rows: int, keys: int, width: int, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What has one entry per image, and what has not."""
+    random = torch.Generator().manual_seed(batch + keys)
+    per_image = {
+        "query": torch.randn(batch, key_heads * group, rows, width, generator=random).to(dtype),
+        "key": torch.randn(batch, key_heads, keys, width, generator=random).to(dtype),
+        "key_valid": torch.rand(batch, keys, generator=random) < 0.9,
+        "query_weights": torch.rand(batch, rows, generator=random),
+    }
+    return per_image, {"causal": True, "key_range": (3, keys - 2)}
+
+
+# Whether threads share out heads or the keys of a head depends on how many there are of each: the
+# first have too few heads even for two threads, the last enough for any number.
+SHAPES = {
+    "one head, one row": (1, 1, 1, 1, 1000, 40),
+    "one head, few rows": (1, 1, 4, 2, 700, 24),
+    "one head, many rows": (1, 1, 2, 50, 333, 17),
+    "three heads": (1, 3, 2, 9, 200, 24),
+    "images of three heads": (5, 3, 1, 20, 150, 16),
+    "more heads than slots": (2, 37, 1, 3, 130, 8),
+    "more images than are done together": (70, 2, 1, 2, 70, 8),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_threads_batch_mates_and_repetition_do_not_matter(
+    shape: tuple[int, ...], dtype: torch.dtype, threads: None
+) -> None:
+    per_image, options = attention(*shape, dtype)
+    torch.set_num_threads(1)
+    expected = attention_salience(**per_image, **options)
+    for num_threads in (1, 2, 3, 4, 16):
+        torch.set_num_threads(num_threads)
+        for _ in range(4):
+            assert torch.equal(attention_salience(**per_image, **options), expected)
+    for image in range(0, shape[0], 7):
+        # In fresh memory, which is aligned otherwise, and with threads inside the image.
+        alone = {name: value[image : image + 1].clone() for name, value in per_image.items()}
+        assert torch.equal(attention_salience(**alone, **options)[0], expected[image])
+
+
+def test_the_stored_attention_does_not_grow_with_rows_or_heads() -> None:
+    """Beyond inputs and output: a bounded part per thread, not the 1 GB of the whole attention."""
+    query, key = torch.randn(1, 32, 4096, 4), torch.randn(1, 32, 2048, 4)
+    attention_salience(query[:, :, :64], key)
+    before = peak_memory()
+    attention_salience(query, key)
+    assert peak_memory() - before < 16 * 2**20
+
+
+def peak_memory() -> int:
+    with open("/proc/self/status") as status:
+        return 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+
+
+def arguments(**changes: Any) -> tuple[Any, ...]:
+    values = {
+        "query": torch.zeros(2, 4, 3, 5),
+        "key": torch.zeros(2, 2, 7, 5),
+        "scale": 1.0,
+        "causal": True,
+        "key_valid": None,
+        "query_weights": None,
+        "start": 0,
+        "stop": 7,
+    }
+    return tuple((values | changes).values())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"query": torch.zeros(2, 4, 3)},
+        {"query": torch.zeros(2, 4, 3, 5, dtype=torch.float64)},
+        {"query": torch.zeros(2, 5, 3, 5)},
+        {"key": torch.zeros(2, 7, 5)},
+        {"key": torch.zeros(1, 2, 7, 5)},
+        {"key": torch.zeros(2, 2, 7, 4)},
+        {"key": torch.zeros(2, 0, 7, 5)},
+        {"key": torch.zeros(2, 2, 7, 5, dtype=torch.bfloat16)},
+        {"key_valid": torch.ones(2, 6, dtype=torch.bool)},
+        {"key_valid": torch.ones(2, 7, dtype=torch.int8)},
+        {"query_weights": torch.ones(2, 4)},
+        {"query_weights": torch.ones(2, 3, dtype=torch.int64)},
+        {"start": -1},
+        {"stop": 8},
+        {"start": 5, "stop": 4},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_a_direct_call_with_wrong_arguments_is_refused(changes: dict[str, Any]) -> None:
+    op = backends.overload("attention_salience", torch.device("cpu"))
+    op(*arguments())
+    with pytest.raises(RuntimeError, match=next(iter(changes))):
+        op(*arguments(**changes))
+
+
+def test_a_direct_call_with_nothing_in_it() -> None:
+    op = backends.overload("attention_salience", torch.device("cpu"))
+    assert op(*arguments(query=torch.zeros(2, 4, 0, 5))).tolist() == [[0.0] * 7] * 2
+    assert op(*arguments(key=torch.zeros(2, 2, 0, 5), stop=0)).shape == (2, 0)
+    assert op(*arguments(start=3, stop=3)).shape == (2, 0)
+    no_image = op(*arguments(query=torch.zeros(0, 4, 3, 5), key=torch.zeros(0, 2, 7, 5)))
+    assert no_image.shape == (0, 7)
+    no_feature = op(*arguments(query=torch.zeros(1, 2, 1, 0), key=torch.zeros(1, 2, 7, 0)))
+    torch.testing.assert_close(no_feature, torch.full((1, 7), 1 / 7))
+
+
+def test_a_direct_call_with_weights_out_of_range_stays_in_bounds() -> None:
+    op = backends.overload("attention_salience", torch.device("cpu"))
+    for weight in (-1.0, float("nan"), float("inf")):
+        assert op(*arguments(query_weights=torch.full((2, 3), weight))).shape == (2, 7)
