@@ -42,7 +42,8 @@ test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
 	$(PY) -m pytest $(ARGS)
 
 bench: $(PACKAGE)  ## Run the benchmarks; rows go to benchmarks/results/cpu
-	$(PY) -m pytest benchmarks --benchmark-only $(ARGS)
+	$(PY) -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)
+	$(if $(ARGS),,$(PY) benchmarks/peak_memory.py)
 
 lint: $(REQUIREMENTS)  ## ruff, mypy, clang-format; changes nothing
 	$(PY) -m ruff check .

@@ -1,111 +1,164 @@
-"""select_tokens and complete_tokens against eager torch and torch.compile, on the CPU.
+"""select_tokens and complete_tokens against eager torch, torch.compile and what others select.
 
 The features are random, the hardest case for a lazy evaluation, or 24 noisy clusters, which is
-closer to an image. The baselines convert bfloat16 to float32 first, as the kernels accumulate in
-float32 too.
+closer to an image.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
 
-import eager
+import eager_peers
+import eager_select_tokens
 import pytest
 import torch
+from cases import BYTES, DTYPES, INDEX_BYTES, TOKENS, TokenCase
+from machine import Counted
+from rows import COMPILED
+from timing import Implementation, eager, ours, overlap, pairs, peers
 from torch import Tensor
 
-from clasp_kernels import complete_tokens, select_tokens, use_backend
+from clasp_kernels import complete_tokens, select_tokens
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+BUDGETS = {576: (64, 32), 2880: (320, 160), 2048: (256, 128)}  # N: (R, P)
+STEPS = 8  # a compiled call
+SLOW = "runs for seconds: eager-batched and compiled-native left out, three rounds"
 
 
 @dataclass(frozen=True)
-class Case:
-    batch: int
-    num_tokens: int
-    dim: int
+class Case(TokenCase):
     budget: int
     num_pivots: int
-    dtype: str
     features: str
 
     def __str__(self) -> str:
-        return (
-            f"B={self.batch} {self.num_tokens}x{self.dim} -> {self.budget} "
-            f"(P={self.num_pivots}) {self.dtype} {self.features}"
+        return f"{super().__str__()} R{self.budget} P{self.num_pivots} {self.features}"
+
+    @property
+    def is_slow(self) -> bool:
+        return self.batch * self.num_tokens * self.dim > 2**24
+
+    def inputs(self) -> tuple[Tensor, Tensor, int, int]:
+        features = self.randn(self.batch, self.num_tokens, self.dim)
+        if self.features == "clusters":
+            generator = torch.Generator().manual_seed(1)
+            centre = torch.randint(24, (self.batch, self.num_tokens), generator=generator)
+            features = self.randn(24, self.dim, seed=2)[centre] + 0.5 * features
+        salience = self.randn(self.batch, self.num_tokens, seed=3)
+        return features.to(DTYPES[self.dtype]), salience, self.budget, self.num_pivots
+
+    def counted(self) -> Counted:
+        """Features and salience are read once. The similarities that no evaluation can do without,
+        however lazy: of each completion token to all that were selected before it, as its
+        coverage must be known, of each token that is never selected to one selected token, as
+        that alone can show it is covered, and the norms."""
+        steps = self.budget - self.num_pivots
+        similarities = (
+            steps * self.num_pivots
+            + steps * (steps - 1) // 2
+            + (self.num_tokens - self.budget)
+            + self.num_tokens
+        )
+        read = self.num_tokens * (self.dim * self.element_bytes + BYTES["float32"])
+        moved = read + self.budget * (INDEX_BYTES + 1)
+        return Counted(self.batch * moved, self.batch * similarities * self.dim, self.dtype)
+
+
+@dataclass(frozen=True)
+class CompleteCase(Case):
+    def inputs(self) -> tuple[Tensor, Tensor, int]:  # type: ignore[override]
+        features, salience, _, num_pivots = super().inputs()
+        return features, salience.topk(num_pivots, dim=1).indices, self.budget - num_pivots
+
+
+def cases(case: type[Case], num_tokens: tuple[int, ...] = tuple(BUDGETS)) -> list[Case]:
+    return [
+        case(*shape, dtype, *BUDGETS[shape[1]], features)
+        for shape in TOKENS
+        if shape[1] in num_tokens
+        for dtype in DTYPES
+        for features in ("random", "clusters")
+    ]
+
+
+CASES = cases(Case)
+COMPLETE_CASES = cases(CompleteCase, (576,))
+
+
+def our_select(features: Tensor, salience: Tensor, budget: int, num_pivots: int) -> Tensor:
+    return select_tokens(features, salience, budget, num_pivots).indices
+
+
+def _completions(case: Case) -> list[Implementation]:
+    """Of ``complete_tokens``."""
+    half = case.dtype != "float32"
+    compiled = {"compiled": False}
+    completions = dict(eager_select_tokens.EAGER)
+    if half and case.features == "random":
+        # Similarities rounded to bfloat16 tell random tokens apart, but not those of a cluster.
+        completions["eager-gram-native"] = eager_select_tokens.gram_native
+    if half and not case.is_slow:
+        compiled["compiled-native"] = True
+    if case.is_slow:
+        del completions["eager-batched"]
+    return [
+        *(
+            Implementation(
+                name,
+                COMPILED,
+                lambda _, native=native: eager_select_tokens.compiled(STEPS, native),
+            )
+            for name, native in compiled.items()
+        ),
+        *eager(completions),
+    ]
+
+
+def _whole(completion: Implementation) -> Implementation:
+    """``select_tokens`` by a completion."""
+
+    def prepare(case: Case) -> Callable[..., Tensor]:
+        return functools.partial(
+            eager_select_tokens.select_tokens, complete=completion.prepare(case)
         )
 
-    def inputs(self) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(0)
-
-        def randn(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
-
-        features = randn(self.batch, self.num_tokens, self.dim)
-        if self.features == "clusters":
-            centre = torch.randint(24, (self.batch, self.num_tokens), generator=generator)
-            features = randn(24, self.dim)[centre] + 0.5 * features
-        return features.to(DTYPES[self.dtype]), randn(self.batch, self.num_tokens)
+    return Implementation(completion.name, completion.kind, prepare)
 
 
-CASES = [
-    Case(batch, num_tokens, 1024, budget, num_pivots, dtype, features)
-    for batch, num_tokens, budget, num_pivots in (
-        (1, 576, 64, 32),
-        (8, 576, 64, 32),
-        (1, 2880, 320, 160),
-    )
-    for dtype in DTYPES
-    for features in ("random", "clusters")
-]
-IMPLEMENTATIONS = ["clasp_kernels", *eager.COMPLETIONS]
+def select_implementations(case: Case) -> list[Implementation]:
+    """The peers' time does not depend on what the features hold."""
+    others = peers(eager_peers.SELECT) if case.features == "random" else []
+    note = SLOW if case.is_slow else ""
+    return [
+        ours(our_select, note),
+        *(_whole(completion) for completion in _completions(case)),
+        *others,
+    ]
 
 
-@pytest.fixture(autouse=True)
-def cpu_backend() -> Any:
-    """A benchmark that fell back to the reference would be worse than none."""
-    with torch.no_grad(), use_backend("cpu"):
-        yield
+def complete_implementations(case: CompleteCase) -> list[Implementation]:
+    return [ours(complete_tokens), *_completions(case)]
 
 
-def agree(ours: Tensor, theirs: Tensor) -> bool:
-    """Rounding may flip a pick; a baseline that computes something else flips nearly all."""
-    return bool((ours == theirs).float().mean() > 0.9)
+@pytest.mark.parametrize(("case", "implementation"), pairs(CASES, select_implementations))
+def bench_select_tokens(
+    case: Case, implementation: Implementation, measure: Callable[..., None]
+) -> None:
+    def agree(ours: Tensor, theirs: Tensor) -> bool:
+        return overlap(ours, theirs) > 0.9
+
+    measure("select_tokens", case, implementation, our_select, agree)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def bench_select_tokens(case: Case, implementation: str, benchmark: Any, rows: Any) -> None:
-    features, salience = case.inputs()
+@pytest.mark.parametrize(
+    ("case", "implementation"), pairs(COMPLETE_CASES, complete_implementations)
+)
+def bench_complete_tokens(
+    case: CompleteCase, implementation: Implementation, measure: Callable[..., None]
+) -> None:
+    def agree(ours: Tensor, theirs: Tensor) -> bool:
+        return overlap(ours, theirs) > 0.85
 
-    def ours() -> Tensor:
-        return select_tokens(features, salience, case.budget, case.num_pivots).indices
-
-    def baseline() -> Tensor:
-        complete = eager.COMPLETIONS[implementation]
-        return eager.select_tokens(features, salience, case.budget, case.num_pivots, complete)
-
-    benchmark.group = f"select_tokens {case}"
-    kept = benchmark(ours if implementation == "clasp_kernels" else baseline)
-    assert agree(ours(), kept)
-    rows.add(benchmark, implementation, asdict(case))
-
-
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("case", [case for case in CASES if case.num_tokens == 576], ids=str)
-def bench_complete_tokens(case: Case, implementation: str, benchmark: Any, rows: Any) -> None:
-    features, salience = case.inputs()
-    pivots = salience.topk(case.num_pivots, dim=1).indices
-    count = case.budget - case.num_pivots
-
-    def ours() -> Tensor:
-        return complete_tokens(features, pivots, count)
-
-    def baseline() -> Tensor:
-        return eager.COMPLETIONS[implementation](features, pivots, count)
-
-    benchmark.group = f"complete_tokens {case}"
-    picks = benchmark(ours if implementation == "clasp_kernels" else baseline)
-    assert agree(ours().sort(1).values, picks.sort(1).values)
-    rows.add(benchmark, implementation, asdict(case))
+    measure("complete_tokens", case, implementation, complete_tokens, agree)

@@ -1,145 +1,174 @@
-"""Collects the rows that the benchmarks time and writes them, with where they were taken.
+"""Times every op next to its baselines, prints one table and records the rows.
 
-    python -m pytest benchmarks --benchmark-only
+    make bench
+    python -m pytest benchmarks/bench_fuse_layers.py --benchmark-only -k bfloat16
 
-writes ``benchmarks/results/cpu/<module>.json``. A row says how many times faster than the best
-baseline of its group, in the same run, it was.
+Rows go to ``benchmarks/results/cpu/<op>.json``, and what is made from all of them to ``ops.csv``
+and ``ops.png`` beside it. An op's file is only written when all of its benchmarks have run and
+passed, on the cpu backend; any other run writes where ``--results`` says, or nowhere.
 """
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import machine
+import plot
 import pytest
+import rows
+import table
+import timing
 import torch
+from rows import Row
 
-import clasp_kernels
+from clasp_kernels import backends, use_backend
 
-ROOT = Path(__file__).resolve().parent.parent
-OURS = "clasp_kernels"
-
-
-@dataclass
-class Row:
-    group: str
-    implementation: str
-    shape: dict[str, Any]
-    median_us: float
-    min_us: float
-    iqr_us: float
-    rounds: int
-    speedup_over_best_baseline: float | None = None
+RECORDED = machine.ROOT / "benchmarks" / "results" / "cpu"
 
 
-class Rows:
-    """The rows of one module."""
+class Session:
+    """What has been timed so far."""
 
     def __init__(self) -> None:
-        self.rows: list[Row] = []
+        self.rows: dict[str, list[Row]] = {}
+        self.counted: dict[str, dict[str, machine.Counted]] = {}
+        """By op and case."""
+        self.unfinished: set[Path] = set()
+        """The modules of which something was left out or failed."""
+        self.module_of: dict[str, Path] = {}
+        """By op."""
+        self._latest: tuple[str, timing.Case] | None = None
+        self._inputs: tuple[Any, ...] = ()
+        self._expected: Any = None
 
-    def add(self, benchmark: Any, implementation: str, shape: dict[str, Any]) -> None:
-        if benchmark.stats is None:  # --benchmark-disable
-            return
-        stats = benchmark.stats.stats
-        self.rows.append(
-            Row(
-                benchmark.group,
-                implementation,
-                shape,
-                *(round(1e6 * value, 1) for value in (stats.median, stats.min, stats.iqr)),
-                stats.rounds,
-            )
-        )
-
-    def compare(self) -> None:
-        for row in self.rows:
-            baselines = [
-                other.median_us
-                for other in self.rows
-                if other.group == row.group and other.implementation != OURS
-            ]
-            if row.implementation == OURS and baselines:
-                row.speedup_over_best_baseline = round(min(baselines) / row.median_us, 2)
+    def inputs_and_expected(
+        self, op: str, case: timing.Case, ours: Callable[..., Any]
+    ) -> tuple[tuple[Any, ...], Any]:
+        """Those of the latest case are kept, and no others: they may take gigabytes."""
+        if self._latest != (op, case):
+            self._inputs, self._expected = (), None
+            self._inputs = case.inputs()
+            self._expected = ours(*self._inputs)
+            self._latest = (op, case)
+        return self._inputs, self._expected
 
 
-RESULTS: dict[str, Rows] = {}
+SESSION = pytest.StashKey[Session]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--results",
         type=Path,
-        default=ROOT / "benchmarks" / "results" / "cpu",
-        help="the folder that the rows are written to (default: benchmarks/results/cpu)",
+        help="the folder that the rows are written to (default: benchmarks/results/cpu, which "
+        "takes whole ops only)",
+    )
+    parser.addoption(
+        "--op-backend",
+        default="cpu",
+        choices=backends.NAMES,
+        help="the backend that is timed (default: cpu)",
     )
 
 
-@pytest.fixture(scope="module")
-def rows(request: pytest.FixtureRequest) -> Iterator[Rows]:
-    name = request.module.__name__.rpartition(".")[2].removeprefix("bench_")
-    RESULTS[name] = Rows()
-    yield RESULTS[name]
-    RESULTS[name].compare()
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SESSION] = Session()
+    machine.keep_freed_memory()
 
 
-def _first_line(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip().partition("\n")[0]
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.config.stash[SESSION].unfinished.add(item.path)
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if any("::" in argument for argument in config.args):
+        config.stash[SESSION].unfinished.update(item.path for item in items)
 
 
-def environment() -> dict[str, Any]:
-    commit = _first_line("git", "rev-parse", "HEAD")
-    if _first_line(
-        "git", "status", "--porcelain", "--", "csrc", "clasp_kernels", "benchmarks/*.py"
-    ):
-        commit += "+changes"
-    return {
-        "processor": _processor(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "clasp_kernels": clasp_kernels.__version__,
-        "commit": commit,
-        "command": "python -m pytest " + " ".join(sys.argv[1:]),
-    }
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not report.passed:
+        item.config.stash[SESSION].unfinished.add(item.path)
+    return report
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Callable[..., None]]:
+    """Times one implementation on one case and checks that it computes what ours does."""
+    session = request.config.stash[SESSION]
+    backend = request.config.getoption("--op-backend")
+
+    def run(
+        op: str,
+        case: timing.Case,
+        implementation: timing.Implementation,
+        ours: Callable[..., Any],
+        agree: Callable[[Any, Any], bool],
+    ) -> None:
+        choice = backends.choose(op, "cpu", backend)
+        if choice.backend is None:
+            pytest.fail(
+                f"the {backend} backend does not serve {op}: {choice.reason} To time another, "
+                "pass --op-backend=NAME.",
+                pytrace=False,
+            )
+        inputs, expected = session.inputs_and_expected(op, case, ours)
+        benchmark.group = f"{op} {case}"
+        function = implementation.prepare(case)
+        result = timing.time_call(benchmark, lambda: function(*inputs))
+        if implementation.kind in rows.SAME:
+            assert agree(expected, result), "computes something else"
+        if benchmark.stats is None:  # --benchmark-disable
+            return
+        stats = benchmark.stats.stats
+        session.counted.setdefault(op, {})[str(case)] = case.counted()
+        session.module_of[op] = request.path
+        session.rows.setdefault(op, []).append(
+            Row(
+                op,
+                str(case),
+                implementation.name,
+                implementation.kind,
+                *(round(1e6 * value, 2) for value in (stats.median, stats.min, stats.iqr)),
+                stats.rounds,
+                case.shape(),
+                implementation.note,
+            )
+        )
+
+    with torch.no_grad(), use_backend(backend):
+        yield run
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    for name, rows in RESULTS.items():
-        if not rows.rows:
-            continue
-        folder = config.getoption("--results")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{name}.json"
-        content = {"environment": environment(), "rows": [asdict(row) for row in rows.rows]}
-        path.write_text(json.dumps(content, indent=2) + "\n")
-        terminalreporter.section(f"{name}: {path}")
-        for row in rows.rows:
-            if row.speedup_over_best_baseline is not None:
-                terminalreporter.line(
-                    f"{row.group:<55} {row.median_us / 1e3:8.3f} ms, "
-                    f"{row.speedup_over_best_baseline:6.2f} times the best baseline's speed"
-                )
+    session = config.stash[SESSION]
+    if not session.rows:
+        return
+    environment = machine.environment() | {"backend": config.getoption("--op-backend")}
+    rates = machine.measure_rates()
+    environment |= rates.as_json()
+    folder = config.getoption("--results") or RECORDED
+    official = folder.resolve() == RECORDED
+    recorded = False
+    for op, timed in session.rows.items():
+        rows.compare(timed, session.counted[op], rates)
+        whole = session.module_of[op] not in session.unfinished and environment["backend"] == "cpu"
+        if whole or not official:
+            rows.write_json(folder / f"{op}.json", environment, timed)
+            recorded = True
+        else:
+            terminalreporter.line(f"{op}: not recorded, as only whole ops on the cpu backend are.")
+    if recorded:
+        rows.write_csv(folder / "ops.csv", rows.read_all(folder))
+        plot.draw(folder / "ops.png", rows.read_all(folder))
+        terminalreporter.line(f"Results: {folder}")
+    terminalreporter.ensure_newline()
+    table.show([row for timed in session.rows.values() for row in timed], environment)

@@ -8,12 +8,44 @@ A test holds the README to what this makes of `benchmarks/results`, so no number
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from rows import COMPILED, EAGER, OPS, OURS, Row, read_json
+from table import by_case, duration
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 BEGIN, END = "<!-- results: benchmarks/readme_tables.py -->\n", "<!-- end of results -->"
+# The cases that the README shows: small and large, the easy dtype and the hard one.
+TELLING = {
+    "fuse_layers": (
+        "1x576x1024 float32 L4",
+        "8x576x1024 bfloat16 L4",
+        "8x576x1024 bfloat16 L4 categories",
+        "4x2048x3584 bfloat16 L4",
+    ),
+    "attention_salience": (
+        "B1 T1 S4096 bfloat16 H32/8 d128",
+        "B1 T32 S640 float32 H32/32 d128",
+        "B1 T64 S4096 bfloat16 H32/8 d128",
+        "B8 T1 S577 float32 H16/16 d64",
+    ),
+    "select_pivots": ("1x576 float32 k32", "8x2880 float32 k160"),
+    "select_tokens": (
+        "1x576x1024 float32 R64 P32 random",
+        "1x576x1024 bfloat16 R64 P32 clusters",
+        "8x576x1024 float32 R64 P32 random",
+        "8x576x1024 bfloat16 R64 P32 clusters",
+        "1x2880x1024 float32 R320 P160 random",
+        "1x2880x1024 bfloat16 R320 P160 clusters",
+        "4x2048x3584 bfloat16 R256 P128 clusters",
+    ),
+    "complete_tokens": ("8x576x1024 float32 R64 P32 random",),
+    "gather_tokens": ("8x576x1024 bfloat16 R64", "4x2048x3584 bfloat16 R227"),
+    "merge_tokens": ("1x576x1024 float32 R64", "8x576x1024 bfloat16 R64"),
+}
 CATEGORIES = ("attribute", "counting", "spatial", "ocr", "scene")
 
 
@@ -36,39 +68,61 @@ def quality_table(report: dict[str, Any]) -> str:
     return _table(["method", "kept", "overall", *CATEGORIES], rows)
 
 
-def speed_table(report: dict[str, Any]) -> str:
-    groups: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in report["rows"]:
-        if not row["group"].startswith("select_tokens"):
+def speed_table(rows: Iterable[Row]) -> str:
+    """The telling cases among what is recorded."""
+    lines = []
+    for (op, case), implementations in by_case(rows).items():
+        ours = implementations[OURS]
+        if case not in TELLING[op]:
             continue
-        groups.setdefault(row["group"], {})[row["implementation"]] = row
-    rows = []
-    for implementations in groups.values():
-        ours = implementations.pop("clasp_kernels")
-        best = min(implementations.values(), key=lambda row: row["median_us"])
-        eager = min(
-            (row for name, row in implementations.items() if name != "compiled"),
-            key=lambda row: row["median_us"],
-        )
-        shape = ours["shape"]
-        rows.append(
+        lines.append(
             [
-                f"{shape['batch']} x {shape['num_tokens']} x {shape['dim']} → {shape['budget']}",
-                f"{shape['dtype']}, {shape['features']}",
-                f"{ours['median_us'] / 1e3:.2f} ms",
-                f"{eager['median_us'] / ours['median_us']:.1f}x ({eager['implementation']})",
-                f"{best['median_us'] / ours['median_us']:.1f}x ({best['implementation']})",
+                f"`{op}`",
+                case,
+                duration(ours.median_us),
+                _fastest(implementations, EAGER),
+                _fastest(implementations, COMPILED),
+                _times(ours.speedup_over_best_baseline),
+                _times(ours.times_floor),
             ]
         )
-    header = ["B x N x D → R", "input", "time", "over the best eager", "over the best of all"]
-    return _table(header, rows)
+    header = ["op", "case", "ours", "best eager", "best compiled", "ratio", "ours / floor"]
+    return _table(header, lines)
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.1f}x"
+
+
+def _fastest(implementations: dict[str, Row], kind: str) -> str:
+    medians = [row.median_us for row in implementations.values() if row.kind == kind]
+    return duration(min(medians)) if medians else "-"
+
+
+def _where(environments: list[dict[str, Any]]) -> str:
+    """Where all of them were taken: ratios and floors of several machines are no table."""
+    places = {
+        f"{it['processor']}, {it['threads']} threads, torch {it['torch']}" for it in environments
+    }
+    if len(places) != 1:
+        raise ValueError(f"the results are from different places, run make bench: {places}")
+    return places.pop()
+
+
+def speed() -> str:
+    recorded = [read_json(path) for path in (RESULTS / f"{op}.json" for op in OPS) if path.exists()]
+    where = _where([environment for environment, _ in recorded])
+    return (
+        f"**The ops on a CPU** ({where}). Medians, all taken in the same run; ratio: the best "
+        "baseline that computes the same over ours; floor: the time in which this machine can at "
+        "best move the bytes or do the multiply-adds.\n\n"
+        + speed_table(row for _, rows in recorded for row in rows)
+    )
 
 
 def tables() -> str:
     """Everything between the README's markers."""
     quality = json.loads((RESULTS / "tiny_vlm_quality.json").read_text())
-    speed = json.loads((RESULTS / "select_tokens.json").read_text())
-    environment = speed["environment"]
     accuracy = json.loads((RESULTS / "tiny_vlm_accuracy.json").read_text())
     seeing = accuracy["accuracy"]["image"]["overall"]
     blind = max(v["overall"] for name, v in accuracy["accuracy"].items() if name != "image")
@@ -76,11 +130,7 @@ def tables() -> str:
         f"**Accuracy of the bundled model**, {quality['questions']} held-out questions, with all "
         f"144 visual tokens and with fewer. (On {accuracy['questions']} such questions, "
         f"{seeing:.3f} with all tokens; {blind:.3f} is the most any guess gets "
-        "that does not see it.)\n\n"
-        + quality_table(quality)
-        + f"\n**`select_tokens` on a CPU** ({environment['processor']}, {environment['threads']} "
-        f"threads, torch {environment['torch']}), medians, the baselines in the same run:\n\n"
-        + speed_table(speed)
+        "that does not see it.)\n\n" + quality_table(quality) + "\n" + speed()
     )
 
 

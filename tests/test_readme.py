@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
+
+import readme_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def test_result_tables_are_made_from_the_committed_rows() -> None:
-    path = ROOT / "benchmarks" / "readme_tables.py"
-    spec = importlib.util.spec_from_file_location("readme_tables", path)
-    assert spec is not None and spec.loader is not None
-    readme_tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(readme_tables)
     between = README.split(readme_tables.BEGIN)[1].split(readme_tables.END)[0]
     assert between == readme_tables.tables(), "run python benchmarks/readme_tables.py"
 

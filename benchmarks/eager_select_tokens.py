@@ -7,6 +7,7 @@ from, and which is best depends on the shape, so a benchmark has to run them all
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -72,11 +73,14 @@ def batched(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
 def gram(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
     """All N x N similarities first, then steps that only look them up."""
     unit = _unit_rows(features)
-    similarities = torch.bmm(unit, unit.transpose(1, 2))
-    image = torch.arange(features.shape[0])
+    return _look_up(torch.bmm(unit, unit.transpose(1, 2)), selected, num_tokens)
+
+
+def _look_up(similarities: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
+    image = torch.arange(similarities.shape[0])
     covered = similarities[image[:, None], selected].amax(1)
     covered.scatter_(1, selected, float("inf"))
-    picks = selected.new_empty(features.shape[0], num_tokens)
+    picks = selected.new_empty(similarities.shape[0], num_tokens)
     for step in range(num_tokens):
         pick = covered.argmin(1)
         picks[:, step] = pick
@@ -85,34 +89,63 @@ def gram(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
     return picks
 
 
-@torch.compile(fullgraph=True, dynamic=False)
-def _compiled_start(features: Tensor, selected: Tensor) -> tuple[Tensor, Tensor]:
-    unit = _unit_rows(features)
-    return unit, _covered_by(unit, selected)
+def gram_native(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
+    """``gram`` with the product in the features' dtype, which half precision has faster units for;
+    the similarities are then rounded to it."""
+    unit = _unit_rows(features).to(features.dtype)
+    similarities = torch.bmm(unit, unit.transpose(1, 2))
+    return _look_up(similarities, selected, num_tokens)
 
 
-@torch.compile(fullgraph=True, dynamic=False)
-def _compiled_step(unit: Tensor, covered: Tensor) -> tuple[Tensor, Tensor]:
-    pick = covered.argmin(1, keepdim=True)
-    row = unit.gather(1, pick[..., None].expand(-1, -1, unit.shape[2]))
-    # A product and a sum, which fuse; as a matrix product this would be `batched` again.
-    similarity = (unit * row).sum(-1)
-    return pick, covered.maximum(similarity).scatter(1, pick, float("inf"))
+def _start(features: Tensor, selected: Tensor, native: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What the steps read [B, N, D], the inverse norms that it still needs, and ``covered``."""
+    if not native:
+        unit = _unit_rows(features)
+        return unit, unit.new_ones(unit.shape[:2]), _covered_by(unit, selected)
+    inverse = features.float().square().sum(-1).rsqrt()
+    rows = features.gather(1, selected[..., None].expand(-1, -1, features.shape[2])).float()
+    rows = rows * inverse.gather(1, selected)[..., None]
+    covered = torch.bmm(features.float(), rows.transpose(1, 2)).amax(-1) * inverse
+    return features, inverse, covered.scatter(1, selected, float("inf"))
 
 
-def compiled(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
-    """``torch.compile`` on the step: one fused pass over the features."""
-    unit, covered = _compiled_start(features, selected)
-    picks = selected.new_empty(features.shape[0], num_tokens)
-    for step in range(num_tokens):
-        pick, covered = _compiled_step(unit, covered)
-        picks[:, step] = pick[:, 0]
-    return picks
+def _steps(features: Tensor, inverse: Tensor, covered: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """``count`` steps, unrolled. Products and sums, which fuse with the conversion to float32; as a
+    matrix product each would be ``batched`` again."""
+    picks = []
+    for _ in range(count):
+        pick = covered.argmin(1, keepdim=True)
+        row = features.gather(1, pick[..., None].expand(-1, -1, features.shape[2]))
+        row = row.float() * inverse.gather(1, pick)[..., None]
+        similarity = (features.float() * row).sum(-1) * inverse
+        covered = covered.maximum(similarity).scatter(1, pick, float("inf"))
+        picks.append(pick)
+    return torch.cat(picks, 1), covered
 
 
-COMPLETIONS: dict[str, Complete] = {
+def compiled(steps: int, native: bool) -> Complete:
+    """``torch.compile`` on the start and on a few steps at once: one fused pass over the features a
+    step. Several steps a call, as one call costs about as much as a step over a small image.
+
+    ``native`` keeps half precision as it is in memory and converts on the fly.
+    """
+    torch.compiler.reset()
+    start = torch.compile(functools.partial(_start, native=native), fullgraph=True, dynamic=False)
+    step = torch.compile(functools.partial(_steps, count=steps), fullgraph=True, dynamic=False)
+
+    def complete(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
+        features, inverse, covered = start(features, selected)
+        picks = []
+        for _ in range(0, num_tokens, steps):
+            some, covered = step(features, inverse, covered)
+            picks.append(some)
+        return torch.cat(picks, 1)[:, :num_tokens]
+
+    return complete
+
+
+EAGER: dict[str, Complete] = {
     "eager-per-image": per_image,
     "eager-batched": batched,
     "eager-gram": gram,
-    "compiled": compiled,
 }

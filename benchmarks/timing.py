@@ -1,0 +1,123 @@
+"""How an implementation is timed, and how it is shown to compute what ours does."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pytest
+import torch
+from machine import Counted
+from rows import COMPILED, COPY, EAGER, OURS, PEER
+from torch import Tensor
+
+SECONDS = 0.2  # aimed at per implementation and case
+ROUND_SECONDS = 2e-4  # short calls are timed several at a time
+SLOW_SECONDS = 0.4  # a call this long is timed three times
+
+
+class Case(Protocol):
+    """One benchmark's inputs; its ``str`` names it, dtype included."""
+
+    dtype: str
+
+    def inputs(self) -> tuple[Any, ...]: ...
+
+    def counted(self) -> Counted: ...
+
+
+@dataclass(frozen=True)
+class Implementation:
+    name: str
+    kind: str
+    prepare: Callable[[Case], Callable[..., Any]]
+    """Makes the function to be timed, which takes the case's inputs."""
+    note: str = ""
+
+
+def ours(function: Callable[..., Any], note: str = "") -> Implementation:
+    return Implementation(OURS, "ours", lambda _: function, note)
+
+
+def eager(functions: dict[str, Callable[..., Any]], kind: str = EAGER) -> list[Implementation]:
+    return [
+        Implementation(name, kind, lambda _, function=function: function)
+        for name, function in functions.items()
+    ]
+
+
+def to_compile(functions: dict[str, Callable[..., Any]]) -> list[Implementation]:
+    return [
+        Implementation(name, COMPILED, lambda _, function=function: compiled(function))
+        for name, function in functions.items()
+    ]
+
+
+def peers(functions: dict[str, Callable[..., Any]]) -> list[Implementation]:
+    return eager(functions, PEER)
+
+
+def memcpy() -> Implementation:
+    """``Tensor.copy_`` of half of the counted bytes: read and written, it moves all of them."""
+
+    def prepare(case: Case) -> Callable[..., Any]:
+        source = torch.ones(case.counted().bytes // 2, dtype=torch.uint8)
+        target = torch.empty_like(source)
+        return lambda *_: target.copy_(source)
+
+    return Implementation("memcpy", COPY, prepare)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For the one case at hand: what was compiled before is forgotten, so that neither a limit on
+    recompilation nor the guards of other shapes get in the way."""
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+def pairs(
+    cases: Sequence[Case], implementations: Callable[[Any], Iterable[Implementation]]
+) -> list[Any]:
+    """Parameters case by case, so that what is compared runs one after the other."""
+    return [
+        pytest.param(case, implementation, id=f"{case}-{implementation.name}")
+        for case in cases
+        for implementation in implementations(case)
+    ]
+
+
+def time_call(benchmark: Any, function: Callable[[], Any]) -> Any:
+    """Times a call with pytest-benchmark for about SECONDS, warmed up; returns its result.
+
+    The first call compiles what is to be compiled and is never timed.
+    """
+    result = function()
+    start = time.perf_counter()
+    function()
+    seconds = time.perf_counter() - start
+    if seconds > SLOW_SECONDS:
+        rounds, iterations = 3, 1
+    else:
+        iterations = max(1, math.ceil(ROUND_SECONDS / seconds))
+        rounds = min(max(round(SECONDS / (seconds * iterations)), 7), 500)
+    benchmark.pedantic(function, rounds=rounds, iterations=iterations)
+    return result
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    return torch.allclose(ours.float(), theirs.float(), rtol=tolerance, atol=tolerance)
+
+
+def overlap(ours: Tensor, theirs: Tensor) -> float:
+    """The share of indices [B, R] that both have. Rounding may flip a pick and what follows from
+    it; something else computed shares hardly more than chance."""
+    both = [len(set(a) & set(b)) for a, b in zip(ours.tolist(), theirs.tolist(), strict=True)]
+    return sum(both) / ours.numel()
+
+
+def rows_agree(ours: Tensor, theirs: Tensor, tolerance: float) -> float:
+    """The share of the vectors [B, R, D] that agree."""
+    return float(((ours.float() - theirs.float()).abs().amax(-1) <= tolerance).float().mean())
