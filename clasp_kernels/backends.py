@@ -7,9 +7,10 @@ import logging
 import os
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -35,7 +36,6 @@ class _State(threading.local):
 
 
 _state = _State()
-_ops = torch.ops.clasp_kernels  # looked up once, as it takes longer than a check
 
 
 class use_backend:
@@ -73,11 +73,25 @@ class use_backend:
         _state.forced = _state.outer.pop()
 
 
-def overload(op: str, device: torch.device) -> OpOverload:
+def overload(op: str, device: torch.device) -> Callable[..., Any]:
     """The torch op to call for tensors on ``device``; raises where the forced backend cannot."""
     forced = _state.forced
-    _settle(op, device, forced)
-    packet = getattr(_ops, op)
+    if torch.compiler.is_compiling():
+        _settle(op, device.type, forced)
+        return _resolve(op, forced)
+    return _entry_point(op, device, forced)
+
+
+# Keyed by device, as reading a device's type takes longer than looking the device up. What torch
+# calls for an OpOverload, without its frame in Python: dispatch modes and subclasses see no other.
+@functools.cache
+def _entry_point(op: str, device: torch.device, forced: str) -> Callable[..., Any]:
+    _settle_once(op, device.type, forced)
+    return _resolve(op, forced)._op
+
+
+def _resolve(op: str, forced: str) -> OpOverload:
+    packet = getattr(torch.ops.clasp_kernels, op)
     # Not forced, even the reference goes through the dispatcher: an exported graph then finds a
     # native kernel where it is loaded.
     return packet.reference if forced == "reference" else packet.default
@@ -86,13 +100,8 @@ def overload(op: str, device: torch.device) -> OpOverload:
 # Called for real while tracing: logging and warnings cannot be traced, and who serves an op does
 # not change while the process lives.
 @torch.compiler.assume_constant_result
-def _settle(op: str, device: torch.device, forced: str) -> None:
-    _settle_device(op, device, forced)
-
-
-@functools.cache  # reading a device's type takes longer than looking up the device
-def _settle_device(op: str, device: torch.device, forced: str) -> None:
-    _settle_once(op, device.type, forced)
+def _settle(op: str, device: str, forced: str) -> None:
+    _settle_once(op, device, forced)
 
 
 @functools.cache  # which does not keep exceptions: what cannot serve raises every time
@@ -118,7 +127,7 @@ def _warn_fallback() -> None:
         f"clasp_kernels: {', '.join(_native.CPU_OPS)} fall back to the slow reference backend on "
         f"CPU tensors: {_native_problem()} To accept the reference, set {ENVIRONMENT}=reference.",
         RuntimeWarning,
-        stacklevel=7,
+        stacklevel=6,
     )
 
 

@@ -101,6 +101,8 @@ class Arguments:
 
         The largest is an output width, so it has to be known on the host.
         """
+        if type(value) is int and 0 <= value <= LARGEST_COUNT:
+            return value, None
         if is_int(value):
             return self.count(name, value), None
         if isinstance(value, Tensor):

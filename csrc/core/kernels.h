@@ -23,6 +23,11 @@ inline constexpr int64_t kMaxRowVectors = 3;
 // What the maximum of no logits is: finite, so that -inf minus it is -inf.
 inline constexpr float kLeast = std::numeric_limits<float>::lowest();
 
+struct RankRange {
+  uint32_t best;
+  uint32_t worst;
+};
+
 struct Kernels {
   // dots[t * num_rows + r] = the dot product of tokens[t] and rows[r], all of `dim` float32;
   // num_tokens is at most kTileTokens. The order of summation depends on nothing but `dim`: the
@@ -52,6 +57,16 @@ struct Kernels {
                       float* columns);
   // values[i] = exp(values[i]), for values of at most 0 and NaN.
   void (*exponentials)(int64_t count, float* values);
+
+  // ranks[i] = descending_rank(values[i]); returns the least and the largest of them.
+  RankRange (*rank)(const float* values, int64_t count, uint32_t* ranks);
+  // How many ranks are at most `limit`.
+  int64_t (*count_up_to)(const uint32_t* ranks, int64_t count, uint32_t limit);
+  // Writes where the ranks are that are at most `limit`, in ascending order, and returns how many
+  // there are; `positions` has room for one more.
+  int64_t (*find_up_to)(const uint32_t* ranks, int64_t count, uint32_t limit, uint32_t* positions);
+  // num_better[i] = how many ranks are less than ranks[i].
+  void (*count_better)(const uint32_t* ranks, int64_t count, uint32_t* num_better);
 };
 
 }  // namespace clasp

@@ -9,6 +9,7 @@
 #  include <cstring>
 
 #  include "core/kernels.h"
+#  include "core/order.h"
 
 #  define CLASP_TARGET __attribute__((target("avx2,fma,f16c")))
 
@@ -136,11 +137,13 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
 
 #  include "core/attend.inc"
 #  include "core/convert.inc"
+#  include "core/rank.inc"
 #  include "core/tile.inc"
 
 inline constexpr Kernels kKernels{tile,        squares,     widen<Bfloat16>, widen<Float16>,
                                   kLanes,      row_logits,  row_softmax,     row_columns,
-                                  key_softmax, key_columns, exponentials};
+                                  key_softmax, key_columns, exponentials,    rank,
+                                  count_up_to, find_up_to,  count_better};
 
 }  // namespace clasp::avx2
 

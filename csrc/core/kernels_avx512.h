@@ -8,6 +8,7 @@
 #  include <cstdint>
 
 #  include "core/kernels.h"
+#  include "core/order.h"
 
 // gcc 12 takes _mm512_undefined_ps(), which its intrinsics are written with, for a mistake of ours.
 #  if defined(__GNUC__) && !defined(__clang__)
@@ -133,11 +134,13 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
 
 #  include "core/attend.inc"
 #  include "core/convert.inc"
+#  include "core/rank.inc"
 #  include "core/tile.inc"
 
 inline constexpr Kernels kKernels{tile,        squares,     widen<Bfloat16>, widen<Float16>,
                                   kLanes,      row_logits,  row_softmax,     row_columns,
-                                  key_softmax, key_columns, exponentials};
+                                  key_softmax, key_columns, exponentials,    rank,
+                                  count_up_to, find_up_to,  count_better};
 
 }  // namespace clasp::avx512
 

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "core/kernels.h"
+#include "core/order.h"
 
 #if defined(__ARM_NEON)
 #  include <arm_neon.h>
@@ -105,11 +106,13 @@ inline void keep_in_register(Vector& x) {
 #define CLASP_TARGET
 #include "core/attend.inc"
 #include "core/convert.inc"
+#include "core/rank.inc"
 #include "core/tile.inc"
 #undef CLASP_TARGET
 
 inline constexpr Kernels kKernels{tile,        squares,     widen<Bfloat16>, widen<Float16>,
                                   kLanes,      row_logits,  row_softmax,     row_columns,
-                                  key_softmax, key_columns, exponentials};
+                                  key_softmax, key_columns, exponentials,    rank,
+                                  count_up_to, find_up_to,  count_better};
 
 }  // namespace clasp::baseline

@@ -2,22 +2,22 @@
 // ties to the lower index" is a single comparison that no NaN can upset.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
+
+#include "core/scalar.h"
 
 namespace clasp {
 
 // Smaller keys are better. Worse than every key of a real candidate:
 inline constexpr uint64_t kRetired = std::numeric_limits<uint64_t>::max();
 
-// An unsigned integer that orders like the float; x must not be NaN. Adding zero turns -0 into +0:
-// the two are equal as numbers and have to tie.
+// An unsigned integer that orders like the float; x must not be NaN. -0 becomes +0: the two are
+// equal as numbers and have to tie. Integers alone, as adding zero would also lose subnormals in a
+// thread that flushes them.
 inline uint32_t ordered_bits(float x) {
-  x += 0.0F;
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t bits = float_to_bits(x);
+  if (bits == 0x80000000U) return bits;
   return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
 }
 
@@ -26,11 +26,18 @@ inline uint64_t smallest_first(float value, int64_t index) {
   return uint64_t{ordered_bits(value)} << 32 | static_cast<uint32_t>(index);
 }
 
-// Largest value first, NaN after everything else: for pivots, over salience. -inf has the rank
-// 0xFF800000, so NaN's rank stays below kRetired whatever the index.
+// Smaller ranks are better: the largest value first, NaN after everything else. -inf has the rank
+// 0xFF800000.
+inline constexpr uint32_t kRankOfNan = 0xFFFFFFFEU;
+inline constexpr uint32_t kRankOfInvalid = 0xFFFFFFFFU;
+
+inline uint32_t descending_rank(float value) {
+  const bool is_nan = (float_to_bits(value) & 0x7FFFFFFFU) > 0x7F800000U;
+  return is_nan ? kRankOfNan : ~ordered_bits(value);
+}
+
 inline uint64_t largest_first(float value, int64_t index) {
-  const uint32_t rank = std::isnan(value) ? 0xFFFFFFFEU : ~ordered_bits(value);
-  return uint64_t{rank} << 32 | static_cast<uint32_t>(index);
+  return uint64_t{descending_rank(value)} << 32 | static_cast<uint32_t>(index);
 }
 
 inline int64_t key_index(uint64_t key) {

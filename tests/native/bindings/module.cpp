@@ -13,6 +13,7 @@ namespace py = pybind11;
 
 void bind_arithmetic(py::module_& m);
 void bind_completion(py::module_& m);
+void bind_pivots(py::module_& m);
 void bind_salience(py::module_& m);
 
 namespace {
@@ -35,5 +36,6 @@ PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
   m.def("read_past_the_end", &read_past_the_end);
   bind_arithmetic(m);
   bind_completion(m);
+  bind_pivots(m);
   bind_salience(m);
 }

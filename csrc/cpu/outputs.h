@@ -1,0 +1,31 @@
+// Tensors for results.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace clasp::cpu {
+
+// A contiguous CPU tensor, its elements not yet written. `dtype` as aoti_torch_dtype_int64() and
+// its like give it. The stable new_empty looks its operator up by name in every call, which takes
+// longer than selecting from a small image.
+template <std::size_t kDims>
+torch::stable::Tensor empty(const std::array<int64_t, kDims>& sizes, int32_t dtype) {
+  std::array<int64_t, kDims> strides;
+  int64_t stride = 1;
+  for (std::size_t d = kDims; d-- > 0;) {
+    strides[d] = stride;
+    stride *= sizes[d] > 0 ? sizes[d] : 1;
+  }
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<int64_t>(kDims), sizes.data(), strides.data(), dtype,
+                               aoti_torch_device_type_cpu(), /*device_index=*/0, &handle));
+  return torch::stable::Tensor(handle);
+}
+
+}  // namespace clasp::cpu
