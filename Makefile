@@ -14,7 +14,7 @@ TORCH ?= torch==2.13.0
 
 PY := $(VENV)/bin/python
 CLANG_FORMAT = $(firstword $(wildcard $(VENV)/bin/clang-format) clang-format)
-CPP_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
+CPP_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 SETUP = $(firstword $(wildcard $(PY)) $(PYTHON)) tools/setup_env.py --venv $(VENV)
 
 # Stamps live in the environment, so that deleting it deletes them. The package's stamp holds the

@@ -3,22 +3,27 @@
     python benchmarks/peak_memory.py                 # all cases -> benchmarks/results/cpu
     python benchmarks/peak_memory.py --match fuse    # some, printed only
 
-Each case runs in a process of its own, which calls the op once on few tokens of the same width, so
-that threads, libraries and buffers of fixed size are there, then on all of them. Between the two
-Linux is told to forget the peak of resident memory (``/proc/self/clear_refs``), so that its peak
-afterwards (VmHWM) less what was resident before (VmRSS) is what the call took. malloc is told by
-its environment to map every block over a page and to give it back at once, so that no block is
-served unseen from memory already resident. The outputs, which are still alive when the peak is
-read, are subtracted. Pages that a call maps but never touches do not count.
+Each case runs in a process of its own, into which ``count_malloc.cpp`` is preloaded: it counts what
+malloc gives out, to the byte, where resident memory is only known to some hundred KiB. The process
+calls the op on few tokens of the same width, so that threads and whatever is set up once are there,
+and then on all of them. The peak of live bytes during that call, less what was live before and less
+the outputs, is what the call took. It needs glibc and a C++ compiler; stacks and what a library
+maps past malloc are not seen.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
+import ctypes
+import functools
+import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -41,12 +46,6 @@ from torch import Tensor
 from clasp_kernels import backends, use_backend
 
 RECORDED = ROOT / "benchmarks" / "results" / "cpu" / "peak_memory.json"
-MALLOC = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_TRIM_THRESHOLD_": "0",
-    "MALLOC_MMAP_THRESHOLD_": "4096",
-    "MALLOC_TOP_PAD_": "0",
-}
 FEW_TOKENS = 16
 
 
@@ -108,23 +107,30 @@ def _few(op: str, case: Any) -> Any:
     return replace(case, num_tokens=FEW_TOKENS)
 
 
-def _resident(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return 1024 * int(line.split()[1])
-    raise RuntimeError(f"/proc/self/status has no {name}")
-
-
 def measure_call(function: Callable[[], Any]) -> int:
-    """The peak of what ``function`` takes beyond what it returns, in bytes. Exact to a few pages,
-    given that malloc works as ``MALLOC`` has it."""
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from VmRSS
+    """The peak of what ``function`` takes beyond what it returns, in bytes; in a process started
+    with :func:`counting`."""
+    count = ctypes.CDLL(None)
+    count.count_malloc_restart.restype = count.count_malloc_peak.restype = ctypes.c_int64
+    gc.collect()
+    before = count.count_malloc_restart()
     result = function()
-    peak = _resident("VmHWM")
+    peak = count.count_malloc_peak()
     outputs = [result] if isinstance(result, Tensor) else list(result)
     returned = sum(output.untyped_storage().nbytes() for output in outputs)
     return max(peak - before - returned, 0)
+
+
+@functools.cache
+def counting() -> dict[str, str]:
+    """The environment of processes whose memory is counted."""
+    source = Path(__file__).with_name("count_malloc.cpp")
+    library = Path(tempfile.mkdtemp(prefix="clasp-count-malloc-")) / "count_malloc.so"
+    atexit.register(shutil.rmtree, library.parent)
+    compiler = os.environ.get("CXX", "c++")
+    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
+    return {**os.environ, "LD_PRELOAD": str(library)}
 
 
 def _measure_here(op: str, name: str, implementation: str) -> int:
@@ -140,7 +146,7 @@ def _measure_here(op: str, name: str, implementation: str) -> int:
 def in_fresh_process(*arguments: str) -> int:
     done = subprocess.run(
         [sys.executable, __file__, "--here", *arguments],
-        env={**os.environ, **MALLOC},
+        env=counting(),
         capture_output=True,
         text=True,
     )
@@ -203,6 +209,7 @@ def main() -> None:
         choice = backends.choose(op, "cpu", "cpu")
         if choice.backend is None and arguments.match in op:
             sys.exit(f"the cpu backend does not serve {op}: {choice.reason}")
+    counting()  # once, before the threads
     measured = measure(arguments.match)
     if not arguments.match:
         rows = [asdict(row) for row in measured]
