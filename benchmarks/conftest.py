@@ -121,7 +121,8 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Callable
         inputs, expected = session.inputs_and_expected(op, case, ours)
         benchmark.group = f"{op} {case}"
         function = implementation.prepare(case)
-        result = timing.time_call(benchmark, lambda: function(*inputs))
+        compiles = implementation.kind == rows.COMPILED
+        result = timing.time_call(benchmark, lambda: function(*inputs), compiles)
         if implementation.kind in rows.SAME:
             assert agree(expected, result), "computes something else"
         if benchmark.stats is None:  # --benchmark-disable

@@ -123,13 +123,14 @@ def _steps(features: Tensor, inverse: Tensor, covered: Tensor, count: int) -> tu
     return torch.cat(picks, 1), covered
 
 
+@functools.cache  # so that cases of one shape share what is compiled
 def compiled(steps: int, native: bool) -> Complete:
     """``torch.compile`` on the start and on a few steps at once: one fused pass over the features a
     step. Several steps a call, as one call costs about as much as a step over a small image.
 
     ``native`` keeps half precision as it is in memory and converts on the fly.
     """
-    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = 32  # shapes and dtypes; 8 would be too few
     start = torch.compile(functools.partial(_start, native=native), fullgraph=True, dynamic=False)
     step = torch.compile(functools.partial(_steps, count=steps), fullgraph=True, dynamic=False)
 

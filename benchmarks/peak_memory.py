@@ -41,6 +41,7 @@ from machine import ROOT, environment
 from rich.console import Console
 from rich.table import Table
 from rows import OURS
+from table import size
 from torch import Tensor
 
 from clasp_kernels import backends, use_backend
@@ -169,15 +170,6 @@ def measure(match: str = "") -> list[Measured]:
         Measured(op, str(case), implementation, peak, limit(op, case))
         for (op, case, implementation), peak in zip(wanted, peaks, strict=True)
     ]
-
-
-def size(count: int | None) -> str:
-    if count is None:
-        return "-"
-    for unit, scale in (("MiB", 2**20), ("KiB", 2**10)):
-        if count >= scale:
-            return f"{count / scale:.3g} {unit}"
-    return f"{count} B"
 
 
 def make_table(measured: list[Measured]) -> Table:

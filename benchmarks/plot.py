@@ -34,12 +34,12 @@ def draw(path: Path, rows: Iterable[Row]) -> None:
         # Bars start at 1x: to the right is faster than the best baseline, to the left slower.
         panel.barh(places, [ratio - 1 for ratio in ratios], left=1, color=colours, height=0.7)
         for place, row, ratio in zip(places, cases, ratios, strict=True):
-            text = f" {ratio:.1f}x {row.best_baseline}, ours {duration(row.median_us)}"
+            text = f" {ratio:.3g}x over {row.best_baseline}, ours {duration(row.median_us)}"
             panel.text(max(ratio, 1), place, text, va="center", fontsize=7)
         panel.set_yticks(places, [row.case for row in cases], fontsize=7, family="monospace")
         panel.set_ylim(len(cases) - 0.4, -0.6)
         panel.set_xscale("log")
-        panel.set_xlim(min(0.8 * least, 0.5), 4 * max(most, 2))
+        panel.set_xlim(min(0.8 * least, 0.5), 6 * max(most, 2))
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.axvline(1, color="black", linewidth=1)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rows import COMPILED, EAGER, OPS, OURS, Row, read_json
-from table import by_case, duration
+from table import by_case, duration, size
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
@@ -109,14 +109,43 @@ def _where(environments: list[dict[str, Any]]) -> str:
     return places.pop()
 
 
+def memory(measured: list[dict[str, Any]]) -> str:
+    """A sentence on the peak of ``select_tokens``: where it comes closest to its limit."""
+    rows = [row for row in measured if row["op"] == "select_tokens"]
+    ours = [row for row in rows if row["implementation"] == OURS]
+    closest = max(ours, key=lambda row: row["peak_bytes"] / row["limit_bytes"])
+    share = closest["peak_bytes"] / closest["limit_bytes"]
+    gram = next(
+        row
+        for row in rows
+        if row["case"] == closest["case"] and row["implementation"] == "eager-gram"
+    )
+    return (
+        "Beyond inputs and outputs `select_tokens` takes at most "
+        f"{share:.0%} of 8 bytes x B x N x P, its limit, at any of the shapes measured (at "
+        f"{closest['case']}: {size(closest['peak_bytes'])}, the eager N x N matrix "
+        f"{size(gram['peak_bytes'])}).\n"
+    )
+
+
 def speed() -> str:
     recorded = [read_json(path) for path in (RESULTS / f"{op}.json" for op in OPS) if path.exists()]
     where = _where([environment for environment, _ in recorded])
+    memory_path, picture = RESULTS / "peak_memory.json", RESULTS / "ops.png"
+    more = ""
+    if memory_path.exists():
+        report = json.loads(memory_path.read_text())
+        _where([*(environment for environment, _ in recorded), report["environment"]])
+        more += "\n" + memory(report["rows"])
+    if picture.exists():
+        text = "Every case: times faster than the best baseline computing the same"
+        more += f"\n![{text}]({picture.relative_to(ROOT).as_posix()})\n"
     return (
         f"**The ops on a CPU** ({where}). Medians, all taken in the same run; ratio: the best "
         "baseline that computes the same over ours; floor: the time in which this machine can at "
         "best move the bytes or do the multiply-adds.\n\n"
         + speed_table(row for _, rows in recorded for row in rows)
+        + more
     )
 
 

@@ -18,6 +18,16 @@ def duration(microseconds: float) -> str:
     return f"{microseconds:.3g} us"
 
 
+def size(count: int | None) -> str:
+    """Of bytes, three digits and the unit."""
+    if count is None:
+        return "-"
+    for unit, scale in (("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} B"
+
+
 def by_case(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Row]]:
     """(op, case): implementation: row, in the order of the rows."""
     cases: dict[tuple[str, str], dict[str, Row]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
 import subprocess
@@ -121,7 +122,7 @@ def test_the_steps_that_are_compiled_agree(native: bool, monkeypatch: Any) -> No
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # that takes seconds
     features = randn(3, 40, 16).to(torch.bfloat16)
     pivots = randn(3, 40, seed=1).topk(4).indices
-    complete = eager_select_tokens.compiled(4, native)
+    complete = eager_select_tokens.compiled.__wrapped__(4, native)
     assert torch.equal(complete(features, pivots, 9), complete_tokens(features, pivots, 9))
 
 
@@ -241,6 +242,8 @@ def test_counted_bytes() -> None:
 
 # Arithmetic.
 
+FIELDS = [column.name for column in dataclasses.fields(peak_memory.Measured)]
+
 RATES = machine.Rates(
     bytes_per_second={1000: 1e9, 100_000: 4e9},
     multiply_adds_per_second={"float32": 1e10},
@@ -250,7 +253,8 @@ RATES = machine.Rates(
 
 def test_bandwidth_is_read_off_at_the_size() -> None:
     assert RATES.bandwidth(10) == 1e9
-    assert RATES.bandwidth(10_000) == pytest.approx(2e9)  # half way on both logarithmic axes
+    # A quarter of the way on both logarithmic axes.
+    assert RATES.bandwidth(3162) == pytest.approx(1e9 * 4**0.25, rel=1e-3)
     assert RATES.bandwidth(10**9) == 4e9
 
 
@@ -340,6 +344,17 @@ def test_the_readme_takes_no_results_of_two_machines() -> None:
     assert "P" in readme_tables._where(places[:1] * 2)
     with pytest.raises(ValueError, match="different places"):
         readme_tables._where(places)
+
+
+def test_the_readme_says_how_near_the_limit_it_gets() -> None:
+    measured = [
+        ("select_tokens", "a", rows.OURS, 100, 400),
+        ("select_tokens", "b", rows.OURS, 2048, 4096),
+        ("select_tokens", "b", "eager-gram", 1 << 20, 4096),
+        ("merge_tokens", "a", rows.OURS, 1 << 30, None),
+    ]
+    sentence = readme_tables.memory([dict(zip(FIELDS, values, strict=True)) for values in measured])
+    assert "50% of" in sentence and "b: 2 KiB, the eager N x N matrix 1 MiB" in sentence
 
 
 def test_peak_memory_sees_an_allocation_of_known_size(tmp_path: Path) -> None:
