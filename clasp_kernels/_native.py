@@ -10,7 +10,13 @@ from typing import NamedTuple
 import torch
 
 PACKAGE = Path(__file__).resolve().parent
-CPU_OPS = ("attention_salience", "complete_tokens", "select_pivots", "select_tokens")
+CPU_OPS = (
+    "attention_salience",
+    "complete_tokens",
+    "fuse_layers",
+    "select_pivots",
+    "select_tokens",
+)
 REBUILD = (
     "Build it with `pip install --no-build-isolation --no-deps --force-reinstall clasp-kernels` "
     "(or `-e .` in a checkout), which compiles against the torch that is installed."

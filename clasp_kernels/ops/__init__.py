@@ -8,8 +8,8 @@ weights finite) would make a GPU's tensors wait for the device, so there they ru
 ``CLASP_KERNELS_STRICT=1``; while compiling they never run, nor do they in compiled code or in a
 direct call of ``torch.ops.clasp_kernels.*``. What values that are not allowed then do, on the CPU:
 
-- ``fuse_layers``: a negative category id counts from the last row of ``weights``, and one past
-  either end raises IndexError.
+- ``fuse_layers``: a category id that is out of range raises RuntimeError, from the reference
+  IndexError, which takes a negative one to count from the last row of ``weights``.
 - ``gather_tokens``: an index below -1 gives zeros, one of N or more raises IndexError.
 - ``complete_tokens``: an index below -1 is skipped, one of N or more raises RuntimeError or
   IndexError, and a repeated one counts once.

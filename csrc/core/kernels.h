@@ -28,6 +28,29 @@ struct RankRange {
   uint32_t worst;
 };
 
+// Rows to be added up.
+template <class Element>
+struct FuseRows {
+  const Element* const* data;
+  int64_t count;
+  const float* weights;
+  const float* scales;  // nullptr if there are none
+};
+
+// Sums are kept for up to this many columns more than there are, so that only elements need care.
+inline constexpr int64_t kSumsMultiple = 32;
+
+template <class Element>
+struct FuseKernels {
+  // The sum over r of weights[r] * (scales[r] * data[r]), on top of `sums` if `from_sums`, rounded
+  // to `out` if there is one and else left in `sums`. `sums` is in an order of its own and has
+  // room for `dim` columns rounded up to a multiple of kSumsMultiple. No bit of a column depends
+  // on how the rows are split between calls that continue each other.
+  void (*fuse)(const FuseRows<Element>& rows, int64_t dim, float* sums, bool from_sums,
+               Element* out);
+  float (*sum_of_squares)(const Element* row, int64_t dim);
+};
+
 struct Kernels {
   // dots[t * num_rows + r] = the dot product of tokens[t] and rows[r], all of `dim` float32;
   // num_tokens is at most kTileTokens. The order of summation depends on nothing but `dim`: the
@@ -67,6 +90,10 @@ struct Kernels {
   int64_t (*find_up_to)(const uint32_t* ranks, int64_t count, uint32_t limit, uint32_t* positions);
   // num_better[i] = how many ranks are less than ranks[i].
   void (*count_better)(const uint32_t* ranks, int64_t count, uint32_t* num_better);
+
+  FuseKernels<float> fuse_float32;
+  FuseKernels<Bfloat16> fuse_bfloat16;
+  FuseKernels<Float16> fuse_float16;
 };
 
 }  // namespace clasp

@@ -36,14 +36,19 @@ CLASP_TARGET inline Vector widened(__m128i halves, Float16) {
   return _mm256_cvtph_ps(halves);
 }
 
-CLASP_TARGET inline __m128i narrowed(Vector x, Bfloat16) {
+// In the upper halves; what is in the lower ones means nothing.
+CLASP_TARGET inline __m256i rounded_to_bfloat16(Vector x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
   const __m256i rounded = _mm256_add_epi32(bits, bias);
   const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x00400000));
   const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, is_nan), 16);
+  return _mm256_blendv_epi8(rounded, quiet, is_nan);
+}
+
+CLASP_TARGET inline __m128i narrowed(Vector x, Bfloat16) {
+  const __m256i high = _mm256_srli_epi32(rounded_to_bfloat16(x), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
 }
 
@@ -92,6 +97,32 @@ CLASP_TARGET inline void store_first(Half* p, Vector x, int64_t count) {
   std::memcpy(p, whole, sizeof(Half) * (count < kLanes ? count : kLanes));
 }
 
+// Pairs of bfloat16 are the even elements and the odd ones: a shift and a mask away from floats.
+CLASP_TARGET inline void load_pair(const Bfloat16* p, Vector& even, Vector& odd) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even = _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
+  odd = _mm256_castsi256_ps(_mm256_and_si256(halves, _mm256_set1_epi32(-0x10000)));
+}
+
+CLASP_TARGET inline void load_pair_first(const Bfloat16* p, int64_t count, Vector& even,
+                                         Vector& odd) {
+  Bfloat16 whole[2 * kLanes] = {};
+  std::memcpy(whole, p, sizeof(Bfloat16) * count);
+  load_pair(whole, even, odd);
+}
+
+CLASP_TARGET inline void store_pair(Bfloat16* p, Vector even, Vector odd) {
+  const __m256i low = _mm256_srli_epi32(rounded_to_bfloat16(even), 16);
+  const __m256i pair = _mm256_blend_epi16(low, rounded_to_bfloat16(odd), 0xAA);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), pair);
+}
+
+CLASP_TARGET inline void store_pair_first(Bfloat16* p, Vector even, Vector odd, int64_t count) {
+  Bfloat16 whole[2 * kLanes];
+  store_pair(whole, even, odd);
+  std::memcpy(p, whole, sizeof(Bfloat16) * count);
+}
+
 CLASP_TARGET inline Vector broadcast(float x) {
   return _mm256_set1_ps(x);
 }
@@ -137,13 +168,28 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
 
 #  include "core/attend.inc"
 #  include "core/convert.inc"
+#  include "core/fuse.inc"
 #  include "core/rank.inc"
 #  include "core/tile.inc"
 
-inline constexpr Kernels kKernels{tile,        squares,     widen<Bfloat16>, widen<Float16>,
-                                  kLanes,      row_logits,  row_softmax,     row_columns,
-                                  key_softmax, key_columns, exponentials,    rank,
-                                  count_up_to, find_up_to,  count_better};
+inline constexpr Kernels kKernels{tile,
+                                  squares,
+                                  widen<Bfloat16>,
+                                  widen<Float16>,
+                                  kLanes,
+                                  row_logits,
+                                  row_softmax,
+                                  row_columns,
+                                  key_softmax,
+                                  key_columns,
+                                  exponentials,
+                                  rank,
+                                  count_up_to,
+                                  find_up_to,
+                                  count_better,
+                                  kFuseKernels<float>,
+                                  kFuseKernels<Bfloat16>,
+                                  kFuseKernels<Float16>};
 
 }  // namespace clasp::avx2
 

@@ -40,15 +40,19 @@ CLASP_TARGET inline Vector widened(__m256i halves, Float16) {
   return _mm512_cvtph_ps(halves);
 }
 
-CLASP_TARGET inline __m256i narrowed(Vector x, Bfloat16) {
+// In the upper halves; what is in the lower ones means nothing.
+CLASP_TARGET inline __m512i rounded_to_bfloat16(Vector x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
   const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
   const __m512i rounded = _mm512_add_epi32(bits, bias);
   const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x00400000));
   const __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-  const __m512i chosen = _mm512_mask_blend_epi32(is_nan, rounded, quiet);
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+  return _mm512_mask_blend_epi32(is_nan, rounded, quiet);
+}
+
+CLASP_TARGET inline __m256i narrowed(Vector x, Bfloat16) {
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_to_bfloat16(x), 16));
 }
 
 CLASP_TARGET inline __m256i narrowed(Vector x, Float16) {
@@ -89,6 +93,38 @@ CLASP_TARGET inline void store_first(float* p, Vector x, int64_t count) {
 template <class Half>
 CLASP_TARGET inline void store_first(Half* p, Vector x, int64_t count) {
   _mm256_mask_storeu_epi16(p, first_lanes(count), narrowed(x, Half{}));
+}
+
+// Pairs of bfloat16 are the even elements and the odd ones: a shift and a mask away from floats.
+CLASP_TARGET inline void load_pair(__m512i halves, Vector& even, Vector& odd) {
+  even = _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16));
+  odd = _mm512_castsi512_ps(_mm512_and_si512(halves, _mm512_set1_epi32(-0x10000)));
+}
+
+CLASP_TARGET inline void load_pair(const Bfloat16* p, Vector& even, Vector& odd) {
+  load_pair(_mm512_loadu_si512(p), even, odd);
+}
+
+CLASP_TARGET inline __mmask32 first_of_pair(int64_t count) {
+  return count >= 2 * kLanes ? 0xFFFFFFFFU : (1U << count) - 1U;
+}
+
+CLASP_TARGET inline void load_pair_first(const Bfloat16* p, int64_t count, Vector& even,
+                                         Vector& odd) {
+  load_pair(_mm512_maskz_loadu_epi16(first_of_pair(count), p), even, odd);
+}
+
+CLASP_TARGET inline __m512i narrowed_pair(Vector even, Vector odd) {
+  const __m512i low = _mm512_srli_epi32(rounded_to_bfloat16(even), 16);
+  return _mm512_mask_blend_epi16(0xAAAAAAAAU, low, rounded_to_bfloat16(odd));
+}
+
+CLASP_TARGET inline void store_pair(Bfloat16* p, Vector even, Vector odd) {
+  _mm512_storeu_si512(p, narrowed_pair(even, odd));
+}
+
+CLASP_TARGET inline void store_pair_first(Bfloat16* p, Vector even, Vector odd, int64_t count) {
+  _mm512_mask_storeu_epi16(p, first_of_pair(count), narrowed_pair(even, odd));
 }
 
 CLASP_TARGET inline Vector broadcast(float x) {
@@ -134,13 +170,28 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
 
 #  include "core/attend.inc"
 #  include "core/convert.inc"
+#  include "core/fuse.inc"
 #  include "core/rank.inc"
 #  include "core/tile.inc"
 
-inline constexpr Kernels kKernels{tile,        squares,     widen<Bfloat16>, widen<Float16>,
-                                  kLanes,      row_logits,  row_softmax,     row_columns,
-                                  key_softmax, key_columns, exponentials,    rank,
-                                  count_up_to, find_up_to,  count_better};
+inline constexpr Kernels kKernels{tile,
+                                  squares,
+                                  widen<Bfloat16>,
+                                  widen<Float16>,
+                                  kLanes,
+                                  row_logits,
+                                  row_softmax,
+                                  row_columns,
+                                  key_softmax,
+                                  key_columns,
+                                  exponentials,
+                                  rank,
+                                  count_up_to,
+                                  find_up_to,
+                                  count_better,
+                                  kFuseKernels<float>,
+                                  kFuseKernels<Bfloat16>,
+                                  kFuseKernels<Float16>};
 
 }  // namespace clasp::avx512
 

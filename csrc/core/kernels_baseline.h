@@ -14,6 +14,7 @@
 namespace clasp::baseline {
 
 using Vector = float __attribute__((vector_size(16)));
+using Bits = uint32_t __attribute__((vector_size(16)));
 
 inline constexpr int64_t kLanes = 4;
 inline constexpr int kTokens = 2;
@@ -52,6 +53,40 @@ inline void store_first(Element* p, Vector x, int64_t count) {
   Element whole[kLanes];
   store(whole, x);
   std::memcpy(p, whole, sizeof(Element) * (count < kLanes ? count : kLanes));
+}
+
+// Pairs of bfloat16 are the even elements and the odd ones, as lie in the lower and upper halves of
+// little-endian words: a shift and a mask away from floats.
+inline void load_pair(const Bfloat16* p, Vector& even, Vector& odd) {
+  Bits halves;
+  std::memcpy(&halves, p, sizeof halves);
+  even = reinterpret_cast<Vector>(halves << 16);
+  odd = reinterpret_cast<Vector>(halves & 0xFFFF0000U);
+}
+
+inline void load_pair_first(const Bfloat16* p, int64_t count, Vector& even, Vector& odd) {
+  Bfloat16 whole[2 * kLanes] = {};
+  std::memcpy(whole, p, sizeof(Bfloat16) * count);
+  load_pair(whole, even, odd);
+}
+
+// In the upper halves; what is in the lower ones means nothing.
+inline Bits rounded_to_bfloat16(Vector x) {
+  const Bits bits = reinterpret_cast<Bits>(x);
+  const Bits is_number = reinterpret_cast<Bits>(x == x);
+  const Bits rounded = bits + 0x7FFFU + (bits >> 16 & 1U);
+  return (rounded & is_number) | ((bits | 0x00400000U) & ~is_number);
+}
+
+inline void store_pair(Bfloat16* p, Vector even, Vector odd) {
+  const Bits pair = rounded_to_bfloat16(even) >> 16 | (rounded_to_bfloat16(odd) & 0xFFFF0000U);
+  std::memcpy(p, &pair, sizeof pair);
+}
+
+inline void store_pair_first(Bfloat16* p, Vector even, Vector odd, int64_t count) {
+  Bfloat16 whole[2 * kLanes];
+  store_pair(whole, even, odd);
+  std::memcpy(p, whole, sizeof(Bfloat16) * count);
 }
 
 inline Vector broadcast(float x) {
@@ -106,13 +141,28 @@ inline void keep_in_register(Vector& x) {
 #define CLASP_TARGET
 #include "core/attend.inc"
 #include "core/convert.inc"
+#include "core/fuse.inc"
 #include "core/rank.inc"
 #include "core/tile.inc"
 #undef CLASP_TARGET
 
-inline constexpr Kernels kKernels{tile,        squares,     widen<Bfloat16>, widen<Float16>,
-                                  kLanes,      row_logits,  row_softmax,     row_columns,
-                                  key_softmax, key_columns, exponentials,    rank,
-                                  count_up_to, find_up_to,  count_better};
+inline constexpr Kernels kKernels{tile,
+                                  squares,
+                                  widen<Bfloat16>,
+                                  widen<Float16>,
+                                  kLanes,
+                                  row_logits,
+                                  row_softmax,
+                                  row_columns,
+                                  key_softmax,
+                                  key_columns,
+                                  exponentials,
+                                  rank,
+                                  count_up_to,
+                                  find_up_to,
+                                  count_better,
+                                  kFuseKernels<float>,
+                                  kFuseKernels<Bfloat16>,
+                                  kFuseKernels<Float16>};
 
 }  // namespace clasp::baseline

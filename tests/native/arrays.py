@@ -12,17 +12,32 @@ SCALARS = ("float32", "bfloat16", "float16")
 
 def at_end_of_page(values: np.ndarray) -> np.ndarray:
     """A copy that ends where readable memory does: reading one byte more is a crash."""
-    page = mmap.PAGESIZE
-    size = -(-values.nbytes // page) * page
-    memory = mmap.mmap(-1, size + page)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mprotect(ctypes.c_void_p(address + size), ctypes.c_size_t(page), 0) != 0:
-        raise OSError(ctypes.get_errno(), "mprotect")
+    size = _pages(values.nbytes)
+    memory = mmap.mmap(-1, size + mmap.PAGESIZE)
+    _forbid(memory, size, mmap.PAGESIZE)
     copy = np.frombuffer(memory, values.dtype, values.size, size - values.nbytes)
     copy = copy.reshape(values.shape)
     copy[...] = values
     return copy
+
+
+def unreadable(like: np.ndarray) -> np.ndarray:
+    """As ``like``, but reading any of it is a crash."""
+    size = _pages(like.nbytes)
+    memory = mmap.mmap(-1, size)
+    _forbid(memory, 0, size)
+    return np.frombuffer(memory, like.dtype, like.size).reshape(like.shape)
+
+
+def _pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _forbid(memory: mmap.mmap, offset: int, size: int) -> None:
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + offset
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(size), 0) != 0:
+        raise OSError(ctypes.get_errno(), "mprotect")
 
 
 def encode(values: np.ndarray, scalar: str) -> np.ndarray:
@@ -33,6 +48,20 @@ def encode(values: np.ndarray, scalar: str) -> np.ndarray:
     if scalar == "bfloat16":
         return (values.view(np.uint32) >> 16).astype(np.uint16)  # truncated: any bfloat16 will do
     return values
+
+
+def nearest(values: np.ndarray, scalar: str) -> np.ndarray:
+    """float32 values as the core has to round them: to the nearest, ties to even, by numpy or from
+    the definition; NaN is not allowed."""
+    if scalar == "float32":
+        return values
+    if scalar == "float16":
+        with np.errstate(over="ignore"):
+            return values.astype(np.float16).view(np.uint16)
+    bits = values.view(np.uint32).astype(np.uint64)
+    lower, remainder = bits >> 16, bits & 0xFFFF
+    up = (remainder > 0x8000) | ((remainder == 0x8000) & (lower % 2 == 1))
+    return (lower + up).astype(np.uint16)
 
 
 def decode(encoded: np.ndarray, scalar: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import math
 from types import ModuleType
 
 import numpy as np
-from arrays import at_end_of_page, decode
+from arrays import at_end_of_page, decode, nearest
 
 
 def check_order_of_values(core: ModuleType, _: str) -> None:
@@ -69,14 +69,3 @@ def check_rounding_to_halves(core: ModuleType, _: str) -> None:
         np.testing.assert_array_equal(core.narrow_scalars(values, scalar), nearest(values, scalar))
         nan = core.narrow_scalars(np.array([math.nan, -math.nan], np.float32), scalar)
         assert np.isnan(decode(nan, scalar)).all()
-
-
-def nearest(values: np.ndarray, scalar: str) -> np.ndarray:
-    """Bit patterns of the nearest halves, ties to even, by numpy or from the definition."""
-    if scalar == "float16":
-        with np.errstate(over="ignore"):
-            return values.astype(np.float16).view(np.uint16)
-    bits = values.view(np.uint32).astype(np.uint64)
-    lower, remainder = bits >> 16, bits & 0xFFFF
-    up = (remainder > 0x8000) | ((remainder == 0x8000) & (lower % 2 == 1))
-    return (lower + up).astype(np.uint16)

@@ -15,6 +15,7 @@ void bind_arithmetic(py::module_& m);
 void bind_completion(py::module_& m);
 void bind_pivots(py::module_& m);
 void bind_salience(py::module_& m);
+void bind_fusion(py::module_& m);
 
 namespace {
 
@@ -38,4 +39,5 @@ PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
   bind_completion(m);
   bind_pivots(m);
   bind_salience(m);
+  bind_fusion(m);
 }
