@@ -1,8 +1,8 @@
 """Column means of attention as one would write them without the package, in eager torch.
 
-All form the attention matrix. They differ in how query heads meet the key heads they share, in
-how scale and mask get in, and in what is done to the matrix: every pass over it counts, as it is
-by far the largest tensor here. Rows are weighted alike.
+All form the attention matrix. They differ in how scale and mask get in and in what is done to the
+matrix: every pass over it counts, as it is by far the largest tensor here. None repeats the keys
+for the query heads that share them, which was slower at every shape. Rows are weighted alike.
 """
 
 from __future__ import annotations
@@ -41,19 +41,6 @@ def _column_mean(probability: Tensor, batch: int, key_range: tuple[int, int]) ->
     flat = probability.view(batch, -1, probability.shape[-1])
     flat = flat[..., key_range[0] : key_range[1]]
     return flat.sum(1, dtype=torch.float32).div_(flat.shape[1])
-
-
-def softmax_expanded(
-    query: Tensor, key: Tensor, causal: bool, key_range: tuple[int, int]
-) -> Tensor:
-    """Keys repeated for every query head, float32, softmax, mean: the textbook."""
-    batch, query_heads, rows, width = query.shape
-    key = key.repeat_interleave(query_heads // key.shape[1], 1)
-    logits = query.float() @ key.float().transpose(2, 3)
-    logits = logits.mul_(1 / math.sqrt(width)).flatten(0, 1)
-    if causal:
-        _mask_corner_(logits, rows)
-    return _column_mean(logits.softmax(-1), batch, key_range)
 
 
 def softmax_grouped(
@@ -122,7 +109,6 @@ def expression(
 
 
 EAGER: dict[str, Salience] = {
-    "eager-expanded": softmax_expanded,
     "eager-grouped": softmax_grouped,
     "eager-baddbmm": softmax_baddbmm,
     "eager-exp": unnormalised,

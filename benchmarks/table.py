@@ -41,7 +41,7 @@ def _others(rows: dict[str, Row], kinds: Sequence[str], best: str | None) -> str
     chosen = sorted((row for row in rows.values() if row.kind in kinds), key=lambda r: r.median_us)
     texts = []
     for row in chosen:
-        text = f"{row.implementation} {duration(row.median_us)}".replace(" ", "\N{NO-BREAK SPACE}")
+        text = f"{row.implementation} {duration(row.median_us)}"
         texts.append(f"[bold]{text}[/bold]" if row.implementation == best else text)
     return ", ".join(texts)
 
