@@ -9,6 +9,7 @@
 #include "core/kernels.h"
 #include "core/kernels_avx2.h"
 #include "core/kernels_avx512.h"
+#include "core/kernels_avx512_bf16.h"
 #include "core/kernels_baseline.h"
 
 #if defined(__x86_64__)
@@ -41,6 +42,9 @@ inline std::vector<InstructionSet> instruction_sets() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512bf16")) {
+      found.push_back({"avx512_bf16", &avx512_bf16::kKernels});
+    }
     found.push_back({"avx512", &avx512::kKernels});
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c()) {

@@ -16,6 +16,20 @@ namespace clasp {
 // A tile is at most this many tokens wide: as many as share each load of a row.
 inline constexpr int64_t kTileTokens = 4;
 
+// Dot products of contiguous vectors of one element type, with float32 products and sums. The order
+// of summation depends on nothing but `dim`: the same two vectors give the same bits whatever tile
+// they are in.
+struct DotProducts {
+  // dots[t * num_rows + r] = the dot product of tokens[t] and rows[r]; num_tokens is at most
+  // kTileTokens. On the way, the `num_ahead` vectors that `ahead` points to are asked for from
+  // memory for the next call.
+  void (*tile)(const void* const* tokens, int64_t num_tokens, const void* const* rows,
+               int64_t num_rows, int64_t dim, const void* const* ahead, int64_t num_ahead,
+               float* dots);
+  // squares[t] = the dot product of tokens[t] with itself, summed in the same order.
+  void (*squares)(const void* const* tokens, int64_t num_tokens, int64_t dim, float* squares);
+};
+
 // Keys of attention are dealt with in blocks of this many.
 inline constexpr int64_t kBlockKeys = 64;
 // A block of query rows is at most this many vectors wide.
@@ -52,13 +66,9 @@ struct FuseKernels {
 };
 
 struct Kernels {
-  // dots[t * num_rows + r] = the dot product of tokens[t] and rows[r], all of `dim` float32;
-  // num_tokens is at most kTileTokens. The order of summation depends on nothing but `dim`: the
-  // same two vectors give the same bits whatever tile they are in.
-  void (*tile)(const float* const* tokens, int64_t num_tokens, const float* const* rows,
-               int64_t num_rows, int64_t dim, float* dots);
-  // squares[t] = the dot product of tokens[t] with itself, summed in the same order.
-  void (*squares)(const float* const* tokens, int64_t num_tokens, int64_t dim, float* squares);
+  DotProducts dots_of_float32;
+  DotProducts dots_of_bfloat16;
+  DotProducts dots_of_float16;
   void (*widen_bfloat16)(const Bfloat16* source, int64_t count, float* target);
   void (*widen_float16)(const Float16* source, int64_t count, float* target);
 
@@ -94,6 +104,17 @@ struct Kernels {
   FuseKernels<float> fuse_float32;
   FuseKernels<Bfloat16> fuse_bfloat16;
   FuseKernels<Float16> fuse_float16;
+
+  const DotProducts& dots(Scalar scalar) const {
+    switch (scalar) {
+      case Scalar::bfloat16:
+        return dots_of_bfloat16;
+      case Scalar::float16:
+        return dots_of_float16;
+      default:
+        return dots_of_float32;
+    }
+  }
 };
 
 }  // namespace clasp

@@ -18,8 +18,6 @@ namespace clasp::avx2 {
 using Vector = __m256;
 
 inline constexpr int64_t kLanes = 8;
-inline constexpr int kTokens = 2;
-inline constexpr int kPairs = 4;
 inline constexpr int kAccumulators = 12;
 
 CLASP_TARGET inline __m256i first_lanes(int64_t count) {
@@ -63,6 +61,17 @@ CLASP_TARGET inline Vector load(const float* p) {
 template <class Half>
 CLASP_TARGET inline Vector load(const Half* p) {
   return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), Half{});
+}
+
+CLASP_TARGET inline Vector even_halves(const Bfloat16* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
+}
+
+CLASP_TARGET inline Vector odd_halves(const Bfloat16* p) {
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xFFFF0000U));
+  return _mm256_castsi256_ps(_mm256_and_si256(halves, high));
 }
 
 CLASP_TARGET inline Vector load_first(const float* p, int64_t count) {
@@ -166,30 +175,7 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
   asm("" : "+x"(x));
 }
 
-#  include "core/attend.inc"
-#  include "core/convert.inc"
-#  include "core/fuse.inc"
-#  include "core/rank.inc"
-#  include "core/tile.inc"
-
-inline constexpr Kernels kKernels{tile,
-                                  squares,
-                                  widen<Bfloat16>,
-                                  widen<Float16>,
-                                  kLanes,
-                                  row_logits,
-                                  row_softmax,
-                                  row_columns,
-                                  key_softmax,
-                                  key_columns,
-                                  exponentials,
-                                  rank,
-                                  count_up_to,
-                                  find_up_to,
-                                  count_better,
-                                  kFuseKernels<float>,
-                                  kFuseKernels<Bfloat16>,
-                                  kFuseKernels<Float16>};
+#  include "core/table.inc"
 
 }  // namespace clasp::avx2
 

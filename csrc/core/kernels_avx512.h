@@ -6,6 +6,7 @@
 #  include <immintrin.h>
 
 #  include <cstdint>
+#  include <cstring>
 
 #  include "core/kernels.h"
 #  include "core/order.h"
@@ -24,8 +25,6 @@ namespace clasp::avx512 {
 using Vector = __m512;
 
 inline constexpr int64_t kLanes = 16;
-inline constexpr int kTokens = 4;
-inline constexpr int kPairs = 8;
 inline constexpr int kAccumulators = 24;
 
 CLASP_TARGET inline __mmask16 first_lanes(int64_t count) {
@@ -66,6 +65,15 @@ CLASP_TARGET inline Vector load(const float* p) {
 template <class Half>
 CLASP_TARGET inline Vector load(const Half* p) {
   return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), Half{});
+}
+
+CLASP_TARGET inline Vector even_halves(const Bfloat16* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+}
+
+CLASP_TARGET inline Vector odd_halves(const Bfloat16* p) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xFFFF0000U));
+  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), high));
 }
 
 CLASP_TARGET inline Vector load_first(const float* p, int64_t count) {
@@ -168,30 +176,7 @@ CLASP_TARGET inline void keep_in_register(Vector& x) {
   asm("" : "+v"(x));
 }
 
-#  include "core/attend.inc"
-#  include "core/convert.inc"
-#  include "core/fuse.inc"
-#  include "core/rank.inc"
-#  include "core/tile.inc"
-
-inline constexpr Kernels kKernels{tile,
-                                  squares,
-                                  widen<Bfloat16>,
-                                  widen<Float16>,
-                                  kLanes,
-                                  row_logits,
-                                  row_softmax,
-                                  row_columns,
-                                  key_softmax,
-                                  key_columns,
-                                  exponentials,
-                                  rank,
-                                  count_up_to,
-                                  find_up_to,
-                                  count_better,
-                                  kFuseKernels<float>,
-                                  kFuseKernels<Bfloat16>,
-                                  kFuseKernels<Float16>};
+#  include "core/table.inc"
 
 }  // namespace clasp::avx512
 

@@ -17,8 +17,6 @@ using Vector = float __attribute__((vector_size(16)));
 using Bits = uint32_t __attribute__((vector_size(16)));
 
 inline constexpr int64_t kLanes = 4;
-inline constexpr int kTokens = 2;
-inline constexpr int kPairs = 4;
 inline constexpr int kAccumulators = 12;
 
 inline Vector load(const float* p) {
@@ -30,6 +28,21 @@ inline Vector load(const float* p) {
 template <class Half>
 inline Vector load(const Half* p) {
   return Vector{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
+}
+
+// Pairs of halves as integers: the first of each pair is the lower half of its integer.
+using Pairs = uint32_t __attribute__((vector_size(16)));
+
+inline Vector even_halves(const Bfloat16* p) {
+  Pairs pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return reinterpret_cast<Vector>(pairs << 16);
+}
+
+inline Vector odd_halves(const Bfloat16* p) {
+  Pairs pairs;
+  std::memcpy(&pairs, p, sizeof pairs);
+  return reinterpret_cast<Vector>(pairs & 0xFFFF0000U);
 }
 
 template <class Element>
@@ -139,30 +152,7 @@ inline void keep_in_register(Vector& x) {
 }
 
 #define CLASP_TARGET
-#include "core/attend.inc"
-#include "core/convert.inc"
-#include "core/fuse.inc"
-#include "core/rank.inc"
-#include "core/tile.inc"
+#include "core/table.inc"
 #undef CLASP_TARGET
-
-inline constexpr Kernels kKernels{tile,
-                                  squares,
-                                  widen<Bfloat16>,
-                                  widen<Float16>,
-                                  kLanes,
-                                  row_logits,
-                                  row_softmax,
-                                  row_columns,
-                                  key_softmax,
-                                  key_columns,
-                                  exponentials,
-                                  rank,
-                                  count_up_to,
-                                  find_up_to,
-                                  count_better,
-                                  kFuseKernels<float>,
-                                  kFuseKernels<Bfloat16>,
-                                  kFuseKernels<Float16>};
 
 }  // namespace clasp::baseline

@@ -20,10 +20,26 @@ struct Matrix {
     return static_cast<const char*>(data) + index * row_stride * scalar_size(scalar);
   }
 
-  // Whether rows can be read where they are, as contiguous float32.
-  bool in_place() const { return scalar == Scalar::float32 && column_stride == 1; }
+  bool has_contiguous_rows() const { return column_stride == 1; }
 
-  // Row `index` as contiguous float32: the row itself if in_place(), else written to `buffer`.
+  // Row `index` with its elements side by side: the row itself if they are, else a copy that is
+  // written to `buffer`.
+  const void* contiguous(int64_t index, void* buffer) const {
+    const void* source = row(index);
+    if (has_contiguous_rows()) return source;
+    if (scalar == Scalar::float32) {
+      copy_apart(static_cast<const float*>(source), static_cast<float*>(buffer));
+    } else {
+      copy_apart(static_cast<const uint16_t*>(source), static_cast<uint16_t*>(buffer));
+    }
+    return buffer;
+  }
+
+  // Whether load() needs no buffer.
+  bool in_place() const { return scalar == Scalar::float32 && has_contiguous_rows(); }
+
+  // Row `index` as contiguous float32: the row itself if it is that already, else written to
+  // `buffer`.
   const float* load(int64_t index, const Kernels& kernels, float* buffer) const {
     const void* source = row(index);
     if (in_place()) return static_cast<const float*>(source);
@@ -48,6 +64,12 @@ struct Matrix {
       default:
         return static_cast<const float*>(base)[offset];
     }
+  }
+
+ private:
+  template <class Bits>
+  void copy_apart(const Bits* source, Bits* target) const {
+    for (int64_t i = 0; i < num_columns; ++i) target[i] = source[i * column_stride];
   }
 };
 

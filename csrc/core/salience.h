@@ -217,8 +217,10 @@ class Salience {
     for (int64_t k = 0; k < num_keys; k += kKeysAtOnce) {
       const int64_t count = std::min(kKeysAtOnce, num_keys - k);
       const float* rows[kKeysAtOnce];
+      const void* any_rows[kKeysAtOnce];
       for (int64_t i = 0; i < count; ++i) {
         rows[i] = head_->keys.load(begin + k + i, kernels_, keys + i * dim);
+        any_rows[i] = rows[i];
       }
       if (num_vectors_) {
         kernels_.row_logits(queries_.data(), num_vectors_, rows, count, dim, head_->scale,
@@ -227,10 +229,10 @@ class Salience {
       }
       for (int64_t r = 0; r < width_; r += kTileTokens) {
         const int64_t num_queries = std::min(kTileTokens, width_ - r);
-        const float* queries[kTileTokens];
+        const void* queries[kTileTokens];
         for (int64_t i = 0; i < num_queries; ++i) queries[i] = queries_.data() + (r + i) * dim;
         float dots[kTileTokens * kKeysAtOnce];
-        kernels_.tile(queries, num_queries, rows, count, dim, dots);
+        kernels_.dots_of_float32.tile(queries, num_queries, any_rows, count, dim, nullptr, 0, dots);
         for (int64_t i = 0; i < num_queries * count; ++i) {
           logits[(r + i / count) * kBlockKeys + k + i % count] = head_->scale * dots[i];
         }

@@ -7,35 +7,30 @@
 
 #include "core/completion.h"
 #include "core/matrix.h"
-#include "core/order.h"
+#include "core/pivots.h"
 
 namespace clasp {
 
 class Selection {
  public:
-  explicit Selection(const Kernels& kernels) : completion_(kernels) {}
+  explicit Selection(const Kernels& kernels) : pivots_(kernels), completion_(kernels) {}
 
   // Writes the kept tokens to `indices` in ascending order, with whether each is a pivot, and
-  // returns how many there are: `budget`, or all valid ones if they are fewer. `salience(n)` is a
-  // float, `valid(n)` a bool; `parallel` as for Completion::run.
-  template <class Salience, class Valid, class Parallel>
-  int64_t run(const Matrix& features, const Salience& salience, int64_t budget, int64_t num_pivots,
+  // returns how many there are: `budget`, or all valid ones if they are fewer. `salience` is a
+  // float for each row of `features`, `valid(n)` a bool; `parallel` as for Completion::run.
+  template <class Valid, class Parallel>
+  int64_t run(const Matrix& features, const float* salience, int64_t budget, int64_t num_pivots,
               const Valid& valid, const Parallel& parallel, int64_t* indices, bool* is_pivot) {
-    keys_.clear();
-    for (int64_t n = 0; n < features.num_rows; ++n) {
-      if (valid(n)) keys_.push_back(largest_first(salience(n), n));
-    }
-    const auto num_valid = static_cast<int64_t>(keys_.size());
+    int64_t num_valid = 0;
+    for (int64_t n = 0; n < features.num_rows; ++n) num_valid += valid(n) ? 1 : 0;
     const int64_t num_kept = std::min(budget, num_valid);
     num_pivots = std::min(std::max<int64_t>(num_pivots, 1), num_kept);
-    std::nth_element(keys_.begin(), keys_.begin() + num_pivots, keys_.end());
-
     kept_.resize(num_kept);
-    for (int64_t i = 0; i < num_pivots; ++i) kept_[i] = key_index(keys_[i]);
     if (num_kept == num_valid) {
-      // Everything stays; how well anything is covered no longer matters.
-      for (int64_t i = num_pivots; i < num_kept; ++i) kept_[i] = key_index(keys_[i]);
-    } else if (num_pivots < num_kept) {
+      // Everything stays, ranked by salience; how well anything is covered does not matter.
+      pivots_.run(salience, features.num_rows, num_kept, valid, kept_.data());
+    } else {
+      pivots_.run_unordered(salience, features.num_rows, num_pivots, valid, kept_.data());
       completion_.run(features, kept_.data(), num_pivots, num_kept - num_pivots, valid, parallel,
                       kept_.data() + num_pivots);
     }
@@ -50,8 +45,8 @@ class Selection {
   }
 
  private:
+  Pivots pivots_;
   Completion completion_;
-  std::vector<uint64_t> keys_;
   std::vector<int64_t> kept_;  // indices; at the end 2 * index + is_pivot
 };
 

@@ -14,6 +14,7 @@
 #include "core/matrix.h"
 #include "core/selection.h"
 #include "cpu/arguments.h"
+#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
 namespace clasp::cpu {
@@ -40,7 +41,7 @@ Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t n
   }
   const ValidMask mask(valid, "valid", B, N);
 
-  Tensor picks = torch::stable::new_empty(features, {B, num_tokens}, ScalarType::Long);
+  Tensor picks = empty<2>({B, num_tokens}, aoti_torch_dtype_int64());
   auto* out = picks.mutable_data_ptr<int64_t>();
   for_each_image<Completion>(B, [&](int64_t b, Completion& completion, const auto& parallel) {
     std::vector<int64_t> present;
@@ -69,26 +70,24 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
   const int64_t B = features.size(0);
   const int64_t N = features.size(1);
   check_matrix(salience, "salience", salience.scalar_type(), B, N);
-  const Matrix scores{
-      salience.const_data_ptr(), scalar_of(salience, "salience"), B, N, salience.stride(0),
-      salience.stride(1)};
+  const Matrix scores{salience.const_data_ptr(), scalar_of(salience, "salience"), B, N,
+                      salience.stride(0),        N == 1 ? 1 : salience.stride(1)};
   const PerImage budgets(budget, "budget", B, num_tokens);
   const PerImage pivots(pivot_counts, "pivot_counts", B, num_pivots);
   const ValidMask mask(valid, "valid", B, N);
 
-  Tensor indices = torch::stable::new_empty(features, {B, num_tokens}, ScalarType::Long);
-  Tensor is_pivot = torch::stable::new_empty(features, {B, num_tokens}, ScalarType::Bool);
-  Tensor counts = torch::stable::new_empty(features, {B}, ScalarType::Long);
+  Tensor indices = empty<2>({B, num_tokens}, aoti_torch_dtype_int64());
+  Tensor is_pivot = empty<2>({B, num_tokens}, aoti_torch_dtype_bool());
+  Tensor counts = empty<1>({B}, aoti_torch_dtype_int64());
   auto* indices_out = indices.mutable_data_ptr<int64_t>();
   auto* is_pivot_out = is_pivot.mutable_data_ptr<bool>();
   auto* counts_out = counts.mutable_data_ptr<int64_t>();
   for_each_image<Selection>(B, [&](int64_t b, Selection& selection, const auto& parallel) {
-    const auto score = [&scores, row = scores.row(b)](int64_t n) {
-      return scores.element(row, n * scores.column_stride);
-    };
+    std::vector<float> buffer(scores.in_place() ? 0 : N);
+    const float* values = scores.load(b, best_kernels(), buffer.data());
     int64_t* index_row = indices_out + b * num_tokens;
     bool* pivot_row = is_pivot_out + b * num_tokens;
-    const int64_t count = selection.run(images.image(b), score, budgets[b], pivots[b],
+    const int64_t count = selection.run(images.image(b), values, budgets[b], pivots[b],
                                         mask.image(b), parallel, index_row, pivot_row);
     std::fill(index_row + count, index_row + num_tokens, -1);
     std::fill(pivot_row + count, pivot_row + num_tokens, false);

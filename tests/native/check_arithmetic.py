@@ -6,7 +6,7 @@ import math
 from types import ModuleType
 
 import numpy as np
-from arrays import at_end_of_page, decode, nearest
+from arrays import SCALARS, at_end_of_page, decode, encode, nearest
 
 
 def check_order_of_values(core: ModuleType, _: str) -> None:
@@ -36,21 +36,42 @@ def check_widening_every_half(core: ModuleType, isa: str) -> None:
 
 def check_dot_products_are_right_and_do_not_depend_on_the_tile(core: ModuleType, isa: str) -> None:
     rng = np.random.default_rng(0)
-    for dim in [*range(1, 70), 96, 1000, 1024]:
-        tokens = at_end_of_page(rng.standard_normal((4, dim)).astype(np.float32))
-        rows = at_end_of_page(rng.standard_normal((9, dim)).astype(np.float32))
-        alone = np.array(
-            [[core.tile(isa, t[None], r[None])[0, 0] for r in rows] for t in tokens], np.float32
-        )
-        exact = tokens.astype(np.float64) @ rows.T.astype(np.float64)
-        scale = np.linalg.norm(tokens, axis=1)[:, None] * np.linalg.norm(rows, axis=1)
-        assert (np.abs(alone - exact) <= 1e-6 * scale).all(), dim
-        for num_tokens in range(1, 5):
-            for num_rows in range(1, 10):
-                dots = core.tile(isa, tokens[:num_tokens], rows[:num_rows])
-                np.testing.assert_array_equal(dots, alone[:num_tokens, :num_rows])
-            squares = [core.tile(isa, t[None], t[None])[0, 0] for t in tokens[:num_tokens]]
-            np.testing.assert_array_equal(core.squares(isa, tokens[:num_tokens]), squares)
+    widest = core.TILE_TOKENS
+    for scalar in SCALARS:
+        for dim in [*range(1, 140), 1000, 1024]:
+            tokens = at_end_of_page(encode(rng.standard_normal((widest, dim)), scalar))
+            rows = at_end_of_page(encode(rng.standard_normal((9, dim)), scalar))
+            exact_tokens, exact_rows = decode(tokens, scalar), decode(rows, scalar)
+            alone = np.array(
+                [
+                    [core.tile(isa, scalar, t[None], r[None], None)[0, 0] for r in rows]
+                    for t in tokens
+                ]
+            )
+            exact = exact_tokens @ exact_rows.T
+            scale = np.linalg.norm(exact_tokens, axis=1)[:, None]
+            scale = scale * np.linalg.norm(exact_rows, axis=1)
+            assert (np.abs(alone - exact) <= 1e-6 * scale).all(), (scalar, dim)
+            if dim > 70 and dim % 16:
+                continue
+            for num_tokens in range(1, widest + 1):
+                for num_rows in range(1, 10):
+                    later = tokens[: num_rows % widest] if num_rows % 2 else None
+                    dots = core.tile(isa, scalar, tokens[:num_tokens], rows[:num_rows], later)
+                    np.testing.assert_array_equal(dots, alone[:num_tokens, :num_rows])
+                own = [core.tile(isa, scalar, t[None], t[None], None)[0, 0] for t in tokens]
+                squares = core.squares(isa, scalar, tokens[:num_tokens])
+                np.testing.assert_array_equal(squares, own[:num_tokens])
+
+
+def check_dot_products_of_halves_lose_nothing(core: ModuleType, isa: str) -> None:
+    """Products that are exact in float32, as those of small integers are, come out exact."""
+    rng = np.random.default_rng(1)
+    for scalar in SCALARS:
+        values = rng.integers(-16, 17, (12, 333)).astype(np.float64)
+        encoded = encode(values, scalar)
+        dots = core.tile(isa, scalar, encoded[: core.TILE_TOKENS], encoded, None)
+        np.testing.assert_array_equal(dots, values[: core.TILE_TOKENS] @ values.T)
 
 
 def check_rounding_to_halves(core: ModuleType, _: str) -> None:

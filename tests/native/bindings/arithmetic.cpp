@@ -1,8 +1,10 @@
 // What depends on the instruction set, and how candidates are ranked.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,27 +14,34 @@
 
 namespace {
 
-std::vector<const float*> row_pointers(const py::array_t<float>& rows) {
-  std::vector<const float*> pointers;
-  for (py::ssize_t r = 0; r < rows.shape(0); ++r) pointers.push_back(rows.data(r, 0));
+std::vector<const void*> row_pointers(const clasp::Matrix& rows) {
+  std::vector<const void*> pointers;
+  for (int64_t r = 0; r < rows.num_rows; ++r) pointers.push_back(rows.row(r));
   return pointers;
 }
 
-py::array_t<float> tile(const std::string& instruction_set, const py::array_t<float>& tokens,
-                        const py::array_t<float>& rows) {
-  const std::vector<const float*> t = row_pointers(tokens);
-  const std::vector<const float*> r = row_pointers(rows);
+// `later`: what the next tile would be of.
+py::array_t<float> tile(const std::string& instruction_set, const std::string& scalar,
+                        const py::array& tokens, const py::array& rows,
+                        const std::optional<py::array>& later) {
+  const std::vector<const void*> t = row_pointers(matrix(tokens, scalar));
+  const std::vector<const void*> r = row_pointers(matrix(rows, scalar));
+  std::vector<const void*> ahead;
+  if (later) ahead = row_pointers(matrix(*later, scalar));
   py::array_t<float> dots({t.size(), r.size()});
   kernels_of(instruction_set)
+      .dots(scalar_named(scalar))
       .tile(t.data(), static_cast<int64_t>(t.size()), r.data(), static_cast<int64_t>(r.size()),
-            tokens.shape(1), dots.mutable_data());
+            tokens.shape(1), ahead.data(), static_cast<int64_t>(ahead.size()), dots.mutable_data());
   return dots;
 }
 
-py::array_t<float> squares(const std::string& instruction_set, const py::array_t<float>& tokens) {
-  const std::vector<const float*> t = row_pointers(tokens);
+py::array_t<float> squares(const std::string& instruction_set, const std::string& scalar,
+                           const py::array& tokens) {
+  const std::vector<const void*> t = row_pointers(matrix(tokens, scalar));
   py::array_t<float> result(tokens.shape(0));
   kernels_of(instruction_set)
+      .dots(scalar_named(scalar))
       .squares(t.data(), static_cast<int64_t>(t.size()), tokens.shape(1), result.mutable_data());
   return result;
 }
@@ -78,6 +87,7 @@ void bind_arithmetic(py::module_& m) {
   m.def("key_index", &clasp::key_index);
   m.attr("RETIRED") = clasp::kRetired;
   m.def("tile", &tile);
+  m.attr("TILE_TOKENS") = clasp::kTileTokens;
   m.def("squares", &squares);
   m.def("widen", &widen);
   m.def("narrow_scalars", &narrow_scalars);

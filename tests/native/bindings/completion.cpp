@@ -41,9 +41,9 @@ class Worker {
       int64_t budget, int64_t num_pivots, const std::vector<bool>& valid, int64_t pieces) {
     std::vector<int64_t> indices(budget);
     const auto is_pivot = std::make_unique<bool[]>(budget);
-    const int64_t count = selection_.run(
-        matrix(features, scalar), [&](int64_t n) { return salience[n]; }, budget, num_pivots,
-        flag(valid), in_pieces(pieces), indices.data(), is_pivot.get());
+    const int64_t count =
+        selection_.run(matrix(features, scalar), salience.data(), budget, num_pivots, flag(valid),
+                       in_pieces(pieces), indices.data(), is_pivot.get());
     indices.resize(count);
     return {indices, std::vector<bool>(is_pivot.get(), is_pivot.get() + count)};
   }
