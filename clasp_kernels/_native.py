@@ -14,6 +14,7 @@ CPU_OPS = (
     "attention_salience",
     "complete_tokens",
     "fuse_layers",
+    "gather_tokens",
     "select_pivots",
     "select_tokens",
 )

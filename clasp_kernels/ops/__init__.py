@@ -10,7 +10,8 @@ direct call of ``torch.ops.clasp_kernels.*``. What values that are not allowed t
 
 - ``fuse_layers``: a category id that is out of range raises RuntimeError, from the reference
   IndexError, which takes a negative one to count from the last row of ``weights``.
-- ``gather_tokens``: an index below -1 gives zeros, one of N or more raises IndexError.
+- ``gather_tokens``: an index below -1 gives zeros, one of N or more raises RuntimeError or
+  IndexError.
 - ``complete_tokens``: an index below -1 is skipped, one of N or more raises RuntimeError or
   IndexError, and a repeated one counts once.
 - ``merge_tokens``: an index below -1 gives zeros, and of a repeated one the first slot gets the

@@ -89,6 +89,37 @@ class ValidMask {
   int64_t token_stride_ = 0;
 };
 
+// Token indices, [B, R], none of which is past the last token; a negative one is no token.
+class Indices {
+ public:
+  Indices(const Tensor& indices, const char* name, int64_t num_images, int64_t num_tokens) {
+    STD_TORCH_CHECK(indices.dim() == 2, name, " must be [B, R]");
+    width_ = indices.size(1);
+    check_matrix(indices, name, ScalarType::Long, num_images, width_);
+    data_ = indices.const_data_ptr<int64_t>();
+    image_stride_ = indices.stride(0);
+    slot_stride_ = indices.stride(1);
+    for (int64_t b = 0; b < num_images; ++b) {
+      for (int64_t slot = 0; slot < width_; ++slot) {
+        STD_TORCH_CHECK((*this)(b, slot) < num_tokens, name, " must lie in -1..", num_tokens - 1,
+                        " (a token, or -1 for none), got ", (*this)(b, slot));
+      }
+    }
+  }
+
+  int64_t width() const { return width_; }
+
+  int64_t operator()(int64_t image, int64_t slot) const {
+    return data_[image * image_stride_ + slot * slot_stride_];
+  }
+
+ private:
+  const int64_t* data_;
+  int64_t width_;
+  int64_t image_stride_;
+  int64_t slot_stride_;
+};
+
 // A batch of matrices, [B, N, D].
 class Batch {
  public:

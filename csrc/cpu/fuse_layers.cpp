@@ -14,7 +14,8 @@
 #include "core/matrix.h"
 #include "core/scalar.h"
 #include "cpu/arguments.h"
-#include "cpu/output.h"
+#include "cpu/huge_pages.h"
+#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
 namespace clasp::cpu {
@@ -68,7 +69,7 @@ Tensor fuse_layers(const std::vector<Tensor>& hidden_states, const Tensor& weigh
   }
   const Normalization normalization = normalization_named(normalize);
 
-  Tensor fused = torch::stable::new_empty(first, {B, N, D});
+  Tensor fused = empty<3>({B, N, D}, first);
   auto* out = static_cast<char*>(fused.mutable_data_ptr());
   const int64_t row_bytes = D * scalar_size(scalar_of(first, "hidden_states"));
   advise_huge_pages(out, B * N * row_bytes);

@@ -28,4 +28,13 @@ torch::stable::Tensor empty(const std::array<int64_t, kDims>& sizes, int32_t dty
   return torch::stable::Tensor(handle);
 }
 
+// The same in the dtype of `like`.
+template <std::size_t kDims>
+torch::stable::Tensor empty(const std::array<int64_t, kDims>& sizes,
+                            const torch::stable::Tensor& like) {
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return empty<kDims>(sizes, dtype);
+}
+
 }  // namespace clasp::cpu

@@ -1,9 +1,6 @@
 // Outputs that are large enough for their allocation to cost something.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <cstdint>
 
 #if defined(__linux__)
