@@ -24,12 +24,18 @@
 
 namespace clasp {
 
-// A zero vector is similar to nothing. Any other similarity that is not finite is larger than all
-// that are, so that such a token never attracts.
-inline float cosine(float dot, float norm_a, float norm_b) {
-  if (norm_a == 0.0F || norm_b == 0.0F) return 0.0F;
-  const float similarity = dot / (norm_a * norm_b);
-  return std::isfinite(similarity) ? similarity : std::numeric_limits<float>::infinity();
+// Cosine similarities from dot products, in place. A zero vector is similar to nothing. Any other
+// similarity that is not finite is larger than all that are, so that such a token never attracts.
+// Free of branches, so that it vectorises.
+inline void to_cosines(int64_t count, float norm, const float* norms, float* dots) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (int64_t i = 0; i < count; ++i) {
+    const float product = norm * norms[i];
+    const bool is_zero = (norm == 0.0F) | (norms[i] == 0.0F);
+    const float similarity = dots[i] / product;
+    const float finite = std::abs(similarity) < kInfinity ? similarity : kInfinity;
+    dots[i] = is_zero ? 0.0F : finite;
+  }
 }
 
 // Completes one image at a time; the buffers are kept from one to the next.
@@ -74,6 +80,9 @@ class Completion {
   static constexpr int64_t kChunk = 8;
   // One token in this many is compared first, to foretell what the others will need.
   static constexpr int64_t kSampleStride = 8;
+  // A share of refreshing, which outweighs waking a thread, and how many shares there are at most.
+  static constexpr int64_t kShareTokens = 32;
+  static constexpr int64_t kMaxShares = 64;
   // What of a thread's second-level cache tokens may take.
   static constexpr int64_t kBatchBytes = 256 * 1024;
 
@@ -180,10 +189,24 @@ class Completion {
     });
   }
 
+  // Refreshes what is queued, in shares that may run in parallel. Tiles are dealt out to them like
+  // cards, as those at the front of the queue have the most to catch up with.
   template <class Parallel>
   void refresh_queue(uint64_t limit, const Parallel& parallel) {
-    parallel(static_cast<int64_t>(queue_.size()), [this, limit](int64_t begin, int64_t end) {
-      refresh(queue_.data() + begin, queue_.data() + end, limit);
+    const auto size = static_cast<int64_t>(queue_.size());
+    const int64_t num_shares = std::clamp<int64_t>(size / kShareTokens, 1, kMaxShares);
+    int64_t starts[kMaxShares + 1];
+    dealt_.clear();
+    for (int64_t share = 0; share < num_shares; ++share) {
+      starts[share] = static_cast<int64_t>(dealt_.size());
+      for (int64_t i = share * kTileTokens; i < size; i += num_shares * kTileTokens) {
+        const int64_t count = std::min(kTileTokens, size - i);
+        dealt_.insert(dealt_.end(), queue_.begin() + i, queue_.begin() + i + count);
+      }
+    }
+    starts[num_shares] = size;
+    parallel(num_shares, [this, limit, &starts](int64_t begin, int64_t end) {
+      refresh(dealt_.data() + starts[begin], dealt_.data() + starts[end], limit);
     });
   }
 
@@ -292,11 +315,10 @@ class Completion {
     }
     for (int64_t t = 0; t < num_tokens; ++t) {
       const int64_t n = tokens[t];
-      const float norm = norms_[n];
-      float bound = bounds_[n];
-      for (int64_t r = 0; r < count; ++r) {
-        bound = std::max(bound, cosine(dots[t * count + r], norm, row_norms_[first + r]));
-      }
+      float* similarities = dots + t * count;
+      to_cosines(count, norms_[n], &row_norms_[first], similarities);
+      const float bound =
+          std::max(bounds_[n], *std::max_element(similarities, similarities + count));
       bounds_[n] = bound;
       num_seen_[n] = static_cast<int32_t>(first + count);
       tree_.set_leaf(n, key(n));
@@ -316,6 +338,7 @@ class Completion {
   std::vector<char> row_storage_;  // selected tokens that cannot be read in place
   std::vector<char> token_storage_;
   std::vector<int64_t> queue_;
+  std::vector<int64_t> dealt_;
   std::vector<uint32_t> ranks_;
 };
 

@@ -19,6 +19,7 @@ using Vector = __m256;
 
 inline constexpr int64_t kLanes = 8;
 inline constexpr int kAccumulators = 12;
+inline constexpr int kMostProducts = 8;
 
 CLASP_TARGET inline __m256i first_lanes(int64_t count) {
   const int clamped = static_cast<int>(count < kLanes ? count : kLanes);

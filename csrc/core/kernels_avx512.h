@@ -26,6 +26,7 @@ using Vector = __m512;
 
 inline constexpr int64_t kLanes = 16;
 inline constexpr int kAccumulators = 24;
+inline constexpr int kMostProducts = 16;
 
 CLASP_TARGET inline __mmask16 first_lanes(int64_t count) {
   return count >= kLanes ? 0xFFFF : static_cast<__mmask16>((1U << count) - 1U);

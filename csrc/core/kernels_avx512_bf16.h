@@ -24,6 +24,7 @@
 namespace clasp::avx512_bf16 {
 
 using Vector = __m512;
+using avx512::kMostProducts;
 using avx512::sum;
 
 inline constexpr int64_t kHalf = 32;

@@ -18,6 +18,7 @@ using Bits = uint32_t __attribute__((vector_size(16)));
 
 inline constexpr int64_t kLanes = 4;
 inline constexpr int kAccumulators = 12;
+inline constexpr int kMostProducts = 8;
 
 inline Vector load(const float* p) {
   Vector x;

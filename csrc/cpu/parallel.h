@@ -10,9 +10,8 @@
 namespace clasp::cpu {
 
 inline constexpr auto kSerial = [](int64_t count, const auto& body) { body(0, count); };
-// At 32 tokens a thread's share outweighs waking it.
 inline constexpr auto kParallel = [](int64_t count, const auto& body) {
-  torch::stable::parallel_for(0, count, /*grain_size=*/32, body);
+  torch::stable::parallel_for(0, count, /*grain_size=*/1, body);
 };
 // Blocks of attention's keys are each worth a thread.
 inline constexpr auto kParallelBlocks = [](int64_t count, const auto& body) {
