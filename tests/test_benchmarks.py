@@ -378,3 +378,11 @@ def test_peak_memory_sees_an_allocation_of_known_size(tmp_path: Path) -> None:
         check=True,
     )
     assert int(done.stdout) == pytest.approx(100 << 10, abs=4 << 10)
+
+
+@pytest.mark.parametrize("case", peak_memory.CASES["select_tokens"][:2], ids=str)
+def test_selection_stays_within_its_memory(case: bench_select_tokens.Case) -> None:
+    """Bytes are counted, so this is the same on every machine with as many threads."""
+    peak = peak_memory.in_fresh_process("select_tokens", str(case), rows.OURS)
+    limit = peak_memory.limit("select_tokens", case)
+    assert limit is not None and 0 < peak <= limit
