@@ -15,7 +15,7 @@ STATUS = _native.load()
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="the C++ extension is not built")
 
 VARIABLE = "CLASP_KERNELS_CPU_CAPABILITY"
-LEVELS = ("avx512", "avx2", "baseline")
+LEVELS = ("avx512_bf16", "avx512", "avx2", "baseline")
 
 # Every pick is within 1e-5 of the best, in float64, given the picks before it.
 CERTIFY = """

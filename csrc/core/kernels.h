@@ -11,6 +11,13 @@
 
 #include "core/scalar.h"
 
+// Before a loop over running sums: unrolled this early, they stay in registers all along.
+#if defined(__clang__)
+#  define CLASP_UNROLL _Pragma("unroll")
+#else
+#  define CLASP_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace clasp {
 
 // A tile is at most this many tokens wide: as many as share each load of a row.
@@ -32,6 +39,7 @@ struct DotProducts {
 
 // Keys of attention are dealt with in blocks of this many.
 inline constexpr int64_t kBlockKeys = 64;
+inline constexpr int64_t kKeysAtOnce = 16;
 // A block of query rows is at most this many vectors wide.
 inline constexpr int64_t kMaxRowVectors = 3;
 // What the maximum of no logits is: finite, so that -inf minus it is -inf.
@@ -78,13 +86,20 @@ struct Kernels {
   // logits[k] = scale * the products of keys[k] and each query of the [dim, num_vectors, lanes].
   void (*row_logits)(const float* queries, int64_t num_vectors, const float* const* keys,
                      int64_t num_keys, int64_t dim, float scale, float* logits);
+  // The same for keys of bfloat16, with the queries in pairs of features, [(dim + 1) / 2,
+  // num_vectors, lanes]; null where the machine does not multiply bfloat16.
+  void (*row_logits_bfloat16)(const uint32_t* queries, int64_t num_vectors, const void* const* keys,
+                              int64_t num_keys, int64_t dim, float scale, float* logits);
   // Logits to exp(logit - maximum), with each row's maximum and the sum of what it came to.
   void (*row_softmax)(int64_t num_vectors, int64_t num_keys, float* logits, float* maxima,
                       float* sums);
   // columns[k] = the sum of factors[r] * exponentials[k, r] over rows.
   void (*row_columns)(const float* exponentials, const float* factors, int64_t num_vectors,
                       int64_t num_keys, float* columns);
-  // The same two for kBlockKeys keys across the lanes: [num_rows, kBlockKeys].
+  // The same with kBlockKeys keys across the lanes, [num_rows, kBlockKeys]: for few rows.
+  // Keys, kKeysAtOnce of them, and queries, [num_rows, dim], are of one Scalar, which is the index.
+  void (*key_logits[3])(const void* queries, int64_t num_rows, const void* const* keys, int64_t dim,
+                        float scale, float* logits);
   void (*key_softmax)(int64_t num_rows, float* logits, float* maxima, float* sums);
   void (*key_columns)(const float* exponentials, const float* factors, int64_t num_rows,
                       float* columns);

@@ -157,6 +157,12 @@ CLASP_TARGET inline Vector maximum(Vector a, Vector b) {
   return _mm256_max_ps(a, b);
 }
 
+CLASP_TARGET inline float largest(Vector x) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
 CLASP_TARGET inline Vector power_of_two(Vector x) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(x), 23);
   return _mm256_castsi256_ps(_mm256_add_epi32(exponent, _mm256_set1_epi32(0x3F800000)));
@@ -170,6 +176,22 @@ CLASP_TARGET inline float sum(Vector x) {
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// Interleaves and adds, halving the number of vectors each time: first within 128 bits, then these.
+CLASP_TARGET inline Vector sum_each(const Vector* x) {
+  Vector halves[2];
+  CLASP_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const Vector* four = x + 4 * i;
+    const Vector a =
+        add(_mm256_unpacklo_ps(four[0], four[1]), _mm256_unpackhi_ps(four[0], four[1]));
+    const Vector b =
+        add(_mm256_unpacklo_ps(four[2], four[3]), _mm256_unpackhi_ps(four[2], four[3]));
+    halves[i] = add(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xEE));
+  }
+  return add(_mm256_permute2f128_ps(halves[0], halves[1], 0x20),
+             _mm256_permute2f128_ps(halves[0], halves[1], 0x31));
 }
 
 CLASP_TARGET inline void keep_in_register(Vector& x) {

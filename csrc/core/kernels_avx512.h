@@ -160,6 +160,10 @@ CLASP_TARGET inline Vector maximum(Vector a, Vector b) {
   return _mm512_max_ps(a, b);
 }
 
+CLASP_TARGET inline float largest(Vector x) {
+  return _mm512_reduce_max_ps(x);
+}
+
 CLASP_TARGET inline Vector power_of_two(Vector x) {
   const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(x), 23);
   return _mm512_castsi512_ps(_mm512_add_epi32(exponent, _mm512_set1_epi32(0x3F800000)));
@@ -171,6 +175,25 @@ CLASP_TARGET inline Vector zero_where_less(Vector x, Vector y, Vector z) {
 
 CLASP_TARGET inline float sum(Vector x) {
   return _mm512_reduce_add_ps(x);
+}
+
+// Interleaves and adds, halving the number of vectors each time: first within 128 bits, then these.
+CLASP_TARGET inline Vector sum_each(const Vector* x) {
+  Vector quarters[4];
+  CLASP_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    const Vector* four = x + 4 * i;
+    const Vector a =
+        add(_mm512_unpacklo_ps(four[0], four[1]), _mm512_unpackhi_ps(four[0], four[1]));
+    const Vector b =
+        add(_mm512_unpacklo_ps(four[2], four[3]), _mm512_unpackhi_ps(four[2], four[3]));
+    quarters[i] = add(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+  }
+  const Vector low = add(_mm512_shuffle_f32x4(quarters[0], quarters[1], 0x88),
+                         _mm512_shuffle_f32x4(quarters[0], quarters[1], 0xDD));
+  const Vector high = add(_mm512_shuffle_f32x4(quarters[2], quarters[3], 0x88),
+                          _mm512_shuffle_f32x4(quarters[2], quarters[3], 0xDD));
+  return add(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD));
 }
 
 CLASP_TARGET inline void keep_in_register(Vector& x) {

@@ -24,8 +24,14 @@
 namespace clasp::avx512_bf16 {
 
 using Vector = __m512;
+using avx512::broadcast;
+using avx512::keys_at_once;
+using avx512::kLanes;
 using avx512::kMostProducts;
+using avx512::multiply;
+using avx512::store;
 using avx512::sum;
+using avx512::sum_each;
 
 inline constexpr int64_t kHalf = 32;
 
@@ -53,10 +59,13 @@ CLASP_TARGET inline void keep_in_register(__m512i& x) {
   asm("" : "+v"(x));
 }
 
+#  include "core/attend_bfloat16.inc"
 #  include "core/tile.inc"
 
 inline constexpr Kernels with_bfloat16_products(Kernels kernels) {
   kernels.dots_of_bfloat16 = kDotProducts<Bfloat16>;
+  kernels.row_logits_bfloat16 = row_logits_bfloat16;
+  kernels.key_logits[static_cast<int>(Scalar::bfloat16)] = key_logits_bfloat16;
   return kernels;
 }
 

@@ -131,6 +131,12 @@ inline Vector maximum(Vector a, Vector b) {
   return a > b ? a : b;
 }
 
+inline float largest(Vector x) {
+  const float a = x[0] > x[2] ? x[0] : x[2];
+  const float b = x[1] > x[3] ? x[1] : x[3];
+  return a > b ? a : b;
+}
+
 inline Vector power_of_two(Vector x) {
   using Bits = uint32_t __attribute__((vector_size(16)));
   return reinterpret_cast<Vector>((reinterpret_cast<Bits>(x) << 23) + 0x3F800000U);
@@ -142,6 +148,10 @@ inline Vector zero_where_less(Vector x, Vector y, Vector z) {
 
 inline float sum(Vector x) {
   return (x[0] + x[2]) + (x[1] + x[3]);
+}
+
+inline Vector sum_each(const Vector* x) {
+  return Vector{sum(x[0]), sum(x[1]), sum(x[2]), sum(x[3])};
 }
 
 inline void keep_in_register(Vector& x) {

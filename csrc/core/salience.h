@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -25,6 +26,7 @@ class Floats {
  public:
   void resize(int64_t size) { lines_.resize((size + kPerLine - 1) / kPerLine); }
   float* data() { return lines_.empty() ? nullptr : lines_.front().values; }
+  const float* data() const { return lines_.empty() ? nullptr : lines_.front().values; }
 
  private:
   static constexpr int64_t kPerLine = 16;
@@ -65,10 +67,10 @@ class Salience {
   // Adds the salience of keys start..stop-1, summed over the group, to `columns`. Returns how many
   // keys from the first on are seen by a row without a probability: the salience of all of these
   // that are valid is no number, whatever is in `columns`. `weights` are the rows' shares, [T];
-  // `valid(s)` is a bool; parallel(count, body) runs body(begin, end) over ranges that cover
-  // 0..count.
-  template <class Valid, class Parallel>
-  int64_t run(const AttentionHead& head, const float* weights, const Valid& valid,
+  // `valid` is [S], null if all keys are; parallel(count, body) runs body(begin, end) over ranges
+  // that cover 0..count.
+  template <class Parallel>
+  int64_t run(const AttentionHead& head, const float* weights, const bool* valid,
               const Parallel& parallel, float* columns) {
     head_ = &head;
     weights_ = weights;
@@ -95,7 +97,6 @@ class Salience {
   }
 
  private:
-  static constexpr int64_t kKeysAtOnce = 8;
   // For the stored values of a block of rows, in floats; half of a usual second-level cache.
   static constexpr int64_t kMaxStored = 131072;
 
@@ -116,17 +117,10 @@ class Salience {
     return std::max<int64_t>(num_keys - head_->queries.num_rows + position(row) + 1, 0);
   }
 
-  const float* load_query(int64_t row, float* buffer) const {
-    Matrix queries = head_->queries;
-    queries.data = static_cast<const char*>(queries.data) +
-                   row % head_->group * head_->group_stride * scalar_size(queries.scalar);
-    return queries.load(position(row), kernels_, buffer);
-  }
-
   // Rows first..first + num_rows - 1, in num_vectors vectors of them, or with the keys across the
   // lanes if that is 0.
-  template <class Valid, class Parallel>
-  void attend(int64_t first, int64_t num_rows, int64_t num_vectors, const Valid& valid,
+  template <class Parallel>
+  void attend(int64_t first, int64_t num_rows, int64_t num_vectors, const bool* valid,
               const Parallel& parallel, float* columns) {
     num_vectors_ = num_vectors;
     width_ = num_vectors ? num_vectors * kernels_.lanes : num_rows;
@@ -161,49 +155,67 @@ class Salience {
     });
   }
 
+  bool in_pairs() const {
+    return num_vectors_ > 0 && head_->keys.scalar == Scalar::bfloat16 &&
+           kernels_.row_logits_bfloat16;
+  }
+
+  // One query of the block, as contiguous elements of its own type.
+  const void* query(int64_t row) {
+    Matrix queries = head_->queries;
+    queries.data = static_cast<const char*>(queries.data) +
+                   row % head_->group * head_->group_stride * scalar_size(queries.scalar);
+    return queries.contiguous(position(row), row_.data());
+  }
+
   void load_queries(int64_t first, int64_t num_rows) {
     const int64_t dim = head_->queries.num_columns;
+    const int64_t size = scalar_size(head_->queries.scalar);
     row_.resize(dim);
-    queries_.resize(width_ * dim);
+    queries_.resize(width_ * (dim + 1));
     for (int64_t r = 0; r < width_; ++r) {
-      const float* row = load_query(first + std::min(r, num_rows - 1), row_.data());
-      if (num_vectors_ > 0) {
-        for (int64_t i = 0; i < dim; ++i) queries_.data()[i * width_ + r] = row[i];
+      const void* row = query(first + std::min(r, num_rows - 1));
+      if (num_vectors_ == 0) {
+        std::memcpy(reinterpret_cast<char*>(queries_.data()) + r * dim * size, row, dim * size);
+      } else if (in_pairs()) {
+        const auto* halves = static_cast<const Bfloat16*>(row);
+        auto* pairs = reinterpret_cast<uint32_t*>(queries_.data());
+        for (int64_t i = 0; i < dim; i += 2) {
+          const uint32_t second = i + 1 < dim ? halves[i + 1].bits : 0;
+          pairs[i / 2 * width_ + r] = second << 16 | halves[i].bits;
+        }
       } else {
-        std::copy(row, row + dim, queries_.data() + r * dim);
+        for (int64_t i = 0; i < dim; ++i) {
+          queries_.data()[i * width_ + r] = head_->queries.element(row, i);
+        }
       }
     }
   }
 
-  template <class Valid>
-  void attend_block(int64_t block, const Valid& valid, float* keys, float* stored) {
+  void attend_block(int64_t block, const bool* valid, float* keys, float* stored) {
     const int64_t begin = block * kBlockKeys;
     const int64_t num_keys = std::min(kBlockKeys, limits_[width_ - 1] - begin);
-    bool seen[kBlockKeys];
-    for (int64_t k = 0; k < num_keys; ++k) seen[k] = valid(begin + k);
     float* maxima = maxima_.data() + block * width_;
     float* sums = sums_.data() + block * width_;
-    if (std::none_of(seen, seen + num_keys, [](bool x) { return x; })) {
+    const bool* seen = valid ? valid + begin : nullptr;
+    if (seen && !std::memchr(seen, true, num_keys)) {
       std::fill(stored, stored + kBlockKeys * width_, 0.0F);
       std::fill(maxima, maxima + width_, kLeast);
       std::fill(sums, sums + width_, 0.0F);
       return;
     }
-    // Row r and key k of the block are at r * row_stride + k * key_stride.
-    const int64_t row_stride = num_vectors_ ? 1 : kBlockKeys;
-    const int64_t key_stride = num_vectors_ ? width_ : 1;
     find_logits(begin, num_keys, keys, stored);
-    for (int64_t k = 0; k < kBlockKeys; ++k) {
-      if (k >= num_keys && num_vectors_) break;
-      int64_t num_masked = 0;
-      if (k >= num_keys || !seen[k]) {
-        num_masked = width_;
-      } else if (begin + k >= limits_[0]) {
-        num_masked = std::upper_bound(limits_.begin(), limits_.end(), begin + k) - limits_.begin();
+    if (seen && std::memchr(seen, false, num_keys)) {
+      for (int64_t k = 0; k < num_keys; ++k) {
+        if (!seen[k]) mask(stored, k, width_);
       }
-      for (int64_t r = 0; r < num_masked; ++r) {
-        stored[r * row_stride + k * key_stride] = -std::numeric_limits<float>::infinity();
-      }
+    }
+    for (int64_t k = std::max<int64_t>(0, limits_[0] - begin); k < num_keys; ++k) {
+      const auto first = std::upper_bound(limits_.begin(), limits_.end(), begin + k);
+      mask(stored, k, first - limits_.begin());
+    }
+    if (!num_vectors_) {
+      for (int64_t k = num_keys; k < kBlockKeys; ++k) mask(stored, k, width_);
     }
     if (num_vectors_) {
       kernels_.row_softmax(num_vectors_, num_keys, stored, maxima, sums);
@@ -212,38 +224,61 @@ class Salience {
     }
   }
 
-  void find_logits(int64_t begin, int64_t num_keys, float* keys, float* logits) {
-    const int64_t dim = head_->keys.num_columns;
+  // Hides key k of a block from the first rows.
+  void mask(float* logits, int64_t k, int64_t num_rows) const {
+    const int64_t row_stride = num_vectors_ ? 1 : kBlockKeys;
+    const int64_t key_stride = num_vectors_ ? width_ : 1;
+    for (int64_t r = 0; r < num_rows; ++r) {
+      logits[r * row_stride + k * key_stride] = -std::numeric_limits<float>::infinity();
+    }
+  }
+
+  // Keys begin..begin + count - 1 as they are, and the last one again up to kKeysAtOnce.
+  void find_rows(int64_t begin, int64_t count, float* buffer, const void** rows) const {
+    const Matrix& keys = head_->keys;
+    if (keys.column_stride == 1) {
+      const auto* row = static_cast<const char*>(keys.row(begin));
+      const int64_t stride = keys.row_stride * scalar_size(keys.scalar);
+      const int64_t last = count - 1;
+      for (int64_t i = 0; i < kKeysAtOnce; ++i) rows[i] = row + std::min(i, last) * stride;
+      return;
+    }
+    for (int64_t i = 0; i < kKeysAtOnce; ++i) {
+      rows[i] =
+          i < count ? keys.contiguous(begin + i, buffer + i * keys.num_columns) : rows[count - 1];
+    }
+  }
+
+  void find_logits(int64_t begin, int64_t num_keys, float* buffer, float* logits) const {
+    const Matrix& keys = head_->keys;
+    const int64_t dim = keys.num_columns;
     for (int64_t k = 0; k < num_keys; k += kKeysAtOnce) {
       const int64_t count = std::min(kKeysAtOnce, num_keys - k);
-      const float* rows[kKeysAtOnce];
-      const void* any_rows[kKeysAtOnce];
-      for (int64_t i = 0; i < count; ++i) {
-        rows[i] = head_->keys.load(begin + k + i, kernels_, keys + i * dim);
-        any_rows[i] = rows[i];
-      }
-      if (num_vectors_) {
+      if (num_vectors_ > 0 && !in_pairs()) {
+        const float* rows[kKeysAtOnce];
+        for (int64_t i = 0; i < count; ++i) {
+          rows[i] = keys.load(begin + k + i, kernels_, buffer + i * dim);
+        }
         kernels_.row_logits(queries_.data(), num_vectors_, rows, count, dim, head_->scale,
                             logits + k * width_);
         continue;
       }
-      for (int64_t r = 0; r < width_; r += kTileTokens) {
-        const int64_t num_queries = std::min(kTileTokens, width_ - r);
-        const void* queries[kTileTokens];
-        for (int64_t i = 0; i < num_queries; ++i) queries[i] = queries_.data() + (r + i) * dim;
-        float dots[kTileTokens * kKeysAtOnce];
-        kernels_.dots_of_float32.tile(queries, num_queries, any_rows, count, dim, nullptr, 0, dots);
-        for (int64_t i = 0; i < num_queries * count; ++i) {
-          logits[(r + i / count) * kBlockKeys + k + i % count] = head_->scale * dots[i];
-        }
+      const void* rows[kKeysAtOnce];
+      find_rows(begin + k, count, buffer, rows);
+      if (num_vectors_ > 0) {
+        kernels_.row_logits_bfloat16(reinterpret_cast<const uint32_t*>(queries_.data()),
+                                     num_vectors_, rows, count, dim, head_->scale,
+                                     logits + k * width_);
+      } else {
+        kernels_.key_logits[static_cast<int>(keys.scalar)](queries_.data(), width_, rows, dim,
+                                                           head_->scale, logits + k);
       }
     }
   }
 
   // Turns maxima_ into what a stored value is to be multiplied with: the row's share and
   // exp(the block's maximum - the row's) / the row's sum.
-  template <class Valid>
-  void find_factors(int64_t first, int64_t num_rows, int64_t num_blocks, const Valid& valid) {
+  void find_factors(int64_t first, int64_t num_rows, int64_t num_blocks, const bool* valid) {
     float* maxima = maxima_.data();
     const float* sums = sums_.data();
     for (int64_t r = 0; r < width_; ++r) {
@@ -271,12 +306,8 @@ class Salience {
 
   // Without a sum above 0, a row has either no key at all, and adds nothing, or a logit of NaN or
   // inf, or of -inf throughout, and then no probability.
-  template <class Valid>
-  static bool sees_a_key(int64_t limit, const Valid& valid) {
-    for (int64_t s = 0; s < limit; ++s) {
-      if (valid(s)) return true;
-    }
-    return false;
+  static bool sees_a_key(int64_t limit, const bool* valid) {
+    return limit > 0 && (!valid || std::memchr(valid, true, limit));
   }
 
   void add_columns(int64_t slot, int64_t visible, float* columns) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -65,6 +66,29 @@ std::vector<float> row_shares(const std::optional<Tensor>& weights, int64_t B, i
   return shares;
 }
 
+// Which keys are valid, a contiguous row per image.
+class Masks {
+ public:
+  Masks(const std::optional<Tensor>& valid, int64_t B, int64_t S) : num_keys_(S) {
+    if (!valid) return;
+    const ValidMask mask(valid, "key_valid", B, S);
+    copy_ = std::make_unique<bool[]>(B * S);
+    for (int64_t b = 0; b < B; ++b) {
+      const auto row = mask.image(b);
+      for (int64_t s = 0; s < S; ++s) copy_[b * S + s] = row(s);
+    }
+  }
+
+  // Null if all keys are.
+  const bool* image(int64_t index) const {
+    return copy_ ? copy_.get() + index * num_keys_ : nullptr;
+  }
+
+ private:
+  int64_t num_keys_;
+  std::unique_ptr<bool[]> copy_;
+};
+
 // Heads are summed in this many fixed groups and these in order, so that several threads can work
 // on one image and the order does not depend on them.
 constexpr int64_t kMaxSlots = 32;
@@ -88,7 +112,7 @@ Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, 
                   "the heads of query must be a multiple of the heads of key");
   STD_TORCH_CHECK(0 <= start && start <= stop && stop <= S, "start and stop must be inside 0..S");
   const int64_t group = queries.size(1) / num_heads;
-  const ValidMask mask(key_valid, "key_valid", B, S);
+  const Masks masks(key_valid, B, S);
   const std::vector<float> shares = row_shares(query_weights, B, T);
 
   const int64_t N = stop - start;
@@ -99,6 +123,7 @@ Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, 
   std::vector<float> columns(num_together * num_slots * N);
   std::vector<int64_t> without(num_together * num_slots);
 
+  const Kernels& kernels = best_kernels();
   for (int64_t first = 0; first < B; first += num_together) {
     const int64_t num_images = std::min(num_together, B - first);
     std::fill(columns.begin(), columns.end(), 0.0F);
@@ -116,8 +141,8 @@ Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, 
                                  start,
                                  stop};
         without[unit] =
-            std::max(without[unit], worker.run(head, shares.data() + b * T, mask.image(b), parallel,
-                                               columns.data() + unit * N));
+            std::max(without[unit], worker.run(head, shares.data() + b * T, masks.image(b),
+                                               parallel, columns.data() + unit * N));
       }
     };
     const int64_t num_units = num_images * num_slots;
@@ -125,28 +150,27 @@ Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, 
     const int64_t rounds = (num_units + num_threads - 1) / num_threads;
     // Few units would leave threads idle; then they share the keys of each.
     if (5 * num_units < 4 * rounds * num_threads) {
-      Salience worker(best_kernels());
+      Salience worker(kernels);
       for (int64_t unit = 0; unit < num_units; ++unit) run_unit(unit, worker, kParallelBlocks);
     } else {
       torch::stable::parallel_for(0, num_units, /*grain_size=*/1, [&](int64_t begin, int64_t end) {
-        Salience worker(best_kernels());
+        Salience worker(kernels);
         for (int64_t unit = begin; unit < end; ++unit) run_unit(unit, worker, kSerial);
       });
     }
     for (int64_t i = 0; i < num_images; ++i) {
-      const auto valid = mask.image(first + i);
+      const float* sums = columns.data() + i * num_slots * N;
+      float* row = out + (first + i) * N;
+      std::copy(sums, sums + N, row);
+      for (int64_t slot = 1; slot < num_slots; ++slot) {
+        for (int64_t n = 0; n < N; ++n) row[n] += sums[slot * N + n];
+      }
+      for (int64_t n = 0; n < N; ++n) row[n] /= static_cast<float>(queries.size(1));
       const int64_t* counts = without.data() + i * num_slots;
-      const int64_t num_without = *std::max_element(counts, counts + num_slots);
-      for (int64_t n = 0; n < N; ++n) {
-        float total = 0.0F;
-        for (int64_t slot = 0; slot < num_slots; ++slot) {
-          total += columns[(i * num_slots + slot) * N + n];
-        }
-        float& target = out[(first + i) * N + n];
-        target = total / static_cast<float>(queries.size(1));
-        if (start + n < num_without && valid(start + n)) {
-          target = std::numeric_limits<float>::quiet_NaN();
-        }
+      const int64_t num_without = std::min(stop, *std::max_element(counts, counts + num_slots));
+      const bool* valid = masks.image(first + i);
+      for (int64_t s = start; s < num_without; ++s) {
+        if (!valid || valid[s]) row[s - start] = std::numeric_limits<float>::quiet_NaN();
       }
     }
   }

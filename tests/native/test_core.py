@@ -26,7 +26,9 @@ def instruction_set(core: ModuleType, request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("instruction_set", ["avx512", "avx2", "baseline"], indirect=True)
+@pytest.mark.parametrize(
+    "instruction_set", ["avx512_bf16", "avx512", "avx2", "baseline"], indirect=True
+)
 @pytest.mark.parametrize("check", checks.CHECKS)
 def test_core(core: ModuleType, instruction_set: str, check: str) -> None:
     checks.CHECKS[check](core, instruction_set)

@@ -63,9 +63,9 @@ def test_threads_batch_mates_and_repetition_do_not_matter(
     per_image, options = attention(*shape, dtype)
     torch.set_num_threads(1)
     expected = attention_salience(**per_image, **options)
-    for num_threads in (1, 2, 3, 4, 16):
+    for num_threads in (1, 2, 3, 8):
         torch.set_num_threads(num_threads)
-        for _ in range(4):
+        for _ in range(3):
             assert torch.equal(attention_salience(**per_image, **options), expected)
     for image in range(0, shape[0], 7):
         # In fresh memory, which is aligned otherwise, and with threads inside the image.

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -64,9 +65,11 @@ class SalienceWorker {
                                     start,
                                     stop};
     std::vector<float> columns(stop - start);
-    const int64_t without = salience_.run(
-        head, weights.data(), [&](int64_t s) { return static_cast<bool>(valid[s]); },
-        in_pieces(pieces), columns.data());
+    const auto mask = std::make_unique<bool[]>(valid.size());
+    std::copy(valid.begin(), valid.end(), mask.get());
+    const int64_t without =
+        salience_.run(head, weights.data(), valid.empty() ? nullptr : mask.get(), in_pieces(pieces),
+                      columns.data());
     py::array_t<float> result(stop - start);
     std::copy(columns.begin(), columns.end(), result.mutable_data());
     return {result, without};
