@@ -15,6 +15,7 @@ CPU_OPS = (
     "complete_tokens",
     "fuse_layers",
     "gather_tokens",
+    "merge_tokens",
     "select_pivots",
     "select_tokens",
 )

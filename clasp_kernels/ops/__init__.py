@@ -15,7 +15,8 @@ direct call of ``torch.ops.clasp_kernels.*``. What values that are not allowed t
 - ``complete_tokens``: an index below -1 is skipped, one of N or more raises RuntimeError or
   IndexError, and a repeated one counts once.
 - ``merge_tokens``: an index below -1 gives zeros, and of a repeated one the first slot gets the
-  mean, the others zeros. With an index of N or more, the image's rows mean nothing.
+  mean, the others zeros. One of N or more raises RuntimeError; from the reference, the image's
+  rows then mean nothing.
 - ``attention_salience``: weights that are negative or not finite give a mean without a meaning.
 
 On a GPU an IndexError is a device-side assertion.

@@ -97,17 +97,14 @@ class Fusion {
 
   bool in_place() const {
     return std::all_of(layers_.begin(), layers_.end(),
-                       [](const Matrix& layer) { return layer.column_stride == 1; });
+                       [](const Matrix& layer) { return layer.in_place(); });
   }
 
   // A token's row with its columns side by side, as the `slot`-th copy unless they are already.
   template <class Element>
   const Element* row(const Matrix& layer, int64_t token, int64_t slot) {
-    const auto* source = static_cast<const Element*>(layer.row(token));
-    if (layer.column_stride == 1) return source;
-    auto* copy = reinterpret_cast<Element*>(copies_.data()) + slot * num_columns_;
-    for (int64_t i = 0; i < num_columns_; ++i) copy[i] = source[i * layer.column_stride];
-    return copy;
+    char* copy = copies_.data() + slot * num_columns_ * static_cast<int64_t>(sizeof(Element));
+    return static_cast<const Element*>(layer.contiguous(token, copy));
   }
 
   // What a token is multiplied with. A reciprocal rather than a quotient: it neither overflows nor

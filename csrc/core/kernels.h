@@ -71,6 +71,8 @@ struct FuseKernels {
   void (*fuse)(const FuseRows<Element>& rows, int64_t dim, float* sums, bool from_sums,
                Element* out);
   float (*sum_of_squares)(const Element* row, int64_t dim);
+  // What `fuse` has left in `sums` over `divisor`.
+  void (*divide)(const float* sums, int64_t dim, float divisor, Element* out);
 };
 
 struct Kernels {

@@ -141,6 +141,10 @@ CLASP_TARGET inline Vector multiply(Vector a, Vector b) {
   return _mm256_mul_ps(a, b);
 }
 
+CLASP_TARGET inline Vector divide(Vector a, Vector b) {
+  return _mm256_div_ps(a, b);
+}
+
 CLASP_TARGET inline Vector multiply_add(Vector a, Vector b, Vector c) {
   return _mm256_fmadd_ps(a, b, c);
 }

@@ -144,6 +144,10 @@ CLASP_TARGET inline Vector multiply(Vector a, Vector b) {
   return _mm512_mul_ps(a, b);
 }
 
+CLASP_TARGET inline Vector divide(Vector a, Vector b) {
+  return _mm512_div_ps(a, b);
+}
+
 CLASP_TARGET inline Vector multiply_add(Vector a, Vector b, Vector c) {
   return _mm512_fmadd_ps(a, b, c);
 }

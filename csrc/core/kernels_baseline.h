@@ -111,6 +111,10 @@ inline Vector multiply(Vector a, Vector b) {
   return a * b;
 }
 
+inline Vector divide(Vector a, Vector b) {
+  return a / b;
+}
+
 inline Vector multiply_add(Vector a, Vector b, Vector c) {
 #if defined(__ARM_NEON)
   return vfmaq_f32(c, a, b);

@@ -18,10 +18,18 @@ from types import ModuleType
 import check_arithmetic
 import check_completion
 import check_fusion
+import check_merging
 import check_pivots
 import check_salience
 
-SUBJECTS = (check_arithmetic, check_completion, check_fusion, check_pivots, check_salience)
+SUBJECTS = (
+    check_arithmetic,
+    check_completion,
+    check_fusion,
+    check_merging,
+    check_pivots,
+    check_salience,
+)
 
 CHECKS: dict[str, Callable[[ModuleType, str], None]] = {
     name.removeprefix("check_"): function
