@@ -1,8 +1,7 @@
 // Which instruction sets this machine can run, the kernels for each, and which of them are used.
+// Including this compiles every kernel for every set: one file of a library is enough.
 #pragma once
 
-#include <cstdlib>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -76,15 +75,6 @@ inline Capability choose_capability(const char* forced) {
   return {{nullptr, nullptr},
           std::string(kCapabilityVariable) + " must be one of " + allowed +
               " on this machine, got '" + name + "'."};
-}
-
-// Decided when the library is loaded, and not again.
-inline const Capability kCapability = choose_capability(std::getenv(kCapabilityVariable));
-
-// Throws where what is forced cannot be: to be called before any threads are at work.
-inline const Kernels& best_kernels() {
-  if (!kCapability.used.kernels) throw std::runtime_error(kCapability.problem);
-  return *kCapability.used.kernels;
 }
 
 }  // namespace clasp

@@ -14,6 +14,7 @@
 #include "core/matrix.h"
 #include "core/salience.h"
 #include "cpu/arguments.h"
+#include "cpu/capability.h"
 #include "cpu/parallel.h"
 
 namespace clasp::cpu {

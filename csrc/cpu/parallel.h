@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "core/dispatch.h"
+#include "cpu/capability.h"
 
 namespace clasp::cpu {
 

@@ -10,10 +10,10 @@
 #include <optional>
 #include <vector>
 
-#include "core/dispatch.h"
 #include "core/matrix.h"
 #include "core/pivots.h"
 #include "cpu/arguments.h"
+#include "cpu/capability.h"
 #include "cpu/outputs.h"
 
 namespace clasp::cpu {

@@ -14,6 +14,7 @@
 #include "core/matrix.h"
 #include "core/selection.h"
 #include "cpu/arguments.h"
+#include "cpu/capability.h"
 #include "cpu/outputs.h"
 #include "cpu/parallel.h"
 

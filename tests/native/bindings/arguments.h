@@ -8,18 +8,14 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/dispatch.h"
+#include "core/kernels.h"
 #include "core/matrix.h"
 #include "core/scalar.h"
 
 namespace py = pybind11;
 
-inline const clasp::Kernels& kernels_of(const std::string& name) {
-  for (const clasp::InstructionSet& set : clasp::instruction_sets()) {
-    if (name == set.name) return *set.kernels;
-  }
-  throw std::invalid_argument("this machine has no " + name);
-}
+// In module.cpp: every file that includes core/dispatch.h compiles every kernel.
+const clasp::Kernels& kernels_of(const std::string& instruction_set);
 
 inline clasp::Scalar scalar_named(const std::string& name) {
   if (name == "bfloat16") return clasp::Scalar::bfloat16;

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "arguments.h"
 #include "core/dispatch.h"
-
-namespace py = pybind11;
 
 void bind_arithmetic(py::module_& m);
 void bind_completion(py::module_& m);
@@ -17,6 +17,13 @@ void bind_fusion(py::module_& m);
 void bind_merging(py::module_& m);
 void bind_pivots(py::module_& m);
 void bind_salience(py::module_& m);
+
+const clasp::Kernels& kernels_of(const std::string& instruction_set) {
+  for (const clasp::InstructionSet& set : clasp::instruction_sets()) {
+    if (instruction_set == set.name) return *set.kernels;
+  }
+  throw std::invalid_argument("this machine has no " + instruction_set);
+}
 
 namespace {
 
