@@ -100,6 +100,7 @@ struct Kernels {
                       int64_t num_keys, float* columns);
   // The same with kBlockKeys keys across the lanes, [num_rows, kBlockKeys]: for few rows.
   // Keys, kKeysAtOnce of them, and queries, [num_rows, dim], are of one Scalar, which is the index.
+  // After the keys follow as many more, which are asked for from memory on the way.
   void (*key_logits[3])(const void* queries, int64_t num_rows, const void* const* keys, int64_t dim,
                         float scale, float* logits);
   void (*key_softmax)(int64_t num_rows, float* logits, float* maxima, float* sums);

@@ -97,6 +97,9 @@ class Salience {
   }
 
  private:
+  // How far ahead keys are asked for from memory: rows are read side by side, which the processor's
+  // own prefetching does not see through. Halves the time of one row over keys in main memory.
+  static constexpr int64_t kAhead = 48;
   // For the stored values of a block of rows, in floats; half of a usual second-level cache.
   static constexpr int64_t kMaxStored = 131072;
 
@@ -233,7 +236,8 @@ class Salience {
     }
   }
 
-  // Keys begin..begin + count - 1 as they are, and the last one again up to kKeysAtOnce.
+  // Keys begin..begin + count - 1 as they are, the last one again up to kKeysAtOnce, and as many
+  // that come kAhead keys later.
   void find_rows(int64_t begin, int64_t count, float* buffer, const void** rows) const {
     const Matrix& keys = head_->keys;
     if (keys.column_stride == 1) {
@@ -241,6 +245,9 @@ class Salience {
       const int64_t stride = keys.row_stride * scalar_size(keys.scalar);
       const int64_t last = count - 1;
       for (int64_t i = 0; i < kKeysAtOnce; ++i) rows[i] = row + std::min(i, last) * stride;
+      for (int64_t i = 0; i < kKeysAtOnce; ++i) {
+        rows[kKeysAtOnce + i] = row + std::min(i + kAhead, keys.num_rows - 1 - begin) * stride;
+      }
       return;
     }
     for (int64_t i = 0; i < kKeysAtOnce; ++i) {
@@ -263,7 +270,7 @@ class Salience {
                             logits + k * width_);
         continue;
       }
-      const void* rows[kKeysAtOnce];
+      const void* rows[2 * kKeysAtOnce];
       find_rows(begin + k, count, buffer, rows);
       if (num_vectors_ > 0) {
         kernels_.row_logits_bfloat16(reinterpret_cast<const uint32_t*>(queries_.data()),
