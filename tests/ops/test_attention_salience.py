@@ -59,9 +59,9 @@ def test_all_the_attention_is_reported_by_default(backend) -> None:
     torch.testing.assert_close(salience.sum(1), torch.ones(2))
 
 
-@pytest.mark.parametrize("keys", [6, 257])
-def test_key_range_only_restricts_the_report(backend, keys) -> None:
-    query, key = random_attention(rows=8, keys=keys)
+@pytest.mark.parametrize(("rows", "keys"), [(8, 6), (8, 257), (40, 5000)])
+def test_key_range_only_restricts_the_report(backend, rows, keys) -> None:
+    query, key = random_attention(rows, keys)
     whole = attention_salience(query, key)
     for start, stop in [(2, 5), (5, 6), (1, keys), (keys // 2, keys), (0, keys - 3)]:
         reported = attention_salience(query, key, key_range=(start, stop))
@@ -263,6 +263,12 @@ def test_numbers_that_are_none_spread_to_what_their_row_may_see(backend, rows) -
     salience = attention_salience(query, key, causal=True, key_valid=valid)
     assert salience[seen].isnan().all()
     assert torch.equal(salience[~seen], clean[~seen])
+
+    query[0, 1, row] = 1.0
+    key[0, 1, 3, 0] = torch.nan  # which every row sees
+    salience = attention_salience(query, key, causal=True, key_valid=valid)
+    assert salience[valid].isnan().all()
+    assert (salience[~valid] == 0).all()
 
 
 def test_the_same_bits_twenty_times(backend) -> None:
