@@ -31,7 +31,8 @@ def merge_tokens(
     any other similarity that is not finite attracts least.
 
     Norms come from squares summed in float32, exact to rounding while a vector's largest element
-    is between about 1e-18 and 1e18 in magnitude. Where the sum overflows, a similarity is 0, or
+    is between about 1e-18 (bfloat16: 1e-16, as processors that multiply it take subnormal
+    products for zero) and 1e18 in magnitude. Where the sum overflows, a similarity is 0, or
     not finite if the dot product overflows as well; where it underflows to 0, the vector counts
     as a zero vector.
 

@@ -56,8 +56,8 @@ class Fusion {
 
  private:
   static constexpr int64_t kGroup = 8;
-  static constexpr int64_t kSums =
-      65536;  // 256 KiB, and half that again at most for rows: the second-level cache
+  // 256 KiB, and half that again at most for rows: the second-level cache.
+  static constexpr int64_t kSums = 65536;
 
   template <class Element>
   void run(const FuseKernels<Element>& kernels, int64_t begin, int64_t end, Element* out) {
@@ -68,7 +68,7 @@ class Fusion {
         num_groups == 1 ? end - begin
                         : std::clamp<int64_t>(kSums / std::max<int64_t>(width, 1), 1, end - begin);
     if (num_groups > 1) reserve(num_tokens * width);
-    if (!in_place()) copies_.resize(kGroup * num_columns_ * sizeof(Element));
+    if (!have_contiguous_rows()) copies_.resize(kGroup * num_columns_ * sizeof(Element));
 
     for (int64_t first = begin; first < end; first += num_tokens) {
       const int64_t last = std::min(first + num_tokens, end);
@@ -95,9 +95,9 @@ class Fusion {
     }
   }
 
-  bool in_place() const {
+  bool have_contiguous_rows() const {
     return std::all_of(layers_.begin(), layers_.end(),
-                       [](const Matrix& layer) { return layer.in_place(); });
+                       [](const Matrix& layer) { return layer.has_contiguous_rows(); });
   }
 
   // A token's row with its columns side by side, as the `slot`-th copy unless they are already.

@@ -36,13 +36,13 @@ struct Matrix {
   }
 
   // Whether load() needs no buffer.
-  bool in_place() const { return scalar == Scalar::float32 && has_contiguous_rows(); }
+  bool loads_in_place() const { return scalar == Scalar::float32 && has_contiguous_rows(); }
 
   // Row `index` as contiguous float32: the row itself if it is that already, else written to
   // `buffer`.
   const float* load(int64_t index, const Kernels& kernels, float* buffer) const {
     const void* source = row(index);
-    if (in_place()) return static_cast<const float*>(source);
+    if (loads_in_place()) return static_cast<const float*>(source);
     if (column_stride == 1) {
       if (scalar == Scalar::bfloat16) {
         kernels.widen_bfloat16(static_cast<const Bfloat16*>(source), num_columns, buffer);

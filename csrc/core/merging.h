@@ -62,7 +62,7 @@ class Merging {
       kept_slots_.push_back(slots_[n]);
       kept_rows_.push_back(features.row(n));
     }
-    if (!features.in_place()) {
+    if (!features.has_contiguous_rows()) {
       kept_storage_.resize(kept_rows_.size() * row_bytes_);
       char* copy = kept_storage_.data();
       size_t i = 0;
@@ -101,7 +101,7 @@ class Merging {
   }
 
   void join_range(int64_t begin, int64_t end) {
-    std::vector<char> storage(features_->in_place() ? 0 : kTileTokens * row_bytes_);
+    std::vector<char> storage(features_->has_contiguous_rows() ? 0 : kTileTokens * row_bytes_);
     const auto num_kept = static_cast<int64_t>(kept_rows_.size());
     const int64_t fitting = kCacheBytes / std::max<int64_t>(row_bytes_, 1);
     const int64_t block = std::clamp<int64_t>(fitting, kTileTokens, kMaxBlock);
@@ -127,7 +127,7 @@ class Merging {
       rows[t] = features_->contiguous(joining_[begin + t], storage + t * row_bytes_);
     }
     int64_t num_ahead = 0;
-    if (first == 0 && features_->in_place()) {
+    if (first == 0 && features_->has_contiguous_rows()) {
       num_ahead = std::min(end - begin - num_tokens, kTileTokens);
       for (int64_t t = 0; t < num_ahead; ++t) {
         ahead[t] = features_->row(joining_[begin + num_tokens + t]);
@@ -210,7 +210,7 @@ class Merging {
     part.num_columns = end - begin;
     const int64_t width = part.num_columns;
     std::vector<float> sums((width + kSumsMultiple - 1) / kSumsMultiple * kSumsMultiple);
-    std::vector<Element> storage(part.in_place() ? 0 : kRows * width);
+    std::vector<Element> storage(part.has_contiguous_rows() ? 0 : kRows * width);
     float ones[kRows];
     std::fill(ones, ones + kRows, 1.0F);
 

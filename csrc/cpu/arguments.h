@@ -67,24 +67,25 @@ class PerImage {
   int64_t stride_ = 0;
 };
 
+// Bytes, as those of a mask that was once something else need not be 0 or 1.
 class ValidMask {
  public:
   ValidMask(const std::optional<Tensor>& valid, const char* name, int64_t num_images,
             int64_t num_tokens) {
     if (!valid) return;
     check_matrix(*valid, name, ScalarType::Bool, num_images, num_tokens);
-    data_ = valid->const_data_ptr<bool>();
+    data_ = static_cast<const uint8_t*>(valid->const_data_ptr());
     image_stride_ = valid->stride(0);
     token_stride_ = valid->stride(1);
   }
 
   auto image(int64_t index) const {
-    const bool* row = data_ ? data_ + index * image_stride_ : nullptr;
-    return [row, stride = token_stride_](int64_t n) { return !row || row[n * stride]; };
+    const uint8_t* row = data_ ? data_ + index * image_stride_ : nullptr;
+    return [row, stride = token_stride_](int64_t n) { return !row || row[n * stride] != 0; };
   }
 
  private:
-  const bool* data_ = nullptr;
+  const uint8_t* data_ = nullptr;
   int64_t image_stride_ = 0;
   int64_t token_stride_ = 0;
 };

@@ -101,6 +101,7 @@ constexpr int64_t kMaxUnits = 128;
 Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, bool causal,
                           const std::optional<Tensor>& key_valid,
                           const std::optional<Tensor>& query_weights, int64_t start, int64_t stop) {
+  const KeepSubnormals keep;
   const Heads queries(query, "query");
   const Heads keys(key, "key");
   const int64_t B = queries.size(0);
@@ -152,9 +153,9 @@ Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, 
     // Few units would leave threads idle; then they share the keys of each.
     if (5 * num_units < 4 * rounds * num_threads) {
       Salience worker(kernels);
-      for (int64_t unit = 0; unit < num_units; ++unit) run_unit(unit, worker, kParallelBlocks);
+      for (int64_t unit = 0; unit < num_units; ++unit) run_unit(unit, worker, kParallel);
     } else {
-      torch::stable::parallel_for(0, num_units, /*grain_size=*/1, [&](int64_t begin, int64_t end) {
+      parallel_for(num_units, /*grain=*/1, [&](int64_t begin, int64_t end) {
         Salience worker(kernels);
         for (int64_t unit = begin; unit < end; ++unit) run_unit(unit, worker, kSerial);
       });

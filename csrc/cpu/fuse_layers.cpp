@@ -76,7 +76,7 @@ Tensor fuse_layers(const std::vector<Tensor>& hidden_states, const Tensor& weigh
   advise_huge_pages(out, B * N * row_bytes);
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, L * row_bytes));
   const Kernels& kernels = best_kernels();
-  torch::stable::parallel_for(0, B * N, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(B * N, grain, [&](int64_t begin, int64_t end) {
     Fusion fusion(kernels);
     std::vector<Matrix> image(L);
     std::vector<float> image_weights(L);

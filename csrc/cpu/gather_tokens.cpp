@@ -12,6 +12,7 @@
 #include "cpu/arguments.h"
 #include "cpu/huge_pages.h"
 #include "cpu/outputs.h"
+#include "cpu/parallel.h"
 
 namespace clasp::cpu {
 namespace {
@@ -32,7 +33,7 @@ Tensor gather_tokens(const Tensor& tokens, const Tensor& indices) {
   const int64_t row_bytes = D * scalar_size(scalar_of(tokens, "tokens"));
   advise_huge_pages(out, B * R * row_bytes);
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(row_bytes, 1));
-  torch::stable::parallel_for(0, B * R, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(B * R, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / R;
       copy_row(images.image(b), chosen(b, row - b * R), out + row * row_bytes);

@@ -6,16 +6,22 @@
 #include <cstdint>
 
 #include "cpu/capability.h"
+#include "cpu/subnormals.h"
 
 namespace clasp::cpu {
 
+// body(begin, end) over ranges that cover 0..count, of at least `grain` unless there is one only.
+template <class Body>
+void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  torch::stable::parallel_for(0, count, grain, [&body](int64_t begin, int64_t end) {
+    const KeepSubnormals keep;
+    body(begin, end);
+  });
+}
+
 inline constexpr auto kSerial = [](int64_t count, const auto& body) { body(0, count); };
 inline constexpr auto kParallel = [](int64_t count, const auto& body) {
-  torch::stable::parallel_for(0, count, /*grain_size=*/1, body);
-};
-// Blocks of attention's keys are each worth a thread.
-inline constexpr auto kParallelBlocks = [](int64_t count, const auto& body) {
-  torch::stable::parallel_for(0, count, /*grain_size=*/1, body);
+  parallel_for(count, /*grain=*/1, body);
 };
 
 // Runs body(image, worker, parallel) for every image: the images in parallel if there are several,
@@ -24,11 +30,12 @@ template <class Worker, class Body>
 void for_each_image(int64_t num_images, const Body& body) {
   const Kernels& kernels = best_kernels();
   if (num_images == 1) {
+    const KeepSubnormals keep;
     Worker worker(kernels);
     body(0, worker, kParallel);
     return;
   }
-  torch::stable::parallel_for(0, num_images, /*grain_size=*/1, [&](int64_t begin, int64_t end) {
+  parallel_for(num_images, /*grain=*/1, [&](int64_t begin, int64_t end) {
     Worker worker(kernels);
     for (int64_t b = begin; b < end; ++b) body(b, worker, kSerial);
   });

@@ -15,6 +15,7 @@
 #include "cpu/arguments.h"
 #include "cpu/capability.h"
 #include "cpu/outputs.h"
+#include "cpu/parallel.h"
 
 namespace clasp::cpu {
 namespace {
@@ -38,9 +39,9 @@ Tensor select_pivots(const Tensor& salience, int64_t num_pivots, const std::opti
   Tensor pivots = empty<2>({B, num_pivots}, aoti_torch_dtype_int64());
   auto* out = pivots.mutable_data_ptr<int64_t>();
   const int64_t grain = std::max<int64_t>(kGrain / std::max<int64_t>(N, 1), 1);
-  torch::stable::parallel_for(0, B, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(B, grain, [&](int64_t begin, int64_t end) {
     Pivots worker(kernels);
-    std::vector<float> buffer(scores.in_place() ? 0 : N);
+    std::vector<float> buffer(scores.loads_in_place() ? 0 : N);
     for (int64_t b = begin; b < end; ++b) {
       int64_t* row = out + b * num_pivots;
       const float* values = scores.load(b, kernels, buffer.data());

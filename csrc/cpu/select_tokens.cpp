@@ -84,7 +84,7 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
   auto* is_pivot_out = is_pivot.mutable_data_ptr<bool>();
   auto* counts_out = counts.mutable_data_ptr<int64_t>();
   for_each_image<Selection>(B, [&](int64_t b, Selection& selection, const auto& parallel) {
-    std::vector<float> buffer(scores.in_place() ? 0 : N);
+    std::vector<float> buffer(scores.loads_in_place() ? 0 : N);
     const float* values = scores.load(b, best_kernels(), buffer.data());
     int64_t* index_row = indices_out + b * num_tokens;
     bool* pivot_row = is_pivot_out + b * num_tokens;

@@ -3,6 +3,7 @@ around the checks in Python."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,20 @@ def test_a_direct_call_with_weights_out_of_range_stays_in_bounds() -> None:
     op = backends.overload("attention_salience", torch.device("cpu"))
     for weight in (-1.0, float("nan"), float("inf")):
         assert op(*arguments(query_weights=torch.full((2, 3), weight))).shape == (2, 7)
+
+
+def test_many_heads_of_many_images() -> None:
+    """More than are worked on together, and more heads than there are partial sums."""
+    generator = torch.Generator().manual_seed(7)
+    query = torch.randn(9, 80, 2, 8, generator=generator)
+    key = torch.randn(9, 40, 5, 8, generator=generator)
+    key[6, 0, 3] = math.nan  # what becomes of the first of several heads that are summed together
+    salience = attention_salience(query, key, causal=True)
+    for image in range(9):
+        one = slice(image, image + 1)
+        alone = attention_salience(query[one], key[one], causal=True)
+        torch.testing.assert_close(salience[one], alone, rtol=0, atol=0, equal_nan=True)
+        with use_backend("reference"):
+            expected = attention_salience(query[one], key[one], causal=True)
+        torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert salience[6].isnan().any() and not salience[[*range(6), 7, 8]].isnan().any()

@@ -4,14 +4,23 @@ checks in Python."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from clasp_kernels import backends, complete_tokens, select_tokens, use_backend
+from clasp_kernels import (
+    attention_salience,
+    backends,
+    complete_tokens,
+    fuse_layers,
+    merge_tokens,
+    select_pivots,
+    select_tokens,
+    use_backend,
+)
 
 OPS = torch.ops.clasp_kernels
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -192,3 +201,47 @@ def test_threads_inside_a_large_image_do_not_matter(dtype: torch.dtype, threads:
     torch.set_num_threads(4)
     for _ in range(12):
         assert torch.equal(select_tokens(features, salience, 300, 100).indices, expected.indices)
+
+
+@pytest.mark.parametrize("true", [2, 255])
+def test_any_byte_but_zero_is_true(true: int) -> None:
+    """As in masks that were bytes before, of Pillow or OpenCV for example."""
+    generator = torch.Generator().manual_seed(0)
+    plain = torch.rand(2, 40, generator=generator) < 0.5
+    mask = (plain.to(torch.uint8) * true).view(torch.bool)
+    features, salience = image_like(2, 40, 12, torch.float32)
+    heads = torch.randn(2, 3, 40, 8, generator=generator)
+    pivots = select_pivots(salience, 3)
+    calls: list[Callable[[Tensor], Tensor | tuple[Tensor, ...]]] = [
+        lambda valid: select_tokens(features, salience, 30, 5, valid=valid),
+        lambda valid: complete_tokens(features, pivots, 30, valid=valid),
+        lambda valid: select_pivots(salience, 30, valid=valid),
+        lambda valid: merge_tokens(features, features, pivots, valid=valid),
+        lambda valid: attention_salience(heads[:, :, :4], heads, key_valid=valid),
+    ]
+    for call in calls:
+        torch.testing.assert_close(call(mask), call(plain), rtol=0, atol=0)
+
+
+def test_threads_do_not_matter_where_the_caller_flushes_subnormals(threads: None) -> None:
+    """What torch.set_flush_denormal sets, it sets for the calling thread alone."""
+    features, salience = image_like(6, 200, 64, torch.float32)
+    features = features * 1e-20
+    indices = select_pivots(salience, 20)
+    calls: list[Callable[[], Tensor | tuple[Tensor, ...]]] = [
+        lambda: select_tokens(features, salience, 60, 20),
+        lambda: select_tokens(features[:1], salience[:1], 60, 20),
+        lambda: fuse_layers([features, 2 * features], torch.ones(2), normalize="l2"),
+        lambda: merge_tokens(features, features, indices),
+        lambda: attention_salience(features[:, None, :4] * 1e-19, features[:, None]),
+    ]
+    expected = [call() for call in calls]
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush subnormals")
+    try:
+        for num_threads in (1, 2, 4):
+            torch.set_num_threads(num_threads)
+            for call, before in zip(calls, expected, strict=True):
+                torch.testing.assert_close(call(), before, rtol=0, atol=0)
+    finally:
+        torch.set_flush_denormal(False)
