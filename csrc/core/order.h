@@ -21,9 +21,14 @@ inline uint32_t ordered_bits(float x) {
   return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
 }
 
+// By rank, the smallest first, ties to the lower index.
+inline uint64_t ranked(uint32_t rank, int64_t index) {
+  return uint64_t{rank} << 32 | static_cast<uint32_t>(index);
+}
+
 // Smallest value first: for greedy completion, over how well a token is already covered.
 inline uint64_t smallest_first(float value, int64_t index) {
-  return uint64_t{ordered_bits(value)} << 32 | static_cast<uint32_t>(index);
+  return ranked(ordered_bits(value), index);
 }
 
 // Smaller ranks are better: the largest value first, NaN after everything else. -inf has the rank
@@ -34,10 +39,6 @@ inline constexpr uint32_t kRankOfInvalid = 0xFFFFFFFFU;
 inline uint32_t descending_rank(float value) {
   const bool is_nan = (float_to_bits(value) & 0x7FFFFFFFU) > 0x7F800000U;
   return is_nan ? kRankOfNan : ~ordered_bits(value);
-}
-
-inline uint64_t largest_first(float value, int64_t index) {
-  return uint64_t{descending_rank(value)} << 32 | static_cast<uint32_t>(index);
 }
 
 inline int64_t key_index(uint64_t key) {

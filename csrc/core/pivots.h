@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
 #include <vector>
 
 #include "core/kernels.h"
@@ -109,9 +108,7 @@ class Pivots {
 
   void sort_many(int64_t count, int64_t* pivots) {
     keys_.resize(count);
-    for (int64_t i = 0; i < count; ++i) {
-      keys_[i] = uint64_t{ranks_[found_[i]]} << 32 | found_[i];
-    }
+    for (int64_t i = 0; i < count; ++i) keys_[i] = ranked(ranks_[found_[i]], found_[i]);
     std::sort(keys_.begin(), keys_.end());
     for (int64_t i = 0; i < count; ++i) pivots[i] = key_index(keys_[i]);
   }

@@ -15,7 +15,6 @@
 #include "core/scalar.h"
 #include "cpu/arguments.h"
 #include "cpu/capability.h"
-#include "cpu/huge_pages.h"
 #include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
@@ -73,7 +72,6 @@ Tensor fuse_layers(const std::vector<Tensor>& hidden_states, const Tensor& weigh
   Tensor fused = empty<3>({B, N, D}, first);
   auto* out = static_cast<char*>(fused.mutable_data_ptr());
   const int64_t row_bytes = D * scalar_size(scalar_of(first, "hidden_states"));
-  advise_huge_pages(out, B * N * row_bytes);
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, L * row_bytes));
   const Kernels& kernels = best_kernels();
   parallel_for(B * N, grain, [&](int64_t begin, int64_t end) {

@@ -10,7 +10,6 @@
 #include "core/gathering.h"
 #include "core/scalar.h"
 #include "cpu/arguments.h"
-#include "cpu/huge_pages.h"
 #include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
@@ -31,7 +30,6 @@ Tensor gather_tokens(const Tensor& tokens, const Tensor& indices) {
   Tensor gathered = empty<3>({B, R, D}, tokens);
   auto* out = static_cast<char*>(gathered.mutable_data_ptr());
   const int64_t row_bytes = D * scalar_size(scalar_of(tokens, "tokens"));
-  advise_huge_pages(out, B * R * row_bytes);
   const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(row_bytes, 1));
   parallel_for(B * R, grain, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {

@@ -8,7 +8,6 @@
 #include "core/merging.h"
 #include "core/scalar.h"
 #include "cpu/arguments.h"
-#include "cpu/huge_pages.h"
 #include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
@@ -32,7 +31,6 @@ Tensor merge_tokens(const Tensor& tokens, const Tensor& features, const Tensor& 
   Tensor merged = empty<3>({B, R, D}, tokens);
   auto* out = static_cast<char*>(merged.mutable_data_ptr());
   const int64_t row_bytes = D * scalar_size(scalar_of(tokens, "tokens"));
-  advise_huge_pages(out, B * R * row_bytes);
   for_each_image<Merging>(B, [&](int64_t b, Merging& merging, const auto& parallel) {
     merging.run(
         token_images.image(b), feature_images.image(b), R,

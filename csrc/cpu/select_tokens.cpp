@@ -28,27 +28,15 @@ Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t n
   const int64_t B = features.size(0);
   const int64_t N = features.size(1);
   STD_TORCH_CHECK(num_tokens >= 0, "num_tokens must not be negative");
-  STD_TORCH_CHECK(selected.dim() == 2, "selected must be [B, P]");
-  const int64_t P = selected.size(1);
-  check_matrix(selected, "selected", ScalarType::Long, B, P);
-  const auto* selected_data = selected.const_data_ptr<int64_t>();
-  const int64_t image_stride = selected.stride(0);
-  const int64_t slot_stride = selected.stride(1);
-  for (int64_t b = 0; b < B; ++b) {
-    for (int64_t p = 0; p < P; ++p) {
-      STD_TORCH_CHECK(selected_data[b * image_stride + p * slot_stride] < N,
-                      "selected holds an index that is out of range");
-    }
-  }
+  const Indices chosen(selected, "selected", B, N);
   const ValidMask mask(valid, "valid", B, N);
 
   Tensor picks = empty<2>({B, num_tokens}, aoti_torch_dtype_int64());
   auto* out = picks.mutable_data_ptr<int64_t>();
   for_each_image<Completion>(B, [&](int64_t b, Completion& completion, const auto& parallel) {
     std::vector<int64_t> present;
-    for (int64_t p = 0; p < P; ++p) {
-      const int64_t index = selected_data[b * image_stride + p * slot_stride];
-      if (index >= 0) present.push_back(index);
+    for (int64_t p = 0; p < chosen.width(); ++p) {
+      if (chosen(b, p) >= 0) present.push_back(chosen(b, p));
     }
     int64_t* row = out + b * num_tokens;
     const int64_t count =

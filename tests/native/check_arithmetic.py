@@ -12,14 +12,15 @@ from arrays import SCALARS, at_end_of_page, decode, encode, nearest
 def check_order_of_values(core: ModuleType, _: str) -> None:
     tiny = float(np.float32(1e-45))
     rising = [-math.inf, -1.0, -tiny, 0.0, tiny, 1.0, math.inf]
-    for key, values in ((core.smallest_first, rising), (core.largest_first, rising[::-1])):
-        keys = [key(value, index) for value in values for index in (0, 5, 2**31 - 1)]
-        assert keys == sorted(set(keys)), key
-        assert key(-0.0, 3) == key(0.0, 3)
-        assert keys[-1] < core.RETIRED
+    keys = [core.smallest_first(value, index) for value in rising for index in (0, 5, 2**31 - 1)]
+    assert keys == sorted(set(keys))
+    assert core.smallest_first(-0.0, 3) == core.smallest_first(0.0, 3)
+    assert keys[-1] < core.RETIRED
+    ranks = [core.descending_rank(value) for value in rising[::-1]]
+    assert ranks == sorted(set(ranks))
+    assert core.descending_rank(-0.0) == core.descending_rank(0.0)
     for nan in (math.nan, -math.nan):
-        assert core.largest_first(-math.inf, 2**31 - 1) < core.largest_first(nan, 0)
-        assert core.largest_first(nan, 0) < core.largest_first(nan, 1) < core.RETIRED
+        assert ranks[-1] < core.descending_rank(nan) < core.RANK_OF_INVALID
     assert core.key_index(core.smallest_first(-0.5, 123)) == 123
 
 

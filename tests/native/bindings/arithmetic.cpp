@@ -83,7 +83,8 @@ py::array_t<uint16_t> narrow_scalars(const py::array_t<float>& values, const std
 
 void bind_arithmetic(py::module_& m) {
   m.def("smallest_first", &clasp::smallest_first);
-  m.def("largest_first", &clasp::largest_first);
+  m.def("descending_rank", &clasp::descending_rank);
+  m.attr("RANK_OF_INVALID") = clasp::kRankOfInvalid;
   m.def("key_index", &clasp::key_index);
   m.attr("RETIRED") = clasp::kRetired;
   m.def("tile", &tile);
