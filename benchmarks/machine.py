@@ -118,13 +118,15 @@ def keep_freed_memory() -> None:
 
     Otherwise each tensor over 32 MiB is mapped anew in every call, and its page faults, which come
     and go with the history of the process, swamp what is measured. It holds for all alike, and
-    helps most those with large intermediates.
+    helps most those with large intermediates. Some is taken and freed at once, so that who is timed
+    first does not pay for the growth of the heap.
     """
     mmap_max, trim_threshold = -4, -1
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(mmap_max, 0)
         libc.mallopt(trim_threshold, 2**31 - 1)
+        torch.ones(7 << 28, dtype=torch.uint8)  # 1.75 GiB; as much as a free end may keep is 2 GiB
 
 
 def _first_line(*command: str) -> str:
