@@ -141,9 +141,9 @@ def speed() -> str:
         text = "Every case: times faster than the best baseline computing the same"
         more += f"\n![{text}]({picture.relative_to(ROOT).as_posix()})\n"
     return (
-        f"**The ops on a CPU** ({where}). Medians, all taken in the same run; ratio: the best "
-        "baseline that computes the same over ours; floor: the time in which this machine can at "
-        "best move the bytes or do the multiply-adds.\n\n"
+        f"**The ops on a CPU** ({where}). Medians; what is compared was taken in one run; ratio: "
+        "the best baseline that computes the same over ours; floor: the time in which this machine "
+        "can at best move the bytes or do the multiply-adds.\n\n"
         + speed_table(row for _, rows in recorded for row in rows)
         + more
     )
