@@ -46,15 +46,6 @@ CLASP_TARGET inline __m256i rounded_to_bfloat16(Vector x) {
   return _mm256_blendv_epi8(rounded, quiet, is_nan);
 }
 
-CLASP_TARGET inline __m128i narrowed(Vector x, Bfloat16) {
-  const __m256i high = _mm256_srli_epi32(rounded_to_bfloat16(x), 16);
-  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
-}
-
-CLASP_TARGET inline __m128i narrowed(Vector x, Float16) {
-  return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-
 CLASP_TARGET inline Vector load(const float* p) {
   return _mm256_loadu_ps(p);
 }
@@ -64,6 +55,7 @@ CLASP_TARGET inline Vector load(const Half* p) {
   return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), Half{});
 }
 
+// Pairs of bfloat16 are the even elements and the odd ones: a shift and a mask away from floats.
 CLASP_TARGET inline Vector even_halves(const Bfloat16* p) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
@@ -91,27 +83,24 @@ CLASP_TARGET inline void store(float* p, Vector x) {
   _mm256_storeu_ps(p, x);
 }
 
-template <class Half>
-CLASP_TARGET inline void store(Half* p, Vector x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrowed(x, Half{}));
+CLASP_TARGET inline void store(Float16* p, Vector x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 
 CLASP_TARGET inline void store_first(float* p, Vector x, int64_t count) {
   _mm256_maskstore_ps(p, first_lanes(count), x);
 }
 
-template <class Half>
-CLASP_TARGET inline void store_first(Half* p, Vector x, int64_t count) {
-  Half whole[kLanes];
+CLASP_TARGET inline void store_first(Float16* p, Vector x, int64_t count) {
+  Float16 whole[kLanes];
   store(whole, x);
-  std::memcpy(p, whole, sizeof(Half) * (count < kLanes ? count : kLanes));
+  std::memcpy(p, whole, sizeof(Float16) * (count < kLanes ? count : kLanes));
 }
 
-// Pairs of bfloat16 are the even elements and the odd ones: a shift and a mask away from floats.
 CLASP_TARGET inline void load_pair(const Bfloat16* p, Vector& even, Vector& odd) {
-  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  even = _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
-  odd = _mm256_castsi256_ps(_mm256_and_si256(halves, _mm256_set1_epi32(-0x10000)));
+  even = even_halves(p);
+  odd = odd_halves(p);
 }
 
 CLASP_TARGET inline void load_pair_first(const Bfloat16* p, int64_t count, Vector& even,

@@ -51,11 +51,7 @@ CLASP_TARGET inline __m512i rounded_to_bfloat16(Vector x) {
   return _mm512_mask_blend_epi32(is_nan, rounded, quiet);
 }
 
-CLASP_TARGET inline __m256i narrowed(Vector x, Bfloat16) {
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_to_bfloat16(x), 16));
-}
-
-CLASP_TARGET inline __m256i narrowed(Vector x, Float16) {
+CLASP_TARGET inline __m256i narrowed_to_float16(Vector x) {
   return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
@@ -68,13 +64,22 @@ CLASP_TARGET inline Vector load(const Half* p) {
   return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), Half{});
 }
 
+// Pairs of bfloat16 are the even elements and the odd ones: a shift and a mask away from floats.
+CLASP_TARGET inline Vector even_halves(__m512i halves) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16));
+}
+
+CLASP_TARGET inline Vector odd_halves(__m512i halves) {
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xFFFF0000U));
+  return _mm512_castsi512_ps(_mm512_and_si512(halves, high));
+}
+
 CLASP_TARGET inline Vector even_halves(const Bfloat16* p) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16));
+  return even_halves(_mm512_loadu_si512(p));
 }
 
 CLASP_TARGET inline Vector odd_halves(const Bfloat16* p) {
-  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xFFFF0000U));
-  return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), high));
+  return odd_halves(_mm512_loadu_si512(p));
 }
 
 CLASP_TARGET inline Vector load_first(const float* p, int64_t count) {
@@ -90,28 +95,21 @@ CLASP_TARGET inline void store(float* p, Vector x) {
   _mm512_storeu_ps(p, x);
 }
 
-template <class Half>
-CLASP_TARGET inline void store(Half* p, Vector x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(x, Half{}));
+CLASP_TARGET inline void store(Float16* p, Vector x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed_to_float16(x));
 }
 
 CLASP_TARGET inline void store_first(float* p, Vector x, int64_t count) {
   _mm512_mask_storeu_ps(p, first_lanes(count), x);
 }
 
-template <class Half>
-CLASP_TARGET inline void store_first(Half* p, Vector x, int64_t count) {
-  _mm256_mask_storeu_epi16(p, first_lanes(count), narrowed(x, Half{}));
-}
-
-// Pairs of bfloat16 are the even elements and the odd ones: a shift and a mask away from floats.
-CLASP_TARGET inline void load_pair(__m512i halves, Vector& even, Vector& odd) {
-  even = _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16));
-  odd = _mm512_castsi512_ps(_mm512_and_si512(halves, _mm512_set1_epi32(-0x10000)));
+CLASP_TARGET inline void store_first(Float16* p, Vector x, int64_t count) {
+  _mm256_mask_storeu_epi16(p, first_lanes(count), narrowed_to_float16(x));
 }
 
 CLASP_TARGET inline void load_pair(const Bfloat16* p, Vector& even, Vector& odd) {
-  load_pair(_mm512_loadu_si512(p), even, odd);
+  even = even_halves(p);
+  odd = odd_halves(p);
 }
 
 CLASP_TARGET inline __mmask32 first_of_pair(int64_t count) {
@@ -120,7 +118,9 @@ CLASP_TARGET inline __mmask32 first_of_pair(int64_t count) {
 
 CLASP_TARGET inline void load_pair_first(const Bfloat16* p, int64_t count, Vector& even,
                                          Vector& odd) {
-  load_pair(_mm512_maskz_loadu_epi16(first_of_pair(count), p), even, odd);
+  const __m512i halves = _mm512_maskz_loadu_epi16(first_of_pair(count), p);
+  even = even_halves(halves);
+  odd = odd_halves(halves);
 }
 
 CLASP_TARGET inline __m512i narrowed_pair(Vector even, Vector odd) {

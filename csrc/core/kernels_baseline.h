@@ -31,17 +31,16 @@ inline Vector load(const Half* p) {
   return Vector{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
 }
 
-// Pairs of halves as integers: the first of each pair is the lower half of its integer.
-using Pairs = uint32_t __attribute__((vector_size(16)));
-
+// Pairs of bfloat16 are the even elements and the odd ones, as lie in the lower and upper halves of
+// little-endian words: a shift and a mask away from floats.
 inline Vector even_halves(const Bfloat16* p) {
-  Pairs pairs;
+  Bits pairs;
   std::memcpy(&pairs, p, sizeof pairs);
   return reinterpret_cast<Vector>(pairs << 16);
 }
 
 inline Vector odd_halves(const Bfloat16* p) {
-  Pairs pairs;
+  Bits pairs;
   std::memcpy(&pairs, p, sizeof pairs);
   return reinterpret_cast<Vector>(pairs & 0xFFFF0000U);
 }
@@ -57,9 +56,8 @@ inline void store(float* p, Vector x) {
   std::memcpy(p, &x, sizeof x);
 }
 
-template <class Half>
-inline void store(Half* p, Vector x) {
-  for (int64_t i = 0; i < kLanes; ++i) from_float(x[i], p + i);
+inline void store(Float16* p, Vector x) {
+  for (int64_t i = 0; i < kLanes; ++i) p[i] = to_float16(x[i]);
 }
 
 template <class Element>
@@ -69,13 +67,9 @@ inline void store_first(Element* p, Vector x, int64_t count) {
   std::memcpy(p, whole, sizeof(Element) * (count < kLanes ? count : kLanes));
 }
 
-// Pairs of bfloat16 are the even elements and the odd ones, as lie in the lower and upper halves of
-// little-endian words: a shift and a mask away from floats.
 inline void load_pair(const Bfloat16* p, Vector& even, Vector& odd) {
-  Bits halves;
-  std::memcpy(&halves, p, sizeof halves);
-  even = reinterpret_cast<Vector>(halves << 16);
-  odd = reinterpret_cast<Vector>(halves & 0xFFFF0000U);
+  even = even_halves(p);
+  odd = odd_halves(p);
 }
 
 inline void load_pair_first(const Bfloat16* p, int64_t count, Vector& even, Vector& odd) {
@@ -142,7 +136,6 @@ inline float largest(Vector x) {
 }
 
 inline Vector power_of_two(Vector x) {
-  using Bits = uint32_t __attribute__((vector_size(16)));
   return reinterpret_cast<Vector>((reinterpret_cast<Bits>(x) << 23) + 0x3F800000U);
 }
 

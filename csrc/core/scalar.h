@@ -54,18 +54,7 @@ inline float to_float(Float16 half) {
 }
 
 // Rounding is to nearest, ties to even; every NaN becomes a quiet one.
-inline void from_float(float value, float* target) {
-  *target = value;
-}
-
-inline void from_float(float value, Bfloat16* target) {
-  const uint32_t bits = float_to_bits(value);
-  const uint32_t rounded = (bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16;
-  const uint32_t nan = (bits >> 16 & 0x8000U) | 0x7FC0U;
-  target->bits = static_cast<uint16_t>((bits & 0x7FFFFFFFU) > 0x7F800000U ? nan : rounded);
-}
-
-inline void from_float(float value, Float16* target) {
+inline Float16 to_float16(float value) {
   const uint32_t bits = float_to_bits(value);
   const uint32_t sign = bits >> 16 & 0x8000U;
   const uint32_t magnitude = bits & 0x7FFFFFFFU;
@@ -86,7 +75,7 @@ inline void from_float(float value, Float16* target) {
   } else {
     half = 0;
   }
-  target->bits = static_cast<uint16_t>(sign | half);
+  return {static_cast<uint16_t>(sign | half)};
 }
 
 }  // namespace clasp

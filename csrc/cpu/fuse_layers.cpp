@@ -21,9 +21,6 @@
 namespace clasp::cpu {
 namespace {
 
-// What a thread should have to read for waking it to pay.
-constexpr int64_t kGrainBytes = 128 * 1024;
-
 Normalization normalization_named(const std::string& name) {
   if (name == "none") return Normalization::none;
   if (name == "l2") return Normalization::l2;
@@ -72,9 +69,8 @@ Tensor fuse_layers(const std::vector<Tensor>& hidden_states, const Tensor& weigh
   Tensor fused = empty<3>({B, N, D}, first);
   auto* out = static_cast<char*>(fused.mutable_data_ptr());
   const int64_t row_bytes = D * scalar_size(scalar_of(first, "hidden_states"));
-  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, L * row_bytes));
   const Kernels& kernels = best_kernels();
-  parallel_for(B * N, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(B * N, grain_of_bytes(L * row_bytes), [&](int64_t begin, int64_t end) {
     Fusion fusion(kernels);
     std::vector<Matrix> image(L);
     std::vector<float> image_weights(L);

@@ -4,7 +4,6 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <algorithm>
 #include <cstdint>
 
 #include "core/gathering.h"
@@ -15,9 +14,6 @@
 
 namespace clasp::cpu {
 namespace {
-
-// What a thread should have to copy for waking it to pay.
-constexpr int64_t kGrainBytes = 128 * 1024;
 
 // tokens [B, N, D], indices [B, R] -> [B, R, D]
 Tensor gather_tokens(const Tensor& tokens, const Tensor& indices) {
@@ -30,8 +26,7 @@ Tensor gather_tokens(const Tensor& tokens, const Tensor& indices) {
   Tensor gathered = empty<3>({B, R, D}, tokens);
   auto* out = static_cast<char*>(gathered.mutable_data_ptr());
   const int64_t row_bytes = D * scalar_size(scalar_of(tokens, "tokens"));
-  const int64_t grain = std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(row_bytes, 1));
-  parallel_for(B * R, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(B * R, grain_of_bytes(row_bytes), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / R;
       copy_row(images.image(b), chosen(b, row - b * R), out + row * row_bytes);

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cpu/capability.h"
@@ -17,6 +18,13 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
     const KeepSubnormals keep;
     body(begin, end);
   });
+}
+
+// The grain for what memory bounds: as many items, of `item_bytes` each to read, as a thread should
+// have for waking it to pay.
+inline int64_t grain_of_bytes(int64_t item_bytes) {
+  constexpr int64_t kGrainBytes = 128 * 1024;
+  return std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, item_bytes));
 }
 
 inline constexpr auto kSerial = [](int64_t count, const auto& body) { body(0, count); };

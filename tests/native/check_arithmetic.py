@@ -75,7 +75,7 @@ def check_dot_products_of_halves_lose_nothing(core: ModuleType, isa: str) -> Non
         np.testing.assert_array_equal(dots, values[: core.TILE_TOKENS] @ values.T)
 
 
-def check_rounding_to_halves(core: ModuleType, _: str) -> None:
+def check_rounding_to_halves(core: ModuleType, isa: str) -> None:
     every = np.arange(2**16, dtype=np.uint16)
     rng = np.random.default_rng(9)
     anything = rng.integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
@@ -88,6 +88,6 @@ def check_rounding_to_halves(core: ModuleType, _: str) -> None:
         edge = np.array([65519.996, 65520, 65536, 3.3895e38, 3.3961e38, math.inf], np.float32)
         values = np.concatenate([anything, midway, *around, edge, -edge])
         values = values[~np.isnan(values)]
-        np.testing.assert_array_equal(core.narrow_scalars(values, scalar), nearest(values, scalar))
-        nan = core.narrow_scalars(np.array([math.nan, -math.nan], np.float32), scalar)
+        np.testing.assert_array_equal(core.narrow(isa, values, scalar), nearest(values, scalar))
+        nan = core.narrow(isa, np.array([math.nan, -math.nan], np.float32), scalar)
         assert np.isnan(decode(nan, scalar)).all()

@@ -3,7 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <vector>
@@ -63,20 +65,26 @@ py::array_t<float> widen(const std::string& instruction_set, const py::array_t<u
 }
 
 template <class Half>
-py::array_t<uint16_t> narrowed(const py::array_t<float>& values) {
+py::array_t<uint16_t> narrowed(const clasp::FuseKernels<Half>& kernels,
+                               const py::array_t<float>& values) {
   py::array_t<uint16_t> result(values.shape(0));
   for (py::ssize_t i = 0; i < values.shape(0); ++i) {
-    Half half;
-    clasp::from_float(values.at(i), &half);
-    result.mutable_at(i) = half.bits;
+    // Sums are in an order of their own: all alike, they are in any.
+    float sums[clasp::kSumsMultiple];
+    Half halves[clasp::kSumsMultiple];
+    std::fill(std::begin(sums), std::end(sums), values.at(i));
+    kernels.divide(sums, clasp::kSumsMultiple, 1.0F, halves);
+    result.mutable_at(i) = halves[i % clasp::kSumsMultiple].bits;
   }
   return result;
 }
 
-// One by one, as where vectors do not reach.
-py::array_t<uint16_t> narrow_scalars(const py::array_t<float>& values, const std::string& scalar) {
-  return scalar_named(scalar) == clasp::Scalar::bfloat16 ? narrowed<clasp::Bfloat16>(values)
-                                                         : narrowed<clasp::Float16>(values);
+// What a sum becomes when it is stored; nothing else is rounded to halves.
+py::array_t<uint16_t> narrow(const std::string& instruction_set, const py::array_t<float>& values,
+                             const std::string& scalar) {
+  const clasp::Kernels& kernels = kernels_of(instruction_set);
+  return scalar_named(scalar) == clasp::Scalar::bfloat16 ? narrowed(kernels.fuse_bfloat16, values)
+                                                         : narrowed(kernels.fuse_float16, values);
 }
 
 }  // namespace
@@ -91,5 +99,5 @@ void bind_arithmetic(py::module_& m) {
   m.attr("TILE_TOKENS") = clasp::kTileTokens;
   m.def("squares", &squares);
   m.def("widen", &widen);
-  m.def("narrow_scalars", &narrow_scalars);
+  m.def("narrow", &narrow);
 }
