@@ -4,30 +4,17 @@ around the checks in Python."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensors import DTYPES
 from torch import Tensor
 
 from clasp_kernels import attention_salience, backends, use_backend
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def cpu_backend() -> Iterator[None]:
-    with use_backend("cpu"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
 def attention(

@@ -3,29 +3,16 @@ that go around the checks in Python."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from tensors import DTYPES
 from torch import Tensor
 
-from clasp_kernels import backends, fuse_layers, use_backend
+from clasp_kernels import backends, fuse_layers
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def cpu_backend() -> Iterator[None]:
-    with use_backend("cpu"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
 def random_layers(count: int, *shape: int, dtype: torch.dtype) -> list[Tensor]:

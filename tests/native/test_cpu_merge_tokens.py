@@ -3,41 +3,26 @@ calls that go around the checks in Python."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from tensors import DTYPES, clusters
 from torch import Tensor
 
-from clasp_kernels import backends, merge_tokens, use_backend
+from clasp_kernels import backends, merge_tokens
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def cpu_backend() -> Iterator[None]:
-    with use_backend("cpu"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
 def clustered(batch: int, num_tokens: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Tokens, and distinct indices of a sixth of them with an unused slot."""
     generator = torch.Generator().manual_seed(batch * num_tokens + dim)
-    centres = torch.randn(12, dim, generator=generator)
-    which = torch.randint(12, (batch, num_tokens), generator=generator)
-    noise = torch.randn(batch, num_tokens, dim, generator=generator)
+    tokens = clusters(generator, batch, num_tokens, dim)
     order = torch.rand(batch, num_tokens, generator=generator).argsort(-1)
     indices = order[:, : num_tokens // 6]
     indices[:, 1] = -1
-    return (centres[which] + 0.7 * noise).to(dtype), indices
+    return tokens.to(dtype), indices
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

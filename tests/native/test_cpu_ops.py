@@ -4,11 +4,12 @@ checks in Python."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from tensors import DTYPES, clusters
 from torch import Tensor
 
 from clasp_kernels import (
@@ -19,33 +20,17 @@ from clasp_kernels import (
     merge_tokens,
     select_pivots,
     select_tokens,
-    use_backend,
 )
 
 OPS = torch.ops.clasp_kernels
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def cpu_backend() -> Iterator[None]:
-    with use_backend("cpu"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
 def image_like(batch: int, num_tokens: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(batch * num_tokens + dim)
-    centres = torch.randn(12, dim, generator=generator)
-    which = torch.randint(12, (batch, num_tokens), generator=generator)
-    noise = torch.randn(batch, num_tokens, dim, generator=generator)
+    tokens = clusters(generator, batch, num_tokens, dim)
     salience = torch.randn(batch, num_tokens, generator=generator)
-    return (centres[which] + 0.7 * noise).to(dtype), salience
+    return tokens.to(dtype), salience
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -4,29 +4,16 @@ in Python."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
+from tensors import DTYPES
 from torch import Tensor
 
-from clasp_kernels import select_pivots, use_backend
+from clasp_kernels import select_pivots
 
-OP = torch.ops.clasp_kernels
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-@pytest.fixture(autouse=True)
-def cpu_backend() -> Iterator[None]:
-    with use_backend("cpu"):
-        yield
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+OPS = torch.ops.clasp_kernels
+pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
 def sorted_pivots(salience: Tensor, k: int) -> Tensor:
@@ -81,7 +68,7 @@ def test_a_subnormal_is_told_from_zero_though_they_are_flushed() -> None:
 def test_a_direct_call_with_counts_out_of_range_stays_in_bounds() -> None:
     counts = torch.tensor([-3, 10**12])
     salience = torch.tensor([[1.0, math.nan, 2.0]] * 2)
-    pivots = OP.select_pivots(salience, 4, counts, None)
+    pivots = OPS.select_pivots(salience, 4, counts, None)
     assert pivots.tolist() == [[-1, -1, -1, -1], [2, 0, 1, -1]]
 
 
@@ -100,4 +87,4 @@ def test_a_direct_call_with_counts_out_of_range_stays_in_bounds() -> None:
 def test_a_direct_call_with_wrong_arguments_is_refused(name: str, arguments) -> None:
     select_pivots(torch.zeros(1, 1), 1)  # registers the ops
     with pytest.raises(RuntimeError, match=name):
-        OP.select_pivots(*arguments)
+        OPS.select_pivots(*arguments)
