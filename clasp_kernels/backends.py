@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import _native
+from . import _native, _triton
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -94,14 +94,17 @@ def _resolve(op: str, forced: str) -> OpOverload:
     packet = getattr(torch.ops.clasp_kernels, op)
     # Not forced, even the reference goes through the dispatcher: an exported graph then finds a
     # native kernel where it is loaded.
-    return packet.reference if forced == "reference" else packet.default
+    return getattr(packet, forced if forced in ("reference", "triton") else "default")
 
 
 # Called for real while tracing: logging and warnings cannot be traced, and who serves an op does
 # not change while the process lives.
-@torch.compiler.assume_constant_result
 def _settle(op: str, device: str, forced: str) -> None:
     _settle_once(op, device, forced)
+
+
+# What torch.compiler.assume_constant_result does, which imports torch._dynamo and with it Triton.
+_settle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache  # which does not keep exceptions: what cannot serve raises every time
@@ -117,15 +120,19 @@ def _settle_once(op: str, device: str, forced: str) -> None:
         )
     if forced == "auto":
         logger.info("%s on %s tensors is served by %s: %s", op, device, backend, reason)
-        if backend == "reference" and device == "cpu" and op in _native.CPU_OPS:
-            _warn_fallback()
+        native = _native.CPU_OPS if device == "cpu" else _triton.TRITON_OPS
+        if backend == "reference" and op in native and device in ("cpu", "cuda"):
+            _warn_fallback(device)
 
 
 @functools.cache
-def _warn_fallback() -> None:
+def _warn_fallback(device: str) -> None:
+    ops, tensors, problem = ", ".join(_native.CPU_OPS), "CPU", _native_problem()
+    if device == "cuda":
+        ops, tensors, problem = "all ops", "GPU", str(_triton.gpu_problem())
     warnings.warn(
-        f"clasp_kernels: {', '.join(_native.CPU_OPS)} fall back to the slow reference backend on "
-        f"CPU tensors: {_native_problem()} To accept the reference, set {ENVIRONMENT}=reference.",
+        f"clasp_kernels: {ops} fall back to the slow reference backend on {tensors} tensors: "
+        f"{problem} To accept the reference, set {ENVIRONMENT}=reference.",
         RuntimeWarning,
         stacklevel=6,
     )
@@ -143,12 +150,17 @@ def choose(op: str, device: str, forced: str) -> Choice:
         raise ValueError(f"{ENVIRONMENT} must be one of {', '.join(NAMES)}, got {forced!r}.")
     if forced == "reference":
         return Choice("reference", "forced")
-    if forced in ("triton", "cuda"):
-        return Choice(None, f"clasp_kernels {__version__} has no {forced} kernels.")
-    problem = _cpu_problem(op, device)
-    if problem is None:
-        return Choice("cpu", "forced" if forced == "cpu" else _native.load().reason)
-    return Choice(None if forced == "cpu" else "reference", problem)
+    if forced == "cuda":
+        return Choice(None, f"clasp_kernels {__version__} has no cuda kernels.")
+    backend = forced
+    if forced == "auto":
+        backend = "triton" if device == "cuda" else "cpu"
+    problem = _triton.problem(op, device) if backend == "triton" else _cpu_problem(op, device)
+    if problem is not None:
+        return Choice("reference" if forced == "auto" else None, problem)
+    if forced != "auto":
+        return Choice(backend, "forced")
+    return Choice(backend, _triton.reason() if backend == "triton" else _native.load().reason)
 
 
 def _cpu_problem(op: str, device: str) -> str | None:

@@ -13,7 +13,8 @@ import clasp_kernels
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """In an interpreter that sees this checkout, and of our variables none but those given."""
     root = str(Path(clasp_kernels.__file__).parents[1])
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("CLASP_KERNELS_")}
+    ours = ("CLASP_KERNELS_", "TRITON_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return subprocess.run(
         [sys.executable, "-c", code],
         env={**inherited, "PYTHONPATH": root, **environment},

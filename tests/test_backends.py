@@ -11,7 +11,8 @@ import torch
 from interpreter import python
 
 import clasp_kernels
-from clasp_kernels import _native, backend_report, backends, select_pivots, use_backend
+from clasp_kernels import _native, _triton, backend_report, backends, select_pivots, use_backend
+from clasp_kernels.ops import _library
 
 SALIENCE = torch.tensor([[1.0, 3.0, 2.0]])
 LOADED = _native.load().loaded
@@ -198,7 +199,7 @@ def test_unknown_backend_is_an_error() -> None:
     ("name", "problem"),
     [
         ("cpu", "there is no native kernel for select_pivots in clasp_kernels"),
-        ("triton", "has no triton kernels."),
+        ("triton", "there is no Triton kernel for select_pivots in clasp_kernels"),
         ("cuda", "has no cuda kernels."),
     ],
 )
@@ -206,6 +207,7 @@ def test_a_forced_backend_that_cannot_serve_raises_every_time(
     name: str, problem: str, monkeypatch
 ) -> None:
     monkeypatch.setattr(_native, "CPU_OPS", ())
+    monkeypatch.setattr(_triton, "TRITON_OPS", ())
     forget_choices()
     with use_backend(name):
         for _ in range(2):
@@ -223,6 +225,56 @@ def test_cpu_kernels_refuse_other_devices() -> None:
     backend, reason = backends.choose("select_tokens", "cuda", "cpu")
     assert backend is None
     assert reason == "the native kernel of select_tokens takes CPU tensors, not cuda tensors."
+
+
+def test_triton_kernels_take_no_cpu_tensors_unless_interpreted(monkeypatch) -> None:
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    backend, reason = backends.choose("gather_tokens", "cpu", "triton")
+    assert backend is None
+    assert reason.startswith("the Triton kernel of gather_tokens takes GPU tensors, not cpu")
+    assert "TRITON_INTERPRET=1" in reason
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_triton_kernels_without_triton_say_how_to_get_it(device: str, monkeypatch) -> None:
+    monkeypatch.setattr(_triton, "installed", lambda: False)
+    monkeypatch.setattr(_triton, "INTERPRETED", True)
+    _triton.gpu_problem.cache_clear()
+    backend, reason = backends.choose("gather_tokens", device, "triton")
+    assert backend is None
+    assert reason.startswith("Triton is not installed. Install it with `pip install triton`")
+    backend, reason = backends.choose("gather_tokens", "cuda", "auto")
+    assert backend == "reference"
+    assert reason.startswith("Triton is not installed.")
+    _triton.gpu_problem.cache_clear()
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "reference"), ((8, 0), "triton")])
+def test_triton_kernels_serve_gpus_that_are_new_enough(
+    capability: tuple[int, int], expected: str, monkeypatch
+) -> None:
+    monkeypatch.setattr(_triton, "installed", lambda: True)
+    monkeypatch.setattr(_triton, "version", lambda: "3.7.0")
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    _triton.gpu_problem.cache_clear()
+    backend, reason = backends.choose("gather_tokens", "cuda", "auto")
+    _triton.gpu_problem.cache_clear()
+    assert backend == expected
+    assert reason in (
+        "Triton 3.7.0",
+        "the Triton kernels need compute capability 8.0 or later, this GPU has 7.5.",
+    )
+
+
+def test_a_gpu_that_triton_does_not_support_is_served_by_the_reference(monkeypatch) -> None:
+    """Also where a graph calls the op itself: the dispatcher knows no GPU's age."""
+    monkeypatch.setattr(_triton, "problem", lambda op, device: "too old.")
+    seen = []
+    serve = _library._on_gpu("gather_tokens", lambda *arguments: seen.append(arguments))
+    serve(SALIENCE, SALIENCE)
+    assert seen == [(SALIENCE, SALIENCE)]
 
 
 # In a fresh interpreter, before the ops are imported: there is no extension to be found.

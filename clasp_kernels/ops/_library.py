@@ -1,9 +1,10 @@
 """The ``clasp_kernels`` operator library: one schema per op, whoever computes it.
 
-Each schema is defined twice. The default overload goes through the dispatcher: the reference
-serves every device (CompositeExplicitAutograd) until a native kernel registers for one. The
-``.reference`` overload is bound to the reference alone, so that it can be forced, also inside a
-compiled graph, where the dispatcher's choice cannot be overridden any more.
+Each schema is defined three times. The default overload goes through the dispatcher: the reference
+serves every device (CompositeExplicitAutograd) until a kernel registers for one, as Triton's do for
+GPUs here and the C++ ones when their library is loaded. The ``.reference`` and ``.triton``
+overloads are bound to one backend each, so that it can be forced, also inside a compiled graph,
+where the dispatcher's choice cannot be overridden any more.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from .. import _triton
 
 NAMESPACE = "clasp_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -21,12 +25,41 @@ OP_NAMES: list[str] = []
 def define_op(
     name: str, signature: str, *, reference: Callable[..., Any], fake: Callable[..., Any]
 ) -> None:
-    """Registers ``name`` and ``name.reference``; both record no autograd graph."""
-    for overload in (name, f"{name}.reference"):
+    """Registers ``name``, ``name.reference`` and ``name.triton``, none of which records a graph."""
+    for overload in (name, f"{name}.reference", f"{name}.triton"):
         LIBRARY.define(f"{overload}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
-        LIBRARY.impl(overload, reference, "CompositeExplicitAutograd")
         # Without this, torch's default for ops that lack a derivative makes outputs require grad
         # and warns in backward. Kernels see tensors that require grad and must not record.
         LIBRARY.impl(overload, torch.library.fallthrough_kernel, "Autograd")
         torch.library.register_fake(f"{NAMESPACE}::{overload}", fake, lib=LIBRARY)
+    for overload in (name, f"{name}.reference"):
+        LIBRARY.impl(overload, reference, "CompositeExplicitAutograd")
+    if _triton.installed():
+        LIBRARY.impl(name, _on_gpu(name, reference), "CUDA")
+        LIBRARY.impl(f"{name}.triton", _on_device(name), "CUDA")
+        if _triton.INTERPRETED:
+            LIBRARY.impl(f"{name}.triton", _on_device(name), "CPU")
     OP_NAMES.append(name)
+
+
+def _on_device(name: str) -> Callable[..., Any]:
+    """Launches the Triton kernels on the tensors' device, which need not be the current one."""
+
+    def launch(first: Tensor | list[Tensor], *rest: object) -> Any:
+        tensor = first if isinstance(first, Tensor) else first[0]
+        with torch.cuda.device_of(tensor):
+            return _triton.launcher(name)(first, *rest)
+
+    return launch
+
+
+def _on_gpu(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The Triton kernels, or on a GPU they do not support the reference, which an exported graph
+    then finds too."""
+    launch = _on_device(name)
+
+    def serve(*arguments: object) -> Any:
+        served = _triton.problem(name, "cuda") is None
+        return launch(*arguments) if served else reference(*arguments)
+
+    return serve

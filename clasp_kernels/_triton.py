@@ -1,0 +1,80 @@
+"""Whether the Triton kernels can serve here, and their launchers, imported when first needed."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ._version import __version__
+
+TRITON_OPS: tuple[str, ...] = ("gather_tokens",)
+INTERPRET = "TRITON_INTERPRET"
+# Triton reads it when a kernel is defined, so it counts as it was when the process began.
+INTERPRETED = os.environ.get(INTERPRET, "0").lower() in ("1", "true", "yes", "on", "y")
+OLDEST_CAPABILITY = (8, 0)
+NOT_INSTALLED = (
+    "Triton is not installed. Install it with `pip install triton` (PyTorch's CUDA builds bring it "
+    "along)."
+)
+
+
+# find_spec, as importing Triton takes a good part of a second.
+@functools.cache
+def installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def version() -> str:
+    """Triton's version; only where it is installed."""
+    return importlib.metadata.version("triton")
+
+
+def problem(op: str, device: str) -> str | None:
+    """Why the Triton kernels cannot serve ``op`` on ``device``, or None where they can."""
+    if op not in TRITON_OPS:
+        return f"there is no Triton kernel for {op} in clasp_kernels {__version__}."
+    if device == "cpu" and not INTERPRETED:
+        return (
+            f"the Triton kernel of {op} takes GPU tensors, not cpu tensors; {INTERPRET}=1, set "
+            "before Python starts, interprets it on the CPU, for tests."
+        )
+    if device not in ("cpu", "cuda"):
+        return f"the Triton kernel of {op} takes GPU tensors, not {device} tensors."
+    if device == "cpu":
+        return None if installed() else NOT_INSTALLED
+    return gpu_problem()
+
+
+@functools.cache
+def gpu_problem() -> str | None:
+    """Why no Triton kernel can serve the GPU here, or None where they can."""
+    if not installed():
+        return NOT_INSTALLED
+    if torch.version.hip is not None:
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no GPU."
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_CAPABILITY:
+        oldest, here = (".".join(map(str, pair)) for pair in (OLDEST_CAPABILITY, capability))
+        return f"the Triton kernels need compute capability {oldest} or later, this GPU has {here}."
+    return None
+
+
+@functools.cache
+def launcher(op: str) -> Callable[..., Any]:
+    """What launches the kernels of ``op``: a function with the op's schema as its signature."""
+    launch: Callable[..., Any] = getattr(importlib.import_module(f"clasp_kernels.triton.{op}"), op)
+    return launch
+
+
+def reason() -> str:
+    return f"Triton {version()}" + (", interpreted" if INTERPRETED else "")
