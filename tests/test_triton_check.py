@@ -1,0 +1,142 @@
+"""The check of the Triton kernels must fail on what would be slow or impossible on a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+# A softmax without its exponential: every value of a block is alive until the last one is known.
+KERNELS = """
+import torch, triton, triton.language as tl
+
+@triton.jit
+def total(b_x):
+    return tl.sum(b_x)
+
+@triton.jit
+def _share(p_x, p_out, stride, BLOCK: tl.constexpr):
+    b_x = tl.load(p_x + tl.program_id(0) * stride + tl.arange(0, BLOCK)).to(tl.float32)
+    b_out = (b_x / total(b_x)).to(p_x.dtype.element_ty)
+    tl.store(p_out + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), b_out)
+
+@triton.jit
+def _copy(p_x, p_out, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(p_out + i, tl.load(p_x + i))
+
+def LAUNCHER(x, block, num_warps):
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    _share[(x.shape[0],)](x, out, x.stride(0), BLOCK=block, num_warps=num_warps)
+    return out
+"""
+
+CASES = """
+import torch
+from triton_case import Case, FewWarps, case, meta
+
+@case
+def rows(batch, *, scalar=torch.float32, size=1024, num_warps=4, start=0):
+    return meta(batch, size + start, scalar=scalar)[:, start:], size, num_warps
+
+CASES = {CASES}
+EXCEPTIONS = {EXCEPTIONS}
+"""
+
+
+def triton_check(
+    folder: Path, launchers: dict[str, str], cases: str, exceptions: str = "{}"
+) -> subprocess.CompletedProcess[str]:
+    """Run it over a checkout with these launchers, written in terms of KERNELS, and cases."""
+    shutil.copytree(ROOT / "tools", folder / "tools")
+    package = folder / "clasp_kernels" / "triton"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").touch()
+    (package / "__init__.py").touch()
+    for name, text in launchers.items():
+        (package / f"{name}.py").write_text(text)
+    text = CASES.replace("{CASES}", cases).replace("{EXCEPTIONS}", exceptions)
+    (folder / "tools" / "triton_cases.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, folder / "tools" / "triton_check.py"],
+        # What the tests of the kernels set, and what would hide the PTX, must not reach it.
+        env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_STORE_BINARY_ONLY": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def launcher(name: str, text: str = KERNELS) -> dict[str, str]:
+    return {name: text.replace("LAUNCHER", name)}
+
+
+COPY = "@triton.jit\ndef _copy"
+WITHOUT_COPY = KERNELS[: KERNELS.index(COPY)] + KERNELS[KERNELS.index("def LAUNCHER") :]
+CROWDED = "rows(size=4096, num_warps=1)"
+
+
+def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) -> None:
+    done = triton_check(
+        tmp_path,
+        launcher("share", WITHOUT_COPY),
+        f"{{'share': [rows(wide=True), rows(scalar=torch.bfloat16, wide=True), {CROWDED}]}}",
+        "{'share': [FewWarps('_share', warps=8, reason='the block is the row')]}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[:5] for line in lines] == [
+        ["ok", f"sm_{capability}", "share._share", "3", "variants"] for capability in (80, 90, 100)
+    ]
+
+
+def test_unsound_kernels_fail(tmp_path: Path) -> None:
+    done = triton_check(
+        tmp_path,
+        {
+            **launcher("share", WITHOUT_COPY),
+            **launcher("forgets_a_kernel"),
+            **launcher(
+                "allocates_elsewhere", WITHOUT_COPY.replace("device=x.device", "device='cpu'")
+            ),
+        },
+        f"""{{
+            'share': [
+                rows(size=8192, num_warps=1),
+                {CROWDED},
+                rows(scalar=torch.bfloat16, start=1, wide=True),
+            ],
+            'forgets_a_kernel': [rows(), {CROWDED}],
+            'allocates_elsewhere': [rows()],
+        }}""",
+        """{
+            'share': [FewWarps('_copy', warps=8, reason='none that any launch needs')],
+            'forgets_a_kernel': [FewWarps('_share', warps=16, reason='too few all the same')],
+        }""",
+    )
+    assert done.returncode == 1, done.stderr
+    everywhere = "sm_80, sm_90, sm_100: "
+    for complaint in (
+        "share(size=8192, num_warps=1): share._share: ",
+        "of 64 warps, 32 would fit otherwise; say why in EXCEPTIONS, or use fewer.",
+        f"{everywhere}share(scalar=bfloat16, start=1): share._share: ld.global of 2 bytes",
+        "the exception allows no fewer than 16.",
+        "share: _copy needs no exception any more",
+        "forgets_a_kernel._copy: no case of triton_cases.py launches it.",
+        f"{everywhere}allocates_elsewhere():\nTraceback",
+        "one of shape [2, 1024] is on cpu.",
+    ):
+        assert complaint in done.stdout, complaint
+    verdicts = {line.split()[0] for line in done.stdout.splitlines() if " variants " in line}
+    assert verdicts == {"FAILED"}

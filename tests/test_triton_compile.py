@@ -1,0 +1,104 @@
+"""What Triton compiles for the launchers, without a GPU: when it compiles again, and when not.
+
+`make compile-check` compiles every case for every architecture; here Triton is only asked which
+compilations a call needs, but for one that is really made. All of it in other processes, as kernels
+that this one may interpret are no kernels to a compiler.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from interpreter import python
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+def answer(code: str, **environment: str) -> Any:
+    """What ``code`` prints as JSON, in an interpreter that compiles kernels."""
+    path = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tools"))
+    done = python(code, PYTHONPATH=path, TRITON_INTERPRET="0", **environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+# By launcher: calls that share their compilations, under the reason why other calls have others.
+CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "gather_tokens": {
+        "strides that 16 divides": [{}, {"N": 577}, {"N": 2880, "R": 320}, {"N": 1, "R": 16}],
+        "indices at a stride that 16 does not divide": [{"R": 58}, {"R": 321}],
+        "another D": [{"D": 1001}, {"D": 1001, "N": 2880}],
+        "another dtype": [{"scalar": "float32"}, {"scalar": "float32", "N": 300}],
+    },
+}
+
+# The keys of the compilations that a call of a launcher needs.
+KEYS = """
+import importlib, json, torch, triton_cases
+from triton_stub import StubDriver, specializations
+
+def launcher_of(op):
+    return getattr(importlib.import_module(f"clasp_kernels.triton.{op}"), op)
+
+def keys(op, build, batch, options):
+    return sorted(specializations(lambda: launcher_of(op)(*build(batch, **options))))
+"""
+EVERY_CASE = """
+print(json.dumps([
+    (f"{op}({case})", [keys(op, case.build, batch, case.options) for batch in (1, 2, 3, 8, 64)])
+    for op, cases in triton_cases.CASES.items() if importlib.util.find_spec(f"clasp_kernels.triton.{op}")
+    for case in cases
+]))
+"""
+EVERY_CLASS = """
+def from_text(options):
+    return {
+        key: getattr(torch, value) if key == "scalar" else value for key, value in options.items()
+    }
+
+print(json.dumps([
+    (f"{op}, {reason}", [
+        keys(op, getattr(triton_cases, op)().build, 2, from_text(options)) for options in calls
+    ])
+    for op, classes in CLASSES.items()
+    for reason, calls in classes.items()
+]))
+"""
+
+
+def test_no_batch_size_has_anything_compiled_again() -> None:
+    calls = answer(KEYS + EVERY_CASE)
+    assert calls
+    for call, (first, *others) in calls:
+        assert first, f"{call} launches nothing"
+        assert all(other == first for other in others), call
+
+
+def test_sizes_have_kernels_compiled_again_for_the_reasons_listed_alone() -> None:
+    seen: dict[str, str] = {}
+    for reason, calls in answer(f"CLASSES = {CLASSES!r}{KEYS}{EVERY_CLASS}"):
+        first = calls[0]
+        assert all(call == first for call in calls), f"{reason}: not one class"
+        assert seen.setdefault(str(first), reason) == reason, f"{reason}: no class of its own"
+
+
+def test_a_kernel_is_compiled_once_for_all_batches(tmp_path: Path) -> None:
+    """As the keys say, which the other tests believe."""
+    code = """
+driver = StubDriver(90)
+case = triton_cases.gather_tokens()
+with driver.active():
+    for batch in (1, 2, 3, 8, 64):
+        launcher_of("gather_tokens")(*case.arguments(batch))
+print(json.dumps([len(driver.launches), len(driver.seconds)]))
+"""
+    assert answer(KEYS + code, TRITON_CACHE_DIR=str(tmp_path)) == [5, 1]

@@ -1,0 +1,189 @@
+"""What each Triton launcher is called with, so that every kernel is compiled as it will be used.
+
+A case is one line in CASES: a builder from below with what differs from its defaults. A launcher
+gets what its builder returns, in the order of the op's schema. The lists are no full products:
+each option and shape class stands beside the defaults, in the dtypes it makes a difference to,
+which keeps the check at seconds an op. The batch is left out, as nothing may be compiled again for
+another.
+
+EXCEPTIONS lists the kernels whose registers halve occupancy, and why they may.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import bfloat16, dtype, float16, float32
+from triton_case import Case, FewWarps, case, indices, mask, meta
+
+FLOATS = (float32, bfloat16, float16)
+DIMS = (1024, 3584)
+TOKENS = (576, 2880, 8192)
+
+
+@case
+def fuse_layers(
+    batch: int,
+    *,
+    scalar: dtype = bfloat16,
+    L: int = 4,
+    N: int = 576,
+    D: int = 1024,
+    normalize: str = "none",
+    categories: int = 7,
+    cls: int = 1,
+) -> tuple[Any, ...]:
+    """Layers whose first ``cls`` tokens are dropped, which are therefore not contiguous."""
+    layers = [meta(batch, cls + N, D, scalar=scalar)[:, cls:] for _ in range(L)]
+    weights = meta(max(categories, 1), L, scalar=float32)
+    return layers, weights, indices(batch) if categories else None, normalize
+
+
+@case
+def attention_salience(
+    batch: int,
+    *,
+    scalar: dtype = bfloat16,
+    Hq: int = 16,
+    Hkv: int = 16,
+    T: int = 64,
+    S: int = 640,
+    d: int = 128,
+    causal: bool = False,
+    masked: bool = False,
+    weighted: bool = False,
+    start: int = 0,
+) -> tuple[Any, ...]:
+    """As a model has them: [B, T, H, d] with the middle dimensions swapped."""
+    query = meta(batch, T, Hq, d, scalar=scalar).transpose(1, 2)
+    key = meta(batch, S, Hkv, d, scalar=scalar).transpose(1, 2)
+    key_valid = mask(batch, S) if masked else None
+    query_weights = meta(batch, T, scalar=float32) if weighted else None
+    return query, key, d**-0.5, causal, key_valid, query_weights, start, S
+
+
+@case
+def select_pivots(
+    batch: int,
+    *,
+    scalar: dtype = float32,
+    N: int = 576,
+    K: int = 64,
+    ragged: bool = False,
+    masked: bool = False,
+) -> tuple[Any, ...]:
+    k = indices(batch) if ragged else None
+    return meta(batch, N, scalar=scalar), K, k, mask(batch, N) if masked else None
+
+
+@case
+def complete_tokens(
+    batch: int,
+    *,
+    scalar: dtype = bfloat16,
+    N: int = 576,
+    D: int = 1024,
+    P: int = 32,
+    M: int = 32,
+    masked: bool = False,
+) -> tuple[Any, ...]:
+    features = meta(batch, N, D, scalar=scalar)
+    return features, indices(batch, P), M, mask(batch, N) if masked else None
+
+
+@case
+def select_tokens(
+    batch: int,
+    *,
+    scalar: dtype = bfloat16,
+    N: int = 576,
+    D: int = 1024,
+    R: int = 64,
+    P: int = 32,
+    ragged: bool = False,
+    masked: bool = False,
+) -> tuple[Any, ...]:
+    features, salience = meta(batch, N, D, scalar=scalar), meta(batch, N, scalar=float32)
+    per_image = indices(batch) if ragged else None
+    valid = mask(batch, N) if masked else None
+    return features, salience, R, per_image, P, per_image, valid
+
+
+@case
+def gather_tokens(
+    batch: int, *, scalar: dtype = bfloat16, N: int = 576, D: int = 1024, R: int = 64
+) -> tuple[Any, ...]:
+    return meta(batch, N, D, scalar=scalar), indices(batch, R)
+
+
+@case
+def merge_tokens(
+    batch: int,
+    *,
+    scalar: dtype = bfloat16,
+    features: dtype = bfloat16,
+    N: int = 576,
+    D: int = 1024,
+    F: int = 1024,
+    R: int = 64,
+    masked: bool = False,
+) -> tuple[Any, ...]:
+    return (
+        meta(batch, N, D, scalar=scalar),
+        meta(batch, N, F, scalar=features),
+        indices(batch, R),
+        mask(batch, N) if masked else None,
+    )
+
+
+CASES: dict[str, list[Case]] = {
+    "fuse_layers": [
+        *(fuse_layers(scalar=scalar, wide=True) for scalar in FLOATS),
+        *(fuse_layers(normalize=norm, scalar=s) for norm in ("l2", "rms") for s in FLOATS[:2]),
+        *(fuse_layers(L=L, D=D, wide=True) for L in (1, 4, 24) for D in DIMS),
+        fuse_layers(L=24, D=3584, normalize="rms", wide=True),
+        fuse_layers(D=1001),
+        fuse_layers(D=1001, normalize="l2"),
+        fuse_layers(categories=0),
+    ],
+    "attention_salience": [
+        *(attention_salience(scalar=scalar) for scalar in FLOATS),
+        *(attention_salience(d=d, scalar=s) for d in (64, 72, 256) for s in FLOATS[:2]),
+        *(attention_salience(T=T, S=S) for T in (1, 32, 64) for S in (640, 16384)),
+        attention_salience(T=577, S=577, start=1),
+        attention_salience(T=577, S=577, start=1, d=72, scalar=float32),
+        attention_salience(Hq=32, Hkv=8, T=1, S=2048),
+        attention_salience(Hq=32, Hkv=8, T=32, S=2048, causal=True, masked=True, weighted=True),
+        attention_salience(causal=True),
+        attention_salience(masked=True),
+        attention_salience(weighted=True),
+    ],
+    "select_pivots": [
+        *(select_pivots(scalar=scalar) for scalar in FLOATS),
+        *(select_pivots(N=N, K=320) for N in (2880, 16384)),
+        select_pivots(N=16384, K=320, ragged=True, masked=True),
+    ],
+    "complete_tokens": [
+        *(complete_tokens(scalar=scalar) for scalar in FLOATS),
+        *(complete_tokens(N=N, D=D) for N in TOKENS for D in DIMS),
+        complete_tokens(masked=True, D=1001),
+        complete_tokens(P=0),
+    ],
+    "select_tokens": [
+        *(select_tokens(scalar=scalar) for scalar in FLOATS),
+        *(select_tokens(N=N, D=D) for N in TOKENS for D in DIMS),
+        select_tokens(ragged=True, masked=True, D=1001),
+    ],
+    "gather_tokens": [
+        *(gather_tokens(scalar=scalar, D=D, wide=True) for scalar in FLOATS for D in DIMS),
+        gather_tokens(D=1001),
+    ],
+    "merge_tokens": [
+        *(merge_tokens(scalar=scalar, features=scalar) for scalar in FLOATS),
+        merge_tokens(features=float32),
+        *(merge_tokens(N=N, D=D, F=D) for N in TOKENS for D in DIMS),
+        merge_tokens(masked=True, D=1001, F=999),
+    ],
+}
+
+EXCEPTIONS: dict[str, list[FewWarps]] = {}

@@ -1,0 +1,268 @@
+"""Compile every Triton kernel for every GPU architecture we name; run nothing, need no GPU.
+
+The launchers of clasp_kernels/triton/ are called with the cases of triton_cases.py under a driver
+that launches nothing (triton_stub.py). What Triton then compiles must
+
+- need no more shared memory than the architecture has, nor a grid that no GPU takes;
+- spill no registers, nor use so many that less than half the warps fit on a multiprocessor
+  (triton_resources.py says precisely what that means) unless the exceptions of triton_cases.py
+  say why; an exception that nothing needs fails as well;
+- access memory 16 bytes at a time in the cases that promise it.
+
+Every launcher must have cases, and every kernel that a launcher can launch must be in one.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.util
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from triton_resources import Resources, narrow_accesses, read_resources
+
+if TYPE_CHECKING:
+    from triton_case import FewWarps
+    from triton_stub import Launch, StubDriver
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "clasp_kernels" / "triton"
+ARCHITECTURES = (80, 90, 100)
+BATCH = 2  # any; tests/test_triton_compile.py asserts that it makes no difference
+
+
+class Task(NamedTuple):
+    op: str
+    case: int
+    capability: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel as one launch of it needed it."""
+
+    kernel: str
+    hash: str
+    resources: Resources
+    narrow: list[str]
+    seconds: float
+    """0 where an earlier case had it compiled."""
+
+
+@dataclass(frozen=True)
+class Result:
+    task: Task
+    title: str
+    compiled: list[Compiled]
+    error: str
+    """A traceback, or nothing."""
+
+
+def compile_case(task: Task) -> Result:
+    """Calls one launcher; runs in a worker process."""
+    from triton_cases import CASES
+
+    case = CASES[task.op][task.case]
+    driver = driver_for(task.capability)
+    driver.launches.clear()
+    driver.seconds.clear()
+    error = ""
+    compiled = []
+    try:
+        launcher = getattr(importlib.import_module(f"clasp_kernels.triton.{task.op}"), task.op)
+        with driver.active():
+            launcher(*case.arguments(BATCH))
+        if not driver.launches:
+            raise RuntimeError(f"{task.op} launched nothing.")
+        unique = {launch.hash: launch for launch in driver.launches}.values()
+        compiled = [examine(launch, driver, case.wide) for launch in unique]
+    except Exception:  # whatever a launcher or Triton's compiler raises is what is reported
+        error = traceback.format_exc()
+    return Result(task, f"{task.op}({case})", compiled, error)
+
+
+@functools.cache
+def driver_for(capability: int) -> StubDriver:
+    """One a process, which keeps what was compiled."""
+    from triton_stub import StubDriver
+
+    return StubDriver(capability)
+
+
+def examine(launch: Launch, driver: StubDriver, wide: bool) -> Compiled:
+    import triton
+
+    return Compiled(
+        launch.kernel,
+        launch.hash,
+        read_resources(
+            triton.knobs.nvidia.cuobjdump.path,
+            launch.files["cubin"],
+            capability=driver.capability,
+            shared=launch.shared,
+            num_warps=launch.num_warps,
+        ),
+        narrow_accesses(launch.files["ptx"].read_text()) if wide else [],
+        driver.seconds.get(launch.hash, 0.0),
+    )
+
+
+@dataclass
+class Line:
+    """One line of the summary: a kernel on an architecture."""
+
+    variants: dict[str, Resources] = field(default_factory=dict)
+    num_problems: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        resources = self.variants.values()
+        spilled = max(kernel.spilled for kernel in resources)
+        return (
+            f"{len(resources):3} variants  {max(kernel.registers for kernel in resources):3} "
+            f"registers  {f'{spilled} bytes' if spilled else 'nothing'} spilled  "
+            f"{max(kernel.shared for kernel in resources) / 1024:5.1f} KiB shared  "
+            f"{min(kernel.warps for kernel in resources):2} of 64 warps {self.seconds:6.1f} s"
+        )
+
+
+def report(results: list[Result], exceptions: dict[str, list[FewWarps]]) -> bool:
+    """One line per kernel and architecture, then what failed; True if nothing did."""
+    lines: dict[tuple[str, int], Line] = {}
+    problems: dict[str, list[int]] = {}  # each with its architectures
+    needed = set()
+    for result in results:
+        capability = result.task.capability
+        if result.error:
+            problems.setdefault(f"{result.title}:\n{result.error}", []).append(capability)
+        for kernel in result.compiled:
+            line = lines.setdefault((kernel.kernel, capability), Line())
+            line.seconds += kernel.seconds
+            found = [*kernel.narrow]
+            if kernel.hash not in line.variants:
+                line.variants[kernel.hash] = kernel.resources
+                few = exceptions_for(kernel, exceptions.get(result.task.op, []))
+                needed.update(few)
+                found += excesses(kernel.resources, few)
+            line.num_problems += len(found)
+            for problem in found:
+                text = f"{result.title}: {short(kernel.kernel)}: {problem}"
+                problems.setdefault(text, []).append(capability)
+    for (kernel_name, capability), line in sorted(lines.items()):
+        verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"
+        print(f"{verdict:<12} sm_{capability:<4} {short(kernel_name):<44} {line}")
+    for problem, capabilities in problems.items():
+        print(f"\n{', '.join(f'sm_{capability}' for capability in capabilities)}: {problem}")
+    stale = [
+        f"{op}: {exception.kernel} needs no exception any more; remove it from EXCEPTIONS."
+        for op, listed in exceptions.items()
+        for exception in listed
+        if exception not in needed
+    ]
+    failed = {result.task.op for result in results if result.error}
+    names = {short(kernel_name) for kernel_name, _ in lines}
+    unseen = [
+        f"{module}.{kernel}: no case of triton_cases.py launches it."
+        for module, kernel in launched_kernels()
+        if f"{module}.{kernel}" not in names and module not in failed
+    ]
+    for sentence in (*stale, *unseen):
+        print(f"\n{sentence}")
+    return not (problems or stale or unseen)
+
+
+def short(kernel_name: str) -> str:
+    return kernel_name.removeprefix("clasp_kernels.triton.")
+
+
+def exceptions_for(kernel: Compiled, listed: list[FewWarps]) -> list[FewWarps]:
+    """Those that this kernel, as it was compiled, needs."""
+    name = kernel.kernel.rpartition(".")[2]
+    halved = kernel.resources.registers_halve_occupancy
+    return [exception for exception in listed if halved and exception.kernel == name]
+
+
+def excesses(resources: Resources, few: list[FewWarps]) -> list[str]:
+    problems = []
+    if resources.spilled:
+        problems.append(
+            f"{resources.spilled} bytes a thread in local memory: spilled registers, or an array "
+            "indexed at run time."
+        )
+    if resources.registers_halve_occupancy:
+        warps = resources.warps_by_registers
+        fits = (
+            f"{resources.registers} registers leave {warps} of 64 warps, "
+            f"{resources.warps_by_the_rest} would fit otherwise"
+        )
+        if not few:
+            problems.append(f"{fits}; say why in EXCEPTIONS, or use fewer.")
+        elif warps < few[0].warps:
+            problems.append(f"{fits}; the exception allows no fewer than {few[0].warps}.")
+    return problems
+
+
+def launched_kernels() -> Iterator[tuple[str, str]]:
+    """Module and name of every kernel in PACKAGE that no other kernel calls."""
+    kernels, called = [], set()
+    for path in sorted(PACKAGE.glob("*.py")):
+        for function in ast.parse(path.read_text()).body:
+            if isinstance(function, ast.FunctionDef) and any(map(is_jit, function.decorator_list)):
+                kernels.append((path.stem, function.name))
+                called |= {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+                called |= {
+                    node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)
+                }
+    return (kernel for kernel in kernels if kernel[1] not in called)
+
+
+def is_jit(decorator: ast.expr) -> bool:
+    call = decorator.func if isinstance(decorator, ast.Call) else decorator
+    return "jit" in (getattr(call, "id", ""), getattr(call, "attr", ""))
+
+
+def main() -> int:
+    if importlib.util.find_spec("triton") is None:
+        print("not checked: Triton kernels: triton is not installed (pip install triton)")
+        return 0
+    # What is set for other runs of Triton must not change what is compiled; where its tools are
+    # may stay.
+    for name in list(os.environ):
+        tool = name.endswith("_PATH")
+        if name.startswith(("TRITON_", "PTXAS_", "DISABLE_PTXAS_")) and not tool:
+            del os.environ[name]
+    sys.path.insert(0, str(ROOT))
+    from triton_cases import CASES, EXCEPTIONS
+
+    missing = [op for op in CASES if not (PACKAGE / f"{op}.py").exists()]
+    tasks = [
+        Task(op, case, capability)
+        for op, cases in CASES.items()
+        if op not in missing
+        for case in range(len(cases))
+        for capability in ARCHITECTURES
+    ]
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        # Forking is unsafe once torch has started threads.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(os.cpu_count() or 1, len(tasks)), spawn) as pool:
+            results = list(pool.map(compile_case, tasks))
+    passed = report(results, EXCEPTIONS)
+    for op in missing:
+        print(f"not checked: {op}: there is no clasp_kernels/triton/{op}.py")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
