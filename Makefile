@@ -57,7 +57,7 @@ format: $(REQUIREMENTS)  ## Let ruff and clang-format rewrite the sources
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CPP_FILES)
 
-compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and compiler found here, and the Triton kernels for GPUs
+compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and compiler, and Triton kernels for GPUs
 	$(PY) tools/compile_check.py
 	$(PY) tools/triton_check.py
 

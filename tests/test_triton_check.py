@@ -39,6 +39,8 @@ def _copy(p_x, p_out, BLOCK: tl.constexpr):
 def LAUNCHER(x, block, num_warps):
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _share[(x.shape[0],)](x, out, x.stride(0), BLOCK=block, num_warps=num_warps)
+    if x.dtype == torch.float64:
+        _copy[(x.shape[0],)](x, out, BLOCK=block)
     return out
 """
 
@@ -82,15 +84,15 @@ def launcher(name: str, text: str = KERNELS) -> dict[str, str]:
     return {name: text.replace("LAUNCHER", name)}
 
 
-COPY = "@triton.jit\ndef _copy"
-WITHOUT_COPY = KERNELS[: KERNELS.index(COPY)] + KERNELS[KERNELS.index("def LAUNCHER") :]
+# The cases of some launchers launch every kernel there is.
+COMPLETE = KERNELS.replace("_copy[", "_share[")
 CROWDED = "rows(size=4096, num_warps=1)"
 
 
 def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) -> None:
     done = triton_check(
         tmp_path,
-        launcher("share", WITHOUT_COPY),
+        launcher("share", COMPLETE),
         f"{{'share': [rows(wide=True), rows(scalar=torch.bfloat16, wide=True), {CROWDED}]}}",
         "{'share': [FewWarps('_share', warps=8, reason='the block is the row')]}",
     )
@@ -105,11 +107,9 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
     done = triton_check(
         tmp_path,
         {
-            **launcher("share", WITHOUT_COPY),
+            **launcher("share", COMPLETE),
             **launcher("forgets_a_kernel"),
-            **launcher(
-                "allocates_elsewhere", WITHOUT_COPY.replace("device=x.device", "device='cpu'")
-            ),
+            **launcher("allocates_elsewhere", COMPLETE.replace("device=x.device", "device='cpu'")),
         },
         f"""{{
             'share': [

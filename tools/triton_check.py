@@ -213,17 +213,20 @@ def excesses(resources: Resources, few: list[FewWarps]) -> list[str]:
 
 
 def launched_kernels() -> Iterator[tuple[str, str]]:
-    """Module and name of every kernel in PACKAGE that no other kernel calls."""
-    kernels, called = [], set()
+    """Module and name of every kernel in PACKAGE that a function which is no kernel refers to."""
+    kernels = []
+    launched = set()
     for path in sorted(PACKAGE.glob("*.py")):
         for function in ast.parse(path.read_text()).body:
-            if isinstance(function, ast.FunctionDef) and any(map(is_jit, function.decorator_list)):
+            if not isinstance(function, ast.FunctionDef):
+                continue
+            if any(map(is_jit, function.decorator_list)):
                 kernels.append((path.stem, function.name))
-                called |= {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
-                called |= {
-                    node.attr for node in ast.walk(function) if isinstance(node, ast.Attribute)
+            else:
+                launched |= {
+                    getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(function)
                 }
-    return (kernel for kernel in kernels if kernel[1] not in called)
+    return (kernel for kernel in kernels if kernel[1] in launched)
 
 
 def is_jit(decorator: ast.expr) -> bool:
