@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.skipif(
+needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 
@@ -89,6 +89,7 @@ COMPLETE = KERNELS.replace("_copy[", "_share[")
 CROWDED = "rows(size=4096, num_warps=1)"
 
 
+@needs_triton
 def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) -> None:
     done = triton_check(
         tmp_path,
@@ -97,12 +98,14 @@ def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) ->
         "{'share': [FewWarps('_share', warps=8, reason='the block is the row')]}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    *lines, exception = done.stdout.splitlines()
     assert [line.split()[:5] for line in lines] == [
         ["ok", f"sm_{capability}", "share._share", "3", "variants"] for capability in (80, 90, 100)
     ]
+    assert exception.endswith("share._share may leave 8 of 64 warps: the block is the row")
 
 
+@needs_triton
 def test_unsound_kernels_fail(tmp_path: Path) -> None:
     done = triton_check(
         tmp_path,
@@ -140,3 +143,21 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
         assert complaint in done.stdout, complaint
     verdicts = {line.split()[0] for line in done.stdout.splitlines() if " variants " in line}
     assert verdicts == {"FAILED"}
+
+
+def test_without_triton_it_says_that_nothing_was_checked() -> None:
+    code = """
+import importlib.util, sys
+importlib.util.find_spec = lambda name: None
+import triton_check
+sys.exit(triton_check.main())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tools")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("not checked: Triton kernels: triton is not installed")

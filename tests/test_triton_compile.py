@@ -54,7 +54,7 @@ def keys(op, build, batch, options):
 """
 EVERY_CASE = """
 print(json.dumps([
-    (f"{op}({case})", [keys(op, case.build, batch, case.options) for batch in (1, 2, 3, 8, 64)])
+    (f"{op}({case})", [keys(op, case.build, batch, case.options) for batch in (0, 1, 2, 3, 8, 64)])
     for op, cases in triton_cases.CASES.items()
     if importlib.util.find_spec(f"clasp_kernels.triton.{op}")
     for case in cases
@@ -79,7 +79,8 @@ print(json.dumps([
 def test_no_batch_size_has_anything_compiled_again() -> None:
     calls = answer(KEYS + EVERY_CASE)
     assert calls
-    for call, (first, *others) in calls:
+    for call, (empty, first, *others) in calls:
+        assert empty == [], f"{call} launches a kernel for an empty batch"
         assert first, f"{call} launches nothing"
         assert all(other == first for other in others), call
 

@@ -161,15 +161,19 @@ def report(results: list[Result], exceptions: dict[str, list[FewWarps]]) -> bool
     for (kernel_name, capability), line in sorted(lines.items()):
         verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"
         print(f"{verdict:<12} sm_{capability:<4} {short(kernel_name):<44} {line}")
+    for op, listed in exceptions.items():
+        for exception in listed:
+            allowed = f"{op}.{exception.kernel} may leave {exception.warps} of 64 warps"
+            print(f"{'excepted':<12} {allowed}: {exception.reason}")
     for problem, capabilities in problems.items():
         print(f"\n{', '.join(f'sm_{capability}' for capability in capabilities)}: {problem}")
+    failed = {result.task.op for result in results if result.error}
     stale = [
         f"{op}: {exception.kernel} needs no exception any more; remove it from EXCEPTIONS."
         for op, listed in exceptions.items()
         for exception in listed
-        if exception not in needed
+        if exception not in needed and op not in failed
     ]
-    failed = {result.task.op for result in results if result.error}
     names = {short(kernel_name) for kernel_name, _ in lines}
     unseen = [
         f"{module}.{kernel}: no case of triton_cases.py launches it."

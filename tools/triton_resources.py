@@ -107,7 +107,7 @@ def narrow_accesses(ptx: str) -> list[str]:
             problems.add(f"{kind}.global of {size} bytes")
     loads += [int(size, 0) for size in _ASYNC_COPY.findall(ptx)]
     if max(loads, default=0) < 16:
-        problems.add(f"no load of 16 bytes, the widest has {max(loads, default=0)}")
+        problems.add(f"no load of 16 bytes, the widest is {max(loads, default=0)}")
     if max(stores, default=0) < 16:
-        problems.add(f"no store of 16 bytes, the widest has {max(stores, default=0)}")
+        problems.add(f"no store of 16 bytes, the widest is {max(stores, default=0)}")
     return sorted(problems)
