@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,6 +15,10 @@ from hypothesis import HealthCheck, settings
 # interpret its kernels.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# Before cuBLAS starts: in torch's deterministic mode, which poisons memory, it insists on this.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+from on_device import ops_on
 
 from clasp_kernels import backend_report, backends, use_backend
 
@@ -24,11 +30,34 @@ settings.register_profile(
     # The backend fixture holds for a whole test, all its examples included.
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+# On a GPU a kernel is compiled for nearly every example, as each has another shape:
+# `--hypothesis-profile=few`.
+settings.register_profile("few", settings.get_profile("clasp"), max_examples=10)
 settings.load_profile("clasp")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--op-device",
+        metavar="DEVICE",
+        default="cuda" if torch.cuda.is_available() else None,
+        help="the ops' tests run once more with their tensors on this device (default: cuda where "
+        "there is one); cpu tries out what moves the tensors",
+    )
 
 
 def pytest_report_header() -> list[str]:
     return str(backend_report()).splitlines()
+
+
+class Served(NamedTuple):
+    """A backend, and the device that tensors go to for it, if they do."""
+
+    backend: str
+    device: str | None = None
+
+    def __str__(self) -> str:
+        return "-".join(filter(None, self))
 
 
 def serving(op: str, device: str = "cpu") -> list[str]:
@@ -42,27 +71,50 @@ def serving(op: str, device: str = "cpu") -> list[str]:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs a test that asks for ``backend`` on each backend that serves the OP of its module, and
-    one that asks for ``served`` on each op with each of its backends."""
+    one that asks for ``served`` on each op with each of its backends; both on the CPU and on the
+    device of --op-device, unless they are marked cpu_tensors."""
+    device = metafunc.config.getoption("--op-device", default=None)
+    if metafunc.definition.get_closest_marker("cpu_tensors"):
+        device = None
+
+    def served(op: str) -> list[Served]:
+        here = [Served(name) for name in serving(op)]
+        there = serving(op, torch.device(device).type) if device else []
+        return here + [Served(name, device) for name in there]
+
     if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", serving(metafunc.module.OP), indirect=True)
+        metafunc.parametrize("backend", served(metafunc.module.OP), indirect=True, ids=str)
     if "served" in metafunc.fixturenames:
         ops = sorted({row.op for row in backend_report().ops})
-        pairs = [(op, name) for op in ops for name in serving(op)]
-        metafunc.parametrize("served", pairs, indirect=True, ids="-".join)
+        pairs = [(op, how) for op in ops for how in served(op)]
+        ids = [f"{op}-{how}" for op, how in pairs]
+        metafunc.parametrize("served", pairs, indirect=True, ids=ids)
+
+
+@contextlib.contextmanager
+def forced(how: Served, request: pytest.FixtureRequest) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(use_backend(how.backend))
+        if how.device is not None:
+            stack.enter_context(ops_on(how.device, request.module))
+            # With it values on a GPU are checked as those on the CPU are.
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setenv("CLASP_KERNELS_STRICT", "1")
+        yield
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the backend that is forced."""
-    with use_backend(request.param):
-        yield request.param
+    with forced(request.param, request):
+        yield request.param.backend
 
 
 @pytest.fixture
 def served(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of an op that the backend that is forced serves."""
-    op, name = request.param
-    with use_backend(name):
+    op, how = request.param
+    with forced(how, request):
         yield op
 
 

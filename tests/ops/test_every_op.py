@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from calling import assert_same_bits, handed_to_torch, run, tensors_mapped
 from inputs import DTYPES, Call, calls, plain_calls
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,42 +16,6 @@ import clasp_kernels
 from clasp_kernels import backend_report, reference
 
 OPS = sorted(calls())
-
-
-def run(op: str, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
-    result = getattr(clasp_kernels, op)(**arguments)
-    return (result,) if isinstance(result, Tensor) else tuple(result)
-
-
-def tensors_mapped(arguments: dict[str, Any], change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-    mapped = {}
-    for name, value in arguments.items():
-        if isinstance(value, Tensor):
-            mapped[name] = change(value)
-        elif isinstance(value, list) and isinstance(value[0], Tensor):
-            mapped[name] = [change(item) for item in value]
-        else:
-            mapped[name] = value
-    return mapped
-
-
-def assert_same_bits(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
-
-
-def handed_to_torch(call: Call) -> tuple[Any, ...]:
-    """The arguments that the public function hands to the torch op."""
-    seen: list[tuple[Any, ...]] = []
-
-    class Spy(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.namespace == "clasp_kernels":
-                seen.append(args)
-            return func(*args, **(kwargs or {}))
-
-    with Spy():
-        run(call.op, call.arguments)
-    return seen[0]
 
 
 def test_fresh_memory_is_poisoned() -> None:
@@ -65,7 +29,7 @@ def test_opcheck(served: str, make: Callable[[], dict[str, Call]]) -> None:
     packet = getattr(torch.ops.clasp_kernels, served)
     forced = backend_report().forced
     overload = getattr(packet, forced if forced in packet.overloads() else "default")
-    torch.library.opcheck(overload, handed_to_torch(make()[served]))
+    torch.library.opcheck(overload, handed_to_torch(served, make()[served].arguments))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -74,12 +38,13 @@ def test_opcheck_with_inputs_that_require_grad(op: str) -> None:
         value.clone().requires_grad_()
         if isinstance(value, Tensor) and value.is_floating_point()
         else value
-        for value in handed_to_torch(calls()[op])
+        for value in handed_to_torch(op, calls()[op].arguments)
     )
     packet = getattr(torch.ops.clasp_kernels, op)
     torch.library.opcheck(packet.default, arguments, test_utils="test_autograd_registration")
 
 
+@pytest.mark.cpu_tensors("what moves tensors cannot be traced; tests/triton/test_gpu.py compiles")
 def test_compiles_into_one_graph(served: str) -> None:
     call = calls()[served]
     torch._dynamo.reset()
@@ -158,7 +123,7 @@ def test_calling_the_torch_op_directly_records_no_graph() -> None:
             value.requires_grad_()
             if isinstance(value, Tensor) and value.is_floating_point()
             else value
-            for value in handed_to_torch(calls()[op])
+            for value in handed_to_torch(op, calls()[op].arguments)
         )
         for overload in ("default", "reference"):
             result = getattr(getattr(torch.ops.clasp_kernels, op), overload)(*arguments)
@@ -270,6 +235,6 @@ def test_reference_reads_nothing_back_to_the_host(op: str) -> None:
             assert "masked_select" not in name, name
             return func(*args, **(kwargs or {}))
 
-    arguments = handed_to_torch(calls()[op])
+    arguments = handed_to_torch(op, calls()[op].arguments)
     with NoSync():
         getattr(reference, op)(*arguments)

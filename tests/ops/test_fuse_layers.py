@@ -56,6 +56,7 @@ def test_one_tensor_is_the_same_as_a_list_of_layers(backend, dtype) -> None:
     assert torch.equal(fuse_layers(states, weights), fuse_layers(tuple(states), weights))
 
 
+@pytest.mark.cpu_tensors("it looks at addresses")
 def test_list_form_copies_nothing(backend) -> None:
     """The op is handed the very views it was given, CLS dropped."""
     seen: list[Tensor] = []
