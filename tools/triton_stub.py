@@ -21,8 +21,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-# What a launcher may ask for, by compute capability: A100, H100 and B200. But an A100 has 163 KiB of
-# shared memory for a block: 99 KiB is what the GPUs of 8.6 and 8.9 have, which take the same code.
+# What a launcher may ask for, by compute capability: A100, H100 and B200. Of its shared memory an
+# A100 gives a block 163 KiB, but the GPUs of 8.6 and 8.9, which get the same kernels, give 99.
 PROPERTIES = {
     80: {"max_shared_mem": 99 * 1024, "multiprocessor_count": 108},
     90: {"max_shared_mem": 227 * 1024, "multiprocessor_count": 132},
