@@ -46,7 +46,7 @@ def LAUNCHER(x, block, num_warps):
 
 CASES = """
 import torch
-from triton_case import Case, FewWarps, case, meta
+from triton_case import FewWarps, Spills, case, meta
 
 @case
 def rows(batch, *, scalar=torch.float32, size=1024, num_warps=4, start=0):
@@ -124,20 +124,27 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
             'allocates_elsewhere': [rows()],
         }}""",
         """{
-            'share': [FewWarps('_copy', warps=8, reason='none that any launch needs')],
+            'share': [
+                FewWarps('_copy', warps=8, reason='none that any launch needs'),
+                FewWarps('_share', warps=8, reason='another GPU', capabilities=(70,)),
+                Spills('_share', spilled=4, reason='too few all the same'),
+            ],
             'forgets_a_kernel': [FewWarps('_share', warps=16, reason='too few all the same')],
         }""",
     )
     assert done.returncode == 1, done.stderr
+    package = tmp_path / "clasp_kernels" / "triton"
     everywhere = "sm_80, sm_90, sm_100: "
     for complaint in (
         "share(size=8192, num_warps=1): share._share: ",
-        "of 64 warps, 32 would fit otherwise; say why in EXCEPTIONS, or use fewer.",
+        "of 64 warps, 32 would fit otherwise; use fewer registers, or say in EXCEPTIONS why not.",
+        "the exception says that it may spill 4 bytes.",
         f"{everywhere}share(scalar=bfloat16, start=1): share._share: ld.global of 2 bytes",
-        "the exception allows no fewer than 16.",
-        "share: _copy needs no exception any more",
+        "the exception says that it may leave 16 of 64 warps.",
+        "share: no case needs that _copy may leave 8 of 64 warps; remove it",
+        "share: no case needs that _share may leave 8 of 64 warps; remove it",
         "forgets_a_kernel._copy: no case of triton_cases.py launches it.",
-        f"{everywhere}allocates_elsewhere():\nTraceback",
+        f"{everywhere}allocates_elsewhere():\n{package}/allocates_elsewhere.py:",
         "one of shape [2, 1024] is on cpu.",
     ):
         assert complaint in done.stdout, complaint

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton_resources import Resources
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,45 @@ class Case:
 
 @dataclass(frozen=True)
 class FewWarps:
-    """A kernel that may leave less than half the warps; fails where it is not needed."""
+    """Lets the registers of a kernel halve occupancy; an exception that is not needed fails."""
 
     kernel: str
     warps: int
-    """The fewest it may leave."""
+    """The fewest that must still fit."""
     reason: str
+    capabilities: tuple[int, ...] = (80, 90, 100)
+
+    def concerns(self, resources: Resources) -> bool:
+        return resources.registers_halve_occupancy
+
+    def suffices(self, resources: Resources) -> bool:
+        return resources.warps_by_registers >= self.warps
+
+    def __str__(self) -> str:
+        return f"may leave {self.warps} of 64 warps"
+
+
+@dataclass(frozen=True)
+class Spills:
+    """Lets a kernel use local memory; an exception that is not needed fails."""
+
+    kernel: str
+    spilled: int
+    """The most bytes a thread."""
+    reason: str
+    capabilities: tuple[int, ...] = (80, 90, 100)
+
+    def concerns(self, resources: Resources) -> bool:
+        return resources.spilled > 0
+
+    def suffices(self, resources: Resources) -> bool:
+        return resources.spilled <= self.spilled
+
+    def __str__(self) -> str:
+        return f"may spill {self.spilled} bytes"
+
+
+Exemption = FewWarps | Spills
 
 
 def _short(value: object) -> str:

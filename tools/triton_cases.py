@@ -6,7 +6,8 @@ each option and shape class stands beside the defaults, in the dtypes it makes a
 which keeps the check at seconds an op. The batch is left out, as nothing may be compiled again for
 another.
 
-EXCEPTIONS lists the kernels whose registers halve occupancy, and why they may.
+EXCEPTIONS says of kernels that spill, or whose registers halve occupancy, why they may: Spills and
+FewWarps of triton_case.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import bfloat16, dtype, float16, float32
-from triton_case import Case, FewWarps, case, indices, mask, meta
+from triton_case import Case, Exemption, case, indices, mask, meta
 
 FLOATS = (float32, bfloat16, float16)
 DIMS = (1024, 3584)
@@ -186,4 +187,4 @@ CASES: dict[str, list[Case]] = {
     ],
 }
 
-EXCEPTIONS: dict[str, list[FewWarps]] = {}
+EXCEPTIONS: dict[str, list[Exemption]] = {}

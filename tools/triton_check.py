@@ -5,7 +5,7 @@ that launches nothing (triton_stub.py). What Triton then compiles must
 
 - need no more shared memory than the architecture has, nor a grid that no GPU takes;
 - spill no registers, nor use so many that less than half the warps fit on a multiprocessor
-  (triton_resources.py says precisely what that means) unless the exceptions of triton_cases.py
+  (triton_resources.py says precisely what that means), unless the exceptions of triton_cases.py
   say why; an exception that nothing needs fails as well;
 - access memory 16 bytes at a time in the cases that promise it.
 
@@ -23,16 +23,15 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from triton_case import Exemption, FewWarps, Spills
 from triton_resources import Resources, narrow_accesses, read_resources
 
 if TYPE_CHECKING:
-    from triton_case import FewWarps
     from triton_stub import Launch, StubDriver
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,7 +64,7 @@ class Result:
     title: str
     compiled: list[Compiled]
     error: str
-    """A traceback, or nothing."""
+    """What was raised, or nothing."""
 
 
 def compile_case(task: Task) -> Result:
@@ -86,9 +85,20 @@ def compile_case(task: Task) -> Result:
             raise RuntimeError(f"{task.op} launched nothing.")
         unique = {launch.hash: launch for launch in driver.launches}.values()
         compiled = [examine(launch, driver, case.wide) for launch in unique]
-    except Exception:  # whatever a launcher or Triton's compiler raises is what is reported
-        error = traceback.format_exc()
+    except Exception as raised:  # whatever a launcher or the compiler raises is reported
+        error = explain(raised)
     return Result(task, f"{task.op}({case})", compiled, error)
+
+
+def explain(error: BaseException) -> str:
+    """Where in the package it was raised, and what was: of a compiler's errors the innermost."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [
+        f"{frame.filename}:{frame.lineno}" for frame in frames if str(PACKAGE) in frame.filename
+    ]
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return "\n".join([*where[-1:], *traceback.format_exception_only(error)]).rstrip()
 
 
 @functools.cache
@@ -136,7 +146,7 @@ class Line:
         )
 
 
-def report(results: list[Result], exceptions: dict[str, list[FewWarps]]) -> bool:
+def report(results: list[Result], exceptions: dict[str, list[Exemption]]) -> bool:
     """One line per kernel and architecture, then what failed; True if nothing did."""
     lines: dict[tuple[str, int], Line] = {}
     problems: dict[str, list[int]] = {}  # each with its architectures
@@ -151,9 +161,9 @@ def report(results: list[Result], exceptions: dict[str, list[FewWarps]]) -> bool
             found = [*kernel.narrow]
             if kernel.hash not in line.variants:
                 line.variants[kernel.hash] = kernel.resources
-                few = exceptions_for(kernel, exceptions.get(result.task.op, []))
-                needed.update(few)
-                found += excesses(kernel.resources, few)
+                exemptions = exemptions_of(kernel, exceptions.get(result.task.op, []))
+                needed.update(exemptions)
+                found += excesses(kernel.resources, exemptions)
             line.num_problems += len(found)
             for problem in found:
                 text = f"{result.title}: {short(kernel.kernel)}: {problem}"
@@ -162,17 +172,16 @@ def report(results: list[Result], exceptions: dict[str, list[FewWarps]]) -> bool
         verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"
         print(f"{verdict:<12} sm_{capability:<4} {short(kernel_name):<44} {line}")
     for op, listed in exceptions.items():
-        for exception in listed:
-            allowed = f"{op}.{exception.kernel} may leave {exception.warps} of 64 warps"
-            print(f"{'excepted':<12} {allowed}: {exception.reason}")
+        for exemption in listed:
+            print(f"{'excepted':<12} {op}.{exemption.kernel} {exemption}: {exemption.reason}")
     for problem, capabilities in problems.items():
         print(f"\n{', '.join(f'sm_{capability}' for capability in capabilities)}: {problem}")
     failed = {result.task.op for result in results if result.error}
     stale = [
-        f"{op}: {exception.kernel} needs no exception any more; remove it from EXCEPTIONS."
+        f"{op}: no case needs that {exemption.kernel} {exemption}; remove it from EXCEPTIONS."
         for op, listed in exceptions.items()
-        for exception in listed
-        if exception not in needed and op not in failed
+        for exemption in listed
+        if exemption not in needed and op not in failed
     ]
     names = {short(kernel_name) for kernel_name, _ in lines}
     unseen = [
@@ -189,48 +198,63 @@ def short(kernel_name: str) -> str:
     return kernel_name.removeprefix("clasp_kernels.triton.")
 
 
-def exceptions_for(kernel: Compiled, listed: list[FewWarps]) -> list[FewWarps]:
+def exemptions_of(kernel: Compiled, listed: list[Exemption]) -> list[Exemption]:
     """Those that this kernel, as it was compiled, needs."""
     name = kernel.kernel.rpartition(".")[2]
-    halved = kernel.resources.registers_halve_occupancy
-    return [exception for exception in listed if halved and exception.kernel == name]
+    resources = kernel.resources
+    return [
+        exemption
+        for exemption in listed
+        if exemption.kernel == name
+        and resources.capability in exemption.capabilities
+        and exemption.concerns(resources)
+    ]
 
 
-def excesses(resources: Resources, few: list[FewWarps]) -> list[str]:
-    problems = []
+def excesses(resources: Resources, exemptions: list[Exemption]) -> list[str]:
+    problems: dict[type[Exemption], str] = {}
     if resources.spilled:
-        problems.append(
+        problems[Spills] = (
             f"{resources.spilled} bytes a thread in local memory: spilled registers, or an array "
-            "indexed at run time."
+            "indexed at run time"
         )
     if resources.registers_halve_occupancy:
-        warps = resources.warps_by_registers
-        fits = (
-            f"{resources.registers} registers leave {warps} of 64 warps, "
+        problems[FewWarps] = (
+            f"{resources.registers} registers leave {resources.warps_by_registers} of 64 warps, "
             f"{resources.warps_by_the_rest} would fit otherwise"
         )
-        if not few:
-            problems.append(f"{fits}; say why in EXCEPTIONS, or use fewer.")
-        elif warps < few[0].warps:
-            problems.append(f"{fits}; the exception allows no fewer than {few[0].warps}.")
-    return problems
+    found = []
+    for kind, problem in problems.items():
+        exempt = [exemption for exemption in exemptions if type(exemption) is kind]
+        if not exempt:
+            found.append(f"{problem}; use fewer registers, or say in EXCEPTIONS why not.")
+        elif not exempt[0].suffices(resources):
+            found.append(f"{problem}; the exception says that it {exempt[0]}.")
+    return found
 
 
-def launched_kernels() -> Iterator[tuple[str, str]]:
+def launched_kernels() -> list[tuple[str, str]]:
     """Module and name of every kernel in PACKAGE that a function which is no kernel refers to."""
-    kernels = []
-    launched = set()
+    kernels = set()
+    referred: set[tuple[str, str] | None] = set()
     for path in sorted(PACKAGE.glob("*.py")):
-        for function in ast.parse(path.read_text()).body:
-            if not isinstance(function, ast.FunctionDef):
-                continue
+        body = ast.parse(path.read_text()).body
+        functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+        known = {function.name: (path.stem, function.name) for function in functions}
+        for node in body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = node.module.rpartition(".")[2]
+                known |= {alias.asname or alias.name: (module, alias.name) for alias in node.names}
+        for function in functions:
             if any(map(is_jit, function.decorator_list)):
-                kernels.append((path.stem, function.name))
-            else:
-                launched |= {
-                    getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(function)
-                }
-    return (kernel for kernel in kernels if kernel[1] in launched)
+                kernels.add((path.stem, function.name))
+                continue
+            for part in ast.walk(function):
+                if isinstance(part, ast.Name):
+                    referred.add(known.get(part.id))
+                elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
+                    referred.add((part.value.id, part.attr))
+    return sorted(kernels & referred)
 
 
 def is_jit(decorator: ast.expr) -> bool:
