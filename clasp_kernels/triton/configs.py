@@ -28,3 +28,27 @@ def gather_tokens(dim: int, element_bytes: int) -> RowBlocks:
     """16 bytes a thread and row, and 4 rows in flight: enough to cover the latency of memory."""
     columns = min(next_power_of_2(dim), 2048 // element_bytes)
     return RowBlocks(4, columns, 4)
+
+
+class CountBlocks(NamedTuple):
+    """Tokens whose ranks a program counts, and how many others it compares them with at once."""
+
+    tokens: int
+    others: int
+    num_warps: int
+
+
+class SortBlocks(NamedTuple):
+    """One program an image: all of its tokens, and how many pivots are sorted at once."""
+
+    tokens: int
+    pivots: int
+    num_warps: int
+
+
+def select_pivots(num_tokens: int, num_pivots: int) -> CountBlocks | SortBlocks:
+    if not 1024 < num_tokens <= 16384:
+        return CountBlocks(16, 512, 8)
+    tokens = next_power_of_2(num_tokens)
+    pivots = next_power_of_2(min(num_tokens, num_pivots))
+    return SortBlocks(tokens, min(max(pivots, 64), 1024 if tokens == 16384 else 2048), 16)

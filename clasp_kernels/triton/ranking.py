@@ -14,7 +14,7 @@ from .keys import RANK_OF_INVALID, RETIRED, descending_rank, rank_of, ranked
 
 
 @triton.jit
-def salience_keys(
+def salience_ranks(
     p_salience,  # [N], of the image
     p_valid,  # [N] bool, of the image; not read unless HAS_VALID
     b_token,
@@ -23,20 +23,38 @@ def salience_keys(
     stride_valid,
     HAS_VALID: tl.constexpr,
 ):
-    """The keys (int64) of an image's tokens: the smallest the most salient, ties by index.
+    """What of an image's tokens is ranked before the index (int32): the smallest the most salient.
 
-    NaN comes after every number and what is not valid after NaN. ``b_token`` has any shape and
-    may hold numbers of ``num_tokens`` or more, whose key is RETIRED.
+    NaN comes after every number and what may not be chosen, which is also what ``num_tokens`` and
+    more name, after NaN: RANK_OF_INVALID.
     """
     m_token = b_token < num_tokens
     b_offset = b_token.to(tl.int64)
     b_salience = tl.load(p_salience + b_offset * stride_salience, mask=m_token, other=0.0)
     m_valid = m_token
     if HAS_VALID:
-        b_valid = tl.load(p_valid + b_offset * stride_valid, mask=m_token, other=0)
-        m_valid = b_valid != 0
-    b_key = ranked(descending_rank(b_salience.to(tl.float32), m_valid), b_token)
-    return tl.where(m_token, b_key, RETIRED)
+        m_valid = tl.load(p_valid + b_offset * stride_valid, mask=m_token, other=0) != 0
+    return descending_rank(b_salience.to(tl.float32), m_valid)
+
+
+@triton.jit
+def salience_keys(
+    p_salience,
+    p_valid,
+    b_token,
+    num_tokens,
+    stride_salience,
+    stride_valid,
+    HAS_VALID: tl.constexpr,
+):
+    """The keys (int64) of an image's tokens: as :func:`salience_ranks`, ties by index.
+
+    ``b_token`` has any shape; what it holds of ``num_tokens`` or more has RETIRED as its key.
+    """
+    b_rank = salience_ranks(
+        p_salience, p_valid, b_token, num_tokens, stride_salience, stride_valid, HAS_VALID
+    )
+    return tl.where(b_token < num_tokens, ranked(b_rank, b_token), RETIRED)
 
 
 @triton.jit
