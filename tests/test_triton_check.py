@@ -58,7 +58,7 @@ EXCEPTIONS = {EXCEPTIONS}
 
 
 def triton_check(
-    folder: Path, launchers: dict[str, str], cases: str, exceptions: str = "{}"
+    folder: Path, launchers: dict[str, str], cases: str, exceptions: str = "[]"
 ) -> subprocess.CompletedProcess[str]:
     """Run it over a checkout with these launchers, written in terms of KERNELS, and cases."""
     shutil.copytree(ROOT / "tools", folder / "tools")
@@ -95,7 +95,7 @@ def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) ->
         tmp_path,
         launcher("share", COMPLETE),
         f"{{'share': [rows(wide=True), rows(scalar=torch.bfloat16, wide=True), {CROWDED}]}}",
-        "{'share': [FewWarps('_share', warps=8, reason='the block is the row')]}",
+        "[FewWarps('share._share', warps=8, reason='the block is the row')]",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, exception = done.stdout.splitlines()
@@ -109,47 +109,66 @@ def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) ->
 def test_unsound_kernels_fail(tmp_path: Path) -> None:
     done = triton_check(
         tmp_path,
-        {
-            **launcher("share", COMPLETE),
-            **launcher("forgets_a_kernel"),
-            **launcher("allocates_elsewhere", COMPLETE.replace("device=x.device", "device='cpu'")),
-        },
+        {**launcher("share", COMPLETE), **launcher("crowds", COMPLETE), **launcher("forgets")},
         f"""{{
             'share': [
                 rows(size=8192, num_warps=1),
                 {CROWDED},
                 rows(scalar=torch.bfloat16, start=1, wide=True),
             ],
-            'forgets_a_kernel': [rows(), {CROWDED}],
-            'allocates_elsewhere': [rows()],
+            'crowds': [rows(size=8192, num_warps=1), {CROWDED}],
+            'forgets': [rows()],
         }}""",
-        """{
-            'share': [
-                FewWarps('_copy', warps=8, reason='none that any launch needs'),
-                FewWarps('_share', warps=8, reason='another GPU', capabilities=(70,)),
-                Spills('_share', spilled=4, reason='too few all the same'),
-            ],
-            'forgets_a_kernel': [FewWarps('_share', warps=16, reason='too few all the same')],
-        }""",
+        """[
+            FewWarps('share._copy', warps=8, reason='none that any launch needs'),
+            FewWarps('share._share', warps=8, reason='another GPU', capabilities=(70,)),
+            FewWarps('crowds._share', warps=16, reason='too few all the same'),
+            Spills('crowds._share', spilled=4, reason='too few all the same'),
+        ]""",
+    )
+    assert done.returncode == 1, done.stderr
+    everywhere = "sm_80, sm_90, sm_100: "
+    for complaint in (
+        "share(size=8192, num_warps=1): share._share: ",
+        "a thread in local memory: spilled registers, or an array indexed at run time; use fewer",
+        "of 64 warps, 32 would fit otherwise; use fewer registers, or say in EXCEPTIONS why not.",
+        f"{everywhere}share(scalar=bfloat16, start=1): share._share: ld.global of 2 bytes",
+        "the exception says that it may leave 16 of 64 warps.",
+        "the exception says that it may spill 4 bytes.",
+        "no case needs that share._copy may leave 8 of 64 warps; remove it from EXCEPTIONS.",
+        "no case needs that share._share may leave 8 of 64 warps; remove it from EXCEPTIONS.",
+        "forgets._copy: no case of triton_cases.py launches it.",
+    ):
+        assert complaint in done.stdout, complaint
+    verdicts = [line.split()[0] for line in done.stdout.splitlines() if " variants " in line]
+    assert verdicts == 3 * ["FAILED"] + 3 * ["ok"] + 3 * ["FAILED"]  # crowds, forgets, share
+
+
+@needs_triton
+def test_what_a_gpu_would_refuse_fails(tmp_path: Path) -> None:
+    done = triton_check(
+        tmp_path,
+        {
+            **launcher("elsewhere", COMPLETE.replace("device=x.device", "device='cpu'")),
+            **launcher("no_program", COMPLETE.replace("(x.shape[0],)", "(0,)")),
+            **launcher("no_launch", "def LAUNCHER(x, block, num_warps): pass"),
+            **launcher("no_kernel", COMPLETE.replace("total(", "undefined(", 1)),
+        },
+        "{op: [rows()] for op in ('elsewhere', 'no_program', 'no_launch', 'no_kernel')}",
     )
     assert done.returncode == 1, done.stderr
     package = tmp_path / "clasp_kernels" / "triton"
     everywhere = "sm_80, sm_90, sm_100: "
     for complaint in (
-        "share(size=8192, num_warps=1): share._share: ",
-        "of 64 warps, 32 would fit otherwise; use fewer registers, or say in EXCEPTIONS why not.",
-        "the exception says that it may spill 4 bytes.",
-        f"{everywhere}share(scalar=bfloat16, start=1): share._share: ld.global of 2 bytes",
-        "the exception says that it may leave 16 of 64 warps.",
-        "share: no case needs that _copy may leave 8 of 64 warps; remove it",
-        "share: no case needs that _share may leave 8 of 64 warps; remove it",
-        "forgets_a_kernel._copy: no case of triton_cases.py launches it.",
-        f"{everywhere}allocates_elsewhere():\n{package}/allocates_elsewhere.py:",
+        f"{everywhere}elsewhere():\n{package}/elsewhere.py:",
         "one of shape [2, 1024] is on cpu.",
+        f"{everywhere}no_program():\n{package}/no_program.py:",
+        "a GPU takes no grid of (0, 1, 1).",
+        f"{everywhere}no_launch():\nRuntimeError: no_launch launched nothing.",
+        f"{everywhere}no_kernel():\n{package}/no_kernel.py:",
+        "NameError: total is not defined",
     ):
         assert complaint in done.stdout, complaint
-    verdicts = {line.split()[0] for line in done.stdout.splitlines() if " variants " in line}
-    assert verdicts == {"FAILED"}
 
 
 def test_without_triton_it_says_that_nothing_was_checked() -> None:

@@ -33,6 +33,7 @@ class FewWarps:
     """Lets the registers of a kernel halve occupancy; an exception that is not needed fails."""
 
     kernel: str
+    """As the summary names it, with its module."""
     warps: int
     """The fewest that must still fit."""
     reason: str
@@ -53,6 +54,7 @@ class Spills:
     """Lets a kernel use local memory; an exception that is not needed fails."""
 
     kernel: str
+    """As the summary names it, with its module."""
     spilled: int
     """The most bytes a thread."""
     reason: str

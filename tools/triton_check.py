@@ -146,7 +146,7 @@ class Line:
         )
 
 
-def report(results: list[Result], exceptions: dict[str, list[Exemption]]) -> bool:
+def report(results: list[Result], exceptions: list[Exemption]) -> bool:
     """One line per kernel and architecture, then what failed; True if nothing did."""
     lines: dict[tuple[str, int], Line] = {}
     problems: dict[str, list[int]] = {}  # each with its architectures
@@ -161,7 +161,7 @@ def report(results: list[Result], exceptions: dict[str, list[Exemption]]) -> boo
             found = [*kernel.narrow]
             if kernel.hash not in line.variants:
                 line.variants[kernel.hash] = kernel.resources
-                exemptions = exemptions_of(kernel, exceptions.get(result.task.op, []))
+                exemptions = exemptions_of(kernel, exceptions)
                 needed.update(exemptions)
                 found += excesses(kernel.resources, exemptions)
             line.num_problems += len(found)
@@ -171,23 +171,21 @@ def report(results: list[Result], exceptions: dict[str, list[Exemption]]) -> boo
     for (kernel_name, capability), line in sorted(lines.items()):
         verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"
         print(f"{verdict:<12} sm_{capability:<4} {short(kernel_name):<44} {line}")
-    for op, listed in exceptions.items():
-        for exemption in listed:
-            print(f"{'excepted':<12} {op}.{exemption.kernel} {exemption}: {exemption.reason}")
+    for exemption in exceptions:
+        print(f"{'excepted':<12} {exemption.kernel} {exemption}: {exemption.reason}")
     for problem, capabilities in problems.items():
         print(f"\n{', '.join(f'sm_{capability}' for capability in capabilities)}: {problem}")
     failed = {result.task.op for result in results if result.error}
     stale = [
-        f"{op}: no case needs that {exemption.kernel} {exemption}; remove it from EXCEPTIONS."
-        for op, listed in exceptions.items()
-        for exemption in listed
-        if exemption not in needed and op not in failed
+        f"no case needs that {exemption.kernel} {exemption}; remove it from EXCEPTIONS."
+        for exemption in exceptions
+        if exemption not in needed and not failed
     ]
     names = {short(kernel_name) for kernel_name, _ in lines}
     unseen = [
         f"{module}.{kernel}: no case of triton_cases.py launches it."
         for module, kernel in launched_kernels()
-        if f"{module}.{kernel}" not in names and module not in failed
+        if f"{module}.{kernel}" not in names and not failed
     ]
     for sentence in (*stale, *unseen):
         print(f"\n{sentence}")
@@ -200,12 +198,11 @@ def short(kernel_name: str) -> str:
 
 def exemptions_of(kernel: Compiled, listed: list[Exemption]) -> list[Exemption]:
     """Those that this kernel, as it was compiled, needs."""
-    name = kernel.kernel.rpartition(".")[2]
     resources = kernel.resources
     return [
         exemption
         for exemption in listed
-        if exemption.kernel == name
+        if exemption.kernel == short(kernel.kernel)
         and resources.capability in exemption.capabilities
         and exemption.concerns(resources)
     ]
