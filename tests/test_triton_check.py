@@ -36,9 +36,10 @@ def _copy(p_x, p_out, BLOCK: tl.constexpr):
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(p_out + i, tl.load(p_x + i))
 
-def LAUNCHER(x, block, num_warps):
+def LAUNCHER(x, block, num_warps, maxnreg):
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _share[(x.shape[0],)](x, out, x.stride(0), BLOCK=block, num_warps=num_warps)
+    options = {"num_warps": num_warps, "maxnreg": maxnreg}
+    _share[(x.shape[0],)](x, out, x.stride(0), BLOCK=block, **options)
     if x.dtype == torch.float64:
         _copy[(x.shape[0],)](x, out, BLOCK=block)
     return out
@@ -49,8 +50,8 @@ import torch
 from triton_case import FewWarps, Spills, case, meta
 
 @case
-def rows(batch, *, scalar=torch.float32, size=1024, num_warps=4, start=0):
-    return meta(batch, size + start, scalar=scalar)[:, start:], size, num_warps
+def rows(batch, *, scalar=torch.float32, size=1024, num_warps=4, maxnreg=None, start=0):
+    return meta(batch, size + start, scalar=scalar)[:, start:], size, num_warps, maxnreg
 
 CASES = {CASES}
 EXCEPTIONS = {EXCEPTIONS}
@@ -87,6 +88,7 @@ def launcher(name: str, text: str = KERNELS) -> dict[str, str]:
 # The cases of some launchers launch every kernel there is.
 COMPLETE = KERNELS.replace("_copy[", "_share[")
 CROWDED = "rows(size=4096, num_warps=1)"
+SPILLING = "rows(num_warps=1, maxnreg=24)"
 
 
 @needs_triton
@@ -112,11 +114,11 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
         {**launcher("share", COMPLETE), **launcher("crowds", COMPLETE), **launcher("forgets")},
         f"""{{
             'share': [
-                rows(size=8192, num_warps=1),
+                {SPILLING},
                 {CROWDED},
                 rows(scalar=torch.bfloat16, start=1, wide=True),
             ],
-            'crowds': [rows(size=8192, num_warps=1), {CROWDED}],
+            'crowds': [{SPILLING}, {CROWDED}],
             'forgets': [rows()],
         }}""",
         """[
@@ -129,7 +131,7 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr
     everywhere = "sm_80, sm_90, sm_100: "
     for complaint in (
-        "share(size=8192, num_warps=1): share._share: ",
+        "share(num_warps=1, maxnreg=24): share._share: ",
         "a thread in local memory: spilled registers, or an array indexed at run time; use fewer",
         "of 64 warps, 32 would fit otherwise; use fewer registers, or say in EXCEPTIONS why not.",
         f"{everywhere}share(scalar=bfloat16, start=1): share._share: ld.global of 2 bytes",
@@ -151,7 +153,7 @@ def test_what_a_gpu_would_refuse_fails(tmp_path: Path) -> None:
         {
             **launcher("elsewhere", COMPLETE.replace("device=x.device", "device='cpu'")),
             **launcher("no_program", COMPLETE.replace("(x.shape[0],)", "(0,)")),
-            **launcher("no_launch", "def LAUNCHER(x, block, num_warps): pass"),
+            **launcher("no_launch", "def LAUNCHER(*arguments): pass"),
             **launcher("no_kernel", COMPLETE.replace("total(", "undefined(", 1)),
         },
         "{op: [rows()] for op in ('elsewhere', 'no_program', 'no_launch', 'no_kernel')}",
