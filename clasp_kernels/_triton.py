@@ -14,7 +14,12 @@ import torch
 
 from ._version import __version__
 
-TRITON_OPS: tuple[str, ...] = ("gather_tokens", "select_pivots")
+TRITON_OPS: tuple[str, ...] = (
+    "complete_tokens",
+    "gather_tokens",
+    "select_pivots",
+    "select_tokens",
+)
 INTERPRET = "TRITON_INTERPRET"
 # Triton reads it when a kernel is defined, so it counts as it was when the process began.
 INTERPRETED = os.environ.get(INTERPRET, "0").lower() in ("1", "true", "yes", "on", "y")

@@ -52,3 +52,48 @@ def select_pivots(num_tokens: int, num_pivots: int) -> CountBlocks | SortBlocks:
     tokens = next_power_of_2(num_tokens)
     pivots = next_power_of_2(min(num_tokens, num_pivots))
     return SortBlocks(tokens, min(max(pivots, 64), 1024 if tokens == 16384 else 2048), 16)
+
+
+# What the similarities of all images in flight may take.
+SIMILARITY_BYTES = 256 << 20
+
+
+class Completion(NamedTuple):
+    """All similarities of an image, a square tile per program; its picks, one program an image."""
+
+    rows: int
+    """Tokens on a side of a tile."""
+    columns: int
+    """Features multiplied at a time."""
+    padded: int
+    """The tokens of an image, padded to a multiple of ``rows``."""
+    wave: int
+    """Images in flight; 0 where the similarities of one are too many: then a launch a step."""
+    num_warps: int
+    num_stages: int
+
+    @property
+    def num_pairs(self) -> int:
+        blocks = self.padded // self.rows
+        return blocks * (blocks + 1) // 2
+
+
+def completion(num_tokens: int, dim: int, element_bytes: int) -> Completion:
+    """Tiles of 64 for a few hundred tokens, so that one image alone fills a GPU; else of 128, which
+    read half as much. The warps are also those that pick: 4 for up to 1024 tokens, else 8."""
+    few = num_tokens <= 1024
+    rows = min(max(next_power_of_2(num_tokens), 16), 64 if few else 128)
+    padded = -(-num_tokens // rows) * rows
+    columns = min(max(next_power_of_2(dim), 16), 128 // element_bytes)
+    wave = SIMILARITY_BYTES // (4 * padded * padded)
+    return Completion(rows, columns, padded, wave, 4 if few else 8, 3)
+
+
+def completion_tokens(dim: int, element_bytes: int) -> RowBlocks:
+    """A row a warp and twice that in flight, all of it where it has up to 2 KB."""
+    columns = min(max(next_power_of_2(dim), 16), 1024 // element_bytes)
+    return RowBlocks(8, columns, 4)
+
+
+def completion_step(dim: int, element_bytes: int) -> RowBlocks:
+    return completion_tokens(dim, element_bytes)

@@ -1,0 +1,111 @@
+"""Greedy farthest-first completion of the tokens that a list names; see completion.py."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor, int64
+
+from . import configs
+from .completion import Outputs, complete, empty_tokens, write_token
+
+
+@triton.jit(do_not_specialize=["num_tokens", "num_padded", "num_selected", "num_picks"])
+def _tokens_kernel(
+    p_features,  # [B, N, D]
+    p_selected,  # [B, P]
+    p_valid,  # [B, N] bool or None
+    p_norm,  # [B, N'], as the next two
+    p_covered,
+    p_flags,
+    p_steps,  # [B], as the next
+    p_arrivals,
+    num_tokens,
+    num_padded,
+    num_selected,
+    num_picks,
+    stride_image,
+    stride_token,
+    stride_feature,
+    stride_selected_image,
+    stride_selected,
+    stride_valid_image,
+    stride_valid,
+    D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    num_blocks = tl.cdiv(num_padded, BLOCK_N)
+    i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
+    i_block = tl.program_id(0) % num_blocks
+    b_token = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
+    m_token = b_token < num_tokens
+
+    # Who looks for itself in the list is in bounds, whatever the list holds.
+    b_named = tl.zeros((BLOCK_N, BLOCK_P), tl.int32)
+    p_selected += i_image * stride_selected_image
+    for first in range(0, num_selected, BLOCK_P):
+        b_slot = first + tl.arange(0, BLOCK_P)
+        p_slot = p_selected + b_slot.to(tl.int64) * stride_selected
+        b_selected = tl.load(p_slot, mask=b_slot < num_selected, other=-1)
+        b_named |= (b_selected[None, :] == b_token[:, None]).to(tl.int32)
+    m_selected = m_token & (tl.max(b_named, axis=1) != 0)
+    m_valid = m_token
+    if p_valid is not None:
+        p_mask = p_valid + i_image * stride_valid_image + b_token.to(tl.int64) * stride_valid
+        m_valid = tl.load(p_mask, mask=m_token, other=0) != 0
+
+    write_token(
+        p_features + i_image * stride_image,
+        p_norm + i_image * num_padded,
+        p_covered + i_image * num_padded,
+        p_flags + i_image * num_padded,
+        b_token,
+        m_selected,
+        m_valid,
+        m_selected | ~m_valid,
+        num_picks > 0,
+        num_tokens,
+        stride_token,
+        stride_feature,
+        D,
+        BLOCK_D,
+    )
+    if i_block == 0:
+        tl.store(p_steps + i_image, num_picks)
+        tl.store(p_arrivals + i_image, 0)
+
+
+def complete_tokens(
+    features: Tensor, selected: Tensor, num_tokens: int, valid: Tensor | None
+) -> Tensor:
+    batch, tokens_in_image, dim = features.shape
+    picks = features.new_empty((batch, num_tokens), dtype=int64)
+    if picks.numel() == 0:
+        return picks
+    if tokens_in_image == 0:
+        return picks.fill_(-1)
+    config = configs.completion(tokens_in_image, dim, features.element_size())
+    tokens = empty_tokens(features, config)
+    block = configs.completion_tokens(dim, features.element_size())
+    _tokens_kernel[(batch * triton.cdiv(config.padded, block.rows),)](
+        features,
+        selected,
+        valid,
+        *tokens,
+        tokens_in_image,
+        config.padded,
+        selected.shape[1],
+        num_tokens,
+        *features.stride(),
+        *selected.stride(),
+        *((0, 0) if valid is None else valid.stride()),
+        D=dim,
+        BLOCK_N=block.rows,
+        BLOCK_D=block.columns,
+        BLOCK_P=64,
+        num_warps=block.num_warps,
+    )
+    complete(features, tokens, Outputs(picks=picks), config)
+    return picks
