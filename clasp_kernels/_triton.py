@@ -33,7 +33,9 @@ NOT_INSTALLED = (
 # find_spec, as importing Triton takes a good part of a second.
 @functools.cache
 def installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    spec = importlib.util.find_spec("triton")
+    # Any folder of that name on the path has a spec, but nothing to load.
+    return spec is not None and spec.origin is not None
 
 
 @functools.cache

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import checks
+import large
 import pytest
 import torch
 
@@ -25,3 +27,10 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         pytest.skip(choice.reason)
     with use_backend("triton"):
         yield kind
+
+
+@pytest.fixture(params=large.OPS)
+def op(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each op that has Triton kernels, on a GPU; its backend is forced."""
+    with checks.kernels_of(request.param):
+        yield request.param

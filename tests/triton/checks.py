@@ -1,0 +1,125 @@
+"""What a result has to be, on whatever device and at whatever size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import exact
+import large
+import pytest
+import torch
+from calling import assert_same_bits, run
+
+from clasp_kernels import backend_report, backends, complete_tokens, select_pivots, use_backend
+
+# Half a unit in the last place of the output dtype, on top of float32 accumulation.
+TOLERANCE = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 2**-8, "atol": 1e-5},
+    torch.float16: {"rtol": 2**-11, "atol": 1e-5},
+}
+
+
+def assert_right(op: str, size: large.Size, dtype: torch.dtype, device: str) -> None:
+    """Against float64, or along its own choices where they decide, or against the reference."""
+    given = large.arguments(op, size, dtype, device)
+    if op == "fuse_layers":
+        for normalize in (None, "l2", "rms"):
+            given["normalize"] = normalize
+            (fused,) = run(op, given)
+            assert fused.dtype == dtype
+            expected = exact.fuse_layers(**given)
+            torch.testing.assert_close(fused.double(), expected, **TOLERANCE[dtype])
+    elif op == "attention_salience":
+        (salience,) = run(op, given)
+        expected = exact.attention_salience(**given)
+        torch.testing.assert_close(salience.double(), expected, rtol=3e-5, atol=1e-7)
+    elif op == "complete_tokens":
+        (picks,) = run(op, given)
+        exact.certify_completion(given["features"], given["selected"], picks, given["valid"])
+        assert_equals_the_reference(op, large.arguments(op, size, dtype, device, exact=True))
+    elif op == "select_tokens":
+        assert_selects(given)
+        assert_equals_the_reference(op, large.arguments(op, size, dtype, device, exact=True))
+    elif op == "merge_tokens":
+        given = large.arguments(op, size, dtype, device, exact=True)
+        (merged,) = run(op, given)
+        assert merged.dtype == dtype
+        expected = exact.merge_tokens(**given)
+        torch.testing.assert_close(merged.double(), expected, **TOLERANCE[dtype])
+    else:
+        assert_equals_the_reference(op, given)
+
+
+def assert_equals_the_reference(op: str, given: dict[str, Any]) -> None:
+    result = run(op, given)
+    with use_backend("reference"):
+        assert_same_bits(result, run(op, given))
+
+
+def assert_selects(given: dict[str, Any]) -> None:
+    """Pivots, then the completion by the same backend, certified, then a sort by index."""
+    features, salience, valid = given["features"], given["salience"], given["valid"]
+    indices, is_pivot, counts = run("select_tokens", given)
+    tokens = features.shape[1]
+    budget = given["budget"]
+    shares = [min(max(s, 1), b) for s, b in zip(given["pivot_counts"], budget, strict=True)]
+    pivots = select_pivots_of_the_reference(salience, shares, valid)
+    completion = complete_tokens(features, pivots, max(budget), valid=valid)
+    exact.certify_completion(features, pivots, completion, valid)
+    for image in range(features.shape[0]):
+        of_image = pivots[image][pivots[image] >= 0]
+        picks = completion[image][completion[image] >= 0][: budget[image] - len(of_image)]
+        kept = torch.cat([of_image, picks]).sort().values
+        assert counts[image] == len(kept)
+        assert torch.equal(indices[image, : len(kept)], kept)
+        assert (indices[image, len(kept) :] == -1).all()
+        marked = indices[image][is_pivot[image]]
+        assert torch.equal(marked, of_image.sort().values)
+        assert len(kept) <= tokens
+
+
+def select_pivots_of_the_reference(
+    salience: torch.Tensor, shares: list[int], valid: torch.Tensor | None
+) -> torch.Tensor:
+    with use_backend("reference"):
+        return select_pivots(salience, shares, valid=valid)
+
+
+def assert_images_are_independent(
+    op: str, size: large.Size, dtype: torch.dtype, device: str
+) -> None:
+    given = large.arguments(op, size, dtype, device)
+    together = run(op, given)
+    last = size.batch - 1
+    for images in ([0], [last], [last, 0, last // 2]):
+        for alone, whole in zip(run(op, large.take(op, given, images)), together, strict=True):
+            # Padding aside: widths are the largest count of the images at hand.
+            part = whole[images]
+            part = part[:, : alone.shape[1]] if alone.dim() > 1 else part
+            torch.testing.assert_close(alone, part, rtol=0, atol=0)
+
+
+def assert_same_bits_every_time(
+    op: str, size: large.Size, dtype: torch.dtype, device: str, times: int
+) -> None:
+    given = large.arguments(op, size, dtype, device)
+    first = run(op, given)
+    for _ in range(times):
+        assert_same_bits(run(op, given), first)
+
+
+def kernels_of(op: str, device: str = "cuda") -> use_backend:
+    """Forces the Triton kernels, or skips the test of an op that has none."""
+    choice = backends.choose(op, device, "triton")
+    if choice.backend is None:
+        pytest.skip(choice.reason)
+    return use_backend("triton")
+
+
+def problem(op: str, device: str) -> str | None:
+    """Why :func:`assert_right` cannot judge the backend that is forced, or None if it can."""
+    forced = backend_report().forced
+    needed = [op, "complete_tokens"] if op == "select_tokens" else [op]
+    choices = [backends.choose(name, device, forced) for name in needed]
+    return next((choice.reason for choice in choices if choice.backend is None), None)

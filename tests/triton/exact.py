@@ -1,0 +1,117 @@
+"""The ops in float64, vectorised: at the sizes of real models the loops of oracle.py take hours."""
+
+from __future__ import annotations
+
+import torch
+from oracle import CERTIFICATE
+from torch import Tensor
+
+
+def fuse_layers(
+    hidden_states: list[Tensor],
+    weights: Tensor,
+    category_ids: Tensor | None = None,
+    normalize: str | None = None,
+) -> Tensor:
+    fused = torch.zeros((), dtype=torch.float64, device=weights.device)
+    rows = weights[None] if category_ids is None else weights[category_ids]
+    for layer, states in enumerate(hidden_states):
+        wide = states.double()
+        if normalize == "l2":
+            norm = wide.square().sum(-1, keepdim=True).sqrt()
+            wide = wide / norm.where(norm > 0, 1.0)
+        elif normalize == "rms":
+            wide = wide / (wide.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        fused = fused + rows[:, layer, None, None].double() * wide
+    return fused
+
+
+def attention_salience(
+    query: Tensor,
+    key: Tensor,
+    causal: bool = False,
+    key_valid: Tensor | None = None,
+    query_weights: Tensor | None = None,
+    key_range: tuple[int, int] | None = None,
+) -> Tensor:
+    rows, width, keys = query.shape[2], query.shape[3], key.shape[2]
+    heads = key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
+    logits = query.double() @ heads.transpose(2, 3) / width**0.5
+    allowed = torch.ones(rows, keys, dtype=torch.bool, device=query.device)
+    if causal:
+        allowed = allowed.tril(keys - rows)
+    if key_valid is not None:
+        allowed = allowed & key_valid[:, None, None]
+    probability = logits.masked_fill(~allowed, -torch.inf).softmax(-1).where(allowed, 0.0)
+    weights = query.new_ones(rows) if query_weights is None else query_weights
+    shares = weights.double() / weights.double().sum(-1, keepdim=True)
+    start, stop = key_range or (0, keys)
+    return (probability.mean(1) * shares[..., None]).sum(1)[:, start:stop]
+
+
+def unit_rows(features: Tensor) -> Tensor:
+    """Zero vectors stay zero, and so have a similarity of 0 to everything."""
+    wide = features.double()
+    norm = wide.square().sum(-1, keepdim=True).sqrt()
+    return wide / norm.where(norm > 0, 1.0)
+
+
+def certify_completion(
+    features: Tensor, selected: Tensor, picks: Tensor, valid: Tensor | None = None
+) -> None:
+    """As oracle.certify_completion, for features that are finite."""
+    tolerance = CERTIFICATE[features.dtype]
+    batch, tokens = features.shape[:2]
+    image = torch.arange(batch, device=features.device)
+    unit = unit_rows(features)
+    free = torch.ones(batch, tokens, dtype=torch.bool, device=features.device)
+    free = free if valid is None else valid.clone()
+    covered = unit.new_full((batch, tokens), -torch.inf)
+
+    def select(chosen: Tensor, covered: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
+        """``chosen`` [B], -1 for none."""
+        known = (chosen >= 0)[:, None]
+        slot = chosen.clamp(0, tokens - 1)
+        similarity = (unit @ unit[image, slot][..., None])[..., 0]
+        mine = torch.arange(tokens, device=slot.device) == slot[:, None]
+        return covered.maximum(similarity.where(known, -torch.inf)), free & ~(known & mine)
+
+    for chosen in selected.unbind(1):
+        covered, free = select(chosen, covered, free)
+    wrong = []
+    for chosen in picks.unbind(1):
+        best = covered.masked_fill(~free, torch.inf).amin(1)
+        slot = chosen.clamp(0, tokens - 1)[:, None]
+        good = (chosen >= 0) & (chosen < tokens) & free.gather(1, slot)[:, 0]
+        good &= covered.gather(1, slot)[:, 0] <= best + tolerance
+        wrong.append(~torch.where(free.any(1), good, chosen == -1))
+        covered, free = select(chosen, covered, free)
+    if wrong:
+        steps = torch.stack(wrong, 1).nonzero().tolist()
+        assert not steps, f"not certified at [image, step] {steps[:5]}"
+
+
+def merge_tokens(
+    tokens: Tensor, features: Tensor, indices: Tensor, valid: Tensor | None = None
+) -> Tensor:
+    """For features whose similarities are exact in float64; others could tie differently."""
+    count, slots = tokens.shape[1], indices.shape[1]
+    merged = tokens.new_zeros((*indices.shape, tokens.shape[2]), dtype=torch.float64)
+    for image in range(tokens.shape[0]):
+        kept, by_index = indices[image].masked_fill(indices[image] < 0, count).sort()
+        wide = features[image].double()
+        others = wide[kept.clamp(max=count - 1)]
+        # Correctly rounded products and quotients of small integers: ties stay ties.
+        norms = (wide.square().sum(-1).sqrt()[:, None] * others.square().sum(-1).sqrt()).clone()
+        similarity = torch.where(norms > 0, (wide @ others.T) / norms, 0.0)
+        similarity = similarity.masked_fill(kept == count, -torch.inf)
+        group = by_index[similarity.argmax(1)]
+        if valid is not None:
+            group = group.masked_fill(~valid[image], slots)
+        group = group.masked_fill((kept == count).all(), slots)
+        own = torch.arange(count, device=kept.device)[:, None] == indices[image]
+        group = torch.where(own.any(1), own.long().argmax(1), group)
+        member = (group[:, None] == torch.arange(slots, device=group.device)).double()
+        sums = member.T @ tokens[image].double()
+        merged[image] = sums / member.sum(0).clamp(min=1)[:, None]
+    return merged
