@@ -39,6 +39,13 @@ CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "another D": [{"D": 1001}, {"D": 1001, "N": 2880}],
         "another dtype": [{"scalar": "float32"}, {"scalar": "float32", "N": 300}],
     },
+    "select_pivots": {
+        "few tokens or too many to sort": [{}, {"K": 1}, {"K": 320}, {"N": 20000}],
+        "rows at a stride that 16 does not divide": [{"N": 577}, {"N": 1000}, {"N": 8}],
+        "up to 4096 tokens, up to 64 pivots": [{"N": 2880}, {"N": 4096, "K": 20}],
+        "up to 4096 tokens, up to 512 pivots": [{"N": 2880, "K": 320}, {"N": 3200, "K": 500}],
+        "a mask": [{"masked": True}, {"masked": True, "N": 64}],
+    },
 }
 
 # The keys of the compilations that a call of a launcher needs.
