@@ -46,6 +46,20 @@ CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "up to 4096 tokens, up to 512 pivots": [{"N": 2880, "K": 320}, {"N": 3200, "K": 500}],
         "a mask": [{"masked": True}, {"masked": True, "N": 64}],
     },
+    "complete_tokens": {
+        "up to 1024 tokens": [{}, {"N": 577}, {"N": 1000}, {"P": 64}, {"M": 320}, {"M": 1}],
+        "up to 512 tokens": [{"N": 300}, {"N": 512, "M": 7}],
+        "too many tokens for all similarities": [{"N": 8193}, {"N": 16384}, {"N": 16384, "M": 1}],
+        "selected tokens at a stride that 16 does not divide": [{"P": 33}, {"P": 7, "N": 1024}],
+        "a mask": [{"masked": True}, {"masked": True, "N": 1024}],
+    },
+    "select_tokens": {
+        "up to 1024 tokens": [{}, {"N": 1024}, {"R": 320}, {"R": 58, "P": 7}],
+        "up to 512 tokens": [{"N": 304}, {"N": 512, "R": 7}],
+        "too many tokens for all similarities": [{"N": 8208}, {"N": 16384, "R": 7}],
+        "salience at a stride that 16 does not divide": [{"N": 577}, {"N": 1000, "R": 7}],
+        "a budget for each image": [{"ragged": True}, {"ragged": True, "R": 7}],
+    },
 }
 
 # The keys of the compilations that a call of a launcher needs.

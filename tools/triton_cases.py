@@ -166,14 +166,15 @@ CASES: dict[str, list[Case]] = {
     ],
     "complete_tokens": [
         *(complete_tokens(scalar=scalar) for scalar in FLOATS),
-        *(complete_tokens(N=N) for N in TOKENS),
+        *(complete_tokens(N=N) for N in (*TOKENS, 16384)),
         complete_tokens(N=8192, D=3584),
         complete_tokens(masked=True, D=1001),
         complete_tokens(P=0),
     ],
     "select_tokens": [
         *(select_tokens(scalar=scalar) for scalar in FLOATS),
-        *(select_tokens(N=N, D=D) for N in TOKENS for D in DIMS),
+        *(select_tokens(N=N) for N in (*TOKENS, 16384)),
+        *(select_tokens(N=N, D=3584) for N in (2880, 16384)),
         select_tokens(ragged=True, masked=True, D=1001),
     ],
     "gather_tokens": [
