@@ -16,6 +16,7 @@ from ._version import __version__
 
 TRITON_OPS: tuple[str, ...] = (
     "complete_tokens",
+    "fuse_layers",
     "gather_tokens",
     "select_pivots",
     "select_tokens",

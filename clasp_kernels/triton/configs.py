@@ -97,3 +97,37 @@ def completion_tokens(dim: int, element_bytes: int) -> RowBlocks:
 
 def completion_step(dim: int, element_bytes: int) -> RowBlocks:
     return completion_tokens(dim, element_bytes)
+
+
+# 64 layers compile in seconds, 200 in a minute, and not without spills. Models have fewer.
+LAYERS_PER_LAUNCH = 64
+
+# Whole rows up to here stay in registers while they are normalised, 16 elements a thread.
+LONGEST_ROW_IN_REGISTERS = 8192
+
+
+class FusionBlocks(NamedTuple):
+    """Rows of D elements, a tile of them per program and layer."""
+
+    rows: int
+    columns: int
+    layers_in_flight: int
+    """How many layers are loaded before the first of them is used."""
+    num_warps: int
+
+
+def fuse_layers(dim: int, num_layers: int, element_bytes: int, *, norms: bool) -> FusionBlocks:
+    """64 to 256 bytes in flight a thread: 64 to 128 KB a multiprocessor at what registers allow,
+    where the product of latency and bandwidth is about 40."""
+    if norms:
+        columns = next_power_of_2(min(dim, LONGEST_ROW_IN_REGISTERS // 2))
+        if LONGEST_ROW_IN_REGISTERS // 2 < dim <= LONGEST_ROW_IN_REGISTERS:
+            columns = LONGEST_ROW_IN_REGISTERS
+        return FusionBlocks(max(512 // columns, 1), columns, 4, max(columns // 512, 1))
+    tile = 128 * 16 // element_bytes
+    # The width that leaves the fewest columns over; of equal ones the widest.
+    widths = (min(tile >> halvings, next_power_of_2(dim)) for halvings in range(3))
+    columns = min(widths, key=lambda width: -(-dim // width) * width)
+    # A single layer has a thread load four times, four layers once each.
+    loads = next_power_of_2(-(-4 // num_layers))
+    return FusionBlocks(loads * tile // columns, columns, 8, 4)
