@@ -129,14 +129,19 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
         ]""",
     )
     assert done.returncode == 1, done.stderr
+    let = "let it not, or say in EXCEPTIONS why:\n  sm_"
     everywhere = "sm_80, sm_90, sm_100: "
+    spills = "_share spills registers to local memory (or indexes an array at run time)"
+    crowds = "_share leaves less than half the warps for its registers"
     for complaint in (
-        "share(num_warps=1, maxnreg=24): share._share: ",
-        "a thread in local memory: spilled registers, or an array indexed at run time; use fewer",
-        "of 64 warps, 32 would fit otherwise; use fewer registers, or say in EXCEPTIONS why not.",
-        f"{everywhere}share(scalar=bfloat16, start=1): share._share: ld.global of 2 bytes",
-        "the exception says that it may leave 16 of 64 warps.",
-        "the exception says that it may spill 4 bytes.",
+        f"\nshare.{spills}; {let}",
+        f"\nshare.{crowds}; {let}",
+        "share(num_warps=1, maxnreg=24): ",
+        " registers, 12 of 64 warps, otherwise 32\n",
+        "\nshare._share must access memory 16 bytes at a time:\n",
+        f"\n  {everywhere}share(scalar=bfloat16, start=1): ld.global of 2 bytes\n",
+        f"\ncrowds.{crowds}; the exception says that it may leave 16 of 64 warps:\n  sm_",
+        f"\ncrowds.{spills}; the exception says that it may spill 4 bytes:\n  sm_",
         "no case needs that share._copy may leave 8 of 64 warps; remove it from EXCEPTIONS.",
         "no case needs that share._share may leave 8 of 64 warps; remove it from EXCEPTIONS.",
         "forgets._copy: no case of triton_cases.py launches it.",
@@ -162,13 +167,13 @@ def test_what_a_gpu_would_refuse_fails(tmp_path: Path) -> None:
     package = tmp_path / "clasp_kernels" / "triton"
     everywhere = "sm_80, sm_90, sm_100: "
     for complaint in (
-        f"{everywhere}elsewhere():\n{package}/elsewhere.py:",
-        "one of shape [2, 1024] is on cpu.",
-        f"{everywhere}no_program():\n{package}/no_program.py:",
-        "a GPU takes no grid of (0, 1, 1).",
-        f"{everywhere}no_launch():\nRuntimeError: no_launch launched nothing.",
-        f"{everywhere}no_kernel():\n{package}/no_kernel.py:",
-        "NameError: total is not defined",
+        f"\n{package}/elsewhere.py:",
+        f"one of shape [2, 1024] is on cpu.\n  {everywhere}elsewhere()\n",
+        f"\n{package}/no_program.py:",
+        f"a GPU takes no grid of (0, 1, 1).\n  {everywhere}no_program()\n",
+        f"\nRuntimeError: no_launch launched nothing.\n  {everywhere}no_launch()\n",
+        f"\n{package}/no_kernel.py:",
+        f"NameError: total is not defined\n  {everywhere}no_kernel()\n",
     ):
         assert complaint in done.stdout, complaint
 

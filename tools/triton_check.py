@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "clasp_kernels" / "triton"
 ARCHITECTURES = (80, 90, 100)
+NARROW = "must access memory 16 bytes at a time:"
 BATCH = 2  # any; tests/test_triton_compile.py asserts that it makes no difference
 
 
@@ -149,32 +150,34 @@ class Line:
 def report(results: list[Result], exceptions: list[Exemption]) -> bool:
     """One line per kernel and architecture, then what failed; True if nothing did."""
     lines: dict[tuple[str, int], Line] = {}
-    problems: dict[str, list[int]] = {}  # each with its architectures
+    problems: dict[str, dict[str, list[int]]] = {}  # what: where: the architectures
     needed = set()
     for result in results:
         capability = result.task.capability
         if result.error:
-            problems.setdefault(f"{result.title}:\n{result.error}", []).append(capability)
+            problems.setdefault(result.error, {}).setdefault(result.title, []).append(capability)
         for kernel in result.compiled:
             line = lines.setdefault((kernel.kernel, capability), Line())
             line.seconds += kernel.seconds
-            found = [*kernel.narrow]
+            found = [(NARROW, access) for access in kernel.narrow]
             if kernel.hash not in line.variants:
                 line.variants[kernel.hash] = kernel.resources
                 exemptions = exemptions_of(kernel, exceptions)
                 needed.update(exemptions)
                 found += excesses(kernel.resources, exemptions)
             line.num_problems += len(found)
-            for problem in found:
-                text = f"{result.title}: {short(kernel.kernel)}: {problem}"
-                problems.setdefault(text, []).append(capability)
+            for problem, detail in found:
+                where = problems.setdefault(f"{short(kernel.kernel)} {problem}", {})
+                where.setdefault(f"{result.title}: {detail}", []).append(capability)
     for (kernel_name, capability), line in sorted(lines.items()):
         verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"
         print(f"{verdict:<12} sm_{capability:<4} {short(kernel_name):<44} {line}")
     for exemption in exceptions:
         print(f"{'excepted':<12} {exemption.kernel} {exemption}: {exemption.reason}")
-    for problem, capabilities in problems.items():
-        print(f"\n{', '.join(f'sm_{capability}' for capability in capabilities)}: {problem}")
+    for problem, where in problems.items():
+        print(f"\n{problem}")
+        for text, capabilities in where.items():
+            print(f"  {', '.join(f'sm_{capability}' for capability in capabilities)}: {text}")
     failed = {result.task.op for result in results if result.error}
     stale = [
         f"no case needs that {exemption.kernel} {exemption}; remove it from EXCEPTIONS."
@@ -208,26 +211,26 @@ def exemptions_of(kernel: Compiled, listed: list[Exemption]) -> list[Exemption]:
     ]
 
 
-def excesses(resources: Resources, exemptions: list[Exemption]) -> list[str]:
-    problems: dict[type[Exemption], str] = {}
+def excesses(resources: Resources, exemptions: list[Exemption]) -> list[tuple[str, str]]:
+    """Problems, each with its numbers."""
+    found: list[tuple[type[Exemption], str, str]] = []
     if resources.spilled:
-        problems[Spills] = (
-            f"{resources.spilled} bytes a thread in local memory: spilled registers, or an array "
-            "indexed at run time"
-        )
+        spills = "spills registers to local memory (or indexes an array at run time)"
+        found.append((Spills, spills, f"{resources.spilled} bytes"))
     if resources.registers_halve_occupancy:
-        problems[FewWarps] = (
-            f"{resources.registers} registers leave {resources.warps_by_registers} of 64 warps, "
-            f"{resources.warps_by_the_rest} would fit otherwise"
+        numbers = (
+            f"{resources.registers} registers, {resources.warps_by_registers} of 64 warps, "
+            f"otherwise {resources.warps_by_the_rest}"
         )
-    found = []
-    for kind, problem in problems.items():
+        found.append((FewWarps, "leaves less than half the warps for its registers", numbers))
+    problems = []
+    for kind, problem, numbers in found:
         exempt = [exemption for exemption in exemptions if type(exemption) is kind]
         if not exempt:
-            found.append(f"{problem}; use fewer registers, or say in EXCEPTIONS why not.")
+            problems.append((f"{problem}; let it not, or say in EXCEPTIONS why:", numbers))
         elif not exempt[0].suffices(resources):
-            found.append(f"{problem}; the exception says that it {exempt[0]}.")
-    return found
+            problems.append((f"{problem}; the exception says that it {exempt[0]}:", numbers))
+    return problems
 
 
 def launched_kernels() -> list[tuple[str, str]]:
