@@ -105,26 +105,28 @@ def write_token(
 
 @triton.jit
 def _write_selection(
-    p_flags,  # [N'] of the image
-    p_indices,  # [R] of the image
-    p_is_pivot,  # [R] of the image
-    b_covered,  # of the tokens in b_token, which ascend
-    b_token,
-    num_before,
+    p_covered,  # [N'] of the image, as all below
+    p_flags,
+    p_indices,  # [R]
+    p_is_pivot,  # [R]
+    p_count,  # []
     num_padded,
+    num_slots,
+    BLOCK: tl.constexpr,
 ):
-    """Appends what was taken of some tokens to an image's selection; returns its new length."""
-    b_flags = tl.load(p_flags + b_token, mask=b_token < num_padded, other=0)
-    m_kept = (b_covered == TAKEN) & ((b_flags & VALID) != 0)
-    b_kept = m_kept.to(tl.int32)
-    b_slot = num_before + tl.cumsum(b_kept, 0) - 1
-    tl.store(p_indices + b_slot, b_token.to(tl.int64), mask=m_kept)
-    tl.store(p_is_pivot + b_slot, (b_flags & SELECTED) != 0, mask=m_kept)
-    return num_before + tl.sum(b_kept)
-
-
-@triton.jit
-def _end_selection(p_indices, p_is_pivot, p_count, num_kept, num_slots, BLOCK: tl.constexpr):
+    """What is valid and TAKEN, by index."""
+    num_kept = 0
+    for first in range(0, num_padded, BLOCK):
+        b_token = first + tl.arange(0, BLOCK)
+        m_token = b_token < num_padded
+        b_covered = tl.load(p_covered + b_token, mask=m_token, other=0, cache_modifier=".cg")
+        b_flags = tl.load(p_flags + b_token, mask=m_token, other=0)
+        m_kept = (b_covered == TAKEN) & ((b_flags & VALID) != 0)
+        b_kept = m_kept.to(tl.int32)
+        b_slot = num_kept + tl.cumsum(b_kept, 0) - 1
+        tl.store(p_indices + b_slot, b_token.to(tl.int64), mask=m_kept)
+        tl.store(p_is_pivot + b_slot, (b_flags & SELECTED) != 0, mask=m_kept)
+        num_kept += tl.sum(b_kept)
     tl.store(p_count, num_kept.to(tl.int64))
     for first in range(num_kept, num_slots, BLOCK):
         b_slot = first + tl.arange(0, BLOCK)
@@ -164,25 +166,22 @@ def _compare(
     b_row_norm = tl.load(p_norm + b_row)
     b_column_norm = tl.load(p_norm + b_column)
 
-    b_feature = tl.arange(0, BLOCK_D)
-    p_row = p_features + b_row.to(tl.int64)[:, None] * stride_token
-    p_column = p_features + b_column.to(tl.int64)[:, None] * stride_token
-    p_row += b_feature[None, :] * stride_feature
-    p_column += b_feature[None, :] * stride_feature
+    p_row = (p_features + b_row.to(tl.int64) * stride_token)[:, None]
+    p_column = (p_features + b_column.to(tl.int64) * stride_token)[:, None]
     m_row = (b_row < num_tokens)[:, None]
     m_column = (b_column < num_tokens)[:, None]
     b_dot = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)
     for first in range(0, D, BLOCK_D):
-        m_feature = (first + b_feature < D)[None, :]
-        b_rows = tl.load(p_row, mask=m_row & m_feature, other=0.0)
-        b_columns = tl.load(p_column, mask=m_column & m_feature, other=0.0)
+        b_feature = first + tl.arange(0, BLOCK_D)[None, :]
+        m_feature = b_feature < D
+        b_offset = b_feature * stride_feature
+        b_rows = tl.load(p_row + b_offset, mask=m_row & m_feature, other=0.0)
+        b_columns = tl.load(p_column + b_offset, mask=m_column & m_feature, other=0.0)
         if INTERPRETED:
             # Its dot of bfloat16 is garbage.
             b_rows = b_rows.to(tl.float32)
             b_columns = b_columns.to(tl.float32)
         b_dot = tl.dot(b_rows, tl.trans(b_columns), b_dot, input_precision="ieee")
-        p_row += BLOCK_D * stride_feature
-        p_column += BLOCK_D * stride_feature
 
     b_rank = ordered_bits(cosines(b_dot, b_row_norm[:, None], b_column_norm[None, :]))
     b_rank = tl.where(b_row[:, None] == b_column[None, :], TAKEN, b_rank)
@@ -209,14 +208,15 @@ def _pick(
     p_covered,  # [N'] of the image
     p_similarity,  # [N', N'] of the image
     p_picks,  # [M] of the image, or None
-    b_token,
     num_steps,
     num_padded,
+    TOKENS: tl.constexpr,
 ):
-    """The greedy steps of an image; returns how covered its tokens are then, and how many it took.
+    """The greedy steps of an image; returns how many tokens it took, and leaves what is covered.
 
     What other programs have written is read past this multiprocessor's own cache.
     """
+    b_token = tl.arange(0, TOKENS)
     m_token = b_token < num_padded
     b_covered = tl.load(p_covered + b_token, mask=m_token, other=TAKEN, cache_modifier=".cg")
     num_steps = tl.minimum(num_steps, tl.sum((b_covered != TAKEN).to(tl.int32)))
@@ -227,7 +227,9 @@ def _pick(
         p_row = p_similarity + i_best * num_padded + b_token
         b_row = tl.load(p_row, mask=m_token, other=UNCOVERED, cache_modifier=".cg")
         b_covered = tl.maximum(b_covered, b_row)
-    return b_covered, num_steps
+    if p_picks is None:
+        tl.store(p_covered + b_token, b_covered, mask=m_token)
+    return num_steps
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_slots", "first_image"])
@@ -292,21 +294,23 @@ def _complete_kernel(
     if p_similarity is not None:
         is_last = arrives_last(p_arrivals + i_image, num_pairs)
         if is_last:
-            b_token = tl.arange(0, TOKENS)
             if p_picks is not None:
                 p_picks += i_image * num_slots
-            b_covered, num_picked = _pick(
-                p_covered, p_similarity, p_picks, b_token, num_steps, num_padded
-            )
+            num_picked = _pick(p_covered, p_similarity, p_picks, num_steps, num_padded, TOKENS)
             if p_picks is not None:
                 _end_picks(p_picks, num_picked, num_slots, 256)
             else:
-                p_indices += i_image * num_slots
-                p_is_pivot += i_image * num_slots
-                num_kept = _write_selection(
-                    p_flags, p_indices, p_is_pivot, b_covered, b_token, 0, num_padded
+                tl.debug_barrier()
+                _write_selection(
+                    p_covered,
+                    p_flags,
+                    p_indices + i_image * num_slots,
+                    p_is_pivot + i_image * num_slots,
+                    p_counts + i_image,
+                    num_padded,
+                    num_slots,
+                    min(TOKENS, 4096),
                 )
-                _end_selection(p_indices, p_is_pivot, p_counts + i_image, num_kept, num_slots, 256)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_padded", "num_keys", "step"])
@@ -387,18 +391,16 @@ def _end_kernel(
             b_pick = tl.where(rank_of(b_key) == TAKEN, -1, index_of(b_key))
             tl.store(p_picks + i_image * num_slots + b_slot, b_pick, mask=b_slot < num_slots)
     else:
-        p_covered += i_image * num_padded
-        p_flags += i_image * num_padded
-        p_indices += i_image * num_slots
-        p_is_pivot += i_image * num_slots
-        num_kept = 0
-        for first in range(0, num_padded, BLOCK):
-            b_token = first + tl.arange(0, BLOCK)
-            b_covered = tl.load(p_covered + b_token, mask=b_token < num_padded, other=0)
-            num_kept = _write_selection(
-                p_flags, p_indices, p_is_pivot, b_covered, b_token, num_kept, num_padded
-            )
-        _end_selection(p_indices, p_is_pivot, p_counts + i_image, num_kept, num_slots, BLOCK)
+        _write_selection(
+            p_covered + i_image * num_padded,
+            p_flags + i_image * num_padded,
+            p_indices + i_image * num_slots,
+            p_is_pivot + i_image * num_slots,
+            p_counts + i_image,
+            num_padded,
+            num_slots,
+            BLOCK,
+        )
 
 
 class Outputs(NamedTuple):

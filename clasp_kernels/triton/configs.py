@@ -80,19 +80,23 @@ class Completion(NamedTuple):
 
 def completion(num_tokens: int, dim: int, element_bytes: int) -> Completion:
     """Tiles of 64 for a few hundred tokens, so that one image alone fills a GPU; else of 128, which
-    read half as much. The warps are also those that pick: 4 for up to 1024 tokens, else 8."""
+    read half as much. 16 or 32 elements of the tile a thread leave room for 2 programs a
+    multiprocessor, and the threads, which are also those that pick, 4 to 16 tokens each."""
     few = num_tokens <= 1024
     rows = min(max(next_power_of_2(num_tokens), 16), 64 if few else 128)
     padded = -(-num_tokens // rows) * rows
-    columns = min(max(next_power_of_2(dim), 16), 128 // element_bytes)
+    # Elements that are loaded one by one take more registers.
+    columns = 128 // element_bytes if dim * element_bytes % 16 == 0 else 16
+    columns = min(max(next_power_of_2(dim), 16), columns)
     wave = SIMILARITY_BYTES // (4 * padded * padded)
-    return Completion(rows, columns, padded, wave, 4 if few else 8, 3)
+    return Completion(rows, columns, padded, wave, 8 if few else 16, 3)
 
 
 def completion_tokens(dim: int, element_bytes: int) -> RowBlocks:
-    """A row a warp and twice that in flight, all of it where it has up to 2 KB."""
-    columns = min(max(next_power_of_2(dim), 16), 1024 // element_bytes)
-    return RowBlocks(8, columns, 4)
+    """Two rows a warp, 1 KB of each at a time: 64 bytes a thread in flight."""
+    # Elements that are loaded one by one take more registers.
+    columns = 1024 // element_bytes if dim * element_bytes % 16 == 0 else 256
+    return RowBlocks(8, min(max(next_power_of_2(dim), 16), columns), 4)
 
 
 def completion_step(dim: int, element_bytes: int) -> RowBlocks:
