@@ -15,6 +15,7 @@ import torch
 from ._version import __version__
 
 TRITON_OPS: tuple[str, ...] = (
+    "attention_salience",
     "complete_tokens",
     "fuse_layers",
     "gather_tokens",

@@ -16,6 +16,43 @@ def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+class SalienceTiles(NamedTuple):
+    """A tile of logits, [keys, rows], and how the programs share them."""
+
+    keys: int
+    rows: int
+    features: int
+    """Summed over in one product."""
+    row_blocks: int
+    """Of each program, where all keys are one tile."""
+    splits: int
+    """Of the keys, at most, where they are many; 0 where all keys are one tile."""
+    num_warps: int
+    num_stages: int
+    precision: str
+
+
+def attention_salience(
+    num_keys: int, num_rows: int, dim: int, key_heads: int, element_bytes: int
+) -> SalienceTiles:
+    """``num_rows`` are those that share a key head: T times the query heads per key head."""
+    single = element_bytes == 4
+    precision = "tf32x3" if single else "ieee"
+    width = max(next_power_of_2(dim), 16)
+    if num_keys <= (512 if single else 1024):
+        keys = max(next_power_of_2(num_keys), 128)
+        rows = 32 if num_rows > 16 and keys < 512 and not single else 16
+        features = min(width, 64 // element_bytes)
+        row_blocks = -(-num_rows // rows)
+        row_blocks = -(-row_blocks // max(64 // key_heads, 1))
+        return SalienceTiles(keys, rows, features, row_blocks, 0, max(keys // 64, 4), 2, precision)
+    rows = min(max(next_power_of_2(num_rows), 16), 32 if single else 64)
+    features = min(width, 32 if single else 128)
+    keys = min(32768 // (min(width, 128) * element_bytes), 512) if not single else 128
+    splits = max(264 // (key_heads * -(-num_rows // rows)), 1)
+    return SalienceTiles(keys, rows, features, 0, splits, 8, 2, precision)
+
+
 class RowBlocks(NamedTuple):
     """Rows of D elements, a tile of them per program."""
 
