@@ -33,6 +33,16 @@ def answer(code: str, **environment: str) -> Any:
 
 # By launcher: calls that share their compilations, under the reason why other calls have others.
 CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "fuse_layers": {
+        "any number of tokens and categories": [{}, {"N": 577}, {"N": 1}, {"categories": 1}],
+        "no categories": [{"categories": 0}, {"categories": 0, "N": 30}],
+        "another number of layers": [{"L": 24}, {"L": 24, "N": 30}],
+        "another D, layers that are aligned to no more than 2 bytes": [
+            {"D": 1001},
+            {"D": 1001, "N": 30},
+        ],
+        "norms": [{"normalize": "l2"}, {"normalize": "l2", "N": 30}],
+    },
     "gather_tokens": {
         "strides that 16 divides": [{}, {"N": 577}, {"N": 2880, "R": 320}, {"N": 1, "R": 16}],
         "indices at a stride that 16 does not divide": [{"R": 58}, {"R": 321}],
