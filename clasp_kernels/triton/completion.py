@@ -127,7 +127,7 @@ def _write_selection(
         tl.store(p_indices + b_slot, b_token.to(tl.int64), mask=m_kept)
         tl.store(p_is_pivot + b_slot, (b_flags & SELECTED) != 0, mask=m_kept)
         num_kept += tl.sum(b_kept)
-    tl.store(p_count, num_kept.to(tl.int64))
+    tl.store(p_count, num_kept)
     for first in range(num_kept, num_slots, BLOCK):
         b_slot = first + tl.arange(0, BLOCK)
         tl.store(p_indices + b_slot, -1, mask=b_slot < num_slots)
