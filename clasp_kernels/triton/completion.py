@@ -361,7 +361,9 @@ def _step_kernel(
                     )
                     b_dots += b_rows.to(tl.float32) * b_taken.to(tl.float32)[None, :]
                 b_norm = tl.load(p_norm + b_token, mask=m_token, other=0.0)
-                b_cosine = cosines(tl.sum(b_dots, axis=1), b_norm, tl.load(p_norm + i_taken))
+                # A block of one, as the interpreter cannot combine blocks and scalar conditions.
+                b_taken_norm = tl.load(p_norm + i_taken + tl.arange(0, 1))
+                b_cosine = cosines(tl.sum(b_dots, axis=1), b_norm, b_taken_norm)
                 b_covered = tl.maximum(b_covered, ordered_bits(b_cosine))
                 b_covered = tl.where(b_token == i_taken, TAKEN, b_covered)
                 tl.store(p_covered, b_covered, mask=m_token)

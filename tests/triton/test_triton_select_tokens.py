@@ -1,0 +1,214 @@
+"""What only the Triton kernels of complete_tokens and select_tokens have: tiles of similarities,
+waves of images, a way for more tokens than fit, and lists that nothing has checked."""
+
+from __future__ import annotations
+
+import oracle
+import pytest
+import torch
+from inputs import DTYPES, exact_features, generator, random_features, random_mask
+from torch import Tensor
+
+from clasp_kernels import complete_tokens, select_tokens
+from clasp_kernels.triton import configs
+from clasp_kernels.triton.configs import Completion, RowBlocks
+
+OP = "select_tokens"
+NAN, INF = float("nan"), float("inf")
+
+
+def small(wave: int) -> Completion:
+    """Blocks of 16 tokens and 16 features, so that a few tokens fill several of them."""
+    return Completion(rows=16, columns=16, padded=0, wave=wave, num_warps=1, num_stages=2)
+
+
+# One launch for as many images as fit, or a launch a step.
+WAYS = {"one wave": small(100), "waves of 2": small(2), "by steps": small(0)}
+EVERY_WAY = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS, indirect=True)
+BY_TILES_OR_STEPS = pytest.mark.parametrize(
+    "way", [WAYS["waves of 2"], WAYS["by steps"]], ids=["by tiles", "by steps"], indirect=True
+)
+
+
+@pytest.fixture
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Completion:
+    def config(num_tokens: int, dim: int, element_bytes: int) -> Completion:
+        return request.param._replace(padded=-(-num_tokens // 16) * 16)
+
+    monkeypatch.setattr(configs, "completion", config)
+    for name in ("completion_tokens", "completion_step"):
+        monkeypatch.setattr(configs, name, lambda dim, element_bytes: RowBlocks(16, 16, 1))
+    return request.param
+
+
+def select(device: str, features: Tensor, salience: Tensor, *counts, valid=None) -> tuple:
+    there = None if valid is None else valid.to(device)
+    selection = select_tokens(features.to(device), salience.to(device), *counts, valid=there)
+    return tuple(part.cpu() for part in selection)
+
+
+def unchecked(device: str, features: Tensor, selected: Tensor, picks: int) -> Tensor:
+    """complete_tokens without the checks of the public function, as on a GPU."""
+    op = torch.ops.clasp_kernels.complete_tokens.triton
+    return op(features.to(device), selected.to(device), picks, None).cpu()
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 33, 48])
+def test_any_number_of_tokens(device, way, tokens) -> None:
+    """Up to three blocks, so pairs of each with itself, its neighbour, and round the circle."""
+    features = exact_features(tokens, 3, tokens)
+    salience = torch.rand(3, tokens, generator=generator(tokens))
+    counts = ([tokens // 2, min(tokens, 9), tokens // 3], [1, 4, 2])
+    valid = random_mask(tokens, 3, tokens)
+    expected = oracle.select_tokens(features, salience, *counts, valid)
+    torch.testing.assert_close(
+        select(device, features, salience, *counts, valid=valid), expected, rtol=0, atol=0
+    )
+
+    selected = torch.tensor([[0], [tokens - 1], [-1]])
+    picks = complete_tokens(features.to(device), selected.to(device), tokens // 2 + 1)
+    assert torch.equal(picks.cpu(), oracle.complete_tokens(features, selected, tokens // 2 + 1))
+
+
+@BY_TILES_OR_STEPS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [1, 16, 37])
+def test_any_width_is_certified(device, way, dtype, width) -> None:
+    features = random_features(width, 2, 35, width, dtype)
+    selected = torch.tensor([[34, -1, 2], [-1, 15, 16]])
+    picks = complete_tokens(features.to(device), selected.to(device), 8).cpu()
+    oracle.certify_completion(features, selected, picks)
+
+
+@EVERY_WAY
+def test_everything_differs_from_image_to_image(device, way) -> None:
+    """Nothing kept, all kept, pivots only, fewer valid than pivots, none valid: in one batch."""
+    features = exact_features(3, 6, 20)
+    salience = torch.rand(6, 20, generator=generator(3))
+    valid = random_mask(3, 6, 20)
+    valid[3] = torch.arange(20) == 17
+    valid[4] = False
+    counts = ([0, 20, 6, 5, 4, 7], [3, 2, 6, 4, 2, 1])
+    expected = oracle.select_tokens(features, salience, *counts, valid)
+    torch.testing.assert_close(
+        select(device, features, salience, *counts, valid=valid), expected, rtol=0, atol=0
+    )
+
+
+@BY_TILES_OR_STEPS
+def test_pivots_alone_and_everything_kept_take_no_features(device, way) -> None:
+    features = torch.full((2, 20, 3), NAN)
+    salience = torch.rand(2, 20, generator=generator(4))
+    for counts in ((6, 6), ([20, 25], [3, 4])):
+        expected = oracle.select_tokens(exact_features(4, 2, 20), salience, *counts)
+        torch.testing.assert_close(select(device, features, salience, *counts), expected)
+
+
+@EVERY_WAY
+def test_how_images_go_through_does_not_matter(device, way) -> None:
+    """Neither the wave an image is in nor its place there, to the last pick of random features."""
+    features = random_features(5, 5, 20, 23, torch.float32)
+    selected = torch.tensor([[4], [-1], [19], [0], [7]])
+    together = complete_tokens(features.to(device), selected.to(device), 12).cpu()
+    for image in range(5):
+        one = slice(image, image + 1)
+        alone = complete_tokens(features[one].to(device), selected[one].to(device), 12).cpu()
+        assert torch.equal(alone, together[one])
+
+
+@EVERY_WAY
+def test_a_list_that_nothing_checked_stays_in_bounds(device, way) -> None:
+    """Repeated tokens count once; what is out of range, of this image or of any, not at all."""
+    features = exact_features(6, 3, 20)
+    selected = torch.tensor(
+        [[3, 3, 20, 3], [-7, 2**40, -1, 31], [2**63 - 1, -(2**63), 19, 2**32 + 1]]
+    )
+    proper = torch.tensor([[3, -1], [-1, -1], [19, -1]])
+    picks = unchecked(device, features, selected, 9)
+    assert torch.equal(picks, oracle.complete_tokens(features, proper, 9))
+
+
+@BY_TILES_OR_STEPS
+def test_a_long_list(device, way) -> None:
+    """Longer than what is compared with a token at once."""
+    features = exact_features(7, 1, 20)
+    selected = torch.full((1, 150), -1)
+    selected[0, ::30] = torch.tensor([1, 4, 9, 16, 19])
+    picks = complete_tokens(features.to(device), selected.to(device), 9).cpu()
+    assert torch.equal(picks, oracle.complete_tokens(features, selected, 9))
+
+
+@BY_TILES_OR_STEPS
+def test_tokens_run_out(device, way) -> None:
+    """Before the steps do, and far before the slots do."""
+    features = exact_features(8, 2, 18)
+    selected = torch.tensor([[2, 17], [0, -1]])
+    picks = complete_tokens(features.to(device), selected.to(device), 40).cpu()
+    assert torch.equal(picks, oracle.complete_tokens(features, selected, 40))
+
+
+@BY_TILES_OR_STEPS
+def test_garbage_comes_last_once_each(device, way) -> None:
+    features = random_features(9, 1, 20, 5, torch.float32)
+    features[0, [1, 16], 2] = torch.tensor([NAN, INF])
+    features[0, 7] = -INF
+    picks = complete_tokens(features.to(device), torch.tensor([[0]]).to(device), 19).cpu()
+    assert sorted(picks[0].tolist()) == list(range(1, 20))
+    assert picks[0, -3:].tolist() == [1, 7, 16]
+
+
+@BY_TILES_OR_STEPS
+def test_counts_and_masks_need_not_be_contiguous(device, way) -> None:
+    features = exact_features(10, 3, 20).to(device)
+    salience = torch.rand(3, 20, generator=generator(10))
+    valid = random_mask(10, 3, 20)
+    counts = (torch.tensor([6, 3, 9]), torch.tensor([2, 3, 1]))
+    expected = oracle.select_tokens(
+        features.cpu(), salience, *(count.tolist() for count in counts), valid
+    )
+
+    def apart(values: Tensor) -> Tensor:
+        """Twice as far apart in every dimension."""
+        for dimension in range(values.dim()):
+            values = values.repeat_interleave(2, dimension)
+        return values.to(device)[tuple(slice(None, None, 2) for _ in range(values.dim()))]
+
+    result = torch.ops.clasp_kernels.select_tokens.triton(
+        apart(features), apart(salience), 9, apart(counts[0]), 3, apart(counts[1]), apart(valid)
+    )
+    assert torch.equal(result[0].cpu(), expected[0])
+    assert torch.equal(result[1].cpu(), expected[1])
+    assert torch.equal(result[2].cpu(), expected[2])
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_memory_is_bounded_whatever_the_batch(device, monkeypatch, batch) -> None:
+    """The similarities in flight stay within what configs allows for them."""
+    monkeypatch.setattr(configs, "SIMILARITY_BYTES", 2 * 4 * 32 * 32)
+    sizes = []
+    new_empty = Tensor.new_empty
+
+    def spy(tensor: Tensor, size, **options) -> Tensor:
+        result = new_empty(tensor, size, **options)
+        sizes.append(result.nbytes)
+        return result
+
+    monkeypatch.setattr(Tensor, "new_empty", spy)
+    features = exact_features(11, batch, 20)
+    selected = torch.full((batch, 1), -1)
+    picks = complete_tokens(features.to(device), selected.to(device), 4)
+    assert max(sizes) == min(batch, 2) * 4 * 32 * 32
+    assert torch.equal(picks.cpu(), oracle.complete_tokens(features, selected, 4))
+
+
+def test_as_many_tokens_as_fit_go_by_tiles() -> None:
+    assert configs.completion(8192, 1024, 2).wave == 1
+    assert configs.completion(8193, 1024, 2).wave == 0
+    for tokens in (1, 100, 576, 2880, 8192):
+        config = configs.completion(tokens, 1024, 2)
+        assert 4 * config.wave * config.padded**2 <= configs.SIMILARITY_BYTES
+        assert config.padded >= tokens
+        # A program looks at tokens of one image only, and at all of the padding.
+        for dim in (0, 1, 1001, 1024):
+            assert config.rows % configs.completion_tokens(dim, 2).rows == 0
