@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import triton_check
+from triton_case import FewWarps
+from triton_resources import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,7 +49,7 @@ def LAUNCHER(x, block, num_warps, maxnreg):
 """
 
 CASES = """
-import torch
+import importlib.metadata, torch
 from triton_case import FewWarps, Spills, case, meta
 
 @case
@@ -55,10 +58,11 @@ def rows(batch, *, scalar=torch.float32, size=1024, num_warps=4, maxnreg=None, s
 
 CASES = {CASES}
 EXCEPTIONS = {EXCEPTIONS}
+JUDGED_WITH = ".".join(importlib.metadata.version("triton").split(".")[:2])
 """
 
 
-def triton_check(
+def check(
     folder: Path, launchers: dict[str, str], cases: str, exceptions: str = "[]"
 ) -> subprocess.CompletedProcess[str]:
     """Run it over a checkout with these launchers, written in terms of KERNELS, and cases."""
@@ -93,7 +97,7 @@ SPILLING = "rows(num_warps=1, maxnreg=24)"
 
 @needs_triton
 def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) -> None:
-    done = triton_check(
+    done = check(
         tmp_path,
         launcher("share", COMPLETE),
         f"{{'share': [rows(wide=True), rows(scalar=torch.bfloat16, wide=True), {CROWDED}]}}",
@@ -109,7 +113,7 @@ def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) ->
 
 @needs_triton
 def test_unsound_kernels_fail(tmp_path: Path) -> None:
-    done = triton_check(
+    done = check(
         tmp_path,
         {**launcher("share", COMPLETE), **launcher("crowds", COMPLETE), **launcher("forgets")},
         f"""{{
@@ -153,7 +157,7 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
 
 @needs_triton
 def test_what_a_gpu_would_refuse_fails(tmp_path: Path) -> None:
-    done = triton_check(
+    done = check(
         tmp_path,
         {
             **launcher("elsewhere", COMPLETE.replace("device=x.device", "device='cpu'")),
@@ -176,6 +180,21 @@ def test_what_a_gpu_would_refuse_fails(tmp_path: Path) -> None:
         f"NameError: total is not defined\n  {everywhere}no_kernel()\n",
     ):
         assert complaint in done.stdout, complaint
+
+
+def test_with_another_triton_registers_are_told_and_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(triton_check, "PACKAGE", tmp_path)  # no kernels to miss
+    resources = Resources(capability=80, registers=255, spilled=8, shared=0, num_warps=4)
+    compiled = triton_check.Compiled("share._share", "hash", resources, [], 1.0)
+    results = [triton_check.Result(triton_check.Task("share", 0, 80), "share()", [compiled], "")]
+    unneeded: list[triton_check.Exemption] = [FewWarps("share._copy", 8, "of another compiler")]
+    assert not triton_check.report(results, [])
+    assert triton_check.report(results, unneeded, "this is another")
+    shown = capsys.readouterr().out
+    assert shown.count("sm_80: share(): 8 bytes\n") == 2
+    assert shown.endswith("not judged: registers and spills, this is another\n")
 
 
 def test_without_triton_it_says_that_nothing_was_checked() -> None:
