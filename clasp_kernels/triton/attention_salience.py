@@ -1,9 +1,8 @@
 """How much attention falls on each key, without an attention matrix in memory.
 
 Tiles are transposed, [keys, rows]: keys are the long side, and it is the long side of a product
-that tensor cores want in units of 64. The rows of the G query heads that share a key head are
-stacked into M = T * G, so that their keys are loaded once; row r is query row r // G of head r % G,
-which keeps what a causal row may see ascending.
+that tensor cores want in units of 64. The M = T * group rows of the query heads that share a key
+head are stacked, so that its keys are loaded once for all of them.
 
 Few keys: a program holds the logits of a block of rows with all keys in registers, and reads the
 keys once. Many keys: one kernel finds each row's largest logit and share (its weight over its sum
@@ -20,103 +19,23 @@ import triton
 import triton.language as tl
 from torch import Tensor, float32, int32
 
-from .. import _triton
 from . import configs
 from .arrival import arrives_last
+from .stacked_heads import (
+    NOWHERE,
+    key_rows,
+    key_tile,
+    last_seen,
+    positions,
+    product,
+    product_in_chunks,
+    query_rows,
+    query_tile,
+)
 
 LOG2E = tl.constexpr(1.4426950408889634)
 # Less than or equal to every logit that a row may see, and finite: no difference from it is NaN.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
-# Where a key is that nobody may see: after what every row may see.
-NOWHERE = tl.constexpr(2**31 - 1)
-# The interpreter multiplies the bits of bfloat16 as integers.
-UPCAST = tl.constexpr(_triton.INTERPRETED)
-
-
-@triton.jit
-def _key_tile(p_row, m_row, first_column, stride_feature, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[rows of p_row, BLOCK_D], 0 where there is nothing."""
-    b_column = first_column + tl.arange(0, BLOCK_D)
-    m_tile = m_row[:, None]
-    if D % BLOCK_D != 0:
-        m_tile = m_tile & (b_column < D)[None, :]
-    return tl.load(
-        p_row[:, None] + b_column.to(tl.int64)[None, :] * stride_feature, mask=m_tile, other=0.0
-    )
-
-
-@triton.jit
-def _query_tile(p_row, m_row, first_column, stride_feature, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[BLOCK_D, rows of p_row], 0 where there is nothing."""
-    b_column = first_column + tl.arange(0, BLOCK_D)
-    m_tile = m_row[None, :]
-    if D % BLOCK_D != 0:
-        m_tile = m_tile & (b_column < D)[:, None]
-    return tl.load(
-        p_row[None, :] + b_column.to(tl.int64)[:, None] * stride_feature, mask=m_tile, other=0.0
-    )
-
-
-@triton.jit
-def _key_rows(p_key, i_image, i_head, b_s, strides, UNIT: tl.constexpr):
-    b_offset = i_image * strides[0] + i_head * strides[1] + b_s.to(tl.int64) * strides[2]
-    return p_key + b_offset * UNIT
-
-
-@triton.jit
-def _query_rows(p_query, i_image, i_head, b_row, group, strides, UNIT: tl.constexpr):
-    b_head = i_head * group + b_row % group
-    b_t = (b_row // group).to(tl.int64)
-    return p_query + (i_image * strides[0] + b_head * strides[1] + b_t * strides[2]) * UNIT
-
-
-@triton.jit
-def _product(b_key, b_query, b_sum, PRECISION: tl.constexpr):
-    if UPCAST:
-        b_key = b_key.to(tl.float32)
-        b_query = b_query.to(tl.float32)
-    return tl.dot(b_key, b_query, b_sum, input_precision=PRECISION)
-
-
-@triton.jit
-def _product_in_chunks(
-    p_key_row,  # [BLOCK_S]
-    m_key,
-    p_query_row,  # [BLOCK_M]
-    m_row,
-    stride_key_feature,
-    stride_query_feature,
-    D: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    b_sum = tl.full([BLOCK_S, BLOCK_M], 0.0, tl.float32)
-    for first_column in range(0, D, BLOCK_D):
-        b_key = _key_tile(p_key_row, m_key, first_column, stride_key_feature, D, BLOCK_D)
-        b_query = _query_tile(p_query_row, m_row, first_column, stride_query_feature, D, BLOCK_D)
-        b_sum = _product(b_key, b_query, b_sum, PRECISION)
-    return b_sum
-
-
-@triton.jit
-def _positions(p_valid, i_image, b_s, num_keys, strides):
-    """[BLOCK_S] int32: where each key is, NOWHERE if it is masked."""
-    m_key = b_s < num_keys
-    if p_valid is not None:
-        p_key = p_valid + i_image * strides[0] + b_s.to(tl.int64) * strides[1]
-        m_key = tl.load(p_key, mask=m_key, other=0) != 0
-    return tl.where(m_key, b_s, NOWHERE)
-
-
-@triton.jit
-def _last_seen(b_row, group, num_rows, num_keys, CAUSAL: tl.constexpr):
-    """[BLOCK_M] int32: the last position that each row may see, -1 for none."""
-    b_last = num_keys - 1
-    if CAUSAL:
-        b_last = num_keys - num_rows + b_row // group
-    return tl.where(b_row < group * num_rows, b_last, -1)
 
 
 @triton.jit
@@ -199,7 +118,9 @@ def _add_groups(
     tl.store(p_out + b_column, tl.sum(b_sum, 0), mask=m_column)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_keys", "start", "num_columns", "row_blocks"])
+@triton.jit(
+    do_not_specialize=["num_rows", "num_keys", "start", "num_columns", "row_blocks", "programs"]
+)
 def _whole_kernel(
     p_query,  # [B, Hkv * group, T, D]
     p_key,  # [B, Hkv, S, D]
@@ -240,8 +161,8 @@ def _whole_kernel(
     i_image = (i_program // (key_heads * programs)).to(tl.int64)
 
     b_s = tl.arange(0, BLOCK_S)
-    p_key_row = _key_rows(p_key, i_image, i_head, b_s, key_strides, KEY_UNIT)
-    b_position = _positions(p_valid, i_image, b_s, num_keys, valid_strides)
+    p_key_row = key_rows(p_key, i_image, i_head, b_s, key_strides, KEY_UNIT)
+    b_position = positions(p_valid, i_image, b_s, num_keys, valid_strides)
     if p_weights is not None:
         p_weights += i_image * weights_strides[0]
 
@@ -251,9 +172,9 @@ def _whole_kernel(
         b_row = i_block * BLOCK_M + tl.arange(0, BLOCK_M)
         b_t = b_row // group
         m_row = b_row < group * num_rows
-        b_last = _last_seen(b_row, group, num_rows, num_keys, CAUSAL)
-        p_query_row = _query_rows(p_query, i_image, i_head, b_row, group, query_strides, QUERY_UNIT)
-        b_logit = scale * _product_in_chunks(
+        b_last = last_seen(b_row, group, num_rows, num_keys, CAUSAL)
+        p_query_row = query_rows(p_query, i_image, i_head, b_row, group, query_strides, QUERY_UNIT)
+        b_logit = scale * product_in_chunks(
             p_key_row,
             b_s < num_keys,
             p_query_row,
@@ -331,8 +252,8 @@ def _statistics_kernel(
     b_row = i_block * BLOCK_M + tl.arange(0, BLOCK_M)
     b_t = b_row // group
     m_row = b_row < stacked
-    b_last = _last_seen(b_row, group, num_rows, num_keys, CAUSAL)
-    p_query_row = _query_rows(p_query, i_image, i_head, b_row, group, query_strides, QUERY_UNIT)
+    b_last = last_seen(b_row, group, num_rows, num_keys, CAUSAL)
+    p_query_row = query_rows(p_query, i_image, i_head, b_row, group, query_strides, QUERY_UNIT)
     first_key = i_split * keys_per_split
     end = tl.minimum(first_key + keys_per_split, num_keys)
     if CAUSAL:
@@ -341,19 +262,19 @@ def _statistics_kernel(
     b_max = tl.full([BLOCK_M], LOWEST, tl.float32)
     b_sum = tl.full([BLOCK_M], 0.0, tl.float32)
     if D <= BLOCK_D:
-        b_query = _query_tile(p_query_row, m_row, 0, query_strides[3], D, BLOCK_D)
+        b_query = query_tile(p_query_row, m_row, 0, query_strides[3], D, BLOCK_D)
     for first in range(first_key, end, BLOCK_S):
         b_s = first + tl.arange(0, BLOCK_S)
-        p_key_row = _key_rows(p_key, i_image, i_head, b_s, key_strides, KEY_UNIT)
+        p_key_row = key_rows(p_key, i_image, i_head, b_s, key_strides, KEY_UNIT)
         if D <= BLOCK_D:
-            b_logit = _product(
-                _key_tile(p_key_row, b_s < num_keys, 0, key_strides[3], D, BLOCK_D),
+            b_logit = product(
+                key_tile(p_key_row, b_s < num_keys, 0, key_strides[3], D, BLOCK_D),
                 b_query,
                 tl.full([BLOCK_S, BLOCK_M], 0.0, tl.float32),
                 PRECISION,
             )
         else:
-            b_logit = _product_in_chunks(
+            b_logit = product_in_chunks(
                 p_key_row,
                 b_s < num_keys,
                 p_query_row,
@@ -367,7 +288,7 @@ def _statistics_kernel(
                 PRECISION,
             )
         b_logit *= scale  # [BLOCK_S, BLOCK_M]
-        b_position = _positions(p_valid, i_image, b_s, num_keys, valid_strides)
+        b_position = positions(p_valid, i_image, b_s, num_keys, valid_strides)
         m_seen = b_position[:, None] <= b_last[None, :]
         b_largest = tl.maximum(b_max, tl.max(tl.where(m_seen, b_logit, LOWEST), 0))
         b_exp = tl.where(m_seen, tl.exp2((b_logit - b_largest[None, :]) * LOG2E), 0.0)
@@ -445,10 +366,10 @@ def _columns_kernel(
 
     first_key = (first_key_block + i_block) * BLOCK_S
     b_s = first_key + tl.arange(0, BLOCK_S)
-    p_key_row = _key_rows(p_key, i_image, i_head, b_s, key_strides, KEY_UNIT)
+    p_key_row = key_rows(p_key, i_image, i_head, b_s, key_strides, KEY_UNIT)
     if D <= BLOCK_D:
-        b_key = _key_tile(p_key_row, b_s < num_keys, 0, key_strides[3], D, BLOCK_D)
-    b_position = _positions(p_valid, i_image, b_s, num_keys, valid_strides)
+        b_key = key_tile(p_key_row, b_s < num_keys, 0, key_strides[3], D, BLOCK_D)
+    b_position = positions(p_valid, i_image, b_s, num_keys, valid_strides)
     stacked = group * num_rows
     p_statistic += (i_image * key_heads + i_head) * 2 * stacked
 
@@ -459,16 +380,16 @@ def _columns_kernel(
     for first in range(first_row, stacked, BLOCK_M):
         b_row = first + tl.arange(0, BLOCK_M)
         m_row = b_row < stacked
-        p_query_row = _query_rows(p_query, i_image, i_head, b_row, group, query_strides, QUERY_UNIT)
+        p_query_row = query_rows(p_query, i_image, i_head, b_row, group, query_strides, QUERY_UNIT)
         if D <= BLOCK_D:
-            b_logit = _product(
+            b_logit = product(
                 b_key,
-                _query_tile(p_query_row, m_row, 0, query_strides[3], D, BLOCK_D),
+                query_tile(p_query_row, m_row, 0, query_strides[3], D, BLOCK_D),
                 tl.full([BLOCK_S, BLOCK_M], 0.0, tl.float32),
                 PRECISION,
             )
         else:
-            b_logit = _product_in_chunks(
+            b_logit = product_in_chunks(
                 p_key_row,
                 b_s < num_keys,
                 p_query_row,
@@ -484,7 +405,7 @@ def _columns_kernel(
         b_logit *= scale  # [BLOCK_S, BLOCK_M]
         b_max = tl.load(p_statistic + b_row, mask=m_row, other=0.0)
         b_share = tl.load(p_statistic + stacked + b_row, mask=m_row, other=0.0)
-        b_last = _last_seen(b_row, group, num_rows, num_keys, CAUSAL)
+        b_last = last_seen(b_row, group, num_rows, num_keys, CAUSAL)
         m_counts = b_position[:, None] <= _counting(b_last, b_max, b_share)[None, :]
         b_part = tl.exp2((b_logit - b_max[None, :]) * LOG2E) * b_share[None, :]
         b_total += tl.sum(tl.where(m_counts, b_part, 0.0), 1)

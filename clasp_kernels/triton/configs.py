@@ -32,10 +32,29 @@ class SalienceTiles(NamedTuple):
     precision: str
 
 
+# Two programs for each of the 132 multiprocessors of an H200.
+SALIENCE_PROGRAMS = 264
+
+
 def attention_salience(
     num_keys: int, num_rows: int, dim: int, key_heads: int, element_bytes: int
 ) -> SalienceTiles:
-    """``num_rows`` are those that share a key head: T times the query heads per key head."""
+    """``num_rows`` are those that share a key head: T times the query heads per key head.
+
+    Up to 1024 keys, whose logits with 16 rows are 32 registers in each of 512 threads, keys are
+    read once for every block of rows, the first time from memory. The blocks of an image's heads
+    are dealt to at most some 64 programs, as one program then adds up the sums of all.
+
+    More keys are read twice, the second time from the L2 cache where they fit: few rows cost no
+    more than that. A tile of keys has 32 KB, and each of two programs on a multiprocessor has two
+    of them in flight. Keys are split until the programs of one image fill the GPU, or have one tile
+    each. A tile takes up to 64 rows, as more do not fit the registers everywhere; each block of
+    rows reads the keys again, but at the same time, from the cache.
+
+    float32 is multiplied as three products of tf32, which keep 22 of the 24 bits of each factor:
+    an error of 2^-21 of |q| |k|, of the order of what rounding adds up to in a sum of 128. Full
+    products would not use tensor cores. Each factor takes twice the registers: tiles are halved.
+    """
     single = element_bytes == 4
     precision = "tf32x3" if single else "ieee"
     width = max(next_power_of_2(dim), 16)
@@ -48,8 +67,8 @@ def attention_salience(
         return SalienceTiles(keys, rows, features, row_blocks, 0, max(keys // 64, 4), 2, precision)
     rows = min(max(next_power_of_2(num_rows), 16), 32 if single else 64)
     features = min(width, 32 if single else 128)
-    keys = min(32768 // (min(width, 128) * element_bytes), 512) if not single else 128
-    splits = max(264 // (key_heads * -(-num_rows // rows)), 1)
+    keys = 128 if single else min(16384 // min(width, 128), 512)
+    splits = max(SALIENCE_PROGRAMS // (key_heads * -(-num_rows // rows)), 1)
     return SalienceTiles(keys, rows, features, 0, splits, 8, 2, precision)
 
 
