@@ -66,7 +66,20 @@ def _count_kernel(
     tl.store(p_slot, b_pivot.to(tl.int64), mask=b_slot < num_pivots)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_pivots"])
+# Tokens known to be contiguous would be loaded several to a thread, in another layout than that of
+# a column a thread, and converting all of an image takes more shared memory than some GPUs have.
+# The other strides are used once.
+@triton.jit(
+    do_not_specialize=[
+        "num_tokens",
+        "num_pivots",
+        "stride_image",
+        "stride_token",
+        "stride_k",
+        "stride_valid_image",
+        "stride_valid",
+    ]
+)
 def _sort_kernel(
     p_salience,  # [B, N]
     p_k,  # [B] int64
@@ -81,27 +94,32 @@ def _sort_kernel(
     stride_valid,
     HAS_K: tl.constexpr,
     HAS_VALID: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
     i_image = tl.program_id(0).to(tl.int64)
     p_salience += i_image * stride_image
     p_valid += i_image * stride_valid_image
     p_slots = p_out + i_image * num_pivots
-    b_token = tl.arange(0, BLOCK_N)
+    # All tokens of the image, a column a thread.
+    b_token = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     b_order = tl.arange(0, BLOCK_K)
     wanted = _wanted(p_k, i_image, stride_k, num_pivots, HAS_K)
 
     b_rank = salience_ranks(
         p_salience, p_valid, b_token, num_tokens, stride_token, stride_valid, HAS_VALID
-    )  # [BLOCK_N]
+    )  # [ROWS, COLUMNS]
     available = tl.sum((b_rank != RANK_OF_INVALID).to(tl.int32))
     wanted = tl.minimum(wanted, available)
 
     # One round, but where more are wanted than are sorted at once.
     for done in range(0, wanted, BLOCK_K):
         take = tl.minimum(wanted - done, BLOCK_K)
-        m_take, b_slot = _best(b_rank, take, available - done)
+        m_take = _best(b_rank, b_token, take, available - done, num_tokens)
+        b_before = tl.cumsum(m_take.to(tl.int32), axis=0)
+        b_column = tl.sum(m_take.to(tl.int32), axis=0)
+        b_slot = (tl.cumsum(b_column) - b_column)[None, :] + b_before - 1
         p_block = p_slots + done
         tl.store(p_block + b_slot, ranked(b_rank, b_token), mask=m_take)
         b_rank = tl.where(m_take, RANK_OF_INVALID, b_rank)
@@ -119,35 +137,39 @@ def _sort_kernel(
 
 
 @triton.jit
-def _best(b_rank, take, available):
-    """Which are the ``take`` of the smallest rank, ties to the lower index, and each one's place.
+def _best(b_rank, b_token, take, available, num_tokens):
+    """Which are the ``take`` of the smallest rank, ties to the lower token.
 
-    ``available`` have a rank below RANK_OF_INVALID, and 1 <= take <= available. The place is how
-    many of those taken come before in ``b_rank``.
+    ``available`` have a rank below RANK_OF_INVALID, and 1 <= take <= available. Only counts are
+    looked at, so the order of the block does not matter.
     """
-    # The rank at which `take` are reached is in lowest..highest; below and at_most are how many
-    # ranks are below that and at most that.
+    # The rank at which `take` are reached is in lowest..highest; `below` have a rank below that,
+    # and `reached` one of at most highest.
     lowest = tl.min(b_rank)
     highest = tl.max(tl.where(b_rank == RANK_OF_INVALID, lowest, b_rank))
     below = 0
-    at_most = available
-    while (lowest < highest) & (at_most != take):
+    reached = available
+    while (lowest < highest) & (reached != take):
         middle = (lowest & highest) + ((lowest ^ highest) >> 1)  # the mean, but for overflow
         count = tl.sum((b_rank <= middle).to(tl.int32))
         enough = count >= take
         highest = tl.where(enough, middle, highest)
-        at_most = tl.where(enough, count, at_most)
+        reached = tl.where(enough, count, reached)
         lowest = tl.where(enough, lowest, middle + 1)
         below = tl.where(enough, below, count)
 
-    m_below = b_rank < lowest
+    # If there are too many still, they have one rank in common, and the lowest tokens are taken.
     m_last = (b_rank >= lowest) & (b_rank <= highest)
-    room = take - below
-    # Both counts in one scan: a block has at most 2^14 tokens.
-    b_counts = tl.cumsum((m_below.to(tl.int32) << 16) | m_last.to(tl.int32))
-    b_last_count = b_counts & 0xFFFF
-    m_take = m_below | (m_last & (b_last_count <= room))
-    return m_take, (b_counts >> 16) + tl.minimum(b_last_count, room) - 1
+    first = 0
+    bound = num_tokens - 1
+    while (first < bound) & (reached != take):
+        middle = (first + bound) >> 1
+        count = below + tl.sum((m_last & (b_token <= middle)).to(tl.int32))
+        enough = count >= take
+        bound = tl.where(enough, middle, bound)
+        reached = tl.where(enough, count, reached)
+        first = tl.where(enough, first, middle + 1)
+    return (b_rank < lowest) | (m_last & (b_token <= bound))
 
 
 def select_pivots(
@@ -182,7 +204,8 @@ def select_pivots(
     else:
         _sort_kernel[(batch,)](
             *arguments,
-            BLOCK_N=config.tokens,
+            ROWS=config.rows,
+            COLUMNS=config.columns,
             BLOCK_K=config.pivots,
             num_warps=config.num_warps,
         )

@@ -19,8 +19,8 @@ SMALLEST = 2.0**-149
 # Smaller than they would be, so that a few tokens fill several of them.
 BLOCKS = {
     "counted": CountBlocks(16, 32, 1),
-    "sorted by 16": SortBlocks(64, 16, 1),
-    "sorted by 4": SortBlocks(64, 4, 1),
+    "sorted by 16": SortBlocks(4, 16, 16, 1),
+    "sorted by 8": SortBlocks(2, 32, 8, 1),
 }
 EVERY_WAY = pytest.mark.parametrize("blocks", BLOCKS.values(), ids=BLOCKS, indirect=True)
 
@@ -39,7 +39,7 @@ def assert_right(
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("tokens", [1, 3, 4, 5, 15, 16, 17, 63, 64])
+@pytest.mark.parametrize("tokens", [1, 15, 33, 63, 64])
 def test_any_number_of_tokens(device, blocks, tokens) -> None:
     salience = torch.randn(2, tokens, generator=generator(tokens))
     assert_right(device, salience, tokens)
@@ -47,7 +47,7 @@ def test_any_number_of_tokens(device, blocks, tokens) -> None:
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("k", [1, 4, 5, 16, 17, 32, 40, 41, 70])
+@pytest.mark.parametrize("k", [1, 8, 9, 17, 40, 70])
 def test_any_number_of_pivots(device, blocks, k) -> None:
     """Of 40 tokens: as many as are sorted at once, one more, and more than there are."""
     salience = torch.randn(2, 40, generator=generator(k))
@@ -56,7 +56,7 @@ def test_any_number_of_pivots(device, blocks, k) -> None:
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("value", [0.0, NAN, INF, -INF, SMALLEST])
+@pytest.mark.parametrize("value", [0.0, NAN, -INF])
 def test_equal_tokens_go_by_index(device, blocks, value) -> None:
     assert_right(device, torch.full((1, 50), value), 21)
     assert_right(device, torch.full((2, 50), value), [50, 7], random_mask(1, 2, 50))
@@ -112,12 +112,12 @@ def test_strided_halves(device, blocks, dtype) -> None:
 @EVERY_WAY
 def test_counts_that_only_the_torch_op_lets_through(device, blocks) -> None:
     """Nothing has checked these: they are cut to 0..K."""
-    k = torch.tensor([[-3, 9, 2], [0, 0, 0]]).t()[:, 0]
+    k = torch.stack([torch.tensor([9, -3, 2]), torch.zeros(3, dtype=torch.int64)], 1)[:, 0]
     salience = torch.tensor([1.0, 3.0, 2.0]).expand(3, 3)
     pivots = torch.ops.clasp_kernels.select_pivots.triton(
         salience.to(device), 2, k.to(device), None
     )
-    assert pivots.tolist() == [[-1, -1], [1, 2], [1, 2]]
+    assert pivots.tolist() == [[1, 2], [-1, -1], [1, 2]]
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 576, 1024, 1025, 2880, 8192, 16384, 16385, 100_000])
@@ -125,8 +125,8 @@ def test_counts_that_only_the_torch_op_lets_through(device, blocks) -> None:
 def test_blocks_hold_the_tokens_and_fit_the_kernels(tokens, k) -> None:
     blocks = configs.select_pivots(tokens, k)
     if isinstance(blocks, SortBlocks):
-        assert tokens <= blocks.tokens <= 2**14
-        assert blocks.pivots <= blocks.tokens
+        assert tokens <= blocks.rows * blocks.columns
+        assert blocks.columns == 32 * blocks.num_warps
     assert all(size & (size - 1) == 0 for size in blocks)
 
 
