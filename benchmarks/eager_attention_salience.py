@@ -30,7 +30,7 @@ def _grouped(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
 
 def _mask_corner_(logits: Tensor, rows: int) -> Tensor:
     """Causal, in place: only the last T keys are hidden from any of the last T rows."""
-    later = torch.ones(rows, rows, dtype=torch.bool).triu(1)
+    later = torch.ones(rows, rows, dtype=torch.bool, device=logits.device).triu(1)
     corner = logits.view(logits.shape[0], -1, rows, logits.shape[-1])[..., -rows:]
     corner.masked_fill_(later, float("-inf"))
     return logits
@@ -65,9 +65,9 @@ def softmax_baddbmm(query: Tensor, key: Tensor, causal: bool, key_range: tuple[i
     batch, _, rows, width = query.shape
     grouped, columns = _grouped(query.float(), key.float())
     keys = columns.shape[-1]
-    mask = torch.zeros(rows, keys)
+    mask = grouped.new_zeros(rows, keys)
     if causal:
-        mask[:, keys - rows :] = torch.full((rows, rows), float("-inf")).triu_(1)
+        mask[:, keys - rows :] = grouped.new_full((rows, rows), float("-inf")).triu_(1)
     mask = mask.repeat(grouped.shape[1] // rows, 1)
     logits = torch.baddbmm(mask, grouped, columns, alpha=1 / math.sqrt(width))
     return _column_mean(logits.softmax(-1), batch, key_range)
@@ -102,8 +102,9 @@ def expression(
     logits = torch.bmm(grouped, columns).float()
     if causal:
         keys = columns.shape[-1]
-        row = torch.arange(grouped.shape[1])[:, None] % rows
-        logits = logits.masked_fill(torch.arange(keys) > row + keys - rows, float("-inf"))
+        row = torch.arange(grouped.shape[1], device=key.device)[:, None] % rows
+        column = torch.arange(keys, device=key.device)
+        logits = logits.masked_fill(column > row + keys - rows, float("-inf"))
     probability = logits.softmax(-1).view(batch, -1, columns.shape[-1])
     return probability[..., key_range[0] : key_range[1]].mean(1)
 

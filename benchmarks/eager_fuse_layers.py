@@ -33,7 +33,7 @@ def loop(
     """One multiply-add over all images per layer, in place; nothing is stacked."""
     first = hidden_states[0]
     rows = _rows(weights, category_ids)
-    fused = torch.zeros(first.shape, dtype=torch.float32)
+    fused = first.new_zeros(first.shape, dtype=torch.float32)
     for layer, states in enumerate(hidden_states):
         if normalize or category_ids is not None:
             scale = rows[:, layer, None, None]
@@ -51,7 +51,7 @@ def loop_images(
     rows = _rows(weights, category_ids).expand(first.shape[0], -1).tolist()
     fused = torch.empty_like(first)
     for image, row in enumerate(rows):
-        total = torch.zeros(first.shape[1:], dtype=torch.float32)
+        total = first.new_zeros(first.shape[1:], dtype=torch.float32)
         for states, weight in zip(hidden_states, row, strict=True):
             if weight == 0:
                 continue
@@ -114,7 +114,7 @@ def expression(
 ) -> Tensor:
     """The formula, for ``torch.compile`` to make one pass of."""
     rows = _rows(weights, category_ids)
-    fused = torch.zeros((), dtype=torch.float32)
+    fused = hidden_states[0].new_zeros((), dtype=torch.float32)
     for layer, states in enumerate(hidden_states):
         wide = states.float()
         if normalize:

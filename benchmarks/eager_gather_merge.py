@@ -17,7 +17,7 @@ def gather_expanded(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 def gather_indexed(tokens: Tensor, indices: Tensor) -> Tensor:
-    return tokens[torch.arange(tokens.shape[0])[:, None], indices]
+    return tokens[torch.arange(tokens.shape[0], device=tokens.device)[:, None], indices]
 
 
 def gather_flat(tokens: Tensor, indices: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def gather_per_image(tokens: Tensor, indices: Tensor) -> Tensor:
 
 def _first_rows(tokens: Tensor) -> Tensor:
     """[B, 1]: where each image starts when all tokens are in a row."""
-    return torch.arange(tokens.shape[0])[:, None] * tokens.shape[1]
+    return torch.arange(tokens.shape[0], device=tokens.device)[:, None] * tokens.shape[1]
 
 
 def _groups(features: Tensor, indices: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def _groups(features: Tensor, indices: Tensor) -> Tensor:
     unit = functional.normalize(features.float(), dim=-1)
     kept = unit.gather(1, indices[..., None].expand(-1, -1, unit.shape[2]))
     group = torch.bmm(unit, kept.transpose(1, 2)).argmax(-1)
-    slots = torch.arange(indices.shape[1]).expand_as(indices)
+    slots = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
     return group.scatter(1, indices, slots)
 
 
@@ -53,7 +53,7 @@ def _groups_native(features: Tensor, indices: Tensor) -> Tensor:
     kept = features.gather(1, indices[..., None].expand(-1, -1, features.shape[2]))
     kept = functional.normalize(kept.float(), dim=-1).to(features.dtype)
     group = torch.bmm(features, kept.transpose(1, 2)).argmax(-1)
-    slots = torch.arange(indices.shape[1]).expand_as(indices)
+    slots = torch.arange(indices.shape[1], device=indices.device).expand_as(indices)
     return group.scatter(1, indices, slots)
 
 
@@ -76,8 +76,8 @@ def merge_one_hot_native(tokens: Tensor, features: Tensor, indices: Tensor) -> T
 
 def _index_add_mean(tokens: Tensor, group: Tensor, slots: int) -> Tensor:
     batch, _, width = tokens.shape
-    flat = (group + torch.arange(batch)[:, None] * slots).view(-1)
-    sums = torch.zeros(batch * slots, width)
+    flat = (group + torch.arange(batch, device=group.device)[:, None] * slots).view(-1)
+    sums = tokens.new_zeros(batch * slots, width, dtype=torch.float32)
     sums.index_add_(0, flat, tokens.float().flatten(0, 1))
     count = flat.bincount(minlength=batch * slots)
     return sums.div_(count[:, None]).view(batch, slots, width).to(tokens.dtype)
@@ -90,7 +90,7 @@ def merge_index_add(tokens: Tensor, features: Tensor, indices: Tensor) -> Tensor
 def _bag_mean(tokens: Tensor, group: Tensor, slots: int) -> Tensor:
     """Tokens sorted by group, then one mean per bag: no float is added out of order."""
     batch, _, width = tokens.shape
-    flat = (group + torch.arange(batch)[:, None] * slots).view(-1)
+    flat = (group + torch.arange(batch, device=group.device)[:, None] * slots).view(-1)
     lengths = flat.bincount(minlength=batch * slots)
     merged = functional.embedding_bag(
         flat.argsort(stable=True),

@@ -19,7 +19,7 @@ def topk(salience: Tensor, k: int) -> Tensor:
 
 
 def topk_per_image(salience: Tensor, k: int) -> Tensor:
-    picks = torch.empty(salience.shape[0], k, dtype=torch.int64)
+    picks = salience.new_empty(salience.shape[0], k, dtype=torch.int64)
     for row, pick in zip(salience.unbind(), picks.unbind(), strict=True):
         pick.copy_(row.topk(k).indices)
     return picks

@@ -59,7 +59,7 @@ def batched(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
     unit = _unit_rows(features)
     covered = _covered_by(unit, selected)
     picks = selected.new_empty(features.shape[0], num_tokens)
-    image = torch.arange(features.shape[0])
+    image = torch.arange(features.shape[0], device=features.device)
     similarity = covered.new_empty(*covered.shape, 1)
     for step in range(num_tokens):
         pick = covered.argmin(1)
@@ -77,7 +77,7 @@ def gram(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
 
 
 def _look_up(similarities: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
-    image = torch.arange(similarities.shape[0])
+    image = torch.arange(similarities.shape[0], device=similarities.device)
     covered = similarities[image[:, None], selected].amax(1)
     covered.scatter_(1, selected, float("inf"))
     picks = selected.new_empty(similarities.shape[0], num_tokens)

@@ -19,4 +19,6 @@ def upload(
     """
     # Pinned memory cannot be traced.
     pin = device.type == "cuda" and not torch.compiler.is_compiling()
-    return torch.tensor(values, dtype=dtype, pin_memory=pin).to(device, non_blocking=True)
+    # On the CPU also where torch.set_default_device says otherwise, as nothing else can be pinned.
+    here = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=pin)
+    return here.to(device, non_blocking=True)

@@ -574,7 +574,8 @@ def test_counts_in_a_list_go_to_a_gpu_from_pinned_memory(monkeypatch) -> None:
     pinned: list[bool] = []
     tensor = torch.tensor
 
-    def record(values: list[int], dtype: torch.dtype, pin_memory: bool) -> torch.Tensor:
+    def record(values, dtype, device, pin_memory) -> torch.Tensor:
+        assert device == "cpu"
         pinned.append(pin_memory)
         return tensor(values, dtype=dtype)
 

@@ -183,6 +183,13 @@ def test_views_without_the_class_token(op, dtype) -> None:
         assert_same_bits(run(op, tensors_mapped(given, without_first)), run(op, given))
 
 
+def test_ragged_counts_where_the_gpu_is_the_default_device(op) -> None:
+    given = large.arguments(op, SIZE, DTYPE, "cuda")
+    expected = run(op, given)
+    with torch.device("cuda"):
+        assert_same_bits(run(op, given), expected)
+
+
 def test_autocast_changes_nothing(op) -> None:
     given = on_gpu(calls()[op].arguments)
     expected = run(op, given)
