@@ -1,0 +1,147 @@
+"""benchmarks/gpu.sh, with a Python that only pretends to have a GPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+
+# What it is asked about itself it affirms, but for xdist; of the steps' commands it says the names,
+# the tests fail, and the benchmarks go on for ever where the test says so.
+PRETENDS = r"""#!/usr/bin/env bash
+case "$*" in
+    --version) echo "Python 3.12" ;;
+    *xdist*) exit 1 ;;
+    -c*) exit 0 ;;
+    setup.py\ *) echo "building" ;;
+    -m\ pip\ *) echo "pip $*" ;;
+    -m\ pytest\ *) echo "pytest $*"; exit 1 ;;
+    benchmarks/gpu\ *)
+        echo "bench $* COMMIT=$COMMIT"
+        [ -z "${FOR_EVER:-}" ] || exec sleep 60
+        ;;
+    *) echo "something else: $*"; exit 3 ;;
+esac
+"""
+
+
+@pytest.fixture
+def pretending(tmp_path: Path) -> Path:
+    path = tmp_path / "python"
+    path.write_text(PRETENDS)
+    path.chmod(0o755)
+    return path
+
+
+def run(
+    python: Path | str, out: Path, *steps: str, **more: str
+) -> subprocess.CompletedProcess[str]:
+    ours = ("OUT", "WHEELS", "LIMIT", "PYTHON", "COMMIT")
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    return subprocess.run(
+        ["bash", str(SCRIPT), *steps],
+        env={**inherited, "PYTHON": str(python), "OUT": str(out), **more},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_it_is_a_sound_script() -> None:
+    assert os.access(SCRIPT, os.X_OK)
+    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(SCRIPT)], check=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path) -> None:
+    out = tmp_path / "out"
+    done = run(sys.executable, out)
+    assert done.returncode == 2
+    assert "torch sees no GPU" in done.stderr
+    assert not out.exists()
+
+
+def test_a_python_without_torch_is_named(tmp_path) -> None:
+    without = tmp_path / "python"
+    without.write_text("#!/usr/bin/env bash\nexit 1\n")
+    without.chmod(0o755)
+    done = run(without, tmp_path / "out")
+    assert done.returncode == 2 and f"{without} has no torch" in done.stderr
+    assert run("no-such-python", tmp_path / "out").returncode == 2
+
+
+def test_steps_that_are_none_and_limits_that_are_none_are_refused(pretending, tmp_path) -> None:
+    done = run(pretending, tmp_path / "out", "tests", "speed")
+    assert done.returncode == 2 and "there is no step speed" in done.stderr
+    done = run(pretending, tmp_path / "out", "bench", LIMIT="ten")
+    assert done.returncode == 2 and "got ten" in done.stderr
+
+
+def test_every_step_runs_although_one_fails(pretending, tmp_path) -> None:
+    out = tmp_path / "out"
+    done = run(pretending, out, "build", "tests", "bench", COMMIT="abc")
+    assert done.returncode == 1
+    log = (out / "gpu-run.log").read_text()
+    assert [path.name for path in out.iterdir()] == ["gpu-run.log"]
+    for expected in ("building", "tests/triton tests/ops", f"--results {out}", "COMMIT=abc"):
+        assert expected in log
+    *_, build, tests, bench = done.stdout.splitlines()
+    assert build.startswith("build") and "exit status 0 " in build
+    assert tests.startswith("tests") and "exit status 1 " in tests
+    assert bench.startswith("bench") and "exit status 0 " in bench
+    assert log.endswith("\n".join([build, tests, bench]) + "\n")
+
+
+def test_only_what_is_asked_for_runs_and_success_is_success(pretending, tmp_path) -> None:
+    done = run(pretending, tmp_path / "out", "bench")
+    assert done.returncode == 0, done.stdout
+    log = (tmp_path / "out" / "gpu-run.log").read_text()
+    assert "bench " in log and "-m pytest" not in log and "building" not in log
+
+
+def test_a_step_that_hangs_ends_with_the_time(pretending, tmp_path) -> None:
+    done = run(pretending, tmp_path / "out", "bench", "tests", LIMIT="22", FOR_EVER="1")
+    assert done.returncode == 1
+    assert "out of time" in done.stdout
+    done = run(pretending, tmp_path / "out", "bench", LIMIT="16")
+    assert done.returncode == 1
+    assert "not run, as the time was up" in done.stdout
+
+
+def test_wheels_are_put_where_only_this_run_looks(pretending, tmp_path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "some-1.0-py3-none-any.whl").touch()
+    run(pretending, tmp_path / "out", "bench", WHEELS=str(wheels))
+    log = (tmp_path / "out" / "gpu-run.log").read_text()
+    assert "--no-index --no-deps" in log and "some-1.0-py3-none-any.whl" in log
+    target = log.split("--target ")[1].split()[0]
+    assert not Path(target).exists()
+
+
+def test_what_compute_sanitizer_watches_runs() -> None:
+    """On the CPU, interpreted."""
+    pytest.importorskip("triton")
+    code = "import memcheck; memcheck.SIZES = memcheck.SIZES[2:]; memcheck.main('cpu')"
+    folders = ("", "tests", "tests/ops", "tests/triton")
+    path = os.pathsep.join(str(ROOT / folder) for folder in folders)
+    environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "gather_tokens: done" in done.stdout, done.stderr
