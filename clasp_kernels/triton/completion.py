@@ -255,6 +255,7 @@ def _complete_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TOKENS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
 ):
     num_blocks = tl.cdiv(num_tokens, BLOCK_N)
     num_padded = num_blocks * BLOCK_N
@@ -298,7 +299,7 @@ def _complete_kernel(
                 p_picks += i_image * num_slots
             num_picked = _pick(p_covered, p_similarity, p_picks, num_steps, num_padded, TOKENS)
             if p_picks is not None:
-                _end_picks(p_picks, num_picked, num_slots, 256)
+                _end_picks(p_picks, num_picked, num_slots, BLOCK_OUT)
             else:
                 tl.debug_barrier()
                 _write_selection(
@@ -309,7 +310,7 @@ def _complete_kernel(
                     p_counts + i_image,
                     num_padded,
                     num_slots,
-                    min(TOKENS, 4096),
+                    BLOCK_OUT,
                 )
 
 
@@ -422,6 +423,9 @@ def complete(
     assert slots is not None
     batch, num_slots = slots.shape
     num_tokens, dim = features.shape[1:]
+    # To the tile and to a power of 2, as blocks have to be.
+    padded_twice = configs.next_power_of_2(config.padded)
+    block_out = min(padded_twice, configs.SELECTION_BLOCK)
 
     def compare(similarity: Tensor | None, first: int, images: int) -> None:
         _complete_kernel[(images * config.num_pairs,)](
@@ -436,7 +440,8 @@ def complete(
             D=dim,
             BLOCK_N=config.rows,
             BLOCK_D=config.columns,
-            TOKENS=configs.next_power_of_2(config.padded),
+            TOKENS=padded_twice,
+            BLOCK_OUT=block_out,
             num_warps=config.num_warps,
             num_stages=config.num_stages,
         )
@@ -449,8 +454,9 @@ def complete(
         return
 
     compare(None, 0, batch)
-    # One step more for a selection, which is read from what is covered: it takes the last pick.
-    num_keys = min(num_slots, num_tokens) + (outputs.picks is None)
+    # A selection is read from what is covered. It has a pivot at least, so that one launch is left
+    # to take the last pick.
+    num_keys = min(num_slots, num_tokens)
     keys = features.new_full((batch, num_keys), RETIRED.value, dtype=int64)
     step = configs.completion_step(dim, features.element_size())
     for i_step in range(num_keys):
@@ -478,6 +484,6 @@ def complete(
         config.padded,
         num_keys,
         num_slots,
-        BLOCK=1024,
-        num_warps=4,
+        BLOCK=block_out,
+        num_warps=16,
     )

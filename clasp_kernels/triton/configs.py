@@ -122,6 +122,8 @@ def select_pivots(num_tokens: int, num_pivots: int) -> CountBlocks | SortBlocks:
 
 # What the similarities of all images in flight may take.
 SIMILARITY_BYTES = 256 << 20
+# Tokens that are sorted by index at a time.
+SELECTION_BLOCK = 4096
 
 
 class Completion(NamedTuple):
