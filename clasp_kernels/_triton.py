@@ -19,6 +19,7 @@ TRITON_OPS: tuple[str, ...] = (
     "complete_tokens",
     "fuse_layers",
     "gather_tokens",
+    "merge_tokens",
     "select_pivots",
     "select_tokens",
 )

@@ -203,3 +203,44 @@ def fuse_layers(dim: int, num_layers: int, element_bytes: int, *, norms: bool) -
     # A single layer has a thread load four times, four layers once each.
     loads = next_power_of_2(-(-4 // num_layers))
     return FusionBlocks(loads * tile // columns, columns, 8, 4)
+
+
+class AssignmentBlocks(NamedTuple):
+    """Tokens compared with kept ones, a tile of similarities per program and step."""
+
+    tokens: int
+    slots: int
+    features: int
+    num_warps: int
+    num_stages: int
+
+
+def merge_assignment(
+    num_tokens: int, num_slots: int, num_features: int, element_bytes: int
+) -> AssignmentBlocks:
+    """Up to 64 x 64: where as many are kept, tokens and kept rows are then read in equal parts, of
+    which the kept ones come from the cache. 128 bytes a row and three steps are on their way; half
+    of it where rows are no whole 16 bytes and elements are loaded one by one."""
+    tokens = min(max(next_power_of_2(num_tokens), 16), 64)
+    slots = min(max(next_power_of_2(num_slots), 16), 64)
+    step = 64 if num_features * element_bytes % 16 else 128
+    features = min(max(next_power_of_2(num_features), 16), step // element_bytes)
+    return AssignmentBlocks(tokens, slots, features, 8, 4)
+
+
+class MeanBlocks(NamedTuple):
+    """The mean of one group: a tile of members of D elements per program and step."""
+
+    tokens: int
+    """Of how many tokens the members are looked for at once."""
+    members: int
+    columns: int
+    num_warps: int
+
+
+def merge_means(num_tokens: int, dim: int, element_bytes: int) -> MeanBlocks:
+    """16 bytes a thread and member, 16 members in flight: more than a group has on average where
+    one token in ten is kept. A quarter where rows are no whole 16 bytes."""
+    tokens = min(max(next_power_of_2(num_tokens), 16), 512)
+    width = 512 if dim * element_bytes % 16 else 2048
+    return MeanBlocks(tokens, 16, min(next_power_of_2(dim), width // element_bytes), 4)
