@@ -188,6 +188,7 @@ CASES: dict[str, list[Case]] = {
         *(merge_tokens(scalar=scalar, features=scalar) for scalar in FLOATS),
         merge_tokens(features=float32),
         *(merge_tokens(N=N, D=D, F=D) for N in TOKENS for D in DIMS),
+        merge_tokens(R=320, masked=True),
         merge_tokens(masked=True, D=1001, F=999),
     ],
 }
