@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable
@@ -43,8 +42,9 @@ def installed() -> bool:
 
 @functools.cache
 def version() -> str:
-    """Triton's version; only where it is installed."""
-    return importlib.metadata.version("triton")
+    """Triton's version; only where it is installed, as this imports it."""
+    # Its distribution goes by other names in nightly builds and those for AMD GPUs.
+    return str(importlib.import_module("triton").__version__)
 
 
 def problem(op: str, device: str) -> str | None:

@@ -268,6 +268,20 @@ def test_triton_kernels_serve_gpus_that_are_new_enough(
     )
 
 
+def test_triton_tells_its_version_whatever_its_distribution_is_called() -> None:
+    """It is pytorch-triton-rocm, say, for AMD GPUs."""
+    triton = pytest.importorskip("triton")
+    code = """
+import importlib.metadata
+from clasp_kernels import _triton
+importlib.metadata.version = importlib.metadata.distribution = lambda name: 1 / 0
+print(_triton.reason())
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"Triton {triton.__version__}\n"
+
+
 def test_a_gpu_that_triton_does_not_support_is_served_by_the_reference(monkeypatch) -> None:
     """Also where a graph calls the op itself: the dispatcher knows no GPU's age."""
     monkeypatch.setattr(_triton, "problem", lambda op, device: "too old.")
