@@ -78,11 +78,10 @@ def _settle(b_weight, b_max, b_sum):
 
     - a weight of 0: a share of 0, whatever the row holds;
     - a weight that is NaN: both NaN;
-    - logits that are NaN, or a largest that is infinite: only the share is NaN;
+    - logits that are NaN, which no maximum takes over another, or infinite: the share is NaN;
     - no allowed logit above -inf: an infinite share, which times 0 is NaN for the allowed keys.
     """
     b_share = tl.where(b_weight == 0, 0.0, tl.div_rn(b_weight, b_sum))
-    b_max = tl.where(b_max == b_max, b_max, 0.0)
     return tl.where(b_weight == b_weight, b_max, b_weight), b_share
 
 
