@@ -7,7 +7,8 @@ import triton.language as tl
 from torch import Tensor, int64
 
 from . import configs
-from .completion import Outputs, complete, empty_tokens, write_token
+from .completion import complete
+from .coverage import Outputs, empty_tokens, write_token
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_padded", "num_selected", "num_picks"])

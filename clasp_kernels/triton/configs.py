@@ -145,6 +145,15 @@ class Completion(NamedTuple):
         blocks = self.padded // self.rows
         return blocks * (blocks + 1) // 2
 
+    @property
+    def block(self) -> int:
+        """All tokens of an image in one block, whose size is a power of 2."""
+        return next_power_of_2(self.padded)
+
+    @property
+    def block_out(self) -> int:
+        return min(self.block, SELECTION_BLOCK)
+
 
 def completion(num_tokens: int, dim: int, element_bytes: int) -> Completion:
     """Tiles of 64 for a few hundred tokens, so that one image alone fills a GPU; else of 128, which

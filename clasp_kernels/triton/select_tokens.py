@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .completion import Outputs, complete, empty_tokens, write_token
+from .completion import complete
+from .coverage import Outputs, empty_tokens, write_token
 from .ranking import counted_ranks, is_candidate, salience_keys
 
 
