@@ -105,8 +105,8 @@ class SortBlocks(NamedTuple):
 
 
 def select_pivots(num_tokens: int, num_pivots: int) -> CountBlocks | SortBlocks:
-    """Counting costs some 4 instructions a comparison: at 1024 tokens 17 million comparisons for 4
-    images, 5 microseconds on an H200 at its integer rate, and four times that for twice the tokens.
+    """Counting costs some 4 instructions a comparison: for 16 images of 1024 tokens 17 million
+    comparisons, 5 microseconds of an H200's integer units, four times that for twice the tokens.
     One program an image costs about as much for 1024 tokens as for 4096, most of it latency.
 
     Each of its threads holds a column of ranks. Few wide threads reduce faster than many narrow
