@@ -107,7 +107,7 @@ if wanted tests; then
         parallel=(-n "$workers" --dist=worksteal)
     fi
     step tests 260 "$PYTHON" -m pytest -q --tb=short -p no:cacheprovider \
-        --hypothesis-profile=few "${parallel[@]}" tests/triton tests/ops
+        --hypothesis-profile=few "${parallel[@]}" tests/kernels tests/ops
 fi
 if wanted memcheck; then
     sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
@@ -115,7 +115,7 @@ if wanted memcheck; then
         # Without torch's cache every tensor is an allocation of its own, with its own bounds.
         step memcheck 90 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
             PYTHONPATH="tests/ops:tests:$PYTHONPATH" "$sanitizer" --tool memcheck \
-            --error-exitcode 99 --print-limit 20 "$PYTHON" tests/triton/memcheck.py
+            --error-exitcode 99 --print-limit 20 "$PYTHON" tests/kernels/memcheck.py
     else
         summary+=("memcheck     not run, as there is no compute-sanitizer")
     fi

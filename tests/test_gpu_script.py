@@ -94,7 +94,7 @@ def test_every_step_runs_although_one_fails(pretending, tmp_path) -> None:
     assert done.returncode == 1
     log = (out / "gpu-run.log").read_text()
     assert [path.name for path in out.iterdir()] == ["gpu-run.log"]
-    for expected in ("building", "tests/triton tests/ops", f"--results {out}", "COMMIT=abc"):
+    for expected in ("building", "tests/kernels tests/ops", f"--results {out}", "COMMIT=abc"):
         assert expected in log
     *_, build, tests, bench = done.stdout.splitlines()
     assert build.startswith("build") and "exit status 0 " in build
@@ -134,7 +134,7 @@ def test_what_compute_sanitizer_watches_runs() -> None:
     """On the CPU, interpreted."""
     pytest.importorskip("triton")
     code = "import memcheck; memcheck.SIZES = memcheck.SIZES[2:]; memcheck.main('cpu')"
-    folders = ("", "tests", "tests/ops", "tests/triton")
+    folders = ("", "tests", "tests/ops", "tests/kernels")
     path = os.pathsep.join(str(ROOT / folder) for folder in folders)
     environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
     done = subprocess.run(

@@ -29,7 +29,8 @@ torch = here / "torch_version"
 match sys.argv[1:]:
     case ["-c", code, *arguments]:
         if "metadata" in code:
-            print(torch.read_text() if torch.exists() else "")
+            version = here / f"{{arguments[0]}}_version"
+            print(version.read_text() if version.exists() else "")
         else:
             os.execv({python!r}, [{python!r}, *sys.argv[1:]])
     case ["-m", "pip", "install", *arguments]:
@@ -37,7 +38,7 @@ match sys.argv[1:]:
             for argument in arguments:
                 path = pathlib.Path(argument)
                 if path.name == "constraints.txt":
-                    argument = "[" + path.read_text().strip() + "]"
+                    argument = "[" + " ".join(path.read_text().split()) + "]"
                 print(argument, end=" ", file=log)
             print(file=log)
         if arguments[0].startswith("torch"):
@@ -138,12 +139,13 @@ def test_no_torch_yet(checkout: Path) -> None:
     set_up(checkout, "TORCH=torch==2.99.0 --index-url https://example.invalid")
     first, second, third = pip_log(checkout)
     assert first.split() == ["torch==2.99.0", "--index-url", "https://example.invalid"]
-    assert second.startswith("-c [torch==2.99.0] ")
+    assert second.startswith("-c [torch==2.99.0 triton==3.7.*] ")
     assert third.split() == ["--no-build-isolation", "--no-deps", "--editable", "."]
 
 
 def test_an_installed_torch_is_kept(checkout: Path) -> None:
     (checkout / ".venv" / "bin" / "torch_version").write_text("2.12.1+cu130")
+    (checkout / ".venv" / "bin" / "triton_version").write_text("3.9.0")
     set_up(checkout)
     requirements, package = pip_log(checkout)
     # pip may install nothing that this torch does not satisfy, and is not asked for torch at all.
@@ -152,6 +154,13 @@ def test_an_installed_torch_is_kept(checkout: Path) -> None:
     assert not [name for name in asked if name.startswith(("torch", "clasp"))]
     assert {"ninja", "pybind11", "ruff", "typer"} <= set(asked)
     assert "--no-deps" in package
+
+
+def test_registers_are_judged_with_the_triton_that_is_installed() -> None:
+    cases = (ROOT / "tools" / "triton_cases.py").read_text()
+    judged = re.search(r'^JUDGED_WITH = "(.*)"$', cases, re.M)
+    assert judged is not None
+    assert f"triton=={judged[1]}.*" == load_setup_env().TRITON
 
 
 def test_a_requirement_in_any_spelling() -> None:
@@ -238,7 +247,7 @@ def test_a_torch_of_a_parent_environment_is_seen(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(ROOT / "tools")!r})
 import pathlib, setup_env
-print(setup_env.installed_torch(setup_env.make_venv(pathlib.Path({str(tmp_path / "venv")!r}))))
+print(setup_env.installed(setup_env.make_venv(pathlib.Path({str(tmp_path / "venv")!r})), "torch"))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == importlib.metadata.version("torch")

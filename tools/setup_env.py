@@ -23,10 +23,10 @@ MIN_PYTHON = (3, 10)
 
 # Run by the environment's own interpreter, so that its site-packages are the ones asked about.
 # pip carries the TOML reader that Python 3.10 lacks.
-TORCH_VERSION = """
-import importlib.metadata
+PACKAGE_VERSION = """
+import importlib.metadata, sys
 try:
-    print(importlib.metadata.version("torch"))
+    print(importlib.metadata.version(sys.argv[1]))
 except importlib.metadata.PackageNotFoundError:
     pass
 """
@@ -39,6 +39,11 @@ except ModuleNotFoundError:
 with open(sys.argv[1], "rb") as file:
     print(json.dumps(tomllib.load(file)))
 """
+
+
+# The Triton that `make compile-check` judges registers with, as other releases allot others
+# (tools/triton_cases.py). Only where torch has not brought its own.
+TRITON = "triton==3.7.*"
 
 
 class SetupError(Exception):
@@ -65,9 +70,9 @@ def last_line(text: str) -> str:
     return (text.strip().splitlines() or ["it gave no reason"])[-1]
 
 
-def installed_torch(python: Path) -> str | None:
-    """The torch version `python` sees, read from its metadata because importing takes seconds."""
-    return output(python, TORCH_VERSION) or None
+def installed(python: Path, package: str) -> str | None:
+    """The version that `python` sees, read from metadata because importing may take seconds."""
+    return output(python, PACKAGE_VERSION, package) or None
 
 
 def make_venv(venv: Path) -> Path:
@@ -87,7 +92,7 @@ def make_venv(venv: Path) -> Path:
             f" install it (Debian and Ubuntu: apt install python{version}-venv), or give"
             " PYTHON= another Python or VENV= an existing environment."
         )
-    share = installed_torch(Path(sys.executable)) is not None
+    share = installed(Path(sys.executable), "torch") is not None
     run(sys.executable, "-m", "venv", *(["--system-site-packages"] if share else []), venv)
     if share and sys.prefix != sys.base_prefix:
         # A virtual environment's own packages are no system packages: show them by their path,
@@ -123,11 +128,11 @@ def name_of(requirement: str) -> str:
 
 def install_requirements(venv: Path, torch: str) -> None:
     python = make_venv(venv)
-    version = installed_torch(python)
+    version = installed(python, "torch")
     if version is None:
         print(f"Installing {torch}. A CUDA build is some gigabytes; TORCH= chooses another.")
         run(python, "-m", "pip", "install", *torch.split())
-        version = installed_torch(python)
+        version = installed(python, "torch")
         if version is None:
             raise SetupError(f"TORCH={torch!r} installed no torch.")
     print(f"Using torch {version} in {venv}.")
@@ -135,7 +140,8 @@ def install_requirements(venv: Path, torch: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # Whatever a requirement asks for, pip may keep this torch or fail: never replace it.
         constraints = Path(folder) / "constraints.txt"
-        constraints.write_text(f"torch=={version}\n")
+        triton = [] if installed(python, "triton") else [TRITON]
+        constraints.write_text("\n".join([f"torch=={version}", *triton]))
         run(python, "-m", "pip", "install", "-c", constraints, *requirements_of(pyproject))
 
 

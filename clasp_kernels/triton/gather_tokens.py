@@ -41,7 +41,7 @@ def _gather_kernel(
     # An index that is out of range, which nothing has checked on a GPU, shows as NaN.
     b_other = tl.where(m_token | (b_index == -1), 0.0, float("nan"))
     b_out = tl.load(
-        p_row[:, None] + b_column[None, :] * stride_feature,
+        p_row[:, None] + b_column.to(tl.int64)[None, :] * stride_feature,
         mask=m_token[:, None] & m_column[None, :],
         other=b_other.to(p_tokens.dtype.element_ty)[:, None],
     )  # [BLOCK_R, BLOCK_D]

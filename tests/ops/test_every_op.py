@@ -44,7 +44,7 @@ def test_opcheck_with_inputs_that_require_grad(op: str) -> None:
     torch.library.opcheck(packet.default, arguments, test_utils="test_autograd_registration")
 
 
-@pytest.mark.cpu_tensors("what moves tensors cannot be traced; tests/triton/test_gpu.py compiles")
+@pytest.mark.cpu_tensors("what moves tensors cannot be traced; tests/kernels/test_gpu.py does it")
 def test_compiles_into_one_graph(served: str) -> None:
     call = calls()[served]
     torch._dynamo.reset()
