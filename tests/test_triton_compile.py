@@ -87,7 +87,6 @@ EVERY_CASE = """
 print(json.dumps([
     (f"{op}({case})", [keys(op, case.build, batch, case.options) for batch in (0, 1, 2, 3, 8, 64)])
     for op, cases in triton_cases.CASES.items()
-    if importlib.util.find_spec(f"clasp_kernels.triton.{op}")
     for case in cases
 ]))
 """

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 
 def next_power_of_2(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
@@ -56,7 +58,8 @@ def attention_salience(
     products would not use tensor cores. Each factor takes twice the registers: tiles are halved.
     """
     single = element_bytes == 4
-    precision = "tf32x3" if single else "ieee"
+    # AMD GPUs have no tf32x3.
+    precision = "tf32x3" if single and torch.version.hip is None else "ieee"
     width = max(next_power_of_2(dim), 16)
     if num_keys <= (512 if single else 1024):
         keys = max(next_power_of_2(num_keys), 128)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import checks
+import gpu_checks
 import large
 import pytest
 import torch
@@ -32,5 +32,5 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.fixture(params=large.OPS)
 def op(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each op that has Triton kernels, on a GPU; its backend is forced."""
-    with checks.kernels_of(request.param):
+    with gpu_checks.kernels_of(request.param):
         yield request.param

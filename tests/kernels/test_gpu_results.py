@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-import checks
+import gpu_checks
 import large
 import pytest
 import torch
@@ -32,21 +32,21 @@ def sizes_and_dtypes() -> list:
 
 @pytest.mark.parametrize(("size", "dtype"), sizes_and_dtypes())
 def test_right_at_every_size(op, size, dtype) -> None:
-    if problem := checks.problem(op, "cuda"):
+    if problem := gpu_checks.problem(op, "cuda"):
         pytest.skip(problem)
-    checks.assert_right(op, size, dtype, "cuda")
+    gpu_checks.assert_right(op, size, dtype, "cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", REAL_SIZES, ids=str)
 def test_twenty_runs_give_the_same_bits(op, size, dtype) -> None:
-    checks.assert_same_bits_every_time(op, size, dtype, "cuda", times=20)
+    gpu_checks.assert_same_bits_every_time(op, size, dtype, "cuda", times=20)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", REAL_SIZES, ids=str)
 def test_an_image_does_not_depend_on_its_batch(op, size, dtype) -> None:
-    checks.assert_images_are_independent(op, size, dtype, "cuda")
+    gpu_checks.assert_images_are_independent(op, size, dtype, "cuda")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ BEYOND_32_BITS = (9, 65536, 4096)  # 2.4e9 elements
 
 
 def test_fuses_layers_of_more_than_2_to_the_31_elements(a_lot_of_memory) -> None:
-    with checks.kernels_of("fuse_layers"):
+    with gpu_checks.kernels_of("fuse_layers"):
         layers = [
             torch.randn(BEYOND_32_BITS, dtype=torch.bfloat16, device="cuda") for _ in range(2)
         ]
@@ -75,7 +75,7 @@ def test_fuses_layers_of_more_than_2_to_the_31_elements(a_lot_of_memory) -> None
 
 
 def test_gathers_from_and_to_more_than_2_to_the_31_elements(a_lot_of_memory) -> None:
-    with checks.kernels_of("gather_tokens"):
+    with gpu_checks.kernels_of("gather_tokens"):
         tokens = torch.randn(BEYOND_32_BITS, dtype=torch.bfloat16, device="cuda")
         indices = torch.randint(tokens.shape[1], tokens.shape[:2], device="cuda")
         indices[:, -2] = tokens.shape[1] - 1
@@ -88,4 +88,4 @@ def test_the_reference_serves_a_gpu_too() -> None:
     """What the others are compared with there."""
     with use_backend("reference"):
         for name in large.OPS:
-            checks.assert_right(name, large.Size(2, 31, 63), torch.bfloat16, "cuda")
+            gpu_checks.assert_right(name, large.Size(2, 31, 63), torch.bfloat16, "cuda")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import checks
+import gpu_checks
 import exact
 import large
 import oracle
@@ -26,11 +26,11 @@ def forced(request: pytest.FixtureRequest):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", large.OPS)
 def test_small_sizes_pass_on_the_cpu(forced, name, size, dtype) -> None:
-    if problem := checks.problem(name, "cpu"):
+    if problem := gpu_checks.problem(name, "cpu"):
         pytest.skip(problem)
-    checks.assert_right(name, size, dtype, "cpu")
-    checks.assert_images_are_independent(name, size, dtype, "cpu")
-    checks.assert_same_bits_every_time(name, size, dtype, "cpu", times=2)
+    gpu_checks.assert_right(name, size, dtype, "cpu")
+    gpu_checks.assert_images_are_independent(name, size, dtype, "cpu")
+    gpu_checks.assert_same_bits_every_time(name, size, dtype, "cpu", times=2)
 
 
 @pytest.mark.parametrize("normalize", [None, "l2", "rms"])
@@ -95,4 +95,4 @@ def test_a_wrong_result_is_noticed(name, monkeypatch) -> None:
 
     monkeypatch.setattr(checks, "run", wrong_at_first)
     with use_backend("reference"), pytest.raises(AssertionError):
-        checks.assert_right(name, large.Size(2, 40, 7), torch.float32, "cpu")
+        gpu_checks.assert_right(name, large.Size(2, 40, 7), torch.float32, "cpu")
