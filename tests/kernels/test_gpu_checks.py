@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gpu_checks
 import exact
+import gpu_checks
 import large
 import oracle
 import pytest
@@ -80,7 +80,7 @@ def test_the_certificate_accepts_what_the_oracle_picks() -> None:
 @pytest.mark.parametrize("name", large.OPS)
 def test_a_wrong_result_is_noticed(name, monkeypatch) -> None:
     """A backend that is wrong in one image or element, and right in all else."""
-    right = checks.run
+    right = gpu_checks.run
 
     calls = []
 
@@ -93,6 +93,6 @@ def test_a_wrong_result_is_noticed(name, monkeypatch) -> None:
         changed.view(-1)[-1] += 1
         return (changed, *results[1:])
 
-    monkeypatch.setattr(checks, "run", wrong_at_first)
+    monkeypatch.setattr(gpu_checks, "run", wrong_at_first)
     with use_backend("reference"), pytest.raises(AssertionError):
         gpu_checks.assert_right(name, large.Size(2, 40, 7), torch.float32, "cpu")

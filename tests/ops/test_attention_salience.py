@@ -59,7 +59,7 @@ def test_all_the_attention_is_reported_by_default(backend) -> None:
     torch.testing.assert_close(salience.sum(1), torch.ones(2))
 
 
-@pytest.mark.parametrize(("rows", "keys"), [(8, 6), (8, 257), (40, 5000)])
+@pytest.mark.parametrize(("rows", "keys"), [(8, 6), (8, 257), (40, 1500)])
 def test_key_range_only_restricts_the_report(backend, rows, keys) -> None:
     query, key = random_attention(rows, keys)
     whole = attention_salience(query, key)
