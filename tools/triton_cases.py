@@ -157,6 +157,8 @@ CASES: dict[str, list[Case]] = {
         attention_salience(T=577, S=577, start=1),
         attention_salience(T=577, S=577, start=1, d=72, scalar=float32),
         attention_salience(Hq=32, Hkv=8, T=1, S=2048),
+        # Counters of the first launch that are a multiple of 4 for some batches alone.
+        attention_salience(Hq=3, Hkv=3, T=1, S=2048),
         attention_salience(Hq=32, Hkv=8, T=32, S=2048, causal=True, masked=True, weighted=True),
         attention_salience(S=512, scalar=float32),
         attention_salience(S=200, T=1),

@@ -509,7 +509,10 @@ def attention_salience(
     splits = triton.cdiv(num_keys, keys_per_split)
     key_blocks = (stop - 1) // tiles.keys - start // tiles.keys + 1
     pairs = batch * key_heads
-    counters = out.new_zeros((pairs * row_blocks + batch * key_blocks,), dtype=int32)
+    # The second kernel's begin at 16 bytes: another alignment is another compilation, and only some
+    # batches would have it.
+    first_counter = triton.cdiv(pairs * row_blocks, 4) * 4
+    counters = out.new_zeros((first_counter + batch * key_blocks,), dtype=int32)
     statistic = out.new_empty((batch, key_heads, 2, group * num_rows))
     split = None if splits == 1 else out.new_empty((batch, key_heads, splits, 2, group * num_rows))
     _statistics_kernel[(pairs * row_blocks * splits,)](
@@ -541,7 +544,7 @@ def attention_salience(
         key_valid,
         statistic,
         out if one else out.new_empty((batch, key_heads, columns)),
-        None if one else counters[pairs * row_blocks :],
+        None if one else counters[first_counter:],
         out,
         scale,
         num_rows,
