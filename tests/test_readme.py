@@ -7,6 +7,8 @@ from pathlib import Path
 
 import readme_tables
 
+from clasp_kernels._triton import TRITON_OPS
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -25,3 +27,14 @@ def test_links_lead_somewhere() -> None:
     assert len(targets) >= 6
     for target in targets:
         assert (ROOT / target).exists(), target
+
+
+def test_the_changelog_names_every_op_with_triton_kernels() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    entry = changes.split("- A `triton` backend")[1].split("\n- ")[0]
+    assert set(re.findall(r"`(\w+_\w+)`", entry)) >= set(TRITON_OPS)
+
+
+def test_the_support_matrix_leaves_out_no_op_that_has_triton_kernels() -> None:
+    (row,) = re.findall(r"^\| every op \|.*$", README, re.MULTILINE)
+    assert not [op for op in TRITON_OPS if op in row]
