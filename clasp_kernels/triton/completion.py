@@ -71,7 +71,7 @@ def _compare(
     for first in range(0, D, BLOCK_D):
         b_feature = first + tl.arange(0, BLOCK_D)[None, :]
         m_feature = b_feature < D
-        b_offset = b_feature * stride_feature
+        b_offset = b_feature.to(tl.int64) * stride_feature
         b_rows = tl.load(p_row + b_offset, mask=m_row & m_feature, other=0.0)
         b_columns = tl.load(p_column + b_offset, mask=m_column & m_feature, other=0.0)
         if INTERPRETED:

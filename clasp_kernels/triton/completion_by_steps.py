@@ -55,7 +55,7 @@ def _step_kernel(
                 for first in range(0, D, BLOCK_D):
                     b_column = first + tl.arange(0, BLOCK_D)
                     m_column = b_column < D
-                    b_offset = b_column * stride_feature
+                    b_offset = b_column.to(tl.int64) * stride_feature
                     b_taken = tl.load(p_taken + b_offset, mask=m_column, other=0.0)
                     b_rows = tl.load(
                         p_row[:, None] + b_offset[None, :],

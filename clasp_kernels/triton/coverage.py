@@ -88,7 +88,7 @@ def write_token(
         p_row = p_features + b_token.to(tl.int64) * stride_token
         b_square_sum = tl.zeros((b_token.shape[0], BLOCK_D), tl.float32)
         for first in range(0, D, BLOCK_D):
-            b_column = first + tl.arange(0, BLOCK_D)
+            b_column = (first + tl.arange(0, BLOCK_D)).to(tl.int64)
             b_feature = tl.load(
                 p_row[:, None] + b_column[None, :] * stride_feature,
                 mask=(b_token < num_tokens)[:, None] & (b_column < D)[None, :],

@@ -3,6 +3,7 @@ waves of images, a way for more tokens than fit, and lists that nothing has chec
 
 from __future__ import annotations
 
+import numpy
 import oracle
 import pytest
 import torch
@@ -225,3 +226,21 @@ def test_as_many_tokens_as_fit_go_by_tiles() -> None:
         # A program looks at tokens of one image only, and at all of the padding.
         for dim in (0, 1, 1001, 1024):
             assert config.rows % configs.completion_tokens(dim, 2).rows == 0
+
+
+@BY_TILES_OR_STEPS
+def test_features_may_lie_further_apart_than_32_bits_count(device, way) -> None:
+    """Their stride alone fits into 32 bits. Where it overflows, what is read instead is there."""
+    if device != "cpu":
+        pytest.skip("no memory is taken on the CPU, as nearly none of it is touched")
+    features = random_features(5, 1, 20, 3, dtype=torch.float16)
+    stride = 2**30 + 8
+    memory = torch.from_numpy(numpy.zeros(2**31 + 2 * stride + 20, numpy.float16))
+    apart = memory[2**31 :].as_strided((1, 20, 3), (0, 1, stride))
+    apart.copy_(features)
+    selected, salience = torch.tensor([[0, 3]]), torch.rand(1, 20, generator=generator(6))
+    picks = complete_tokens(features, selected, 6)
+    assert torch.equal(complete_tokens(apart, selected, 6), picks)
+    expected = select(device, features, salience, 8, 2)
+    for part, right in zip(select(device, apart, salience, 8, 2), expected, strict=True):
+        assert torch.equal(part, right)
