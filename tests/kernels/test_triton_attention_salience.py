@@ -166,3 +166,10 @@ def test_twenty_runs_give_the_same_bits(device, tiles) -> None:
     first = attention_salience(query, key, causal=True)
     for _ in range(20):
         assert torch.equal(attention_salience(query, key, causal=True), first)
+
+
+@pytest.mark.parametrize("keys", [512, 4096])
+def test_amd_is_not_asked_for_a_precision_it_lacks(monkeypatch, keys) -> None:
+    assert configs.attention_salience(keys, 32, 64, 8, 4).precision == "tf32x3"
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    assert configs.attention_salience(keys, 32, 64, 8, 4).precision == "ieee"
