@@ -67,7 +67,10 @@ def attention_salience(
         features = min(width, 64 // element_bytes)
         row_blocks = -(-num_rows // rows)
         row_blocks = -(-row_blocks // max(64 // key_heads, 1))
-        return SalienceTiles(keys, rows, features, row_blocks, 0, max(keys // 64, 4), 2, precision)
+        # AMD GPUs have 64 KB of shared memory a block, which 1024 keys in two stages overflow.
+        stages = 2 if torch.version.hip is None else 1
+        warps = max(keys // 64, 4)
+        return SalienceTiles(keys, rows, features, row_blocks, 0, warps, stages, precision)
     rows = min(max(next_power_of_2(num_rows), 16), 32 if single else 64)
     features = min(width, 32 if single else 128)
     keys = 128 if single else min(16384 // min(width, 128), 512)

@@ -170,6 +170,17 @@ def test_twenty_runs_give_the_same_bits(device, tiles) -> None:
 
 @pytest.mark.parametrize("keys", [512, 4096])
 def test_amd_is_not_asked_for_a_precision_it_lacks(monkeypatch, keys) -> None:
-    assert configs.attention_salience(keys, 32, 64, 8, 4).precision == "tf32x3"
+    for hip, precision in ((None, "tf32x3"), ("7.0", "ieee")):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        assert configs.attention_salience(keys, 32, 64, 8, 4).precision == precision
+
+
+def test_amd_is_not_asked_for_shared_memory_it_lacks(monkeypatch) -> None:
+    """64 KB a block; what is in flight of the keys alone, at all numbers of them."""
     monkeypatch.setattr(torch.version, "hip", "7.0")
-    assert configs.attention_salience(keys, 32, 64, 8, 4).precision == "ieee"
+    for keys in (200, 512, 1024):
+        for element_bytes in (2, 4):
+            tiles = configs.attention_salience(keys, 32, 128, 8, element_bytes)
+            if tiles.num_stages > 1:
+                tile = (tiles.keys + tiles.rows) * tiles.features * element_bytes
+                assert tile * (tiles.num_stages - 1) < 64 << 10
