@@ -22,6 +22,14 @@ TRITON_OPS: tuple[str, ...] = (
     "select_pivots",
     "select_tokens",
 )
+# Their threads read what other threads, or programs, have written to global memory, after a barrier
+# that on AMD GPUs does not wait for those writes.
+ORDERED_BY_BARRIERS = (
+    "attention_salience",
+    "complete_tokens",
+    "select_pivots",
+    "select_tokens",
+)
 INTERPRET = "TRITON_INTERPRET"
 # Triton reads it when a kernel is defined, so it counts as it was when the process began.
 INTERPRETED = os.environ.get(INTERPRET, "0").lower() in ("1", "true", "yes", "on", "y")
@@ -60,6 +68,8 @@ def problem(op: str, device: str) -> str | None:
         return f"the Triton kernel of {op} takes GPU tensors, not {device} tensors."
     if device == "cpu":
         return None if installed() else NOT_INSTALLED
+    if torch.version.hip is not None and op in ORDERED_BY_BARRIERS:
+        return f"the Triton kernel of {op} relies on what barriers order on NVIDIA GPUs alone."
     return gpu_problem()
 
 

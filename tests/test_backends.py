@@ -282,6 +282,21 @@ print(_triton.reason())
     assert done.stdout == f"Triton {triton.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("op", "expected"), [("gather_tokens", "triton"), ("select_tokens", "reference")]
+)
+def test_amd_gpus_run_what_needs_no_order_of_writes(op: str, expected: str, monkeypatch) -> None:
+    monkeypatch.setattr(_triton, "installed", lambda: True)
+    monkeypatch.setattr(_triton, "version", lambda: "3.7.0")
+    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    _triton.gpu_problem.cache_clear()
+    backend, reason = backends.choose(op, "cuda", "auto")
+    _triton.gpu_problem.cache_clear()
+    assert backend == expected
+    assert expected == "triton" or "NVIDIA GPUs alone" in reason
+
+
 def test_a_gpu_that_triton_does_not_support_is_served_by_the_reference(monkeypatch) -> None:
     """Also where a graph calls the op itself: the dispatcher knows no GPU's age."""
     monkeypatch.setattr(_triton, "problem", lambda op, device: "too old.")
