@@ -17,6 +17,7 @@
 #include <limits>
 #include <vector>
 
+#include "core/cosine.h"
 #include "core/kernels.h"
 #include "core/matrix.h"
 #include "core/order.h"
@@ -24,18 +25,9 @@
 
 namespace clasp {
 
-// Cosine similarities from dot products, in place. A zero vector is similar to nothing. Any other
-// similarity that is not finite is larger than all that are, so that such a token never attracts.
-// Free of branches, so that it vectorises.
+// Cosine similarities from dot products, in place. Free of branches, so that it vectorises.
 inline void to_cosines(int64_t count, float norm, const float* norms, float* dots) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (int64_t i = 0; i < count; ++i) {
-    const float product = norm * norms[i];
-    const bool is_zero = (norm == 0.0F) | (norms[i] == 0.0F);
-    const float similarity = dots[i] / product;
-    const float finite = std::abs(similarity) < kInfinity ? similarity : kInfinity;
-    dots[i] = is_zero ? 0.0F : finite;
-  }
+  for (int64_t i = 0; i < count; ++i) dots[i] = cosine(dots[i], norm, norms[i]);
 }
 
 // Completes one image at a time; the buffers are kept from one to the next.

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "core/host_device.h"
 #include "core/scalar.h"
 
 namespace clasp {
@@ -15,19 +16,19 @@ inline constexpr uint64_t kRetired = std::numeric_limits<uint64_t>::max();
 // An unsigned integer that orders like the float; x must not be NaN. -0 becomes +0: the two are
 // equal as numbers and have to tie. Integers alone, as adding zero would also lose subnormals in a
 // thread that flushes them.
-inline uint32_t ordered_bits(float x) {
+CLASP_HOST_DEVICE inline uint32_t ordered_bits(float x) {
   const uint32_t bits = float_to_bits(x);
   if (bits == 0x80000000U) return bits;
   return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
 }
 
 // By rank, the smallest first, ties to the lower index.
-inline uint64_t ranked(uint32_t rank, int64_t index) {
+CLASP_HOST_DEVICE inline uint64_t ranked(uint32_t rank, int64_t index) {
   return uint64_t{rank} << 32 | static_cast<uint32_t>(index);
 }
 
 // Smallest value first: for greedy completion, over how well a token is already covered.
-inline uint64_t smallest_first(float value, int64_t index) {
+CLASP_HOST_DEVICE inline uint64_t smallest_first(float value, int64_t index) {
   return ranked(ordered_bits(value), index);
 }
 
@@ -36,12 +37,12 @@ inline uint64_t smallest_first(float value, int64_t index) {
 inline constexpr uint32_t kRankOfNan = 0xFFFFFFFEU;
 inline constexpr uint32_t kRankOfInvalid = 0xFFFFFFFFU;
 
-inline uint32_t descending_rank(float value) {
+CLASP_HOST_DEVICE inline uint32_t descending_rank(float value) {
   const bool is_nan = (float_to_bits(value) & 0x7FFFFFFFU) > 0x7F800000U;
   return is_nan ? kRankOfNan : ~ordered_bits(value);
 }
 
-inline int64_t key_index(uint64_t key) {
+CLASP_HOST_DEVICE inline int64_t key_index(uint64_t key) {
   return static_cast<int64_t>(key & 0xFFFFFFFFU);
 }
 

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/host_device.h"
+
 namespace clasp {
 
 enum class Scalar { float32, bfloat16, float16 };
@@ -16,27 +18,32 @@ struct Float16 {
   uint16_t bits;
 };
 
-inline int64_t scalar_size(Scalar scalar) {
+CLASP_HOST_DEVICE inline int64_t scalar_size(Scalar scalar) {
   return scalar == Scalar::float32 ? 4 : 2;
 }
 
-inline float bits_to_float(uint32_t bits) {
+CLASP_HOST_DEVICE inline float bits_to_float(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-inline uint32_t float_to_bits(float value) {
+CLASP_HOST_DEVICE inline uint32_t float_to_bits(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-inline float to_float(float value) {
+// std::numeric_limits is for the host only.
+CLASP_HOST_DEVICE inline float infinity() {
+  return bits_to_float(0x7F800000U);
+}
+
+CLASP_HOST_DEVICE inline float to_float(float value) {
   return value;
 }
 
-inline float to_float(Bfloat16 half) {
+CLASP_HOST_DEVICE inline float to_float(Bfloat16 half) {
   return bits_to_float(uint32_t{half.bits} << 16);
 }
 
@@ -44,7 +51,7 @@ inline float to_float(Bfloat16 half) {
 // whose exponent has no successor, are patched up. Subnormals count in units of 2^-24. No operand
 // is a subnormal float, which a thread that flushes those to zero would lose. Free of branches, so
 // that it vectorises.
-inline float to_float(Float16 half) {
+CLASP_HOST_DEVICE inline float to_float(Float16 half) {
   const uint32_t sign = uint32_t{half.bits & 0x8000U} << 16;
   const uint32_t special = (half.bits & 0x7C00U) == 0x7C00U ? 0x7F800000U : 0U;
   const uint32_t normal = (uint32_t{half.bits & 0x7FFFU} << 13) + 0x38000000U;

@@ -10,12 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "common/outputs.h"
 #include "core/fusion.h"
 #include "core/matrix.h"
 #include "core/scalar.h"
 #include "cpu/arguments.h"
 #include "cpu/capability.h"
-#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
 namespace clasp::cpu {

@@ -6,10 +6,10 @@
 
 #include <cstdint>
 
+#include "common/outputs.h"
 #include "core/gathering.h"
 #include "core/scalar.h"
 #include "cpu/arguments.h"
-#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
 namespace clasp::cpu {

@@ -5,10 +5,10 @@
 #include <cstdint>
 #include <optional>
 
+#include "common/outputs.h"
 #include "core/merging.h"
 #include "core/scalar.h"
 #include "cpu/arguments.h"
-#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
 namespace clasp::cpu {

@@ -10,11 +10,11 @@
 #include <optional>
 #include <vector>
 
+#include "common/outputs.h"
 #include "core/matrix.h"
 #include "core/pivots.h"
 #include "cpu/arguments.h"
 #include "cpu/capability.h"
-#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
 namespace clasp::cpu {

@@ -10,12 +10,12 @@
 #include <tuple>
 #include <vector>
 
+#include "common/outputs.h"
 #include "core/completion.h"
 #include "core/matrix.h"
 #include "core/selection.h"
 #include "cpu/arguments.h"
 #include "cpu/capability.h"
-#include "cpu/outputs.h"
 #include "cpu/parallel.h"
 
 namespace clasp::cpu {

@@ -18,6 +18,7 @@ from types import ModuleType
 import check_arithmetic
 import check_completion
 import check_fusion
+import check_gpu_selection
 import check_merging
 import check_pivots
 import check_salience
@@ -26,6 +27,7 @@ SUBJECTS = (
     check_arithmetic,
     check_completion,
     check_fusion,
+    check_gpu_selection,
     check_merging,
     check_pivots,
     check_salience,

@@ -14,6 +14,7 @@
 void bind_arithmetic(py::module_& m);
 void bind_completion(py::module_& m);
 void bind_fusion(py::module_& m);
+void bind_gpu_selection(py::module_& m);
 void bind_merging(py::module_& m);
 void bind_pivots(py::module_& m);
 void bind_salience(py::module_& m);
@@ -46,6 +47,7 @@ PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
   bind_arithmetic(m);
   bind_completion(m);
   bind_fusion(m);
+  bind_gpu_selection(m);
   bind_merging(m);
   bind_pivots(m);
   bind_salience(m);

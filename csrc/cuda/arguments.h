@@ -1,0 +1,101 @@
+// Tensors of a call to what kernels take. Python has checked them and says what is wrong with them
+// in its own words; what is checked here is what keeps a call that goes around it from reading out
+// of bounds. Values are on the GPU and not looked at: kernels stay in bounds whatever they are.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <cstdint>
+#include <limits>
+#include <optional>
+
+#include "core/image_budget.h"
+#include "core/scalar.h"
+#include "cuda/tensors.h"
+
+namespace clasp::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Scalar scalar_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Scalar::float32;
+    case ScalarType::BFloat16:
+      return Scalar::bfloat16;
+    case ScalarType::Half:
+      return Scalar::float16;
+    default:
+      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
+  }
+  return Scalar::float32;
+}
+
+// The device and sizes that all tensors of a call share.
+class Call {
+ public:
+  explicit Call(const Tensor& features) : device_(features.get_device_index()) {
+    STD_TORCH_CHECK(features.is_cuda() && features.dim() == 3, "features must be [B, N, D] on GPU");
+    num_images = features.size(0);
+    num_tokens = features.size(1);
+    STD_TORCH_CHECK(num_tokens <= std::numeric_limits<int32_t>::max(),
+                    "features has too many tokens");
+  }
+
+  template <class T>
+  Features<T> features(const Tensor& tensor) const {
+    return {static_cast<const T*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1),
+            // The stride of a dimension of size one is anybody's guess.
+            tensor.size(2) == 1 ? 1 : tensor.stride(2), num_tokens, tensor.size(2)};
+  }
+
+  Salience salience(const Tensor& tensor) const {
+    const Scalar scalar = scalar_of(tensor, "salience");
+    check(tensor, "salience", tensor.scalar_type(), num_tokens);
+    return {tensor.const_data_ptr(), scalar, tensor.stride(0), tensor.stride(1)};
+  }
+
+  Mask mask(const std::optional<Tensor>& tensor) const {
+    if (!tensor) return {nullptr, 0, 0};
+    check(*tensor, "valid", ScalarType::Bool, num_tokens);
+    return {static_cast<const uint8_t*>(tensor->const_data_ptr()), tensor->stride(0),
+            tensor->stride(1)};
+  }
+
+  Selected<int64_t> selected(const Tensor& tensor) const {
+    STD_TORCH_CHECK(tensor.dim() == 2, "selected must be [B, P]");
+    check(tensor, "selected", ScalarType::Long, tensor.size(1));
+    return {tensor.const_data_ptr<int64_t>(), tensor.stride(0), tensor.stride(1), tensor.size(1)};
+  }
+
+  Counts counts(const std::optional<Tensor>& tensor, const char* name, int64_t most) const {
+    STD_TORCH_CHECK(most >= 0, name, " must not be negative");
+    if (!tensor) return {nullptr, 0, most};
+    STD_TORCH_CHECK(is_here(*tensor) && tensor->scalar_type() == ScalarType::Long &&
+                        tensor->dim() == 1 && tensor->size(0) == num_images,
+                    name, " must be an int64 tensor on the GPU with one value per image");
+    return {tensor->const_data_ptr<int64_t>(), tensor->stride(0), most};
+  }
+
+  int64_t num_images;
+  int64_t num_tokens;
+
+ private:
+  bool is_here(const Tensor& tensor) const {
+    return tensor.is_cuda() && tensor.get_device_index() == device_;
+  }
+
+  void check(const Tensor& tensor, const char* name, ScalarType type, int64_t width) const {
+    STD_TORCH_CHECK(is_here(tensor) && tensor.scalar_type() == type, name,
+                    " has the wrong device or dtype");
+    STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == num_images && tensor.size(1) == width,
+                    name, " has the wrong shape");
+  }
+
+  int32_t device_;
+};
+
+}  // namespace clasp::cuda

@@ -1,0 +1,84 @@
+// A block of GPU threads, as the algorithms of csrc/core/block_*.h see it.
+#pragma once
+
+#include <cstdint>
+
+#include "core/order.h"
+
+namespace clasp::cuda {
+
+inline constexpr int kWarpSize = 32;
+
+__device__ inline uint64_t warp_minimum(uint64_t key) {
+  const auto high = static_cast<uint32_t>(key >> 32);
+  const uint32_t best = __reduce_min_sync(0xFFFFFFFFU, high);
+  const uint32_t low = high == best ? static_cast<uint32_t>(key) : 0xFFFFFFFFU;
+  return uint64_t{best} << 32 | __reduce_min_sync(0xFFFFFFFFU, low);
+}
+
+template <int Threads, int ItemCount>
+class Block {
+ public:
+  static constexpr int kThreads = Threads;
+  static constexpr int kItems = ItemCount;
+  static constexpr int kWarps = kThreads / kWarpSize;
+
+  // Two of each, used in turn: who is a minimum ahead must not overwrite what others still read.
+  struct Shared {
+    uint64_t keys[2][kWarps];
+  };
+
+  __device__ explicit Block(Shared& shared) : shared_(shared) {}
+
+  // Registers: `thread` is always this one, and `item` known when loops over items are unrolled.
+  template <class T>
+  class PerThread {
+   public:
+    __device__ T& at(int) { return value_; }
+
+   private:
+    T value_;
+  };
+
+  template <class T>
+  class Items {
+   public:
+    __device__ T& at(int, int item) { return values_[item]; }
+
+   private:
+    T values_[kItems];
+  };
+
+  template <class Body>
+  __device__ void each(const Body& body) const {
+    body(static_cast<int>(threadIdx.x));
+  }
+
+  __device__ void sync() const { __syncthreads(); }
+
+  // A barrier as well.
+  template <class Key>
+  __device__ uint64_t minimum(const Key& key) {
+    const uint64_t own = warp_minimum(key(static_cast<int>(threadIdx.x)));
+    uint64_t* keys = shared_.keys[turn_];
+    turn_ = 1 - turn_;
+    if (threadIdx.x % kWarpSize == 0) keys[threadIdx.x / kWarpSize] = own;
+    __syncthreads();
+    uint64_t best = keys[0];
+#pragma unroll
+    for (int warp = 1; warp < kWarps; ++warp) best = keys[warp] < best ? keys[warp] : best;
+    return best;
+  }
+
+  template <class Body>
+  __device__ void each_warp(int64_t first, int64_t last, const Body& body) const {
+    const bool is_leader = threadIdx.x % kWarpSize == 0;
+    for (int64_t i = first + threadIdx.x / kWarpSize; i < last; i += kWarps) body(i, is_leader);
+  }
+
+ private:
+  Shared& shared_;
+  int turn_ = 0;
+};
+
+}  // namespace clasp::cuda

@@ -1,0 +1,122 @@
+// Dot products of 32 x 32 tokens by a warp, on tensor cores with float32 sums.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <mma.h>
+
+#include "core/scalar.h"
+
+namespace clasp::cuda {
+
+namespace wmma = nvcuda::wmma;
+
+// Half precision, whose products are exact in float32.
+template <class Element>
+struct HalfMma {
+  static constexpr int kDepth = 16;
+  using Sum = wmma::fragment<wmma::accumulator, 16, 16, kDepth, float>;
+
+  template <class Use, class Layout>
+  struct Operand {
+    wmma::fragment<Use, 16, 16, kDepth, Element, Layout> values;
+
+    __device__ void load(const void* first, int pitch) {
+      wmma::load_matrix_sync(values, static_cast<const Element*>(first), pitch);
+    }
+  };
+
+  template <class Left, class Right>
+  __device__ static void multiply(const Left& left, const Right& right, Sum& sum) {
+    wmma::mma_sync(sum, left.values, right.values, sum);
+  }
+};
+
+// float32 as the sum of two tf32, of eleven bits each: three products of four, as the fourth is
+// below 2^-22 of the first. Integers up to 2^11 are exact.
+struct FloatMma {
+  static constexpr int kDepth = 8;
+  using Sum = wmma::fragment<wmma::accumulator, 16, 16, kDepth, float>;
+
+  template <class Use, class Layout>
+  struct Operand {
+    wmma::fragment<Use, 16, 16, kDepth, wmma::precision::tf32, Layout> values, rest;
+
+    __device__ void load(const void* first, int pitch) {
+      wmma::load_matrix_sync(values, static_cast<const float*>(first), pitch);
+#pragma unroll
+      for (int i = 0; i < values.num_elements; ++i) {
+        const float value = values.x[i];
+        values.x[i] = wmma::__float_to_tf32(value);
+        rest.x[i] = wmma::__float_to_tf32(value - values.x[i]);
+      }
+    }
+  };
+
+  template <class Left, class Right>
+  __device__ static void multiply(const Left& left, const Right& right, Sum& sum) {
+    wmma::mma_sync(sum, left.rest, right.values, sum);
+    wmma::mma_sync(sum, left.values, right.rest, sum);
+    wmma::mma_sync(sum, left.values, right.values, sum);
+  }
+};
+
+template <class T>
+struct MmaOf;
+template <>
+struct MmaOf<Bfloat16> : HalfMma<__nv_bfloat16> {};
+template <>
+struct MmaOf<Float16> : HalfMma<__half> {};
+template <>
+struct MmaOf<float> : FloatMma {};
+
+// Sums over one slice of the features after the other.
+template <class T>
+class WarpProduct {
+ public:
+  __device__ WarpProduct() {
+#pragma unroll
+    for (auto& row : sums_) {
+#pragma unroll
+      for (auto& sum : row) wmma::fill_fragment(sum, 0.0F);
+    }
+  }
+
+  // kWidth elements of 32 tokens each, `pitch` elements apart.
+  template <int kWidth>
+  __device__ void add(const T* rows, const T* columns, int pitch) {
+#pragma unroll
+    for (int k = 0; k < kWidth; k += Mma::kDepth) {
+      typename Mma::template Operand<wmma::matrix_a, wmma::row_major> left[2];
+      typename Mma::template Operand<wmma::matrix_b, wmma::col_major> right[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        left[i].load(rows + i * 16 * pitch + k, pitch);
+        right[i].load(columns + i * 16 * pitch + k, pitch);
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) Mma::multiply(left[i], right[j], sums_[i][j]);
+      }
+    }
+  }
+
+  __device__ void store(float* dots, int pitch) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        wmma::store_matrix_sync(dots + i * 16 * pitch + j * 16, sums_[i][j], pitch,
+                                wmma::mem_row_major);
+      }
+    }
+  }
+
+ private:
+  using Mma = MmaOf<T>;
+
+  typename Mma::Sum sums_[2][2];
+};
+
+}  // namespace clasp::cuda

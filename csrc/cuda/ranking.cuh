@@ -1,0 +1,54 @@
+// Which tokens of each image are its pivots, best first.
+#pragma once
+
+#include <cstdint>
+
+#include "core/block_ranking.h"
+#include "core/image_budget.h"
+#include "core/order.h"
+#include "cuda/block.cuh"
+#include "cuda/tensors.h"
+
+namespace clasp::cuda {
+
+inline constexpr int kRankThreads = 128;
+
+struct Ranking {
+  Salience salience;
+  Mask valid;
+  Counts budget;
+  Counts pivot_counts;
+  int64_t num_tokens;
+  int64_t width;
+  int32_t* pivots;  // [B, width]
+
+  // Blocks of kRankThreads an image; one at least, which writes -1 where there are no pivots.
+  CLASP_HOST_DEVICE int64_t num_blocks() const {
+    const int64_t blocks = (num_tokens + kRankThreads - 1) / kRankThreads;
+    return blocks > 0 ? blocks : 1;
+  }
+};
+
+// For kRankThreads threads.
+__device__ inline void rank_tokens(const Ranking& ranking, int64_t image, int64_t index,
+                                   uint64_t* keys) {
+  Block<kRankThreads, 1>::Shared unused;
+  Block<kRankThreads, 1> block(unused);
+  const int64_t num_pivots = ImageBudget::of(ranking.budget, ranking.pivot_counts, image).pivots;
+  const auto rank = [&](int64_t n) {
+    return ranking.valid.at(image, n) ? descending_rank(ranking.salience.at(image, n))
+                                      : kRankOfInvalid;
+  };
+  rank_block(block, index * kRankThreads, ranking.num_tokens, rank, keys,
+             {ranking.pivots + image * ranking.width, num_pivots, ranking.width});
+}
+
+static __global__ __launch_bounds__(kRankThreads) void rank_kernel(Ranking ranking,
+                                                                   int64_t first_image,
+                                                                   int64_t blocks_per_image) {
+  __shared__ uint64_t keys[kRankThreads];
+  rank_tokens(ranking, first_image + blockIdx.x / blocks_per_image, blockIdx.x % blocks_per_image,
+              keys);
+}
+
+}  // namespace clasp::cuda

@@ -1,0 +1,91 @@
+// Greedy completion from the matrix of similarities: one block an image.
+#pragma once
+
+#include <cstdint>
+
+#include "core/block_output.h"
+#include "core/block_scan.h"
+#include "core/image_budget.h"
+#include "cuda/block.cuh"
+#include "cuda/ranking.cuh"
+#include "cuda/similarities.cuh"
+#include "cuda/tensors.h"
+
+namespace clasp::cuda {
+
+struct Outputs {
+  int64_t* indices;  // [B, width]
+  bool* is_pivot;    // [B, width]
+  int64_t* counts;   // [B]
+  int64_t width;
+
+  CLASP_DEVICE SelectionRow row(int64_t image) const {
+    return {indices + image * width, is_pivot + image * width, counts + image, width};
+  }
+};
+
+template <int kThreads, int kItems>
+__global__ __launch_bounds__(kThreads) void complete_kernel(SimilarityBatch similarities,
+                                                            int64_t num_tokens,
+                                                            Selected<int64_t> selected, Mask valid,
+                                                            int64_t first_image, int64_t* picks,
+                                                            int64_t num_picks) {
+  __shared__ typename Block<kThreads, kItems>::Shared shared;
+  Block<kThreads, kItems> block(shared);
+  const int64_t image = first_image + blockIdx.x;
+  const SimilarityRows rows{similarities.data + blockIdx.x * similarities.image_stride,
+                            similarities.row_stride, num_tokens};
+  int64_t* row = picks + image * num_picks;
+  const int64_t count = complete(
+      block, rows, [&](int64_t slot) { return selected.at(image, slot, num_tokens); },
+      selected.width, num_picks, [&](int64_t n) { return valid.at(image, n); },
+      [&](int thread, int64_t step, int64_t n) {
+        if (thread == 0) row[step] = n;
+      });
+  for (int64_t step = count + threadIdx.x; step < num_picks; step += kThreads) row[step] = -1;
+}
+
+template <int kThreads, int kItems>
+__global__ __launch_bounds__(kThreads) void select_kernel(SimilarityBatch similarities,
+                                                          Ranking ranking, int64_t first_image,
+                                                          Outputs outputs) {
+  constexpr int kWords = kThreads * kItems / 32;
+  __shared__ typename Block<kThreads, kItems>::Shared shared;
+  __shared__ uint32_t kept[kWords];
+  __shared__ uint32_t pivot_bits[kWords];
+  __shared__ int32_t totals[kThreads];
+  Block<kThreads, kItems> block(shared);
+  const int64_t image = first_image + blockIdx.x;
+  const int64_t num_tokens = ranking.num_tokens;
+  const ImageBudget budget = ImageBudget::of(ranking.budget, ranking.pivot_counts, image);
+  const int32_t* pivots = ranking.pivots + image * ranking.width;
+  // All that are valid stay then, in whatever order they would be picked.
+  const bool keeps_all = budget.tokens >= num_tokens;
+
+  for (int w = threadIdx.x; w < kWords; w += kThreads) kept[w] = pivot_bits[w] = 0;
+  __syncthreads();
+  for (int64_t slot = threadIdx.x; slot < budget.pivots; slot += kThreads) {
+    const int32_t n = pivots[slot];
+    if (n < 0) continue;
+    atomicOr(&kept[n / 32], 1U << n % 32);
+    atomicOr(&pivot_bits[n / 32], 1U << n % 32);
+  }
+  for (int64_t n = threadIdx.x; keeps_all && n < num_tokens; n += kThreads) {
+    if (ranking.valid.at(image, n)) atomicOr(&kept[n / 32], 1U << n % 32);
+  }
+  __syncthreads();
+
+  const SimilarityRows rows{similarities.data + blockIdx.x * similarities.image_stride,
+                            similarities.row_stride, num_tokens};
+  complete(
+      block, rows, [&](int64_t slot) { return pivots[slot]; }, budget.pivots,
+      keeps_all ? 0 : budget.tokens - budget.pivots,
+      [&](int64_t n) { return ranking.valid.at(image, n); },
+      [&](int thread, int64_t, int64_t n) {
+        if (thread == 0) kept[n / 32] |= 1U << n % 32;
+      });
+  __syncthreads();
+  write_selection(block, kept, pivot_bits, kWords, totals, outputs.row(image));
+}
+
+}  // namespace clasp::cuda

@@ -1,0 +1,261 @@
+// complete_tokens and select_tokens on a GPU. Where the similarities of all pairs of an image's
+// tokens fit, two launches a wave of images: they are computed on tensor cores, with the pivots
+// beside them, and one block an image then picks by reading a row of them a step. Otherwise a
+// launch a step. Which it is depends on N alone, never on the batch.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+#include "common/outputs.h"
+#include "core/block_output.h"
+#include "core/image_budget.h"
+#include "core/scalar.h"
+#include "core/tile_pairs.h"
+#include "cuda/arguments.h"
+#include "cuda/ranking.cuh"
+#include "cuda/scan.cuh"
+#include "cuda/similarities.cuh"
+#include "cuda/steps.cuh"
+#include "cuda/workspace.h"
+
+namespace clasp::cuda {
+namespace {
+
+constexpr int64_t kLargestScan = 512 * 16;
+
+int64_t blocks_of(int64_t count, int64_t size) {
+  return (count + size - 1) / size;
+}
+
+// What of features a kernel that reads 16 bytes at once asks for.
+template <class T>
+bool is_aligned(const Features<T>& features) {
+  constexpr int64_t kElements = 16 / sizeof(T);
+  return features.column_stride == 1 && features.dim % kElements == 0 &&
+         features.token_stride % kElements == 0 && features.image_stride % kElements == 0 &&
+         reinterpret_cast<uintptr_t>(features.data) % 16 == 0;
+}
+
+// One op on one batch; the two ops differ in where the tokens to start from come from, and in what
+// becomes of the picks.
+struct Job {
+  int64_t num_images;
+  int64_t num_tokens;
+  int64_t num_steps;  // the most picks of any image
+  Mask valid;
+  Selected<int64_t> selected;  // complete_tokens: what is selected before
+  int64_t* picks;              // complete_tokens: [B, num_steps]
+  bool selects;
+  Ranking ranking;  // select_tokens
+  Outputs outputs;  // select_tokens
+};
+
+template <class T>
+class Launcher {
+ public:
+  Launcher(const Features<T>& features, const Job& job, Place place)
+      : features_(features), job_(job), place_(place), is_aligned_(is_aligned(features)) {
+    void* stream;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(place.device_index, &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+
+  void run() {
+    const int64_t N = job_.num_tokens;
+    const int64_t row_stride = blocks_of(N, 32) * 32;
+    const int64_t matrix_bytes = N * row_stride * static_cast<int64_t>(sizeof(float));
+    if (N <= kLargestScan && matrix_bytes <= kWorkspaceBytes) {
+      with_matrix(row_stride, matrix_bytes);
+    } else {
+      by_steps();
+    }
+  }
+
+ private:
+  template <class Body>
+  void in_waves(int64_t bytes_per_image, const Body& body) {
+    const int64_t limit =
+        std::max<int64_t>(1, kWorkspaceBytes / std::max<int64_t>(bytes_per_image, 1));
+    const int64_t wave = std::min(limit, job_.num_images);
+    Workspace workspace(std::max<int64_t>(1, wave * bytes_per_image), place_);
+    for (int64_t first = 0; first < job_.num_images; first += wave) {
+      body(workspace, first, std::min(wave, job_.num_images - first));
+    }
+  }
+
+  void with_matrix(int64_t row_stride, int64_t matrix_bytes) {
+    const int64_t N = job_.num_tokens;
+    const int64_t num_pairs = job_.num_steps > 0 ? num_tile_pairs(blocks_of(N, kTile)) : 0;
+    const int64_t blocks = num_pairs + (job_.selects ? job_.ranking.num_blocks() : 0);
+    in_waves(matrix_bytes, [&](Workspace& workspace, int64_t first, int64_t count) {
+      const SimilarityBatch similarities{workspace.layout().add<float>(count * N * row_stride),
+                                         N * row_stride, row_stride};
+      if (blocks > 0) {
+        const auto kernel =
+            is_aligned_ ? &similarities_kernel<T, true> : &similarities_kernel<T, false>;
+        kernel<<<grid(count * blocks), kTileThreads, 0, stream_>>>(
+            features_, similarities, job_.ranking, first, num_pairs, blocks);
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+      }
+      if (N <= 128 * 8) {
+        scan<128, 8>(similarities, first, count);
+      } else if (N <= 256 * 16) {
+        scan<256, 16>(similarities, first, count);
+      } else {
+        scan<512, 16>(similarities, first, count);
+      }
+    });
+  }
+
+  template <int kThreads, int kItems>
+  void scan(const SimilarityBatch& similarities, int64_t first, int64_t count) {
+    if (job_.selects) {
+      select_kernel<kThreads, kItems>
+          <<<grid(count), kThreads, 0, stream_>>>(similarities, job_.ranking, first, job_.outputs);
+    } else {
+      complete_kernel<kThreads, kItems>
+          <<<grid(count), kThreads, 0, stream_>>>(similarities, job_.num_tokens, job_.selected,
+                                                  job_.valid, first, job_.picks, job_.num_steps);
+    }
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  void by_steps() {
+    const int64_t N = job_.num_tokens;
+    Layout one(nullptr);
+    Progress::in(one, 1, N, job_.num_steps);
+    const int64_t blocks = blocks_of(N, kStepTokens);
+    in_waves(one.size(), [&](Workspace& workspace, int64_t first, int64_t count) {
+      Layout layout = workspace.layout();
+      const Progress progress = Progress::in(layout, count, N, job_.num_steps);
+      const unsigned all = grid(count * blocks);
+      const auto prepare = is_aligned_ ? &prepare_kernel<T, true> : &prepare_kernel<T, false>;
+      prepare<<<all, kStepThreads, 0, stream_>>>(features_, job_.valid, progress, first, blocks);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      if (job_.selects) {
+        const int64_t rank_blocks = job_.ranking.num_blocks();
+        rank_kernel<<<grid(count * rank_blocks), kRankThreads, 0, stream_>>>(job_.ranking, first,
+                                                                             rank_blocks);
+        STD_CUDA_KERNEL_LAUNCH_CHECK();
+        const Selected<int32_t> pivots{job_.ranking.pivots, job_.ranking.width, 1,
+                                       job_.ranking.width};
+        cover(pivots, progress, first, all, blocks);
+        finish_selection_kernel<<<grid(count), kFinishThreads, 0, stream_>>>(progress, job_.ranking,
+                                                                             first, job_.outputs);
+      } else {
+        cover(job_.selected, progress, first, all, blocks);
+        finish_picks_kernel<<<grid(count), kFinishThreads, 0, stream_>>>(progress, first,
+                                                                         job_.picks);
+      }
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    });
+  }
+
+  template <class Index>
+  void cover(const Selected<Index>& selected, const Progress& progress, int64_t first, unsigned all,
+             int64_t blocks) {
+    const auto kernel =
+        is_aligned_ ? &cover_kernel<T, true, Index> : &cover_kernel<T, false, Index>;
+    for (int64_t step = 0; step < job_.num_steps; ++step) {
+      kernel<<<all, kStepThreads, 0, stream_>>>(features_, selected, progress, first, blocks, step);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    }
+  }
+
+  static unsigned grid(int64_t blocks) {
+    STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(),
+                    "features has too many images for one call");
+    return static_cast<unsigned>(blocks);
+  }
+
+  Features<T> features_;
+  Job job_;
+  Place place_;
+  bool is_aligned_;
+  cudaStream_t stream_;
+};
+
+void launch(const Call& call, const Tensor& features, const Job& job) {
+  if (job.num_images == 0) return;
+  const Place place = Place::of(features);
+  switch (scalar_of(features, "features")) {
+    case Scalar::float32:
+      return Launcher<float>(call.features<float>(features), job, place).run();
+    case Scalar::bfloat16:
+      return Launcher<Bfloat16>(call.features<Bfloat16>(features), job, place).run();
+    case Scalar::float16:
+      return Launcher<Float16>(call.features<Float16>(features), job, place).run();
+  }
+}
+
+// features [B, N, D], selected [B, P] -> [B, num_tokens]
+Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t num_tokens,
+                       const std::optional<Tensor>& valid) {
+  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const Call call(features);
+  STD_TORCH_CHECK(num_tokens >= 0, "num_tokens must not be negative");
+  Tensor picks =
+      empty<2>({call.num_images, num_tokens}, aoti_torch_dtype_int64(), Place::of(features));
+  if (num_tokens == 0) return picks;
+  Job job{};
+  job.num_images = call.num_images;
+  job.num_tokens = call.num_tokens;
+  job.num_steps = num_tokens;
+  job.valid = call.mask(valid);
+  job.selected = call.selected(selected);
+  job.picks = picks.mutable_data_ptr<int64_t>();
+  launch(call, features, job);
+  return picks;
+}
+
+// features [B, N, D], salience [B, N] -> indices [B, num_tokens], is_pivot [B, num_tokens],
+// counts [B]
+std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const Tensor& salience,
+                                                 int64_t num_tokens,
+                                                 const std::optional<Tensor>& budget,
+                                                 int64_t num_pivots,
+                                                 const std::optional<Tensor>& pivot_counts,
+                                                 const std::optional<Tensor>& valid) {
+  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const Call call(features);
+  const Place place = Place::of(features);
+  const int64_t B = call.num_images;
+  const Counts budgets = call.counts(budget, "budget", num_tokens);
+  const Counts shares = call.counts(pivot_counts, "pivot_counts", std::max<int64_t>(num_pivots, 1));
+  // The most pivots of any image, and the fewest of one that keeps all it may.
+  const int64_t width = std::min(shares.most, num_tokens);
+  const int64_t fewest = std::min<int64_t>(pivot_counts ? 1 : shares.most, num_tokens);
+
+  Tensor indices = empty<2>({B, num_tokens}, aoti_torch_dtype_int64(), place);
+  Tensor is_pivot = empty<2>({B, num_tokens}, aoti_torch_dtype_bool(), place);
+  Tensor counts = empty<1>({B}, aoti_torch_dtype_int64(), place);
+  Tensor pivots = empty<2>({B, width}, aoti_torch_dtype_int32(), place);
+  Job job{};
+  job.num_images = B;
+  job.num_tokens = call.num_tokens;
+  job.num_steps = num_tokens - fewest;
+  job.valid = call.mask(valid);
+  job.selects = true;
+  job.ranking = {
+      call.salience(salience),           job.valid, budgets, shares, call.num_tokens, width,
+      pivots.mutable_data_ptr<int32_t>()};
+  job.outputs = {indices.mutable_data_ptr<int64_t>(), is_pivot.mutable_data_ptr<bool>(),
+                 counts.mutable_data_ptr<int64_t>(), num_tokens};
+  launch(call, features, job);
+  return {indices, is_pivot, counts};
+}
+
+}  // namespace
+}  // namespace clasp::cuda
+
+STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CUDA, m) {
+  m.impl("complete_tokens", TORCH_BOX(&clasp::cuda::complete_tokens));
+  m.impl("select_tokens", TORCH_BOX(&clasp::cuda::select_tokens));
+}

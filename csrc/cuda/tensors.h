@@ -1,0 +1,74 @@
+// Tensors as kernels take them: a pointer and strides, by value. Null where an argument is left
+// out.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "core/order.h"
+#include "core/scalar.h"
+
+namespace clasp::cuda {
+
+// [B, N, D]
+template <class T>
+struct Features {
+  const T* data;
+  int64_t image_stride;
+  int64_t token_stride;
+  int64_t column_stride;
+  int64_t num_tokens;
+  int64_t dim;
+
+  CLASP_DEVICE const T* row(int64_t image, int64_t n) const {
+    return data + image * image_stride + n * token_stride;
+  }
+};
+
+// [B, N], any of three dtypes: each value is read a few times only.
+struct Salience {
+  const void* data;
+  Scalar scalar;
+  int64_t image_stride;
+  int64_t token_stride;
+
+  CLASP_DEVICE float at(int64_t image, int64_t n) const {
+    const int64_t offset = image * image_stride + n * token_stride;
+    switch (scalar) {
+      case Scalar::bfloat16:
+        return to_float(static_cast<const Bfloat16*>(data)[offset]);
+      case Scalar::float16:
+        return to_float(static_cast<const Float16*>(data)[offset]);
+      default:
+        return static_cast<const float*>(data)[offset];
+    }
+  }
+};
+
+// [B, N] bytes, any of which but 0 is true.
+struct Mask {
+  const uint8_t* data;
+  int64_t image_stride;
+  int64_t token_stride;
+
+  CLASP_DEVICE bool at(int64_t image, int64_t n) const {
+    return data == nullptr || data[image * image_stride + n * token_stride] != 0;
+  }
+};
+
+// Token indices [B, P] that no one may have checked.
+template <class Index>
+struct Selected {
+  const Index* data;
+  int64_t image_stride;
+  int64_t slot_stride;
+  int64_t width;
+
+  // Negative for what is no token.
+  CLASP_DEVICE int64_t at(int64_t image, int64_t slot, int64_t num_tokens) const {
+    const int64_t n = data[image * image_stride + slot * slot_stride];
+    return n < num_tokens ? n : -1;
+  }
+};
+
+}  // namespace clasp::cuda

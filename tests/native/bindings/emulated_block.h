@@ -1,0 +1,57 @@
+// A block of GPU threads, one after the other on the host: what runs between two barriers must not
+// depend on the order of the threads, so the order can be chosen.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "core/order.h"
+
+template <int Threads, int ItemCount>
+class EmulatedBlock {
+ public:
+  static constexpr int kThreads = Threads;
+  static constexpr int kItems = ItemCount;
+
+  explicit EmulatedBlock(bool backwards) : backwards_(backwards) {}
+
+  template <class T>
+  class PerThread {
+   public:
+    T& at(int thread) { return values_[thread]; }
+
+   private:
+    T values_[kThreads];
+  };
+
+  template <class T>
+  class Items {
+   public:
+    T& at(int thread, int item) { return values_[thread][item]; }
+
+   private:
+    T values_[kThreads][kItems];
+  };
+
+  template <class Body>
+  void each(const Body& body) const {
+    for (int i = 0; i < kThreads; ++i) body(backwards_ ? kThreads - 1 - i : i);
+  }
+
+  void sync() const {}
+
+  template <class Key>
+  uint64_t minimum(const Key& key) const {
+    uint64_t best = clasp::kRetired;
+    each([&](int thread) { best = std::min(best, key(thread)); });
+    return best;
+  }
+
+  template <class Body>
+  void each_warp(int64_t first, int64_t last, const Body& body) const {
+    for (int64_t i = first; i < last; ++i) body(backwards_ ? first + last - 1 - i : i, true);
+  }
+
+ private:
+  bool backwards_;
+};

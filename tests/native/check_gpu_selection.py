@@ -1,0 +1,99 @@
+"""The GPU's selection, its blocks of threads emulated, against float64 and plain Python."""
+
+from __future__ import annotations
+
+import math
+from types import ModuleType
+
+import numpy as np
+from arrays import SCALARS, at_end_of_page, decode, encode, random_mask
+from check_completion import certify, greedy, lattice
+
+PATHS = ("matrix", "steps")
+
+
+def check_every_tile_pair_once(core: ModuleType, isa: str) -> None:
+    for num_blocks in (0, 1, 2, 9, 45, 257):
+        pairs = core.tile_pairs(num_blocks)
+        assert len(set(pairs)) == len(pairs) == num_blocks * (num_blocks + 1) // 2
+        assert all(0 <= row <= column < num_blocks for row, column in pairs)
+
+
+def check_gpu_picks_where_similarities_are_exact(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(11)
+    for trial in range(120):
+        num_tokens, dim = int(rng.integers(0, 70)), int(rng.integers(4, 24))
+        features = lattice(rng, num_tokens, dim)
+        scalar = SCALARS[trial % 3]
+        selected = rng.permutation(num_tokens)[: rng.integers(0, min(num_tokens, 20) + 1)].tolist()
+        count, valid = int(rng.integers(0, num_tokens + 3)), random_mask(rng, num_tokens)
+        expected = greedy(features, selected, count, valid)
+        # What is no token is passed over.
+        given = [-1, *selected, -1]
+        encoded = at_end_of_page(encode(features, scalar))
+        for path in PATHS:
+            for backwards in (False, True):
+                picks = core.gpu_complete(path, encoded, scalar, given, count, valid, backwards)
+                assert picks == expected, (trial, path, backwards)
+
+
+def check_gpu_picks_are_certified(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(12)
+    for dim in (1, 2, 5, 33, 100):
+        num_tokens = int(rng.integers(20, 120))
+        values = rng.standard_normal((num_tokens, dim))
+        for scalar in SCALARS:
+            encoded = encode(values, scalar)
+            selected = rng.permutation(num_tokens)[: rng.integers(0, 18)].tolist()
+            valid = random_mask(rng, num_tokens)
+            for path in PATHS:
+                count = num_tokens // 3
+                picks = core.gpu_complete(path, encoded, scalar, selected, count, valid, False)
+                certify(decode(encoded, scalar), selected, picks, count, valid)
+
+
+def check_gpu_picks_of_what_is_no_number(core: ModuleType, isa: str) -> None:
+    features = lattice(np.random.default_rng(13), 60, 12)
+    features[4, 3], features[9, 0], features[20, 11] = math.nan, math.inf, -math.inf
+    features[33] = math.nan
+    encoded = encode(features, "float32")
+    for path in PATHS:
+        for selected in ([], [0], [8, 30], [33]):
+            picks = core.gpu_complete(path, encoded, "float32", selected, 60, [True] * 60, False)
+            assert picks == greedy(features, selected, 60, [True] * 60), (path, selected)
+
+
+def check_gpu_stages(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(14)
+    for trial in range(150):
+        num_tokens, dim = int(rng.integers(0, 70)), int(rng.integers(4, 30))
+        features = lattice(rng, num_tokens, dim)
+        scalar = SCALARS[trial % 3]
+        choices = [0.0, -0.0, 1.5, -2.0, math.inf, -math.inf, math.nan]
+        salience = rng.choice(choices, num_tokens).tolist()
+        valid = random_mask(rng, num_tokens)
+        budget, num_pivots = int(rng.integers(0, num_tokens + 3)), int(rng.integers(-1, 12))
+        width = budget + int(rng.integers(0, 3))
+
+        ranked = sorted(
+            np.flatnonzero(valid).tolist(),
+            key=lambda n: (
+                math.isnan(salience[n]),
+                0 if salience[n] != salience[n] else -salience[n],
+                n,
+            ),
+        )
+        pivots = ranked[: min(max(num_pivots, 1), budget)]
+        completion = greedy(features, pivots, budget - len(pivots), valid)
+        kept = sorted([*pivots, *completion])
+        padding = width - len(kept)
+
+        encoded = at_end_of_page(encode(features, scalar))
+        for path in PATHS:
+            for backwards in (False, True):
+                indices, is_pivot, count = core.gpu_select(
+                    path, encoded, scalar, salience, width, budget, num_pivots, valid, backwards
+                )
+                assert indices == kept + [-1] * padding, (trial, path, backwards)
+                assert is_pivot == [n in pivots for n in kept] + [False] * padding, trial
+                assert count == len(kept), trial
