@@ -19,15 +19,15 @@ struct Coverage {
 // below `num_sources`, tokens or negative. `similarity(n, other)` is computed by a whole warp, and
 // `block.each_warp(first, last, body)` runs body(n, is_leader) for a share of the tokens on each.
 template <class Block, class Source, class Similarity>
-CLASP_DEVICE uint64_t cover_tokens(Block& block, int64_t first, int64_t last, int64_t num_sources,
+CLASP_DEVICE uint64_t cover_tokens(Block& block, int32_t first, int32_t last, int64_t num_sources,
                                    const Source& source, const Similarity& similarity,
                                    const Coverage& coverage) {
   uint64_t best = kRetired;
-  block.each_warp(first, last, [&](int64_t n, bool is_leader) {
+  block.each_warp(first, last, [&](int32_t n, bool is_leader) {
     float covered = coverage.covered[n];
     bool is_free = coverage.free[n] != 0;
     for (int64_t i = 0; i < num_sources; ++i) {
-      const int64_t other = source(i);
+      const int32_t other = source(i);
       if (other < 0) continue;
       if (other == n) is_free = false;
       const float seen = similarity(n, other);

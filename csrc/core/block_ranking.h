@@ -25,20 +25,20 @@ struct PivotRow {
 // takes. `rank(n)` is descending_rank of a token's salience, kRankOfInvalid of one that may not be
 // chosen; `keys` has room for kThreads.
 template <class Block, class Rank>
-CLASP_DEVICE void rank_block(Block& block, int64_t first, int64_t num_tokens, const Rank& rank,
+CLASP_DEVICE void rank_block(Block& block, int32_t first, int32_t num_tokens, const Rank& rank,
                              uint64_t* keys, const PivotRow& row) {
   typename Block::template PerThread<uint64_t> own;
   typename Block::template PerThread<int32_t> place;
   typename Block::template PerThread<int32_t> num_valid;
   block.each([&](int thread) {
-    const int64_t n = first + thread;
+    const int32_t n = first + thread;
     own.at(thread) = n < num_tokens ? ranked(rank(n), n) : kRetired;
     place.at(thread) = 0;
     num_valid.at(thread) = 0;
   });
-  for (int64_t start = 0; start < num_tokens; start += Block::kThreads) {
+  for (int32_t start = 0; start < num_tokens; start += Block::kThreads) {
     block.each([&](int thread) {
-      const int64_t n = start + thread;
+      const int32_t n = start + thread;
       keys[thread] = n < num_tokens ? ranked(rank(n), n) : kRetired;
     });
     block.sync();
@@ -51,10 +51,10 @@ CLASP_DEVICE void rank_block(Block& block, int64_t first, int64_t num_tokens, co
     block.sync();
   }
   block.each([&](int thread) {
-    const int64_t n = first + thread;
+    const int32_t n = first + thread;
     const bool valid = own.at(thread) >> 32 != kRankOfInvalid;
     if (n < num_tokens && valid && place.at(thread) < row.num_pivots) {
-      row.pivots[place.at(thread)] = static_cast<int32_t>(n);
+      row.pivots[place.at(thread)] = n;
     }
     if (first != 0) return;
     const int64_t found =

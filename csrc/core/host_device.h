@@ -5,9 +5,11 @@
 #ifdef __CUDACC__
 #  define CLASP_HOST_DEVICE __host__ __device__
 #  define CLASP_DEVICE __device__
-#  define CLASP_UNROLL_ITEMS _Pragma("unroll")
+#  define CLASP_DEVICE_UNROLL _Pragma("unroll")
+#  define CLASP_DEVICE_UNROLL_4 _Pragma("unroll 4")
 #else
 #  define CLASP_HOST_DEVICE
 #  define CLASP_DEVICE
-#  define CLASP_UNROLL_ITEMS
+#  define CLASP_DEVICE_UNROLL
+#  define CLASP_DEVICE_UNROLL_4
 #endif

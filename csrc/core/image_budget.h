@@ -29,6 +29,14 @@ struct ImageBudget {
     const int64_t pivots = pivot_counts.at(image, 1);
     return {tokens, pivots < tokens ? pivots : tokens};
   }
+
+  // All that are valid stay then, in whatever order they would be picked.
+  CLASP_HOST_DEVICE bool keeps_all(int32_t num_tokens) const { return tokens >= num_tokens; }
+
+  // How many tokens greedy completion has to pick.
+  CLASP_HOST_DEVICE int32_t picks(int32_t num_tokens) const {
+    return keeps_all(num_tokens) ? 0 : static_cast<int32_t>(tokens - pivots);
+  }
 };
 
 }  // namespace clasp

@@ -52,12 +52,18 @@ CLASP_HOST_DEVICE inline float to_float(Bfloat16 half) {
 // is a subnormal float, which a thread that flushes those to zero would lose. Free of branches, so
 // that it vectorises.
 CLASP_HOST_DEVICE inline float to_float(Float16 half) {
+#ifdef __CUDA_ARCH__
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half.bits));
+  return value;
+#else
   const uint32_t sign = uint32_t{half.bits & 0x8000U} << 16;
   const uint32_t special = (half.bits & 0x7C00U) == 0x7C00U ? 0x7F800000U : 0U;
   const uint32_t normal = (uint32_t{half.bits & 0x7FFFU} << 13) + 0x38000000U;
   const float units = static_cast<float>(static_cast<int32_t>(half.bits & 0x3FFU)) * 0x1p-24F;
   return bits_to_float(sign | special |
                        ((half.bits & 0x7C00U) == 0 ? float_to_bits(units) : normal));
+#endif
 }
 
 // Rounding is to nearest, ties to even; every NaN becomes a quiet one.

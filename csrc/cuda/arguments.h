@@ -8,7 +8,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
-#include <limits>
 #include <optional>
 
 #include "core/image_budget.h"
@@ -40,16 +39,25 @@ class Call {
   explicit Call(const Tensor& features) : device_(features.get_device_index()) {
     STD_TORCH_CHECK(features.is_cuda() && features.dim() == 3, "features must be [B, N, D] on GPU");
     num_images = features.size(0);
-    num_tokens = features.size(1);
-    STD_TORCH_CHECK(num_tokens <= std::numeric_limits<int32_t>::max(),
-                    "features has too many tokens");
+    // Half of what an int32 holds, so that loops which step past the last token do not overflow.
+    constexpr int64_t kMost = int64_t{1} << 30;
+    STD_TORCH_CHECK(features.size(1) <= kMost, "features has too many tokens");
+    STD_TORCH_CHECK(features.size(2) <= kMost, "features are too long");
+    num_tokens = static_cast<int32_t>(features.size(1));
   }
 
   template <class T>
   Features<T> features(const Tensor& tensor) const {
-    return {static_cast<const T*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1),
-            // The stride of a dimension of size one is anybody's guess.
-            tensor.size(2) == 1 ? 1 : tensor.stride(2), num_tokens, tensor.size(2)};
+    // The stride of a dimension of size one is anybody's guess.
+    const auto stride = [&](int64_t dimension, int64_t of_one) {
+      return tensor.size(dimension) == 1 ? of_one : tensor.stride(dimension);
+    };
+    return {static_cast<const T*>(tensor.const_data_ptr()),
+            stride(0, 0),
+            stride(1, 0),
+            stride(2, 1),
+            num_tokens,
+            static_cast<int32_t>(tensor.size(2))};
   }
 
   Salience salience(const Tensor& tensor) const {
@@ -81,7 +89,7 @@ class Call {
   }
 
   int64_t num_images;
-  int64_t num_tokens;
+  int32_t num_tokens;
 
  private:
   bool is_here(const Tensor& tensor) const {

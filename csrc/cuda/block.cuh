@@ -70,10 +70,17 @@ class Block {
     return best;
   }
 
+  // Every lane of a warp runs the body for the same i, so that it may use the warp's collectives.
   template <class Body>
-  __device__ void each_warp(int64_t first, int64_t last, const Body& body) const {
-    const bool is_leader = threadIdx.x % kWarpSize == 0;
-    for (int64_t i = first + threadIdx.x / kWarpSize; i < last; i += kWarps) body(i, is_leader);
+  __device__ void each_warp(int32_t first, int32_t last, const Body& body) const {
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int32_t i = first + thread / kWarpSize; i < last; i += kWarps) {
+      body(i, thread % kWarpSize == 0);
+    }
+  }
+
+  __device__ void set_bit(uint32_t* words, int32_t n) const {
+    atomicOr(words + n / 32, 1U << n % 32);
   }
 
  private:

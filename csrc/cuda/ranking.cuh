@@ -18,24 +18,24 @@ struct Ranking {
   Mask valid;
   Counts budget;
   Counts pivot_counts;
-  int64_t num_tokens;
+  int32_t num_tokens;
   int64_t width;
   int32_t* pivots;  // [B, width]
 
   // Blocks of kRankThreads an image; one at least, which writes -1 where there are no pivots.
-  CLASP_HOST_DEVICE int64_t num_blocks() const {
-    const int64_t blocks = (num_tokens + kRankThreads - 1) / kRankThreads;
+  CLASP_HOST_DEVICE int32_t num_blocks() const {
+    const int32_t blocks = (num_tokens + kRankThreads - 1) / kRankThreads;
     return blocks > 0 ? blocks : 1;
   }
 };
 
 // For kRankThreads threads.
-__device__ inline void rank_tokens(const Ranking& ranking, int64_t image, int64_t index,
+__device__ inline void rank_tokens(const Ranking& ranking, int64_t image, int32_t index,
                                    uint64_t* keys) {
   Block<kRankThreads, 1>::Shared unused;
   Block<kRankThreads, 1> block(unused);
   const int64_t num_pivots = ImageBudget::of(ranking.budget, ranking.pivot_counts, image).pivots;
-  const auto rank = [&](int64_t n) {
+  const auto rank = [&](int32_t n) {
     return ranking.valid.at(image, n) ? descending_rank(ranking.salience.at(image, n))
                                       : kRankOfInvalid;
   };
@@ -45,10 +45,10 @@ __device__ inline void rank_tokens(const Ranking& ranking, int64_t image, int64_
 
 static __global__ __launch_bounds__(kRankThreads) void rank_kernel(Ranking ranking,
                                                                    int64_t first_image,
-                                                                   int64_t blocks_per_image) {
+                                                                   unsigned blocks_per_image) {
   __shared__ uint64_t keys[kRankThreads];
-  rank_tokens(ranking, first_image + blockIdx.x / blocks_per_image, blockIdx.x % blocks_per_image,
-              keys);
+  rank_tokens(ranking, first_image + blockIdx.x / blocks_per_image,
+              static_cast<int32_t>(blockIdx.x % blocks_per_image), keys);
 }
 
 }  // namespace clasp::cuda

@@ -26,20 +26,20 @@ struct Outputs {
 
 template <int kThreads, int kItems>
 __global__ __launch_bounds__(kThreads) void complete_kernel(SimilarityBatch similarities,
-                                                            int64_t num_tokens,
+                                                            int32_t num_tokens,
                                                             Selected<int64_t> selected, Mask valid,
                                                             int64_t first_image, int64_t* picks,
                                                             int64_t num_picks) {
   __shared__ typename Block<kThreads, kItems>::Shared shared;
   Block<kThreads, kItems> block(shared);
   const int64_t image = first_image + blockIdx.x;
-  const SimilarityRows rows{similarities.data + blockIdx.x * similarities.image_stride,
-                            similarities.row_stride, num_tokens};
   int64_t* row = picks + image * num_picks;
-  const int64_t count = complete(
-      block, rows, [&](int64_t slot) { return selected.at(image, slot, num_tokens); },
-      selected.width, num_picks, [&](int64_t n) { return valid.at(image, n); },
-      [&](int thread, int64_t step, int64_t n) {
+  const int32_t count = complete(
+      block, similarities.rows(blockIdx.x, num_tokens),
+      [&](int64_t slot) { return selected.at(image, slot, num_tokens); }, selected.width,
+      num_picks < num_tokens ? static_cast<int32_t>(num_picks) : num_tokens,
+      [&](int32_t n) { return valid.at(image, n); },
+      [&](int thread, int32_t step, int32_t n) {
         if (thread == 0) row[step] = n;
       });
   for (int64_t step = count + threadIdx.x; step < num_picks; step += kThreads) row[step] = -1;
@@ -55,37 +55,26 @@ __global__ __launch_bounds__(kThreads) void select_kernel(SimilarityBatch simila
   __shared__ uint32_t pivot_bits[kWords];
   __shared__ int32_t totals[kThreads];
   Block<kThreads, kItems> block(shared);
+  const KeptTokens tokens{kept, pivot_bits, kWords};
   const int64_t image = first_image + blockIdx.x;
-  const int64_t num_tokens = ranking.num_tokens;
+  const int32_t num_tokens = ranking.num_tokens;
   const ImageBudget budget = ImageBudget::of(ranking.budget, ranking.pivot_counts, image);
   const int32_t* pivots = ranking.pivots + image * ranking.width;
-  // All that are valid stay then, in whatever order they would be picked.
-  const bool keeps_all = budget.tokens >= num_tokens;
+  const auto is_valid = [&](int32_t n) { return ranking.valid.at(image, n); };
 
   for (int w = threadIdx.x; w < kWords; w += kThreads) kept[w] = pivot_bits[w] = 0;
   __syncthreads();
-  for (int64_t slot = threadIdx.x; slot < budget.pivots; slot += kThreads) {
-    const int32_t n = pivots[slot];
-    if (n < 0) continue;
-    atomicOr(&kept[n / 32], 1U << n % 32);
-    atomicOr(&pivot_bits[n / 32], 1U << n % 32);
-  }
-  for (int64_t n = threadIdx.x; keeps_all && n < num_tokens; n += kThreads) {
-    if (ranking.valid.at(image, n)) atomicOr(&kept[n / 32], 1U << n % 32);
-  }
+  mark_pivots(block, pivots, budget.pivots, tokens);
+  if (budget.keeps_all(num_tokens)) mark_kept(block, num_tokens, is_valid, tokens);
   __syncthreads();
-
-  const SimilarityRows rows{similarities.data + blockIdx.x * similarities.image_stride,
-                            similarities.row_stride, num_tokens};
   complete(
-      block, rows, [&](int64_t slot) { return pivots[slot]; }, budget.pivots,
-      keeps_all ? 0 : budget.tokens - budget.pivots,
-      [&](int64_t n) { return ranking.valid.at(image, n); },
-      [&](int thread, int64_t, int64_t n) {
+      block, similarities.rows(blockIdx.x, num_tokens), [&](int64_t slot) { return pivots[slot]; },
+      budget.pivots, budget.picks(num_tokens), is_valid,
+      [&](int thread, int32_t, int32_t n) {
         if (thread == 0) kept[n / 32] |= 1U << n % 32;
       });
   __syncthreads();
-  write_selection(block, kept, pivot_bits, kWords, totals, outputs.row(image));
+  write_selection(block, tokens, totals, outputs.row(image));
 }
 
 }  // namespace clasp::cuda

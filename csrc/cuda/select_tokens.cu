@@ -47,11 +47,12 @@ bool is_aligned(const Features<T>& features) {
 // becomes of the picks.
 struct Job {
   int64_t num_images;
-  int64_t num_tokens;
-  int64_t num_steps;  // the most picks of any image
+  int32_t num_tokens;
+  int32_t num_steps;  // the most picks of any image
   Mask valid;
   Selected<int64_t> selected;  // complete_tokens: what is selected before
-  int64_t* picks;              // complete_tokens: [B, num_steps]
+  int64_t* picks;              // complete_tokens: [B, width]
+  int64_t width;               // complete_tokens
   bool selects;
   Ranking ranking;  // select_tokens
   Outputs outputs;  // select_tokens
@@ -72,7 +73,7 @@ class Launcher {
     const int64_t row_stride = blocks_of(N, 32) * 32;
     const int64_t matrix_bytes = N * row_stride * static_cast<int64_t>(sizeof(float));
     if (N <= kLargestScan && matrix_bytes <= kWorkspaceBytes) {
-      with_matrix(row_stride, matrix_bytes);
+      with_matrix(row_stride, job_.num_steps > 0 ? matrix_bytes : 0);
     } else {
       by_steps();
     }
@@ -92,11 +93,12 @@ class Launcher {
 
   void with_matrix(int64_t row_stride, int64_t matrix_bytes) {
     const int64_t N = job_.num_tokens;
-    const int64_t num_pairs = job_.num_steps > 0 ? num_tile_pairs(blocks_of(N, kTile)) : 0;
-    const int64_t blocks = num_pairs + (job_.selects ? job_.ranking.num_blocks() : 0);
+    const auto num_pairs =
+        static_cast<unsigned>(job_.num_steps > 0 ? num_tile_pairs(blocks_of(N, kTile)) : 0);
+    const unsigned blocks = num_pairs + (job_.selects ? job_.ranking.num_blocks() : 0);
     in_waves(matrix_bytes, [&](Workspace& workspace, int64_t first, int64_t count) {
-      const SimilarityBatch similarities{workspace.layout().add<float>(count * N * row_stride),
-                                         N * row_stride, row_stride};
+      const SimilarityBatch similarities{workspace.layout().add<float>(0), N * row_stride,
+                                         row_stride};
       if (blocks > 0) {
         const auto kernel =
             is_aligned_ ? &similarities_kernel<T, true> : &similarities_kernel<T, false>;
@@ -120,27 +122,27 @@ class Launcher {
       select_kernel<kThreads, kItems>
           <<<grid(count), kThreads, 0, stream_>>>(similarities, job_.ranking, first, job_.outputs);
     } else {
-      complete_kernel<kThreads, kItems>
-          <<<grid(count), kThreads, 0, stream_>>>(similarities, job_.num_tokens, job_.selected,
-                                                  job_.valid, first, job_.picks, job_.num_steps);
+      complete_kernel<kThreads, kItems><<<grid(count), kThreads, 0, stream_>>>(
+          similarities, job_.num_tokens, job_.selected, job_.valid, first, job_.picks, job_.width);
     }
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
   void by_steps() {
-    const int64_t N = job_.num_tokens;
+    const int32_t N = job_.num_tokens;
     Layout one(nullptr);
     Progress::in(one, 1, N, job_.num_steps);
-    const int64_t blocks = blocks_of(N, kStepTokens);
+    const auto blocks = static_cast<unsigned>(blocks_of(N, kStepTokens));
     in_waves(one.size(), [&](Workspace& workspace, int64_t first, int64_t count) {
       Layout layout = workspace.layout();
       const Progress progress = Progress::in(layout, count, N, job_.num_steps);
       const unsigned all = grid(count * blocks);
       const auto prepare = is_aligned_ ? &prepare_kernel<T, true> : &prepare_kernel<T, false>;
-      prepare<<<all, kStepThreads, 0, stream_>>>(features_, job_.valid, progress, first, blocks);
+      prepare<<<all, kStepThreads, 0, stream_>>>(features_, job_.valid, job_.ranking, job_.selects,
+                                                 progress, first, blocks);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
       if (job_.selects) {
-        const int64_t rank_blocks = job_.ranking.num_blocks();
+        const unsigned rank_blocks = job_.ranking.num_blocks();
         rank_kernel<<<grid(count * rank_blocks), kRankThreads, 0, stream_>>>(job_.ranking, first,
                                                                              rank_blocks);
         STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -152,7 +154,7 @@ class Launcher {
       } else {
         cover(job_.selected, progress, first, all, blocks);
         finish_picks_kernel<<<grid(count), kFinishThreads, 0, stream_>>>(progress, first,
-                                                                         job_.picks);
+                                                                         job_.picks, job_.width);
       }
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
@@ -160,10 +162,10 @@ class Launcher {
 
   template <class Index>
   void cover(const Selected<Index>& selected, const Progress& progress, int64_t first, unsigned all,
-             int64_t blocks) {
+             unsigned blocks) {
     const auto kernel =
         is_aligned_ ? &cover_kernel<T, true, Index> : &cover_kernel<T, false, Index>;
-    for (int64_t step = 0; step < job_.num_steps; ++step) {
+    for (int32_t step = 0; step < job_.num_steps; ++step) {
       kernel<<<all, kStepThreads, 0, stream_>>>(features_, selected, progress, first, blocks, step);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
@@ -207,10 +209,11 @@ Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t n
   Job job{};
   job.num_images = call.num_images;
   job.num_tokens = call.num_tokens;
-  job.num_steps = num_tokens;
+  job.num_steps = static_cast<int32_t>(std::min<int64_t>(num_tokens, call.num_tokens));
   job.valid = call.mask(valid);
   job.selected = call.selected(selected);
   job.picks = picks.mutable_data_ptr<int64_t>();
+  job.width = num_tokens;
   launch(call, features, job);
   return picks;
 }
@@ -240,7 +243,10 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
   Job job{};
   job.num_images = B;
   job.num_tokens = call.num_tokens;
-  job.num_steps = num_tokens - fewest;
+  // Who keeps all tokens picks none; with a tensor of budgets only some images may.
+  const bool all_keep_all = !budget && num_tokens >= call.num_tokens;
+  const int64_t num_steps = std::min<int64_t>(num_tokens - fewest, call.num_tokens);
+  job.num_steps = all_keep_all ? 0 : static_cast<int32_t>(num_steps);
   job.valid = call.mask(valid);
   job.selects = true;
   job.ranking = {

@@ -1,8 +1,11 @@
 // All cosine similarities of each image's tokens, and its pivots beside them.
 #pragma once
 
+#include <cuda_pipeline_primitives.h>
+
 #include <cstdint>
 
+#include "core/block_scan.h"
 #include "core/block_similarities.h"
 #include "core/scalar.h"
 #include "core/tile_pairs.h"
@@ -15,6 +18,9 @@ namespace clasp::cuda {
 
 inline constexpr int kTile = 64;
 inline constexpr int kTileThreads = kRankThreads;  // one launch does both
+// Blocks on a multiprocessor, at least: float32 takes more registers.
+template <class T>
+inline constexpr int kTileBlocks = sizeof(T) == 4 ? 3 : 4;
 // Bytes of a token that are in shared memory at a time, and from one token to the next: 16 more, so
 // that eight neighbours lie in different banks.
 inline constexpr int kSliceBytes = 128;
@@ -29,83 +35,63 @@ struct SimilarityBatch {
   float* data;
   int64_t image_stride;
   int64_t row_stride;
+
+  // Of the image in this place.
+  CLASP_DEVICE SimilarityMatrix matrix(unsigned slot, int32_t num_tokens) const {
+    return {data + slot * image_stride, row_stride, num_tokens};
+  }
+  CLASP_DEVICE SimilarityRows rows(unsigned slot, int32_t num_tokens) const {
+    return {data + slot * image_stride, row_stride, num_tokens};
+  }
 };
 
 template <class T>
 inline constexpr int kSliceWidth = kSliceBytes / static_cast<int>(sizeof(T));
 
-// One slice of kTile tokens on its way to shared memory; what is past the last token or feature is
-// zero. 16 bytes at a time, and by way of registers, so that the next slice comes while this one is
-// multiplied.
+// Starts to bring a slice of kTile tokens, `first` and those that follow, to shared memory; what is
+// past the last token or feature becomes zero. 16 bytes at a time, on their way while the slice
+// before is multiplied, or element by element.
 template <class T, bool kAligned>
-class Slice {
- public:
-  __device__ void load(const Features<T>& features, int64_t image, int64_t first, int64_t start) {
+__device__ void load_slice(const Features<T>& features, int64_t image, int32_t first, int32_t start,
+                           unsigned char* shared) {
+  const int thread = static_cast<int>(threadIdx.x);
+  if constexpr (kAligned) {
     constexpr int kElements = kChunkBytes / sizeof(T);
+    const int part = thread % kChunksPerToken;
+    const int32_t d = start + part * kElements;
+    const int first_token = thread / kChunksPerToken;
+    constexpr int kTokensApart = kTileThreads / kChunksPerToken;
+    const T* row = features.row(image, first + first_token);
 #pragma unroll
     for (int q = 0; q < kChunksPerThread; ++q) {
-      const int64_t n = first + token(q);
-      const int64_t d = start + part() * kElements;
-      const bool inside = n < features.num_tokens && d < features.dim;
-      chunks_[q] = inside ? *reinterpret_cast<const uint4*>(features.row(image, n) + d)
-                          : make_uint4(0, 0, 0, 0);
+      const int token = first_token + q * kTokensApart;
+      const bool inside = first + token < features.num_tokens && d < features.dim;
+      // An address that may be read, though it is not.
+      const T* chunk = inside ? row + d : features.data;
+      __pipeline_memcpy_async(shared + token * kSlicePitch + part * kChunkBytes, chunk, kChunkBytes,
+                              inside ? 0 : kChunkBytes);
+      row += kTokensApart * features.token_stride;
     }
-  }
-
-  __device__ void store(unsigned char* shared) const {
-#pragma unroll
-    for (int q = 0; q < kChunksPerThread; ++q) {
-      *reinterpret_cast<uint4*>(shared + token(q) * kSlicePitch + part() * kChunkBytes) =
-          chunks_[q];
-    }
-  }
-
- private:
-  __device__ static int token(int q) { return (threadIdx.x + q * kTileThreads) / kChunksPerToken; }
-  __device__ static int part() { return threadIdx.x % kChunksPerToken; }
-
-  uint4 chunks_[kChunksPerThread];
-};
-
-// Element by element, when it is needed.
-template <class T>
-class Slice<T, false> {
- public:
-  __device__ void load(const Features<T>& features, int64_t image, int64_t first, int64_t start) {
-    features_ = &features;
-    image_ = image;
-    first_ = first;
-    start_ = start;
-  }
-
-  __device__ void store(unsigned char* shared) const {
-#pragma unroll 4
-    for (int e = threadIdx.x; e < kTile * kSliceWidth<T>; e += kTileThreads) {
+  } else {
+#pragma unroll 2
+    for (int e = thread; e < kTile * kSliceWidth<T>; e += kTileThreads) {
       const int token = e / kSliceWidth<T>;
       const int column = e % kSliceWidth<T>;
-      const int64_t n = first_ + token;
-      const int64_t d = start_ + column;
       T element{};
-      if (n < features_->num_tokens && d < features_->dim) {
-        element = features_->row(image_, n)[d * features_->column_stride];
+      if (first + token < features.num_tokens && start + column < features.dim) {
+        element = features.row(image, first + token)[(start + column) * features.column_stride];
       }
       reinterpret_cast<T*>(shared + token * kSlicePitch)[column] = element;
     }
   }
-
- private:
-  const Features<T>* features_;
-  int64_t image_;
-  int64_t first_;
-  int64_t start_;
-};
+}
 
 // The sum of squares of one token's slice.
 template <class T>
 __device__ float square_of_slice(const unsigned char* token) {
   constexpr int kElements = kChunkBytes / sizeof(T);
   float sum = 0.0F;
-#pragma unroll
+#pragma unroll 2
   for (int chunk = 0; chunk < kChunksPerToken; ++chunk) {
     T elements[kElements];
     const uint4 loaded = *reinterpret_cast<const uint4*>(token + chunk * kChunkBytes);
@@ -119,11 +105,14 @@ __device__ float square_of_slice(const unsigned char* token) {
   return sum;
 }
 
+// The same slice of a tile's two sets of tokens.
+struct SlicePair {
+  unsigned char rows[kTile * kSlicePitch];
+  unsigned char columns[kTile * kSlicePitch];
+};
+
 union TileMemory {
-  struct {
-    unsigned char rows[kTile * kSlicePitch];
-    unsigned char columns[kTile * kSlicePitch];
-  } slices;
+  SlicePair slices[2];  // one is multiplied while the next one comes
   float dots[kTile * kDotsPitch];
   uint64_t keys[kRankThreads];
 };
@@ -132,38 +121,39 @@ template <class T, bool kAligned>
 __device__ void tile_similarities(const Features<T>& features, int64_t image, TilePair pair,
                                   const SimilarityMatrix& matrix, TileMemory& memory,
                                   float* norms) {
-  const int64_t first_row = int64_t{pair.row} * kTile;
-  const int64_t first_column = int64_t{pair.column} * kTile;
-  const int warp = threadIdx.x / kWarpSize;
-  const int warp_row = warp / 2 * 32;
-  const int warp_column = warp % 2 * 32;
-  const int own = threadIdx.x % kTile;
-  // Each thread sums the squares of one token, of the tile's rows or of its columns.
-  const unsigned char* own_token =
-      (threadIdx.x < kTile ? memory.slices.rows : memory.slices.columns) + own * kSlicePitch;
-  auto token = [](const unsigned char* slices, int index) {
-    return reinterpret_cast<const T*>(slices + index * kSlicePitch);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int warp_row = thread / kWarpSize / 2 * 32;
+  const int warp_column = thread / kWarpSize % 2 * 32;
+  const auto load = [&](int32_t start) {
+    SlicePair& slices = memory.slices[start / kSliceWidth<T> % 2];
+    load_slice<T, kAligned>(features, image, pair.row * kTile, start, slices.rows);
+    load_slice<T, kAligned>(features, image, pair.column * kTile, start, slices.columns);
+    __pipeline_commit();
   };
 
   WarpProduct<T> product;
-  Slice<T, kAligned> rows, columns;
+  // Each thread sums the squares of one token, of the tile's rows or of its columns.
   float square = 0.0F;
-  rows.load(features, image, first_row, 0);
-  columns.load(features, image, first_column, 0);
-  for (int64_t start = 0; start < features.dim; start += kSliceWidth<T>) {
-    rows.store(memory.slices.rows);
-    columns.store(memory.slices.columns);
+  if (features.dim > 0) load(0);
+  for (int32_t start = 0; start < features.dim; start += kSliceWidth<T>) {
+    const int32_t next = start + kSliceWidth<T>;
+    if (next < features.dim) {
+      load(next);
+      __pipeline_wait_prior(1);
+    } else {
+      __pipeline_wait_prior(0);
+    }
     __syncthreads();
-    const int64_t next = start + kSliceWidth<T>;
-    rows.load(features, image, first_row, next);
-    columns.load(features, image, first_column, next);
-    product.template add<kSliceWidth<T>>(token(memory.slices.rows, warp_row),
-                                         token(memory.slices.columns, warp_column),
-                                         kSlicePitch / static_cast<int>(sizeof(T)));
-    square += square_of_slice<T>(own_token);
+    const SlicePair& slices = memory.slices[start / kSliceWidth<T> % 2];
+    product.template add<kSliceWidth<T>>(
+        reinterpret_cast<const T*>(slices.rows + warp_row * kSlicePitch),
+        reinterpret_cast<const T*>(slices.columns + warp_column * kSlicePitch),
+        kSlicePitch / static_cast<int>(sizeof(T)));
+    square += square_of_slice<T>((thread < kTile ? slices.rows : slices.columns) +
+                                 thread % kTile * kSlicePitch);
     __syncthreads();
   }
-  norms[threadIdx.x] = sqrtf(square);
+  norms[thread] = sqrtf(square);
   product.store(memory.dots + warp_row * kDotsPitch + warp_column, kDotsPitch);
   __syncthreads();
   Block<kTileThreads, 1>::Shared unused;
@@ -173,21 +163,20 @@ __device__ void tile_similarities(const Features<T>& features, int64_t image, Ti
 
 // Blocks of one image: `num_pairs` tiles, then those that rank its tokens, if any.
 template <class T, bool kAligned>
-__global__ __launch_bounds__(kTileThreads) void similarities_kernel(
+__global__ __launch_bounds__(kTileThreads, kTileBlocks<T>) void similarities_kernel(
     Features<T> features, SimilarityBatch similarities, Ranking ranking, int64_t first_image,
-    int64_t num_pairs, int64_t blocks_per_image) {
+    unsigned num_pairs, unsigned blocks_per_image) {
   static_assert(kTileThreads == 2 * kTile && kTileThreads == 4 * kWarpSize);
   __shared__ __align__(128) TileMemory memory;
   __shared__ float norms[2 * kTile];
-  const int64_t slot = blockIdx.x / blocks_per_image;
-  const int64_t index = blockIdx.x % blocks_per_image;
+  const unsigned slot = blockIdx.x / blocks_per_image;
+  const unsigned index = blockIdx.x % blocks_per_image;
   const int64_t image = first_image + slot;
   if (index < num_pairs) {
-    const SimilarityMatrix matrix{similarities.data + slot * similarities.image_stride,
-                                  similarities.row_stride, features.num_tokens};
-    tile_similarities<T, kAligned>(features, image, tile_pair(index), matrix, memory, norms);
+    tile_similarities<T, kAligned>(features, image, tile_pair(index),
+                                   similarities.matrix(slot, features.num_tokens), memory, norms);
   } else {
-    rank_tokens(ranking, image, index - num_pairs, memory.keys);
+    rank_tokens(ranking, image, static_cast<int32_t>(index - num_pairs), memory.keys);
   }
 }
 

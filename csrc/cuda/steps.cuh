@@ -19,6 +19,7 @@ namespace clasp::cuda {
 
 inline constexpr int kStepThreads = 256;
 inline constexpr int kStepTokens = 32;  // of a block
+inline constexpr int kStepBlocks = 2;   // on a multiprocessor at least
 inline constexpr int kFinishThreads = 256;
 
 // What the steps of a wave of images know.
@@ -27,13 +28,14 @@ struct Progress {
   float* covered;        // [B, N]
   uint8_t* free;         // [B, N]
   uint64_t* keys;        // [B, num_steps] of the picks
+  int32_t* num_picks;    // [B], no more than num_steps
   uint32_t* kept;        // [B, num_words(N)]
   uint32_t* pivot_bits;  // [B, num_words(N)]
-  int64_t num_tokens;
-  int64_t num_steps;
+  int32_t num_tokens;
+  int32_t num_steps;
 
   // In memory that `layout` hands out.
-  static Progress in(Layout& layout, int64_t num_images, int64_t num_tokens, int64_t num_steps) {
+  static Progress in(Layout& layout, int64_t num_images, int32_t num_tokens, int32_t num_steps) {
     const int64_t tokens = num_images * num_tokens;
     const int64_t words = num_images * num_words(num_tokens);
     return {
@@ -41,21 +43,35 @@ struct Progress {
         .covered = layout.add<float>(tokens),
         .free = layout.add<uint8_t>(tokens),
         .keys = layout.add<uint64_t>(num_images * num_steps),
+        .num_picks = layout.add<int32_t>(num_images),
         .kept = layout.add<uint32_t>(words),
         .pivot_bits = layout.add<uint32_t>(words),
         .num_tokens = num_tokens,
         .num_steps = num_steps,
     };
   }
+
+  CLASP_DEVICE Coverage coverage(unsigned slot) const {
+    const int64_t first = int64_t{slot} * num_tokens;
+    return {covered + first, free + first};
+  }
+  CLASP_DEVICE float* norms_of(unsigned slot) const { return norms + int64_t{slot} * num_tokens; }
+  CLASP_DEVICE uint64_t* keys_of(unsigned slot) const { return keys + int64_t{slot} * num_steps; }
+  CLASP_DEVICE KeptTokens kept_of(unsigned slot) const {
+    const int32_t words = num_words(num_tokens);
+    return {kept + int64_t{slot} * words, pivot_bits + int64_t{slot} * words, words};
+  }
 };
 
+// Each lane takes 16 bytes of elements at a time, whether it can load them at once or not, so that
+// the order of the sum does not depend on how features lie in memory.
 template <class T, bool kAligned>
 __device__ float warp_dot(const Features<T>& features, const T* a, const T* b) {
-  constexpr int kElements = kAligned ? 16 / sizeof(T) : 1;
-  const int lane = threadIdx.x % kWarpSize;
+  constexpr int kElements = 16 / sizeof(T);
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   float sum = 0.0F;
-#pragma unroll 2
-  for (int64_t d = lane * kElements; d < features.dim; d += kWarpSize * kElements) {
+#pragma unroll(kAligned ? 2 : 1)
+  for (int32_t d = lane * kElements; d < features.dim; d += kWarpSize * kElements) {
     T left[kElements], right[kElements];
     if constexpr (kAligned) {
       const uint4 loaded_left = *reinterpret_cast<const uint4*>(a + d);
@@ -63,11 +79,15 @@ __device__ float warp_dot(const Features<T>& features, const T* a, const T* b) {
       memcpy(left, &loaded_left, 16);
       memcpy(right, &loaded_right, 16);
     } else {
-      left[0] = a[d * features.column_stride];
-      right[0] = b[d * features.column_stride];
+#pragma unroll
+      for (int e = 0; e < kElements; ++e) {
+        const bool inside = d + e < features.dim;
+        left[e] = inside ? a[(d + e) * features.column_stride] : T{};
+        right[e] = inside ? b[(d + e) * features.column_stride] : T{};
+      }
     }
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) sum += to_float(left[e]) * to_float(right[e]);
+    for (int e = 0; e < kElements; ++e) sum = fmaf(to_float(left[e]), to_float(right[e]), sum);
   }
 #pragma unroll
   for (int distance = kWarpSize / 2; distance > 0; distance /= 2) {
@@ -76,111 +96,117 @@ __device__ float warp_dot(const Features<T>& features, const T* a, const T* b) {
   return sum;
 }
 
+// Norms, and what is known before the first step. `ranking` tells how many picks an image needs if
+// `selects`; otherwise all of them need num_steps.
 template <class T, bool kAligned>
 __global__ __launch_bounds__(kStepThreads) void prepare_kernel(Features<T> features, Mask valid,
+                                                               Ranking ranking, bool selects,
                                                                Progress progress,
                                                                int64_t first_image,
-                                                               int64_t blocks_per_image) {
-  const int64_t slot = blockIdx.x / blocks_per_image;
-  const int64_t index = blockIdx.x % blocks_per_image;
+                                                               unsigned blocks_per_image) {
+  const unsigned slot = blockIdx.x / blocks_per_image;
+  const auto index = static_cast<int32_t>(blockIdx.x % blocks_per_image);
   const int64_t image = first_image + slot;
-  const int64_t num_tokens = features.num_tokens;
+  const int32_t num_tokens = features.num_tokens;
   Block<kStepThreads, 1>::Shared unused;
   const Block<kStepThreads, 1> block(unused);
-  const int64_t first = index * kStepTokens;
-  const int64_t last = first + kStepTokens < num_tokens ? first + kStepTokens : num_tokens;
-  block.each_warp(first, last, [&](int64_t n, bool is_leader) {
+  const int32_t first = index * kStepTokens;
+  const int32_t last = first + kStepTokens < num_tokens ? first + kStepTokens : num_tokens;
+  float* norms = progress.norms_of(slot);
+  const Coverage coverage = progress.coverage(slot);
+  block.each_warp(first, last, [&](int32_t n, bool is_leader) {
     const T* row = features.row(image, n);
     const float norm = sqrtf(warp_dot<T, kAligned>(features, row, row));
     if (!is_leader) return;
-    progress.norms[slot * num_tokens + n] = norm;
-    progress.covered[slot * num_tokens + n] = -infinity();
-    progress.free[slot * num_tokens + n] = valid.at(image, n) ? 1 : 0;
+    norms[n] = norm;
+    coverage.covered[n] = -infinity();
+    coverage.free[n] = valid.at(image, n) ? 1 : 0;
   });
-  const int64_t stride = blocks_per_image * kStepThreads;
-  const int64_t words = num_words(num_tokens);
-  for (int64_t i = index * kStepThreads + threadIdx.x; i < progress.num_steps; i += stride) {
-    progress.keys[slot * progress.num_steps + i] = kRetired;
-  }
-  for (int64_t i = index * kStepThreads + threadIdx.x; i < words; i += stride) {
-    progress.kept[slot * words + i] = 0;
-    progress.pivot_bits[slot * words + i] = 0;
+
+  const int64_t start = int64_t{index} * kStepThreads + threadIdx.x;
+  const int64_t stride = int64_t{blocks_per_image} * kStepThreads;
+  uint64_t* keys = progress.keys_of(slot);
+  for (int64_t i = start; i < progress.num_steps; i += stride) keys[i] = kRetired;
+  const KeptTokens tokens = progress.kept_of(slot);
+  for (int64_t i = start; i < tokens.words; i += stride) tokens.kept[i] = tokens.pivots[i] = 0;
+  if (start == 0) {
+    progress.num_picks[slot] =
+        selects ? ImageBudget::of(ranking.budget, ranking.pivot_counts, image).picks(num_tokens)
+                : progress.num_steps;
   }
 }
 
 // Step 0 compares with the tokens selected before, each other one with the pick of the one before.
 template <class T, bool kAligned, class Index>
-__global__ __launch_bounds__(kStepThreads) void cover_kernel(Features<T> features,
-                                                             Selected<Index> selected,
-                                                             Progress progress, int64_t first_image,
-                                                             int64_t blocks_per_image,
-                                                             int64_t step) {
-  const int64_t slot = blockIdx.x / blocks_per_image;
-  const int64_t image = first_image + slot;
-  const int64_t num_tokens = features.num_tokens;
-  uint64_t* keys = progress.keys + slot * progress.num_steps;
+__global__ __launch_bounds__(kStepThreads, kStepBlocks) void cover_kernel(
+    Features<T> features, Selected<Index> selected, Progress progress, int64_t first_image,
+    unsigned blocks_per_image, int32_t step) {
+  const unsigned slot = blockIdx.x / blocks_per_image;
+  // Others of the batch may have larger budgets, or more tokens that are valid.
+  if (step >= progress.num_picks[slot]) return;
+  uint64_t* keys = progress.keys_of(slot);
   const uint64_t latest = step == 0 ? 0 : keys[step - 1];
   if (latest == kRetired) return;
 
   __shared__ typename Block<kStepThreads, 1>::Shared shared;
   Block<kStepThreads, 1> block(shared);
-  const float* norms = progress.norms + slot * num_tokens;
-  const int64_t first = blockIdx.x % blocks_per_image * kStepTokens;
-  const int64_t last = first + kStepTokens < num_tokens ? first + kStepTokens : num_tokens;
+  const int64_t image = first_image + slot;
+  const int32_t num_tokens = features.num_tokens;
+  const float* norms = progress.norms_of(slot);
+  const int32_t first = static_cast<int32_t>(blockIdx.x % blocks_per_image) * kStepTokens;
+  const int32_t last = first + kStepTokens < num_tokens ? first + kStepTokens : num_tokens;
   const uint64_t warp_best = cover_tokens(
       block, first, last, step == 0 ? selected.width : 1,
-      [&](int64_t i) { return step == 0 ? selected.at(image, i, num_tokens) : key_index(latest); },
-      [&](int64_t n, int64_t other) {
+      [&](int64_t i) {
+        return step == 0 ? selected.at(image, i, num_tokens)
+                         : static_cast<int32_t>(key_index(latest));
+      },
+      [&](int32_t n, int32_t other) {
         return cosine(
             warp_dot<T, kAligned>(features, features.row(image, n), features.row(image, other)),
             norms[n], norms[other]);
       },
-      {progress.covered + slot * num_tokens, progress.free + slot * num_tokens});
+      progress.coverage(slot));
   const uint64_t best = block.minimum([&](int) { return warp_best; });
   if (threadIdx.x == 0 && best != kRetired) {
+    static_assert(sizeof(unsigned long long) == sizeof(uint64_t));
     atomicMin(reinterpret_cast<unsigned long long*>(keys + step),
               static_cast<unsigned long long>(best));
   }
 }
 
-static_assert(sizeof(unsigned long long) == sizeof(uint64_t));
-
 static __global__ __launch_bounds__(kFinishThreads) void finish_picks_kernel(Progress progress,
                                                                              int64_t first_image,
-                                                                             int64_t* picks) {
-  const uint64_t* keys = progress.keys + blockIdx.x * progress.num_steps;
-  int64_t* row = picks + (first_image + blockIdx.x) * progress.num_steps;
-  for (int64_t step = threadIdx.x; step < progress.num_steps; step += kFinishThreads) {
-    row[step] = keys[step] == kRetired ? -1 : key_index(keys[step]);
+                                                                             int64_t* picks,
+                                                                             int64_t width) {
+  const uint64_t* keys = progress.keys_of(blockIdx.x);
+  int64_t* row = picks + (first_image + blockIdx.x) * width;
+  for (int64_t step = threadIdx.x; step < width; step += kFinishThreads) {
+    const bool is_pick = step < progress.num_steps && keys[step] != kRetired;
+    row[step] = is_pick ? key_index(keys[step]) : -1;
   }
 }
 
 static __global__ __launch_bounds__(kFinishThreads) void finish_selection_kernel(
     Progress progress, Ranking ranking, int64_t first_image, Outputs outputs) {
   __shared__ int32_t totals[kFinishThreads];
-  const int64_t image = first_image + blockIdx.x;
-  const int64_t words = num_words(progress.num_tokens);
-  const ImageBudget budget = ImageBudget::of(ranking.budget, ranking.pivot_counts, image);
-  uint32_t* kept = progress.kept + blockIdx.x * words;
-  uint32_t* pivot_bits = progress.pivot_bits + blockIdx.x * words;
-  const int32_t* pivots = ranking.pivots + image * ranking.width;
-  const uint64_t* keys = progress.keys + blockIdx.x * progress.num_steps;
-  for (int64_t slot = threadIdx.x; slot < budget.pivots; slot += kFinishThreads) {
-    const int32_t n = pivots[slot];
-    if (n < 0) continue;
-    atomicOr(&kept[n / 32], 1U << n % 32);
-    atomicOr(&pivot_bits[n / 32], 1U << n % 32);
-  }
-  // Later steps are those of images with larger budgets.
-  for (int64_t step = threadIdx.x; step < budget.tokens - budget.pivots; step += kFinishThreads) {
-    if (keys[step] == kRetired) continue;
-    const int64_t n = key_index(keys[step]);
-    atomicOr(&kept[n / 32], 1U << n % 32);
-  }
-  __syncthreads();
   Block<kFinishThreads, 1>::Shared unused;
   Block<kFinishThreads, 1> block(unused);
-  write_selection(block, kept, pivot_bits, words, totals, outputs.row(image));
+  const int64_t image = first_image + blockIdx.x;
+  const ImageBudget budget = ImageBudget::of(ranking.budget, ranking.pivot_counts, image);
+  const KeptTokens tokens = progress.kept_of(blockIdx.x);
+  const uint64_t* keys = progress.keys_of(blockIdx.x);
+  mark_pivots(block, ranking.pivots + image * ranking.width, budget.pivots, tokens);
+  if (budget.keeps_all(progress.num_tokens)) {
+    mark_kept(
+        block, progress.num_tokens, [&](int32_t n) { return ranking.valid.at(image, n); }, tokens);
+  }
+  for (int32_t step = threadIdx.x; step < progress.num_steps; step += kFinishThreads) {
+    if (keys[step] != kRetired)
+      block.set_bit(tokens.kept, static_cast<int32_t>(key_index(keys[step])));
+  }
+  __syncthreads();
+  write_selection(block, tokens, totals, outputs.row(image));
 }
 
 }  // namespace clasp::cuda

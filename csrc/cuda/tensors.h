@@ -17,10 +17,10 @@ struct Features {
   int64_t image_stride;
   int64_t token_stride;
   int64_t column_stride;
-  int64_t num_tokens;
-  int64_t dim;
+  int32_t num_tokens;
+  int32_t dim;
 
-  CLASP_DEVICE const T* row(int64_t image, int64_t n) const {
+  CLASP_DEVICE const T* row(int64_t image, int32_t n) const {
     return data + image * image_stride + n * token_stride;
   }
 };
@@ -32,7 +32,7 @@ struct Salience {
   int64_t image_stride;
   int64_t token_stride;
 
-  CLASP_DEVICE float at(int64_t image, int64_t n) const {
+  CLASP_DEVICE float at(int64_t image, int32_t n) const {
     const int64_t offset = image * image_stride + n * token_stride;
     switch (scalar) {
       case Scalar::bfloat16:
@@ -51,7 +51,7 @@ struct Mask {
   int64_t image_stride;
   int64_t token_stride;
 
-  CLASP_DEVICE bool at(int64_t image, int64_t n) const {
+  CLASP_DEVICE bool at(int64_t image, int32_t n) const {
     return data == nullptr || data[image * image_stride + n * token_stride] != 0;
   }
 };
@@ -65,9 +65,9 @@ struct Selected {
   int64_t width;
 
   // Negative for what is no token.
-  CLASP_DEVICE int64_t at(int64_t image, int64_t slot, int64_t num_tokens) const {
+  CLASP_DEVICE int32_t at(int64_t image, int64_t slot, int32_t num_tokens) const {
     const int64_t n = data[image * image_stride + slot * slot_stride];
-    return n < num_tokens ? n : -1;
+    return n >= 0 && n < num_tokens ? static_cast<int32_t>(n) : -1;
   }
 };
 

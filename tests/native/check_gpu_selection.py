@@ -19,6 +19,16 @@ def check_every_tile_pair_once(core: ModuleType, isa: str) -> None:
         assert all(0 <= row <= column < num_blocks for row, column in pairs)
 
 
+def check_gpu_similarities_are_symmetric_to_the_bit(core: ModuleType, isa: str) -> None:
+    for num_tokens in (1, 4, 11):
+        values = np.random.default_rng(10).standard_normal((num_tokens, 33))
+        similarities = np.array(core.gpu_similarities(encode(values, "float32"), "float32"))
+        similarities = similarities.reshape(num_tokens, num_tokens)
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        np.testing.assert_allclose(similarities, unit @ unit.T, atol=1e-5)
+        assert (similarities == similarities.T).all()
+
+
 def check_gpu_picks_where_similarities_are_exact(core: ModuleType, isa: str) -> None:
     rng = np.random.default_rng(11)
     for trial in range(120):

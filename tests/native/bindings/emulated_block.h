@@ -48,9 +48,11 @@ class EmulatedBlock {
   }
 
   template <class Body>
-  void each_warp(int64_t first, int64_t last, const Body& body) const {
-    for (int64_t i = first; i < last; ++i) body(backwards_ ? first + last - 1 - i : i, true);
+  void each_warp(int32_t first, int32_t last, const Body& body) const {
+    for (int32_t i = first; i < last; ++i) body(backwards_ ? first + last - 1 - i : i, true);
   }
+
+  void set_bit(uint32_t* words, int32_t n) const { words[n / 32] |= 1U << n % 32; }
 
  private:
   bool backwards_;
