@@ -57,9 +57,10 @@ format: $(REQUIREMENTS)  ## Let ruff and clang-format rewrite the sources
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CPP_FILES)
 
-compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and compiler, and Triton kernels for GPUs
+compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and compiler, and kernels for GPUs
 	$(PY) tools/compile_check.py
 	$(PY) tools/triton_check.py
+	$(PY) tools/cuda_check.py
 
 clean:  ## Remove what was built, not the environment
 	rm -rf build dist out *.egg-info clasp_kernels/_C*.so clasp_kernels/_build_info.py

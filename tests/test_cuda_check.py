@@ -1,0 +1,129 @@
+"""The check of the CUDA kernels must fail on what would be slow on a GPU, and say where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cuda_check
+import pytest
+from triton_case import Exemption, FewWarps, Spills
+
+needs_nvcc = pytest.mark.skipif(cuda_check.find_nvcc() is None, reason="nvcc is not installed")
+
+# Every one of COUNT values of a thread is needed after the last has been read.
+KERNELS = """
+namespace clasp::cuda {{
+namespace {{
+
+template <int COUNT>
+__device__ void reverse(float* values) {{
+  float mine[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) mine[i] = values[i * 4096 + threadIdx.x];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) values[i * 4096 + threadIdx.x] = mine[COUNT - 1 - i];
+}}
+
+__global__ __launch_bounds__(128) void sound_kernel(float* values) {{
+  __shared__ float first[128];
+  first[threadIdx.x] = values[threadIdx.x];
+  __syncthreads();
+  values[threadIdx.x] = first[127 - threadIdx.x];
+}}
+
+{kernels}
+
+}}  // namespace
+void* kernels[] = {{(void*)&sound_kernel, {names}}};
+}}  // namespace clasp::cuda
+"""
+GREEDY = """template <int COUNT>
+__global__ __launch_bounds__(256) void greedy_kernel(float* values) { reverse<COUNT>(values); }"""
+SPILLING = """
+__global__ __launch_bounds__(1024) void spilling_kernel(float* values) { reverse<100>(values); }"""
+UNBOUNDED = "__global__ void unbounded_kernel(float* values) { values[0] = 0; }"
+WARNS = """
+__global__ __launch_bounds__(32) void warns_kernel(float* values) { int idle; values[0] = 0; }"""
+
+
+@pytest.fixture
+def check(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    def run(
+        kernels: str, *names: str, exceptions: list[Exemption] | None = None
+    ) -> tuple[int, str]:
+        folder = tmp_path / "cuda"
+        folder.mkdir()
+        addresses = ", ".join(f"(void*)&{name}" for name in names)
+        text = KERNELS.format(kernels=kernels, names=addresses)
+        (folder / "kernels.cu").write_text(text)
+        monkeypatch.setattr(cuda_check, "CSRC", tmp_path)
+        monkeypatch.setattr(cuda_check, "EXCEPTIONS", exceptions or [])
+        status = cuda_check.main()
+        return status, capsys.readouterr().out
+
+    return run
+
+
+@needs_nvcc
+def test_sound_kernels_pass(check: Callable[..., tuple[int, str]]) -> None:
+    status, output = check("")
+    assert status == 0, output
+    assert [line.split()[:3] for line in output.splitlines()] == [
+        ["ok", f"sm_{architecture}", "sound_kernel"] for architecture in ("100", "80", "90a")
+    ]
+    assert "4 of 64 warps" in output and "0.5 KiB shared" in output, output
+
+
+@needs_nvcc
+def test_spills_and_few_warps_fail(check: Callable[..., tuple[int, str]]) -> None:
+    status, output = check(GREEDY + SPILLING, "greedy_kernel<180>", "spilling_kernel")
+    assert status == 1, output
+    failed = {tuple(line.split()[2:4]) for line in output.splitlines() if line[:6] == "FAILED"}
+    assert failed == {
+        (f"sm_{architecture}", f"{kernel}_kernel")
+        for architecture in cuda_check.ARCHITECTURES
+        for kernel in ("greedy", "spilling")
+    }
+    assert "sm_80, sm_90a, sm_100: greedy_kernel<180>: " in output, output
+
+
+@needs_nvcc
+def test_exceptions_are_listed_and_have_to_be_needed(
+    check: Callable[..., tuple[int, str]],
+) -> None:
+    exceptions = [
+        FewWarps("greedy_kernel", 8, "It has nothing to wait for."),
+        Spills("greedy_kernel", 100, "Long ago it did."),
+    ]
+    status, output = check(GREEDY, "greedy_kernel<180>", exceptions=exceptions)
+    assert status == 1, output
+    assert "FAILED" not in output, output
+    assert "greedy_kernel may leave 8 of 64 warps: It has nothing to wait for." in output, output
+    assert "greedy_kernel may spill 100 bytes, which it need not; remove it" in output, output
+
+
+@needs_nvcc
+def test_warnings_fail(check: Callable[..., tuple[int, str]]) -> None:
+    status, output = check(WARNS, "warns_kernel")
+    assert status == 1
+    assert "idle" in output, output
+
+
+@needs_nvcc
+def test_a_kernel_has_to_say_how_many_threads_it_runs(
+    check: Callable[..., tuple[int, str]],
+) -> None:
+    with pytest.raises(RuntimeError, match=r"unbounded_kernel.* has no __launch_bounds__"):
+        check(UNBOUNDED, "unbounded_kernel")
+
+
+def test_without_nvcc_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_check, "find_nvcc", lambda: None)
+    assert cuda_check.main() == 0
+    assert capsys.readouterr().out.startswith("not checked: CUDA kernels: nvcc not found")

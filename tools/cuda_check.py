@@ -1,0 +1,204 @@
+"""Compile the CUDA kernels for every GPU architecture we name; run nothing, need no GPU.
+
+Every source in csrc/cuda/ is compiled against the torch that is installed, a CPU build too, with
+warnings as errors. What ptxas then says of a kernel must not be that it
+
+- spills registers, or keeps arrays in local memory;
+- uses so many registers that less than half the warps fit on a multiprocessor
+  (triton_resources.py says precisely what that means),
+
+unless EXCEPTIONS says why it may; an exception that nothing needs fails as well.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from triton_case import Exemption
+from triton_check import Line, excesses
+from triton_resources import Resources
+
+ROOT = Path(__file__).resolve().parent.parent
+CSRC = ROOT / "csrc"
+ARCHITECTURES = ("80", "90a", "100")
+WARP = 32
+STRICT = ("-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
+
+EXCEPTIONS: list[Exemption] = []
+
+# ptxas -v: each kernel's three lines.
+_KERNEL = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<spilled>\d+) bytes spill stores.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+_SHARED = re.compile(r"(\d+) bytes smem")
+# The block size that __launch_bounds__ promises.
+_THREADS = re.compile(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)")
+
+
+class Task(NamedTuple):
+    source: Path
+    architecture: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    """As C++ writes it, without namespaces and parameters."""
+    resources: Resources
+
+
+@dataclass(frozen=True)
+class Result:
+    task: Task
+    kernels: list[Kernel]
+    error: str
+    """The compiler's words, or nothing."""
+    seconds: float
+
+
+def find_nvcc() -> str | None:
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    folders = [os.path.join(home, "bin") for home in homes if home]
+    return shutil.which("nvcc", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+
+
+def compile_source(task: Task, command: list[str]) -> Result:
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        target = f"arch=compute_{task.architecture},code=sm_{task.architecture}"
+        done = subprocess.run(
+            [
+                *(*command, f"-gencode={target}", "-Xptxas=-v", "--keep", "--keep-dir", folder),
+                *("-c", str(task.source), "-o", os.path.join(folder, "object.o")),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        if done.returncode != 0:
+            return Result(task, [], output.strip(), time.perf_counter() - start)
+        ptx = "".join(path.read_text() for path in Path(folder).glob("*.ptx"))
+    kernels = read_kernels(output, ptx, capability=int(task.architecture.rstrip("a")))
+    return Result(task, kernels, "", time.perf_counter() - start)
+
+
+def read_kernels(ptxas: str, ptx: str, *, capability: int) -> list[Kernel]:
+    """From what ptxas said, and from the PTX, which alone has the block sizes."""
+    threads = {name: int(size) for name, size in _THREADS.findall(ptx)}
+    kernels = []
+    for found in _KERNEL.finditer(ptxas):
+        shared = _SHARED.search(found["rest"])
+        if found["name"] not in threads:
+            raise RuntimeError(f"{found['name']} has no __launch_bounds__.")
+        resources = Resources(
+            capability,
+            int(found["registers"]),
+            # The stack holds what is spilled, and arrays.
+            max(int(found["stack"]), int(found["spilled"])),
+            int(shared[1]) if shared else 0,
+            -(-threads[found["name"]] // WARP),
+        )
+        kernels.append(Kernel(found["name"], resources))
+    if len(kernels) != ptxas.count("Compiling entry function"):
+        raise RuntimeError(f"ptxas says what is not understood here:\n{ptxas}")
+    names = demangle([kernel.name for kernel in kernels])
+    return [Kernel(name, kernel.resources) for name, kernel in zip(names, kernels, strict=True)]
+
+
+def demangle(symbols: list[str]) -> list[str]:
+    """Their names, or themselves where binutils are not installed."""
+    if not shutil.which("c++filt"):
+        return symbols
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(symbols), capture_output=True, text=True, check=True
+    )
+    return [short(name) for name in done.stdout.splitlines()]
+
+
+def short(signature: str) -> str:
+    name = signature.replace("(anonymous namespace)::", "").partition("(")[0]
+    return re.sub(r"\b(void |clasp::|cuda::)", "", name)
+
+
+def report(results: list[Result], exceptions: list[Exemption]) -> bool:
+    """One line per kernel and architecture, then what failed; True if nothing did."""
+    lines: dict[tuple[str, str], Line] = {}
+    problems: dict[str, dict[str, list[str]]] = {}  # what: where: the architectures
+    needed = set()
+    for result in results:
+        source, architecture = result.task.source.name, result.task.architecture
+        if result.error:
+            problems.setdefault(result.error, {}).setdefault(source, []).append(architecture)
+        for kernel in result.kernels:
+            name = kernel.name.partition("<")[0]
+            line = lines.setdefault((name, architecture), Line())
+            line.variants[kernel.name] = kernel.resources
+            line.seconds += result.seconds / len(result.kernels)
+            exempt = [
+                exemption
+                for exemption in exceptions
+                if exemption.kernel == name
+                and kernel.resources.capability in exemption.capabilities
+                and exemption.concerns(kernel.resources)
+            ]
+            needed.update(exempt)
+            found = excesses(kernel.resources, exempt)
+            line.num_problems += len(found)
+            for problem, detail in found:
+                where = problems.setdefault(f"{name} {problem}", {})
+                where.setdefault(f"{kernel.name}: {detail}", []).append(architecture)
+    for (name, architecture), line in sorted(lines.items()):
+        verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"
+        print(f"{verdict:<12} sm_{architecture:<4} {name:<44} {line}")
+    for exemption in exceptions:
+        print(f"{'excepted':<12} {exemption.kernel} {exemption}: {exemption.reason}")
+    for problem, where in problems.items():
+        print(f"\n{problem}")
+        for text, architectures in where.items():
+            print(f"  {', '.join(f'sm_{each}' for each in architectures)}: {text}")
+    stale = [each for each in exceptions if each not in needed]
+    for exemption in stale:
+        print(f"\n{exemption.kernel} {exemption}, which it need not; remove it from EXCEPTIONS.")
+    return not (problems or stale)
+
+
+def main() -> int:
+    sources = sorted((CSRC / "cuda").glob("*.cu"))
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("not checked: CUDA kernels: nvcc not found (install a CUDA toolkit, set CUDA_HOME)")
+        return 0
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    _, includes, _ = build["find_torch"]()
+    command = [
+        *(nvcc, "-std=c++20", "-O3", "-DUSE_CUDA", *build["DEFINES"], *STRICT, f"-I{CSRC}"),
+        *(flag for path in includes for flag in ("-isystem", path)),
+    ]
+    tasks = [Task(source, each) for source in sources for each in ARCHITECTURES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(lambda task: compile_source(task, command), tasks))
+    if report(results, EXCEPTIONS):
+        return 0
+    print(f"\nThe compiler was called as {shlex.join(command)}")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
