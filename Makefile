@@ -22,7 +22,7 @@ SETUP = $(firstword $(wildcard $(PY)) $(PYTHON)) tools/setup_env.py --venv $(VEN
 # compiled extension is gone, are installed again.
 REQUIREMENTS := $(VENV)/.clasp-kernels-requirements
 PACKAGE := $(VENV)/.clasp-kernels-package
-ifneq ($(shell cat $(PACKAGE) 2>/dev/null)$(if $(wildcard clasp_kernels/_C*.so),,no extension),$(CURDIR))
+ifneq ($(shell cat $(PACKAGE) 2>/dev/null)$(if $(wildcard clasp_kernels/_C.*so),,no extension),$(CURDIR))
 $(PACKAGE): FORCE
 endif
 
@@ -71,7 +71,7 @@ $(REQUIREMENTS): pyproject.toml tools/setup_env.py
 	$(SETUP) requirements --torch '$(TORCH)'
 	@touch $@
 
-$(PACKAGE): $(REQUIREMENTS) setup.py $(shell find csrc -type f)
+$(PACKAGE): $(REQUIREMENTS) setup.py tools/cuda_toolkit.py $(shell find csrc -type f)
 	$(SETUP) package
 	@echo '$(CURDIR)' > $@
 

@@ -1,8 +1,9 @@
-"""Builds ``clasp_kernels/_C.abi3.so`` with ninja; all metadata is in pyproject.toml.
+"""Builds ``clasp_kernels/_C.abi3.so`` with ninja, and where there is a CUDA toolkit
+``_C_cuda.abi3.so`` with it; all metadata is in pyproject.toml.
 
-The extension targets LibTorch's stable ABI and Python's limited API, so one wheel serves every
-Python from 3.10 and every torch from 2.10. torch is looked at when the extension is compiled and
-not before: metadata and source distributions need neither torch nor a compiler.
+The extensions target LibTorch's stable ABI and Python's limited API, so one wheel serves every
+Python from 3.10 and every torch from 2.10. torch is looked at when they are compiled and not
+before: metadata and source distributions need neither torch nor a compiler.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
+if TYPE_CHECKING:
+    from cuda_toolkit import Toolkit
+
 ROOT = Path(__file__).resolve().parent
 MINIMUM_TORCH = (2, 10)
+CPU_EXTENSION = "clasp_kernels._C"
+CUDA_EXTENSION = "clasp_kernels._C_cuda"
 
 DEFINES = [
     f"-DTORCH_TARGET_VERSION=0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000",
@@ -40,19 +47,31 @@ CXX_FLAGS = [
     "-Wall",
     "-Wextra",
 ]
+NVCC_FLAGS = [
+    *("-std=c++20", "-O3", "-DUSE_CUDA"),
+    *("-Xcompiler=-fPIC", "-Xcompiler=-fvisibility=hidden"),
+    "-Xcompiler=-fvisibility-inlines-hidden",
+]
 
 NINJA_FILE = """\
 ninja_required_version = 1.5
 builddir = {build_dir}
 cxx = {cxx}
 cxx_flags = {cxx_flags}
-link_flags = {link_flags}
+nvcc = {nvcc}
+nvcc_flags = {nvcc_flags}
 
 rule compile
   command = $cxx -MD -MF $out.d $cxx_flags -c $in -o $out
   depfile = $out.d
   deps = gcc
   description = CXX $out
+
+rule compile_cuda
+  command = $nvcc -MD -MF $out.d $nvcc_flags -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = NVCC $out
 
 rule link
   command = $cxx -shared $in -o $out $link_flags
@@ -97,6 +116,26 @@ def find_compiler() -> list[str]:
     fail("no C++ compiler was found; install g++ (10 or later) or clang++, or set CXX.")
 
 
+def find_cuda(torch_version: str) -> tuple[Toolkit | None, str]:
+    """What compiles the CUDA kernels, or why they are left out."""
+    # As it is needed, because whoever reads the flags above may have this file alone.
+    sys.path.insert(0, str(ROOT / "tools"))
+    import cuda_toolkit
+    import torch
+
+    try:
+        wanted = cuda_toolkit.wanted(os.environ)
+        if wanted == "0":
+            return None, f"{cuda_toolkit.BUILD}=0"
+        return cuda_toolkit.find(os.environ, torch_version, torch.version.cuda), ""
+    except cuda_toolkit.Missing as missing:
+        if wanted == "1":
+            fail(f"{cuda_toolkit.BUILD}=1, but {missing.problem}; {missing.remedy}.")
+        return None, missing.problem
+    except ValueError as error:
+        fail(str(error))
+
+
 def find_ninja() -> str:
     try:
         import ninja
@@ -130,55 +169,79 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
+def quote(command: list[str]) -> str:
+    return shlex.join(command).replace("$", "$$")
+
+
 class NinjaBuildExt(build_ext):
     """Compiles and links in ``build/``, where ninja rebuilds only what changed, then copies."""
 
-    def build_extension(self, ext: Extension) -> None:
+    def build_extensions(self) -> None:
         torch_version, include_dirs, library_dirs = find_torch()
         compiler = find_compiler()
-        library = self.run_ninja(
-            ext, torch_version, compiler, [*include_dirs, find_python_include()], library_dirs
-        )
-        target = Path(self.get_ext_fullpath(ext.name))
-        self.mkpath(str(target.parent))
-        self.copy_file(str(library), str(target))
-        self.write_build_info(ext, torch_version, describe_compiler(compiler))
+        cuda, problem = find_cuda(torch_version)
+        if cuda is None:
+            self.extensions = [ext for ext in self.extensions if ext.name != CUDA_EXTENSION]
+        include_dirs = [*include_dirs, find_python_include()]
+        build_dir = self.run_ninja(torch_version, compiler, include_dirs, library_dirs, cuda)
+        for ext in self.extensions:
+            target = Path(self.get_ext_fullpath(ext.name))
+            self.mkpath(str(target.parent))
+            self.copy_file(str(build_dir / target.name), str(target))
+        self.write_build_info(torch_version, describe_compiler(compiler), cuda, problem)
+        # Standard output, as nothing is wrong; pip shows it with -v.
+        for sentence in cuda.left_out if cuda else ():
+            print(f"clasp_kernels: {sentence}")
+        if cuda is None and os.environ.get("CLASP_KERNELS_BUILD_CUDA") != "0":
+            print(f"clasp_kernels: built without CUDA kernels: {problem}")
 
     def run_ninja(
         self,
-        ext: Extension,
         torch_version: str,
         compiler: list[str],
         include_dirs: list[str],
         library_dirs: list[str],
+        cuda: Toolkit | None,
     ) -> Path:
+        """The directory in which every extension's library lies then."""
         # System includes: warnings in torch's headers are not ours to fix.
         system = [flag for path in include_dirs for flag in ("-isystem", path)]
-        cxx_flags = [*CXX_FLAGS, *DEFINES, f"-I{ROOT / 'csrc'}", *system]
-        cxx_flags += shlex.split(os.environ.get("CXXFLAGS", ""))
-        link_flags = [*(f"-L{path}" for path in library_dirs), "-ltorch_cpu", "-ltorch"]
-        link_flags += shlex.split(os.environ.get("LDFLAGS", ""))
-
+        shared = [*DEFINES, f"-I{ROOT / 'csrc'}", *system]
+        cxx_flags = [*CXX_FLAGS, *shared, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        link_flags = [f"-L{path}" for path in library_dirs]
         # pip gives editable builds a fresh temporary directory each time; a directory of our own,
         # one per torch, is what makes a second build free.
         parts = [torch_version, *compiler, *include_dirs]
+        nvcc_flags = []
+        if cuda is not None:
+            nvcc_flags = [*NVCC_FLAGS, *shared, *cuda.compile_flags(compiler)]
+            nvcc_variables = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
+            parts += [cuda.nvcc, cuda.version]
+            parts += [os.environ.get(name, "") for name in nvcc_variables]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
         build_dir = ROOT / "build" / f"native-{platform.machine()}-{key}"
-        library = build_dir / Path(self.get_ext_filename(ext.name)).name
-        objects = {source: build_dir / f"{source}.o" for source in ext.sources}
-        edges = [
-            f"build {ninja_escape(str(output))}: compile {ninja_escape(str(ROOT / source))}"
-            for source, output in objects.items()
-        ]
-        inputs = " ".join(ninja_escape(str(output)) for output in objects.values())
-        edges.append(f"build {ninja_escape(str(library))}: link {inputs}")
+
+        edges = []
+        for ext in self.extensions:
+            objects = [ninja_escape(str(build_dir / f"{source}.o")) for source in ext.sources]
+            for source, output in zip(ext.sources, objects, strict=True):
+                rule = "compile_cuda" if source.endswith(".cu") else "compile"
+                edges.append(f"build {output}: {rule} {ninja_escape(str(ROOT / source))}")
+            library = build_dir / Path(self.get_ext_filename(ext.name)).name
+            flags = [*link_flags, *(f"-l{name}" for name in ext.libraries)]
+            if cuda is not None and ext.name == CUDA_EXTENSION:
+                flags += cuda.link_flags()
+            flags += shlex.split(os.environ.get("LDFLAGS", ""))
+            edges.append(f"build {ninja_escape(str(library))}: link {' '.join(objects)}")
+            edges.append(f"  link_flags = {quote(flags)}")
         write_if_changed(
             build_dir / "build.ninja",
             NINJA_FILE.format(
                 build_dir=ninja_escape(str(build_dir)),
-                cxx=shlex.join(compiler).replace("$", "$$"),
-                cxx_flags=shlex.join(cxx_flags).replace("$", "$$"),
-                link_flags=shlex.join(link_flags).replace("$", "$$"),
+                cxx=quote(compiler),
+                cxx_flags=quote(cxx_flags),
+                nvcc=quote([cuda.nvcc] if cuda else []),
+                nvcc_flags=quote(nvcc_flags),
                 edges="\n".join(edges),
             ),
         )
@@ -187,22 +250,31 @@ class NinjaBuildExt(build_ext):
             command += ["-j", jobs]
         if subprocess.run(command, check=False).returncode != 0:
             fail("the extension did not compile; the compiler's message is above.")
-        return library
+        return build_dir
 
-    def write_build_info(self, ext: Extension, torch_version: str, compiler: str) -> None:
-        """What the loader reports when the extension and the running torch do not fit."""
+    def write_build_info(
+        self, torch_version: str, compiler: str, cuda: Toolkit | None, problem: str
+    ) -> None:
+        """What the loader reports when the extensions and the running torch do not fit."""
         text = (
-            '"""Written by setup.py when the extension was built."""\n\n'
+            '"""Written by setup.py when the extensions were built."""\n\n'
             f'TORCH_VERSION = "{torch_version}"\n'
             f"COMPILER = {compiler!r}\n"
+            f"CUDA_VERSION = {cuda.version if cuda else None!r}\n"
+            f"CUDA_ARCHITECTURES = {tuple(map(str, cuda.architectures)) if cuda else ()!r}\n"
+            f"CUDA_PROBLEM = {problem!r}\n"
         )
-        write_if_changed(Path(self.get_ext_fullpath(ext.name)).parent / "_build_info.py", text)
+        write_if_changed(Path(self.get_ext_fullpath(CPU_EXTENSION)).parent / "_build_info.py", text)
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
-        for ext in self.extensions:
-            built = Path(self.build_lib, self.get_ext_filename(ext.name)).parent / "_build_info.py"
-            write_if_changed(ROOT / "clasp_kernels" / built.name, built.read_text())
+        names = [Path(self.get_ext_filename(ext.name)).name for ext in self.extensions]
+        # One of an earlier build would be loaded beside a build info that does not know it.
+        for library in (ROOT / "clasp_kernels").glob("_C_cuda.*"):
+            if library.name not in names:
+                library.unlink()
+        built = Path(self.build_lib, "clasp_kernels", "_build_info.py")
+        write_if_changed(ROOT / "clasp_kernels" / built.name, built.read_text())
 
 
 class FreshBuildPy(build_py):
@@ -215,18 +287,27 @@ class FreshBuildPy(build_py):
         super().run()
 
 
+def sources_in(folder: str) -> list[str]:
+    paths = [*(ROOT / folder).glob("*.cpp"), *(ROOT / folder).glob("*.cu")]
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+
 # Guarded, so that tools/compile_check.py can read the flags above.
 if __name__ == "__main__":
     setup(
         ext_modules=[
             Extension(
-                "clasp_kernels._C",
-                sources=[
-                    str(path.relative_to(ROOT))
-                    for path in sorted((ROOT / "csrc/cpu").glob("*.cpp"))
-                ],
+                CPU_EXTENSION,
+                sources=sources_in("csrc/cpu"),
+                libraries=["torch_cpu", "torch"],
                 py_limited_api=True,
-            )
+            ),
+            Extension(  # left out where it cannot be built
+                CUDA_EXTENSION,
+                sources=sources_in("csrc/cuda"),
+                libraries=["torch_cuda", "torch_cpu", "torch"],
+                py_limited_api=True,
+            ),
         ],
         cmdclass={"build_ext": NinjaBuildExt, "build_py": FreshBuildPy},
         options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -1,11 +1,11 @@
-"""Finds and loads the C++ extension, and explains itself where that fails."""
+"""Finds and loads the C++ extension for the CPU, and explains itself where that fails."""
 
 from __future__ import annotations
 
 import ctypes
 import runpy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -59,22 +59,14 @@ def load() -> NativeStatus:
 
 
 def _load(package: Path) -> NativeStatus:
-    path = _find(package)
+    path = find(package, "_C")
     if path is None:
         return NativeStatus(False, f"there is no _C extension in {package}. {REBUILD}", None)
-    built_with = _built_with(package)
-    try:
-        torch.ops.load_library(str(path))
-    except (OSError, RuntimeError) as error:
-        cause = error.__cause__ or error
-        return NativeStatus(
-            False,
-            f"{path.name}, built with torch {built_with}, does not load under torch "
-            f"{torch.__version__} ({cause}). {REBUILD}",
-            path,
-        )
-    reason = f"{path.name}, built with torch {built_with}"
-    return NativeStatus(True, reason, path, *_capability(path))
+    origin = f"{path.name}, built with torch {built_with(package)}"
+    if problem := load_library(path):
+        reason = f"{origin}, does not load under torch {torch.__version__} ({problem}). {REBUILD}"
+        return NativeStatus(False, reason, path)
+    return NativeStatus(True, origin, path, *_capability(path))
 
 
 def _capability(path: Path) -> tuple[str | None, str]:
@@ -90,15 +82,28 @@ def _capability(path: Path) -> tuple[str | None, str]:
     return used and used.decode(), problem().decode()
 
 
-def _find(package: Path) -> Path | None:
-    """``_C.abi3.so`` or ``_C.cpython-*.so``, but not ``_C_cuda.*``."""
-    found = (path for path in package.glob("_C.*") if path.suffix in (".so", ".pyd"))
+def find(package: Path, name: str) -> Path | None:
+    """For "_C" ``_C.abi3.so`` or ``_C.cpython-*.so``, but not ``_C_cuda.*``."""
+    found = (path for path in package.glob(f"{name}.*") if path.suffix in (".so", ".pyd"))
     return next(iter(sorted(found)), None)
 
 
-def _built_with(package: Path) -> str:
-    """The torch version that setup.py wrote next to the extension."""
-    info = package / "_build_info.py"
-    if not info.is_file():
-        return f"of an unknown version ({info.name} is missing)"
-    return str(runpy.run_path(str(info))["TORCH_VERSION"])
+def load_library(path: Path) -> str:
+    """Why the library cannot be loaded; empty if it was."""
+    try:
+        torch.ops.load_library(str(path))
+    except (OSError, RuntimeError) as error:
+        return str(error.__cause__ or error)
+    return ""
+
+
+def build_info(package: Path) -> dict[str, Any]:
+    """What setup.py wrote next to the extensions; empty where it is missing."""
+    path = package / "_build_info.py"
+    return runpy.run_path(str(path)) if path.is_file() else {}
+
+
+def built_with(package: Path) -> str:
+    """The version of torch that the extensions were built with."""
+    unknown = "of an unknown version (_build_info.py is missing)"
+    return str(build_info(package).get("TORCH_VERSION", unknown))

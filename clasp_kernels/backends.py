@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from . import _native, _triton
+from . import _cuda, _native, _triton
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def overload(op: str, device: torch.device) -> Callable[..., Any]:
     """The torch op to call for tensors on ``device``; raises where the forced backend cannot."""
     forced = _state.forced
     if torch.compiler.is_compiling():
-        _settle(op, device.type, forced)
-        return _resolve(op, forced)
+        return _resolve(op, _settle(op, device.type, forced))
     return _entry_point(op, device, forced)
 
 
@@ -86,21 +85,17 @@ def overload(op: str, device: torch.device) -> Callable[..., Any]:
 # calls for an OpOverload, without its frame in Python: dispatch modes and subclasses see no other.
 @functools.cache
 def _entry_point(op: str, device: torch.device, forced: str) -> Callable[..., Any]:
-    _settle_once(op, device.type, forced)
-    return _resolve(op, forced)._op
+    return _resolve(op, _settle_once(op, device.type, forced))._op
 
 
-def _resolve(op: str, forced: str) -> OpOverload:
-    packet = getattr(torch.ops.clasp_kernels, op)
-    # Not forced, even the reference goes through the dispatcher: an exported graph then finds a
-    # native kernel where it is loaded.
-    return getattr(packet, forced if forced in ("reference", "triton") else "default")
+def _resolve(op: str, name: str) -> OpOverload:
+    return getattr(getattr(torch.ops.clasp_kernels, op), name)
 
 
 # Called for real while tracing: logging and warnings cannot be traced, and who serves an op does
 # not change while the process lives.
-def _settle(op: str, device: str, forced: str) -> None:
-    _settle_once(op, device, forced)
+def _settle(op: str, device: str, forced: str) -> str:
+    return _settle_once(op, device, forced)
 
 
 # What torch.compiler.assume_constant_result does, which imports torch._dynamo and with it Triton.
@@ -108,10 +103,12 @@ _settle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache  # which does not keep exceptions: what cannot serve raises every time
-def _settle_once(op: str, device: str, forced: str) -> None:
-    """Raises if ``op`` cannot be served as forced; says who serves it if nothing is forced."""
+def _settle_once(op: str, device: str, forced: str) -> str:
+    """The name of the overload to call. Raises if ``op`` cannot be served as forced; says who
+    serves it if nothing is forced."""
+    bound = forced if forced in ("reference", "triton") else "default"
     if device == "meta":
-        return
+        return bound
     backend, reason = choose(op, device, forced)
     if backend is None:
         raise RuntimeError(
@@ -123,6 +120,30 @@ def _settle_once(op: str, device: str, forced: str) -> None:
         native = _native.CPU_OPS if device == "cpu" else _triton.TRITON_OPS
         if backend == "reference" and op in native and device in ("cpu", "cuda"):
             _warn_fallback(device)
+        elif backend == "triton" and op in _cuda.CUDA_OPS:
+            _warn_without_cuda()
+        # The dispatcher knows no GPU's age: past a CUDA kernel that this one cannot run, the
+        # overload has to lead.
+        if device == "cuda" and backend != "cuda" and op in _cuda.load().ops:
+            return backend
+    # Not forced, even the reference goes through the dispatcher: an exported graph then finds a
+    # native kernel where it is loaded.
+    return bound
+
+
+@functools.cache
+def _warn_without_cuda() -> None:
+    """Where the extension is there and cannot serve; one that was not built is not missed."""
+    status = _cuda.load()
+    if not (status.loaded or status.failed):
+        return
+    warnings.warn(
+        f"clasp_kernels: {', '.join(_cuda.CUDA_OPS)} go to the triton backend on GPU tensors: "
+        f"{_cuda.problem(_cuda.CUDA_OPS[0], 'cuda')} To accept that without this warning, leave "
+        "the CUDA kernels out (CLASP_KERNELS_BUILD_CUDA=0).",
+        RuntimeWarning,
+        stacklevel=6,
+    )
 
 
 @functools.cache
@@ -130,6 +151,8 @@ def _warn_fallback(device: str) -> None:
     ops, tensors, problem = ", ".join(_native.CPU_OPS), "CPU", _native_problem()
     if device == "cuda":
         ops, tensors, problem = "all ops", "GPU", str(_triton.gpu_problem())
+        if _cuda.problem(_cuda.CUDA_OPS[0], "cuda") is None:
+            ops = f"all ops but {', '.join(_cuda.CUDA_OPS)}"
     warnings.warn(
         f"clasp_kernels: {ops} fall back to the slow reference backend on {tensors} tensors: "
         f"{problem} To accept the reference, set {ENVIRONMENT}=reference.",
@@ -150,17 +173,27 @@ def choose(op: str, device: str, forced: str) -> Choice:
         raise ValueError(f"{ENVIRONMENT} must be one of {', '.join(NAMES)}, got {forced!r}.")
     if forced == "reference":
         return Choice("reference", "forced")
-    if forced == "cuda":
-        return Choice(None, f"clasp_kernels {__version__} has no cuda kernels.")
-    backend = forced
-    if forced == "auto":
-        backend = "triton" if device == "cuda" else "cpu"
-    problem = _triton.problem(op, device) if backend == "triton" else _cpu_problem(op, device)
-    if problem is not None:
-        return Choice("reference" if forced == "auto" else None, problem)
     if forced != "auto":
-        return Choice(backend, "forced")
-    return Choice(backend, _triton.reason() if backend == "triton" else _native.load().reason)
+        problem = _problem(forced, op, device)
+        return Choice(forced, "forced") if problem is None else Choice(None, problem)
+    passed_over = ""
+    if device == "cuda" and op in _cuda.CUDA_OPS:
+        problem = _problem("cuda", op, device)
+        if problem is None:
+            return Choice("cuda", _cuda.load().reason)
+        passed_over = f" (not cuda: {problem})"
+    backend = "triton" if device == "cuda" else "cpu"
+    problem = _problem(backend, op, device)
+    if problem is not None:
+        return Choice("reference", problem + passed_over)
+    reason = _triton.reason() if backend == "triton" else _native.load().reason
+    return Choice(backend, reason + passed_over)
+
+
+def _problem(backend: str, op: str, device: str) -> str | None:
+    """Why ``backend`` cannot serve ``op``, or None where it can."""
+    check = {"cpu": _cpu_problem, "triton": _triton.problem, "cuda": _cuda.problem}[backend]
+    return check(op, device)
 
 
 def _cpu_problem(op: str, device: str) -> str | None:
@@ -198,6 +231,7 @@ class BackendReport:
     forced: str
     """"auto", or the backend forced in this thread."""
     native: _native.NativeStatus
+    cuda: _cuda.CudaStatus
     ops: tuple[ServedOp, ...]
 
     def __str__(self) -> str:
@@ -206,6 +240,7 @@ class BackendReport:
             f"C++ extension: {'loaded' if self.native.loaded else 'not loaded'}, "
             f"{self.native.reason}",
             f"instruction set: {self.native.capability or 'none'}",
+            f"CUDA extension: {'loaded' if self.cuda.loaded else 'not loaded'}, {self.cuda.reason}",
         ]
         cells = [(row.op, row.device, row.backend or "none") for row in self.ops]
         widths = [max(len(cell[column]) for cell in cells) for column in range(3)]
@@ -238,4 +273,4 @@ def backend_report() -> BackendReport:
         for op in sorted(_library.OP_NAMES)
         for device in devices
     ]
-    return BackendReport(forced, native, tuple(rows))
+    return BackendReport(forced, native, _cuda.load(), tuple(rows))

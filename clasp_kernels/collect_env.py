@@ -49,6 +49,7 @@ ISA_FLAGS = (
 
 VARIABLES = (
     *("CUDA_HOME", "CUDA_VISIBLE_DEVICES", "TORCH_CUDA_ARCH_LIST", "TRITON_INTERPRET"),
+    *("NVCC_APPEND_FLAGS", "NVCC_PREPEND_FLAGS", "NVCC_CCBIN"),
     *("OMP_NUM_THREADS", "CC", "CXX", "CXXFLAGS", "LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONPATH"),
 )
 PREFIX = "CLASP_KERNELS_"
@@ -226,7 +227,8 @@ def _probe_extension() -> Section:
     import clasp_kernels
 
     # Through the report, because the library may only be loaded once the ops are defined.
-    status = clasp_kernels.backend_report().native
+    report = clasp_kernels.backend_report()
+    status, cuda = report.native, report.cuda
     return _section(
         version=lambda: clasp_kernels.__version__,
         package=lambda: Path(clasp_kernels.__file__).parent,
@@ -234,6 +236,9 @@ def _probe_extension() -> Section:
         library=lambda: status.path or ABSENT,
         reason=lambda: status.reason,
         cpu_capability=lambda: status.capability or "none",
+        cuda_loaded=lambda: "yes" if cuda.loaded else "no",
+        cuda_library=lambda: cuda.path or ABSENT,
+        cuda_reason=lambda: cuda.reason,
         compiler=lambda: importlib.import_module("clasp_kernels._build_info").COMPILER,
     )
 

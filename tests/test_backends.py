@@ -200,7 +200,7 @@ def test_unknown_backend_is_an_error() -> None:
     [
         ("cpu", "there is no native kernel for select_pivots in clasp_kernels"),
         ("triton", "there is no Triton kernel for select_pivots in clasp_kernels"),
-        ("cuda", "has no cuda kernels."),
+        ("cuda", "there is no CUDA kernel for select_pivots in clasp_kernels"),
     ],
 )
 def test_a_forced_backend_that_cannot_serve_raises_every_time(

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def copy_project(target: Path) -> Path:
-    """What a source distribution holds, without what was built in the checkout."""
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, target / name)
-    shutil.copytree(ROOT / "csrc", target / "csrc")
-    built = shutil.ignore_patterns("*.so", "_build_info.py", "__pycache__")
-    shutil.copytree(ROOT / "clasp_kernels", target / "clasp_kernels", ignore=built)
-    return target
-
-
-def run(
-    *command: str | Path, cwd: Path, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(part) for part in command],
-        cwd=cwd,
-        env=os.environ | (env or {}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from building import ROOT, assert_one_sentence, build_extension, copy_project, run
 
 
 def build_wheel(project: Path) -> subprocess.CompletedProcess[str]:
@@ -44,8 +20,8 @@ def build_wheel(project: Path) -> subprocess.CompletedProcess[str]:
         *(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-v"),
         *("--wheel-dir", project / "dist", project),
         cwd=project,
-        # Optimisation is not what is tested here.
-        env={"CXXFLAGS": "-O0"},
+        # Optimisation is not what is tested here, and test_cuda_build.py tests the CUDA kernels.
+        env={"CXXFLAGS": "-O0", "CLASP_KERNELS_BUILD_CUDA": "0"},
     )
 
 
@@ -166,18 +142,6 @@ def test_a_second_build_compiles_nothing_and_keeps_nothing_that_is_gone(project:
         assert "clasp_kernels/_C.abi3.so" in archive.namelist()
 
 
-def build_extension(project: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "setup.py", "build_ext", cwd=project, env=env)
-
-
-def assert_one_sentence(done: subprocess.CompletedProcess[str], *parts: str) -> None:
-    assert done.returncode != 0
-    assert "Traceback" not in done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("clasp_kernels: ")]
-    for part in parts:
-        assert part in line
-
-
 def test_without_torch(tmp_path: Path) -> None:
     project = copy_project(tmp_path)
     (tmp_path / "absent").mkdir()
@@ -224,4 +188,11 @@ def test_metadata_needs_neither_torch_nor_a_compiler(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(tmp_path / "absent"), "PATH": "", "CXX": ""},
     )
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in (project / "dist").iterdir()] == ["clasp_kernels-0.1.0.tar.gz"]
+    (archive,) = (project / "dist").iterdir()
+    assert archive.name == "clasp_kernels-0.1.0.tar.gz"
+    with tarfile.open(archive) as files:
+        names = {name.partition("/")[2] for name in files.getnames()}
+    # What is needed to build from it, the CUDA kernels included.
+    assert {"setup.py", "tools/cuda_toolkit.py"} <= names
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*")}
+    assert sources <= names, f"not in the archive: {sorted(sources - names)}"

@@ -599,8 +599,8 @@ def test_doctor_json_holds_the_report():
 
 HEALTHY = {
     "packages": {"transformers": "5.23.0", "pillow": "13.0.0", "safetensors": "0.8.0"},
-    "torch": {"version": "2.13.0"},
-    "extension": {"loaded": "yes"},
+    "torch": {"version": "2.13.0", "gpus": "none visible"},
+    "extension": {"loaded": "yes", "cuda loaded": "no", "cuda reason": "built without"},
 }
 
 
@@ -625,6 +625,15 @@ def examined(**changes):
             {"extension": {"loaded": "no", "reason": "not built"}},
             "reference is: not bu",
             "C++",
+            True,
+        ),
+        (
+            {
+                "torch": {"version": "2.13.0", "gpus": "NVIDIA H200"},
+                "extension": {"loaded": "yes", "cuda loaded": "no", "cuda reason": "no nvcc"},
+            },
+            "the CUDA kernels are not in use: no nvcc",
+            "CLASP_KERNELS_BUILD_CUDA=1 pip install",
             True,
         ),
         (

@@ -62,6 +62,9 @@ def test_the_report_of_a_sound_installation() -> None:
     assert report["torch"]["version"] == torch.__version__
     assert report["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert report["extension"]["version"] == clasp_kernels.__version__
+    cuda = clasp_kernels.backend_report().cuda
+    assert report["extension"]["cuda loaded"] == ("yes" if cuda.loaded else "no")
+    assert report["extension"]["cuda reason"] == cuda.reason
     served = {row.op: row for row in clasp_kernels.backend_report().ops if row.device == "cpu"}
     for op, row in served.items():
         assert report["backends"][f"{op} on cpu"].startswith(f"{row.backend}: ")

@@ -54,7 +54,8 @@ match sys.argv[1:]:
 def checkout(tmp_path: Path) -> Path:
     """A checkout small enough to make anything of, with a fake environment in .venv."""
     root = tmp_path / "checkout"
-    for name in ("Makefile", "pyproject.toml", "setup.py", "tools/setup_env.py", ".ci/run"):
+    tools = ("tools/setup_env.py", "tools/cuda_toolkit.py")
+    for name in ("Makefile", "pyproject.toml", "setup.py", *tools, ".ci/run"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, root / name)
     (root / "csrc").mkdir()
@@ -123,9 +124,18 @@ def test_what_changed_decides_what_is_made_again(checkout: Path) -> None:
     # -W: what if this file were new?
     assert steps(checkout, "test", "-W", "csrc/op.cpp") == ["package"]
     assert steps(checkout, "test", "-W", "setup.py") == ["package"]
+    assert steps(checkout, "test", "-W", "tools/cuda_toolkit.py") == ["package"]
     assert steps(checkout, "test", "-W", "pyproject.toml") == ["requirements", "package"]
     (checkout / "clasp_kernels" / "_C.abi3.so").unlink()
+    (checkout / "clasp_kernels" / "_C_cuda.abi3.so").touch()
     assert steps(checkout, "test") == ["package"]
+
+
+def test_clean_removes_both_extensions(checkout: Path) -> None:
+    package = checkout / "clasp_kernels"
+    (package / "_C_cuda.abi3.so").touch()
+    assert make(checkout, "clean").returncode == 0
+    assert list(package.iterdir()) == []
 
 
 def test_an_environment_that_another_checkout_took_is_taken_back(checkout: Path) -> None:

@@ -83,6 +83,14 @@ def find_advice(report: Report) -> list[Advice]:
                 blocking=False,
             )
         )
+    if extension.get("cuda loaded") == "no" and torch.get("gpus", "none visible") != "none visible":
+        advice.append(
+            Advice(
+                f"the CUDA kernels are not in use: {extension['cuda reason']}",
+                "CLASP_KERNELS_BUILD_CUDA=1 pip install --no-build-isolation . with a CUDA toolkit",
+                blocking=False,
+            )
+        )
     missing = [name for name in _TO_RUN_MODELS if report["packages"].get(name) == "not installed"]
     if missing:
         advice.append(

@@ -22,7 +22,8 @@ direct call of ``torch.ops.clasp_kernels.*``. What values that are not allowed t
 On a GPU an IndexError is a device-side assertion.
 """
 
-from .. import _native
+from .. import _cuda, _native
+from . import _library
 from .attention_salience import attention_salience
 from .complete_tokens import complete_tokens
 from .fuse_layers import fuse_layers
@@ -32,8 +33,11 @@ from .prune_tokens import prune_tokens
 from .select_pivots import select_pivots
 from .select_tokens import Selection, select_tokens
 
-# After the schemas, which the C++ registrations refer to.
+# After the schemas, which the registrations in C++ refer to. What is left for Triton comes last, as
+# a second kernel for the same device would override the first.
 _native.load()
+_cuda.load()
+_library.register_gpu_kernels()
 
 __all__ = [
     "Selection",

@@ -1,10 +1,10 @@
 """The ``clasp_kernels`` operator library: one schema per op, whoever computes it.
 
 Each schema is defined three times. The default overload goes through the dispatcher: the reference
-serves every device (CompositeExplicitAutograd) until a kernel registers for one, as Triton's do for
-GPUs here and the C++ ones when their library is loaded. The ``.reference`` and ``.triton``
-overloads are bound to one backend each, so that it can be forced, also inside a compiled graph,
-where the dispatcher's choice cannot be overridden any more.
+serves every device (CompositeExplicitAutograd) until a kernel registers for one, as those in C++
+and CUDA do when their library is loaded, and Triton's for GPUs where that leaves a place. The
+``.reference`` and ``.triton`` overloads are bound to one backend each, so that it can be forced,
+also inside a compiled graph, where the dispatcher's choice cannot be overridden any more.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _triton
+from .. import _cuda, _triton
 
 NAMESPACE = "clasp_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 OP_NAMES: list[str] = []
+_REFERENCES: dict[str, Callable[..., Any]] = {}
 
 
 def define_op(
@@ -35,11 +36,20 @@ def define_op(
     for overload in (name, f"{name}.reference"):
         LIBRARY.impl(overload, reference, "CompositeExplicitAutograd")
     if _triton.installed():
-        LIBRARY.impl(name, _on_gpu(name, reference), "CUDA")
         LIBRARY.impl(f"{name}.triton", _on_device(name), "CUDA")
         if _triton.INTERPRETED:
             LIBRARY.impl(f"{name}.triton", _on_device(name), "CPU")
     OP_NAMES.append(name)
+    _REFERENCES[name] = reference
+
+
+def register_gpu_kernels() -> None:
+    """Triton's launchers, for the ops that have no CUDA kernel by now."""
+    if not _triton.installed():
+        return
+    for name, reference in _REFERENCES.items():
+        if not _cuda.registered(name):
+            LIBRARY.impl(name, _on_gpu(name, reference), "CUDA")
 
 
 def _on_device(name: str) -> Callable[..., Any]:

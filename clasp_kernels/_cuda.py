@@ -1,0 +1,125 @@
+"""Finds and loads the CUDA extension, and says which GPUs it can serve."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from . import _native
+from ._version import __version__
+
+CUDA_OPS = ("complete_tokens", "select_tokens")
+OLDEST_CAPABILITY = (8, 0)
+REBUILD = (
+    "Next to a CUDA build of torch and with a CUDA toolkit of the same major version, "
+    "`CLASP_KERNELS_BUILD_CUDA=1 pip install --no-build-isolation --no-deps --force-reinstall "
+    "clasp-kernels` (or `-e .` in a checkout) builds it."
+)
+
+
+class CudaStatus(NamedTuple):
+    """What became of the CUDA extension in this process."""
+
+    loaded: bool
+    reason: str
+    """Where it came from, or why it is not loaded and what to do about it."""
+    path: Path | None = None
+    architectures: tuple[str, ...] = ()
+    """The compute capabilities that it was built for, as TORCH_CUDA_ARCH_LIST spells them."""
+    ops: tuple[str, ...] = ()
+    """The ops whose default overload leads to it for GPU tensors."""
+    failed: bool = False
+    """Whether it is there, for a torch that could use it, and still does not load."""
+
+
+_status: CudaStatus | None = None
+
+
+def load() -> CudaStatus:
+    """Loads ``clasp_kernels/_C_cuda.*.so`` once. Never raises: the status carries the reason.
+
+    The op schemas must be defined by now, as the library registers kernels for them; and nothing
+    else may have registered kernels for GPUs, which it would override. No GPU is looked at.
+    """
+    global _status
+    if _status is None:
+        _status = _load(_native.PACKAGE)
+    return _status
+
+
+def _load(package: Path) -> CudaStatus:
+    info = _native.build_info(package)
+    path = _native.find(package, "_C_cuda")
+    if path is None:
+        problem = info.get("CUDA_PROBLEM") or f"there is no _C_cuda extension in {package}"
+        return CudaStatus(False, f"built without CUDA kernels: {problem}. {REBUILD}")
+    version = info.get("CUDA_VERSION") or "of an unknown version"
+    origin = f"{path.name}, built with torch {_native.built_with(package)} and CUDA {version}"
+    if torch.version.cuda is None:
+        reason = f"{origin}, needs a CUDA build of torch, which {torch.__version__} is not."
+        return CudaStatus(False, reason, path)
+    architectures = tuple(info.get("CUDA_ARCHITECTURES", ()))
+    if problem := _native.load_library(path):
+        reason = (
+            f"{origin}, does not load under torch {torch.__version__} with CUDA "
+            f"{torch.version.cuda} ({problem}). {REBUILD}"
+        )
+        return CudaStatus(False, reason, path, architectures, failed=True)
+    ops = tuple(op for op in CUDA_OPS if registered(op))
+    return CudaStatus(True, f"{origin} for {', '.join(architectures)}", path, architectures, ops)
+
+
+def registered(op: str) -> bool:
+    """Whether GPU tensors meet a kernel of their own in the dispatcher."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"clasp_kernels::{op}", "CUDA")
+
+
+def problem(op: str, device: str) -> str | None:
+    """Why the CUDA kernels cannot serve ``op`` on ``device``, or None where they can."""
+    if op not in CUDA_OPS:
+        return f"there is no CUDA kernel for {op} in clasp_kernels {__version__}."
+    if device != "cuda":
+        return f"the CUDA kernel of {op} takes GPU tensors, not {device} tensors."
+    status = load()
+    if not status.loaded:
+        return status.reason
+    if op not in status.ops:
+        return f"{status.reason}, lacks kernels of this version. {REBUILD}"
+    return gpu_problem()
+
+
+@functools.cache
+def gpu_problem() -> str | None:
+    """Why the CUDA extension, which is loaded, cannot serve the GPUs here, or None where it can."""
+    if not torch.cuda.is_available():
+        return "torch sees no GPU."
+    status = load()
+    # All of them: tensors may be on any, and an op is not chosen for each anew.
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        name = ".".join(map(str, capability))
+        if capability < OLDEST_CAPABILITY:
+            oldest = ".".join(map(str, OLDEST_CAPABILITY))
+            return f"the CUDA kernels need compute capability {oldest} or later, a GPU has {name}."
+        if not any(serves(architecture, capability) for architecture in status.architectures):
+            return (
+                f"{status.reason}, cannot serve a GPU of compute capability {name}. Rebuild it "
+                f"with TORCH_CUDA_ARCH_LIST={name}. {REBUILD}"
+            )
+    return None
+
+
+def serves(architecture: str, capability: tuple[int, int]) -> bool:
+    """Whether code built for an entry of TORCH_CUDA_ARCH_LIST runs on a GPU: machine code on those
+    of its generation that are not older, PTX on all that are not; "9.0a" on nothing but 9.0."""
+    match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", architecture)
+    assert match is not None, architecture
+    built = int(match[1]), int(match[2])
+    if match[3] == "a":
+        return capability == built
+    portable = match[4] is not None and not match[3]
+    return capability >= built and (portable or capability[0] == built[0])
