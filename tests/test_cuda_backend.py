@@ -10,7 +10,7 @@ import pytest
 import torch
 from interpreter import python
 
-import clasp_kernels
+import clasp_kernels.ops  # registers them, before a test changes what there is to register
 from clasp_kernels import _cuda, _triton, backend_report, backends, use_backend
 
 FEATURES = torch.eye(3)[None]
