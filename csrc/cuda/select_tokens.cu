@@ -1,7 +1,5 @@
-// complete_tokens and select_tokens on a GPU. Where the similarities of all pairs of an image's
-// tokens fit, two launches a wave of images: they are computed on tensor cores, with the pivots
-// beside them, and one block an image then picks by reading a row of them a step. Otherwise a
-// launch a step. Which it is depends on N alone, never on the batch.
+// complete_tokens and select_tokens on a GPU, by one of two designs (plan.h): from the similarities
+// of all pairs of an image's tokens, in two launches a wave of images, or in a launch a step.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -10,6 +8,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -19,6 +19,7 @@
 #include "core/scalar.h"
 #include "core/tile_pairs.h"
 #include "cuda/arguments.h"
+#include "cuda/plan.h"
 #include "cuda/ranking.cuh"
 #include "cuda/scan.cuh"
 #include "cuda/similarities.cuh"
@@ -27,8 +28,6 @@
 
 namespace clasp::cuda {
 namespace {
-
-constexpr int64_t kLargestScan = 512 * 16;
 
 int64_t blocks_of(int64_t count, int64_t size) {
   return (count + size - 1) / size;
@@ -41,6 +40,12 @@ bool is_aligned(const Features<T>& features) {
   return features.column_stride == 1 && features.dim % kElements == 0 &&
          features.token_stride % kElements == 0 && features.image_stride % kElements == 0 &&
          reinterpret_cast<uintptr_t>(features.data) % 16 == 0;
+}
+
+std::optional<Design> forced_design() {
+  static const std::optional<Design> forced =
+      design_named(std::getenv("CLASP_KERNELS_CUDA_DESIGN"));
+  return forced;
 }
 
 // One op on one batch; the two ops differ in where the tokens to start from come from, and in what
@@ -69,36 +74,35 @@ class Launcher {
   }
 
   void run() {
-    const int64_t N = job_.num_tokens;
-    const int64_t row_stride = blocks_of(N, 32) * 32;
-    const int64_t matrix_bytes = N * row_stride * static_cast<int64_t>(sizeof(float));
-    if (N <= kLargestScan && matrix_bytes <= kWorkspaceBytes) {
-      with_matrix(row_stride, job_.num_steps > 0 ? matrix_bytes : 0);
-    } else {
-      by_steps();
+    switch (design_for(job_.num_tokens, forced_design())) {
+      case Design::matrix:
+        return with_matrix();
+      case Design::steps:
+        return by_steps();
     }
   }
 
  private:
   template <class Body>
   void in_waves(int64_t bytes_per_image, const Body& body) {
-    const int64_t limit =
-        std::max<int64_t>(1, kWorkspaceBytes / std::max<int64_t>(bytes_per_image, 1));
-    const int64_t wave = std::min(limit, job_.num_images);
+    const int64_t wave = images_per_wave(job_.num_images, bytes_per_image);
     Workspace workspace(std::max<int64_t>(1, wave * bytes_per_image), place_);
     for (int64_t first = 0; first < job_.num_images; first += wave) {
       body(workspace, first, std::min(wave, job_.num_images - first));
     }
   }
 
-  void with_matrix(int64_t row_stride, int64_t matrix_bytes) {
-    const int64_t N = job_.num_tokens;
-    const auto num_pairs =
-        static_cast<unsigned>(job_.num_steps > 0 ? num_tile_pairs(blocks_of(N, kTile)) : 0);
+  void with_matrix() {
+    const int32_t N = job_.num_tokens;
+    // Nothing to pick, no similarities.
+    const bool picks = job_.num_steps > 0;
+    const int64_t row_stride = matrix_stride(N);
+    const auto num_pairs = static_cast<unsigned>(picks ? num_tile_pairs(blocks_of(N, kTile)) : 0);
     const unsigned blocks = num_pairs + (job_.selects ? job_.ranking.num_blocks() : 0);
-    in_waves(matrix_bytes, [&](Workspace& workspace, int64_t first, int64_t count) {
-      const SimilarityBatch similarities{workspace.layout().add<float>(0), N * row_stride,
-                                         row_stride};
+    in_waves(picks ? matrix_bytes(N) : 0, [&](Workspace& workspace, int64_t first, int64_t count) {
+      const SimilarityBatch similarities{
+          workspace.layout().add<float>(picks ? count * N * row_stride : 0), N * row_stride,
+          row_stride};
       if (blocks > 0) {
         const auto kernel =
             is_aligned_ ? &similarities_kernel<T, true> : &similarities_kernel<T, false>;
@@ -132,7 +136,7 @@ class Launcher {
     const int32_t N = job_.num_tokens;
     Layout one(nullptr);
     Progress::in(one, 1, N, job_.num_steps);
-    const auto blocks = static_cast<unsigned>(blocks_of(N, kStepTokens));
+    const auto blocks = static_cast<unsigned>(std::max<int64_t>(1, blocks_of(N, kStepTokens)));
     in_waves(one.size(), [&](Workspace& workspace, int64_t first, int64_t count) {
       Layout layout = workspace.layout();
       const Progress progress = Progress::in(layout, count, N, job_.num_steps);

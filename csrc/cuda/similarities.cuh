@@ -124,10 +124,13 @@ __device__ void tile_similarities(const Features<T>& features, int64_t image, Ti
   const int thread = static_cast<int>(threadIdx.x);
   const int warp_row = thread / kWarpSize / 2 * 32;
   const int warp_column = thread / kWarpSize % 2 * 32;
+  const bool is_diagonal = pair.row == pair.column;  // rows and columns are the same tokens
   const auto load = [&](int32_t start) {
     SlicePair& slices = memory.slices[start / kSliceWidth<T> % 2];
     load_slice<T, kAligned>(features, image, pair.row * kTile, start, slices.rows);
-    load_slice<T, kAligned>(features, image, pair.column * kTile, start, slices.columns);
+    if (!is_diagonal) {
+      load_slice<T, kAligned>(features, image, pair.column * kTile, start, slices.columns);
+    }
     __pipeline_commit();
   };
 
@@ -145,12 +148,13 @@ __device__ void tile_similarities(const Features<T>& features, int64_t image, Ti
     }
     __syncthreads();
     const SlicePair& slices = memory.slices[start / kSliceWidth<T> % 2];
+    const unsigned char* columns = is_diagonal ? slices.rows : slices.columns;
     product.template add<kSliceWidth<T>>(
         reinterpret_cast<const T*>(slices.rows + warp_row * kSlicePitch),
-        reinterpret_cast<const T*>(slices.columns + warp_column * kSlicePitch),
+        reinterpret_cast<const T*>(columns + warp_column * kSlicePitch),
         kSlicePitch / static_cast<int>(sizeof(T)));
-    square += square_of_slice<T>((thread < kTile ? slices.rows : slices.columns) +
-                                 thread % kTile * kSlicePitch);
+    square +=
+        square_of_slice<T>((thread < kTile ? slices.rows : columns) + thread % kTile * kSlicePitch);
     __syncthreads();
   }
   norms[thread] = sqrtf(square);

@@ -11,9 +11,6 @@
 
 namespace clasp::cuda {
 
-// What one call may take, whatever the batch; a larger batch goes through in waves of images.
-inline constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
-
 // Hands out one block of memory, or, from null, tells how large it would have to be.
 class Layout {
  public:

@@ -12,6 +12,34 @@ from check_completion import certify, greedy, lattice
 PATHS = ("matrix", "steps")
 
 
+def check_gpu_design_follows_the_size_of_an_image(core: ModuleType, isa: str) -> None:
+    for num_tokens, design in ((0, "matrix"), (1, "matrix"), (8192, "matrix"), (8193, "steps")):
+        for auto in (None, "auto"):
+            assert core.gpu_design(num_tokens, auto) == design
+        assert core.gpu_design(num_tokens, "steps") == "steps"
+    assert core.gpu_design(8192, "matrix") == "matrix"
+    for num_tokens, name in ((8193, "matrix"), (1, "cluster"), (1, "")):
+        try:
+            core.gpu_design(num_tokens, name)
+        except ValueError as error:
+            assert "CLASP_KERNELS_CUDA_DESIGN" in str(error), error
+        else:
+            raise AssertionError((num_tokens, name))
+
+
+def check_gpu_waves_stay_within_the_workspace(core: ModuleType, isa: str) -> None:
+    limit = 256 << 20
+    for num_tokens in (1, 31, 576, 577, 2880, 8192):
+        size = core.gpu_matrix_bytes(num_tokens)
+        assert size >= 4 * num_tokens**2 and size % (128 * num_tokens) == 0
+        for num_images in (1, 64, 100_000):
+            wave = core.gpu_images_per_wave(num_images, size)
+            assert 1 <= wave <= num_images and wave * size <= limit
+            assert wave == num_images or (wave + 1) * size > limit
+    assert core.gpu_images_per_wave(3, 0) == 3
+    assert core.gpu_images_per_wave(3, 2 * limit) == 1
+
+
 def check_every_tile_pair_once(core: ModuleType, isa: str) -> None:
     for num_blocks in (0, 1, 2, 9, 45, 257):
         pairs = core.tile_pairs(num_blocks)

@@ -72,7 +72,8 @@ def build(variant: str) -> Path:
     )
     version = subprocess.run([*compiler(), "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(version + text.encode())
-    for source in sorted([*(CSRC / "core").iterdir(), *BINDINGS.iterdir()]):
+    sources = [*(CSRC / "core").iterdir(), CSRC / "cuda" / "plan.h", *BINDINGS.iterdir()]
+    for source in sorted(sources):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
 
     directory = ROOT / "build" / "tests-native" / f"{variant}-{digest.hexdigest()[:16]}"

@@ -22,6 +22,7 @@
 #include "core/block_similarities.h"
 #include "core/image_budget.h"
 #include "core/tile_pairs.h"
+#include "cuda/plan.h"
 #include "emulated_block.h"
 
 namespace {
@@ -185,6 +186,12 @@ std::tuple<Picks, std::vector<bool>, int64_t> gpu_select(
 }  // namespace
 
 void bind_gpu_selection(py::module_& m) {
+  m.def("gpu_design", [](int32_t num_tokens, const char* forced) {
+    const auto design = clasp::cuda::design_for(num_tokens, clasp::cuda::design_named(forced));
+    return design == clasp::cuda::Design::matrix ? "matrix" : "steps";
+  });
+  m.def("gpu_matrix_bytes", &clasp::cuda::matrix_bytes);
+  m.def("gpu_images_per_wave", &clasp::cuda::images_per_wave);
   m.def("tile_pairs", [](int64_t num_blocks) {
     std::vector<std::pair<int32_t, int32_t>> pairs;
     for (int64_t index = 0; index < clasp::num_tile_pairs(num_blocks); ++index) {
