@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import cuda_check
+import cuda_toolkit
 import pytest
 from triton_case import Exemption, FewWarps, Spills
 
-needs_nvcc = pytest.mark.skipif(cuda_check.find_nvcc() is None, reason="nvcc is not installed")
+
+def has_nvcc() -> bool:
+    try:
+        return bool(cuda_toolkit.find_nvcc(os.environ, cuda_check.MAJOR))
+    except cuda_toolkit.Missing:
+        return False
+
+
+needs_nvcc = pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
 
 # Every one of COUNT values of a thread is needed after the last has been read.
 KERNELS = """
@@ -124,6 +134,9 @@ def test_a_kernel_has_to_say_how_many_threads_it_runs(
 def test_without_nvcc_it_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cuda_check, "find_nvcc", lambda: None)
+    monkeypatch.setenv("CUDA_HOME", "/nowhere")
     assert cuda_check.main() == 0
-    assert capsys.readouterr().out.startswith("not checked: CUDA kernels: nvcc not found")
+    assert capsys.readouterr().out == (
+        "not checked: CUDA kernels: CUDA_HOME=/nowhere has no bin/nvcc "
+        "(install a CUDA 13 toolkit and set CUDA_HOME to it)\n"
+    )

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import cuda_toolkit
 from triton_case import Exemption
 from triton_check import Line, excesses
 from triton_resources import Resources
@@ -33,6 +34,7 @@ from triton_resources import Resources
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 ARCHITECTURES = ("80", "90a", "100")
+MAJOR = "13"  # of the toolkit to install where there is none; 12.8 is the first with sm_100
 WARP = 32
 STRICT = ("-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
 
@@ -69,12 +71,6 @@ class Result:
     error: str
     """The compiler's words, or nothing."""
     seconds: float
-
-
-def find_nvcc() -> str | None:
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    folders = [os.path.join(home, "bin") for home in homes if home]
-    return shutil.which("nvcc", path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
 
 
 def compile_source(task: Task, command: list[str]) -> Result:
@@ -181,14 +177,15 @@ def report(results: list[Result], exceptions: list[Exemption]) -> bool:
 
 def main() -> int:
     sources = sorted((CSRC / "cuda").glob("*.cu"))
-    nvcc = find_nvcc()
-    if nvcc is None:
-        print("not checked: CUDA kernels: nvcc not found (install a CUDA toolkit, set CUDA_HOME)")
+    try:
+        nvcc = cuda_toolkit.find_nvcc(os.environ, MAJOR)
+    except cuda_toolkit.Missing as missing:
+        print(f"not checked: CUDA kernels: {missing.problem} ({missing.remedy})")
         return 0
     build = runpy.run_path(str(ROOT / "setup.py"))
     _, includes, _ = build["find_torch"]()
     command = [
-        *(nvcc, "-std=c++20", "-O3", "-DUSE_CUDA", *build["DEFINES"], *STRICT, f"-I{CSRC}"),
+        *(nvcc, *build["NVCC_FLAGS"], *build["DEFINES"], *STRICT, f"-I{CSRC}"),
         *(flag for path in includes for flag in ("-isystem", path)),
     ]
     tasks = [Task(source, each) for source in sources for each in ARCHITECTURES]
