@@ -61,8 +61,15 @@ struct FloatMma {
 
   template <class Left, class Right>
   __device__ static void multiply(const Left& left, const Right& right, Sum& sum) {
-    wmma::mma_sync(sum, left.rest, right.values, sum);
-    wmma::mma_sync(sum, left.values, right.rest, sum);
+    // Apart, so that left and right can change places without changing a bit: tokens that are equal
+    // have to tie, whether they come before the token that they are compared with or after it.
+    Sum first, second;
+    wmma::fill_fragment(first, 0.0F);
+    wmma::fill_fragment(second, 0.0F);
+    wmma::mma_sync(first, left.rest, right.values, first);
+    wmma::mma_sync(second, left.values, right.rest, second);
+#pragma unroll
+    for (int e = 0; e < Sum::num_elements; ++e) sum.x[e] += first.x[e] + second.x[e];
     wmma::mma_sync(sum, left.values, right.values, sum);
   }
 };
