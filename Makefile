@@ -12,6 +12,9 @@ endif
 # What is installed when there is no torch yet: any pip requirement, options included.
 TORCH ?= torch==2.13.0
 
+# Processes that share the tests, a file each at a time; 0 runs them in one, for a debugger.
+WORKERS ?= 2
+
 PY := $(VENV)/bin/python
 CLANG_FORMAT = $(firstword $(wildcard $(VENV)/bin/clang-format) clang-format)
 CPP_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
@@ -32,14 +35,14 @@ endif
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo '  PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH=$(TORCH)  ARGS=  can be set on the command line;'
-	@echo '  a torch that is already installed is kept.'
+	@echo '  PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH=$(TORCH)  WORKERS=$(WORKERS)  ARGS=  can be set on'
+	@echo '  the command line; a torch that is already installed is kept.'
 
 demo: $(PACKAGE)  ## Ask the bundled model questions about images, with all and with few visual tokens
 	$(PY) -m clasp_kernels.cli demo --out out $(ARGS)
 
 test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 bench: $(PACKAGE)  ## Run the benchmarks; rows go to benchmarks/results/cpu
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)

@@ -150,9 +150,8 @@ def _warn_without_cuda() -> None:
 def _warn_fallback(device: str) -> None:
     ops, tensors, problem = ", ".join(_native.CPU_OPS), "CPU", _native_problem()
     if device == "cuda":
-        ops, tensors, problem = "all ops", "GPU", str(_triton.gpu_problem())
-        if _cuda.problem(_cuda.CUDA_OPS[0], "cuda") is None:
-            ops = f"all ops but {', '.join(_cuda.CUDA_OPS)}"
+        fallen = [op for op in _triton.TRITON_OPS if choose(op, device, "auto")[0] == "reference"]
+        ops, tensors, problem = ", ".join(fallen), "GPU", str(_triton.problem(fallen[0], device))
     warnings.warn(
         f"clasp_kernels: {ops} fall back to the slow reference backend on {tensors} tensors: "
         f"{problem} To accept the reference, set {ENVIRONMENT}=reference.",

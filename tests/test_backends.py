@@ -292,6 +292,10 @@ def test_amd_gpus_run_what_needs_no_order_of_writes(op: str, expected: str, monk
     monkeypatch.setattr(torch.version, "hip", "6.4")
     _triton.gpu_problem.cache_clear()
     backend, reason = backends.choose(op, "cuda", "auto")
+    backends._warn_fallback.cache_clear()
+    with pytest.warns(RuntimeWarning, match=r"select_pivots, select_tokens fall back .* barriers"):
+        backends._warn_fallback("cuda")
+    backends._warn_fallback.cache_clear()
     _triton.gpu_problem.cache_clear()
     assert backend == expected
     assert expected == "triton" or "NVIDIA GPUs alone" in reason
