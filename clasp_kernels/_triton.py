@@ -82,10 +82,11 @@ def gpu_problem() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "torch sees no GPU."
-    capability = torch.cuda.get_device_capability()
+    # All of them: tensors may be on any, and an op is not chosen for each anew.
+    capability = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
     if capability < OLDEST_CAPABILITY:
         oldest, here = (".".join(map(str, pair)) for pair in (OLDEST_CAPABILITY, capability))
-        return f"the Triton kernels need compute capability {oldest} or later, this GPU has {here}."
+        return f"the Triton kernels need compute capability {oldest} or later, a GPU has {here}."
     return None
 
 

@@ -257,14 +257,15 @@ def test_triton_kernels_serve_gpus_that_are_new_enough(
     monkeypatch.setattr(_triton, "version", lambda: "3.7.0")
     monkeypatch.setattr(_triton, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: ((9, 0), capability)[gpu])
     _triton.gpu_problem.cache_clear()
     backend, reason = backends.choose("gather_tokens", "cuda", "auto")
     _triton.gpu_problem.cache_clear()
     assert backend == expected
     assert reason in (
         "Triton 3.7.0",
-        "the Triton kernels need compute capability 8.0 or later, this GPU has 7.5.",
+        "the Triton kernels need compute capability 8.0 or later, a GPU has 7.5.",
     )
 
 

@@ -43,6 +43,30 @@ CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
         ],
         "norms": [{"normalize": "l2"}, {"normalize": "l2", "N": 30}],
     },
+    "attention_salience": {
+        "513 to 1024 keys": [{}, {"S": 577}, {"S": 1000, "T": 40}],
+        "257 to 512 keys": [{"S": 300}, {"S": 300, "T": 1}, {"S": 500, "T": 33}],
+        "more keys, more than 32 rows": [
+            {"S": 4096},
+            {"S": 20000, "T": 48},
+            {"S": 4096, "start": 35},
+        ],
+        "more keys, up to 16 rows": [{"S": 4096, "T": 1}, {"S": 9000, "T": 3}],
+        "a mask": [{"masked": True}, {"masked": True, "S": 624}],
+        "a mask at a stride that 16 does not divide": [
+            {"masked": True, "S": 1000},
+            {"masked": True, "S": 577},
+        ],
+    },
+    "merge_tokens": {
+        "any number of tokens": [{}, {"N": 577}, {"N": 2880, "R": 320}],
+        "indices at a stride that 16 does not divide": [{"R": 58}, {"R": 50}],
+        "a mask": [{"masked": True}, {"masked": True, "N": 592}],
+        "a mask at a stride that 16 does not divide": [
+            {"masked": True, "N": 577},
+            {"masked": True, "N": 1000},
+        ],
+    },
     "gather_tokens": {
         "strides that 16 divides": [{}, {"N": 577}, {"N": 2880, "R": 320}, {"N": 1, "R": 16}],
         "indices at a stride that 16 does not divide": [{"R": 58}, {"R": 321}],
