@@ -12,6 +12,7 @@
 #include <limits>
 #include <optional>
 
+#include "common/scalars.h"
 #include "core/matrix.h"
 #include "core/scalar.h"
 
@@ -19,20 +20,6 @@ namespace clasp::cpu {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-inline Scalar scalar_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Scalar::float32;
-    case ScalarType::BFloat16:
-      return Scalar::bfloat16;
-    case ScalarType::Half:
-      return Scalar::float16;
-    default:
-      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
-  }
-  return Scalar::float32;
-}
 
 inline void check_matrix(const Tensor& tensor, const char* name, ScalarType type,
                          int64_t num_images, int64_t width) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "common/scalars.h"
 #include "core/image_budget.h"
 #include "core/scalar.h"
 #include "cuda/tensors.h"
@@ -18,20 +19,6 @@ namespace clasp::cuda {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-inline Scalar scalar_of(const Tensor& tensor, const char* name) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Scalar::float32;
-    case ScalarType::BFloat16:
-      return Scalar::bfloat16;
-    case ScalarType::Half:
-      return Scalar::float16;
-    default:
-      STD_TORCH_CHECK(false, name, " must be float32, bfloat16 or float16");
-  }
-  return Scalar::float32;
-}
 
 // The device and sizes that all tensors of a call share.
 class Call {

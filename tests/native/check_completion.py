@@ -41,6 +41,23 @@ def greedy(
     return picks
 
 
+def two_stages(
+    features: np.ndarray, salience: list[float], budget: int, num_pivots: int, valid: list[bool]
+) -> tuple[list[int], list[int]]:
+    """What is kept, ascending, and the pivots among it."""
+    ranked = sorted(
+        np.flatnonzero(valid).tolist(),
+        key=lambda n: (
+            math.isnan(salience[n]),
+            0 if salience[n] != salience[n] else -salience[n],
+            n,
+        ),
+    )
+    pivots = ranked[: min(max(num_pivots, 1), budget)]
+    completion = greedy(features, pivots, budget - len(pivots), valid)
+    return sorted([*pivots, *completion]), pivots
+
+
 def certify(
     features: np.ndarray, selected: list[int], picks: list[int], num_tokens: int, valid: list[bool]
 ) -> None:
@@ -221,17 +238,7 @@ def check_two_stages(core: ModuleType, isa: str) -> None:
         valid = random_mask(rng, num_tokens)
         budget, num_pivots = int(rng.integers(0, num_tokens + 3)), int(rng.integers(0, 12))
 
-        ranked = sorted(
-            np.flatnonzero(valid).tolist(),
-            key=lambda n: (
-                math.isnan(salience[n]),
-                0 if salience[n] != salience[n] else -salience[n],
-                n,
-            ),
-        )
-        pivots = ranked[: min(max(num_pivots, 1), budget)]
-        completion = greedy(features, pivots, budget - len(pivots), valid)
-        kept = sorted([*pivots, *completion])
+        kept, pivots = two_stages(features, salience, budget, num_pivots, valid)
 
         encoded = at_end_of_page(encode(features, scalar))
         indices, is_pivot = worker.select(encoded, scalar, salience, budget, num_pivots, valid, 1)

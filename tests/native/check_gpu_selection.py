@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 from arrays import SCALARS, at_end_of_page, decode, encode, random_mask
-from check_completion import certify, greedy, lattice
+from check_completion import certify, greedy, lattice, two_stages
 
 PATHS = ("matrix", "steps")
 
@@ -113,17 +113,7 @@ def check_gpu_stages(core: ModuleType, isa: str) -> None:
         budget, num_pivots = int(rng.integers(0, num_tokens + 3)), int(rng.integers(-1, 12))
         width = budget + int(rng.integers(0, 3))
 
-        ranked = sorted(
-            np.flatnonzero(valid).tolist(),
-            key=lambda n: (
-                math.isnan(salience[n]),
-                0 if salience[n] != salience[n] else -salience[n],
-                n,
-            ),
-        )
-        pivots = ranked[: min(max(num_pivots, 1), budget)]
-        completion = greedy(features, pivots, budget - len(pivots), valid)
-        kept = sorted([*pivots, *completion])
+        kept, pivots = two_stages(features, salience, budget, num_pivots, valid)
         padding = width - len(kept)
 
         encoded = at_end_of_page(encode(features, scalar))
