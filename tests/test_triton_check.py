@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import triton_check
-from triton_case import FewWarps
-from triton_resources import Resources
+from kernel_report import Exemption, FewWarps
+from kernel_resources import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +50,8 @@ def LAUNCHER(x, block, num_warps, maxnreg):
 
 CASES = """
 import importlib.metadata, torch
-from triton_case import FewWarps, Spills, case, meta
+from kernel_report import FewWarps, Spills
+from triton_case import case, meta
 
 @case
 def rows(batch, *, scalar=torch.float32, size=1024, num_warps=4, maxnreg=None, start=0):
@@ -101,7 +102,7 @@ def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) ->
         tmp_path,
         launcher("share", COMPLETE),
         f"{{'share': [rows(wide=True), rows(scalar=torch.bfloat16, wide=True), {CROWDED}]}}",
-        "[FewWarps('share._share', warps=8, reason='the block is the row')]",
+        "[FewWarps('share._share', limit=8, reason='the block is the row')]",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, exception = done.stdout.splitlines()
@@ -126,10 +127,10 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
             'forgets': [rows()],
         }}""",
         """[
-            FewWarps('share._copy', warps=8, reason='none that any launch needs'),
-            FewWarps('share._share', warps=8, reason='another GPU', capabilities=(70,)),
-            FewWarps('crowds._share', warps=16, reason='too few all the same'),
-            Spills('crowds._share', spilled=4, reason='too few all the same'),
+            FewWarps('share._copy', limit=8, reason='none that any launch needs'),
+            FewWarps('share._share', limit=8, reason='another GPU', capabilities=(70,)),
+            FewWarps('crowds._share', limit=16, reason='too few all the same'),
+            Spills('crowds._share', limit=4, reason='too few all the same'),
         ]""",
     )
     assert done.returncode == 1, done.stderr
@@ -146,8 +147,8 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
         f"\n  {everywhere}share(scalar=bfloat16, start=1): ld.global of 2 bytes\n",
         f"\ncrowds.{crowds}; the exception says that it may leave 16 of 64 warps:\n  sm_",
         f"\ncrowds.{spills}; the exception says that it may spill 4 bytes:\n  sm_",
-        "no case needs that share._copy may leave 8 of 64 warps; remove it from EXCEPTIONS.",
-        "no case needs that share._share may leave 8 of 64 warps; remove it from EXCEPTIONS.",
+        "nothing needs that share._copy may leave 8 of 64 warps; remove it from EXCEPTIONS.",
+        "nothing needs that share._share may leave 8 of 64 warps; remove it from EXCEPTIONS.",
         "forgets._copy: no case of triton_cases.py launches it.",
     ):
         assert complaint in done.stdout, complaint
@@ -189,7 +190,7 @@ def test_with_another_triton_registers_are_told_and_not_judged(
     resources = Resources(capability=80, registers=255, spilled=8, shared=0, num_warps=4)
     compiled = triton_check.Compiled("share._share", "hash", resources, [], 1.0)
     results = [triton_check.Result(triton_check.Task("share", 0, 80), "share()", [compiled], "")]
-    unneeded: list[triton_check.Exemption] = [FewWarps("share._copy", 8, "of another compiler")]
+    unneeded: list[Exemption] = [FewWarps("share._copy", 8, "of another compiler")]
     assert not triton_check.report(results, [])
     assert triton_check.report(results, unneeded, "this is another")
     shown = capsys.readouterr().out

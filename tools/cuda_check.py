@@ -1,17 +1,14 @@
 """Compile the CUDA kernels for every GPU architecture we name; run nothing, need no GPU.
 
 Every source in csrc/cuda/ is compiled against the torch that is installed, a CPU build too, with
-warnings as errors. What ptxas then says of a kernel must not be that it
-
-- spills registers, or keeps arrays in local memory;
-- uses so many registers that less than half the warps fit on a multiprocessor
-  (triton_resources.py says precisely what that means),
-
-unless EXCEPTIONS says why it may; an exception that nothing needs fails as well.
+warnings as errors. What ptxas then says of a kernel must not be that it spills registers or uses
+too many (kernel_report.py), unless EXCEPTIONS says why. Shared memory that only a launch asks for
+is unknown here: a kernel may need an exception for registers that cost it no warps beside that.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import runpy
@@ -27,9 +24,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cuda_toolkit
-from triton_case import Exemption
-from triton_check import Line, excesses
-from triton_resources import Resources
+from kernel_report import Exemption, Report
+from kernel_resources import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -48,8 +44,9 @@ _KERNEL = re.compile(
     re.DOTALL,
 )
 _SHARED = re.compile(r"(\d+) bytes smem")
-# The block size that __launch_bounds__ promises.
-_THREADS = re.compile(r"\.entry (\w+)\([^)]*\)\s*\.maxntid (\d+)")
+# The block size that __launch_bounds__ promises or __block_size__ sets, wherever it stands among
+# the directives before a kernel's body.
+_THREADS = re.compile(r"\.entry (\w+)\([^)]*\)[^{]*?\.(?:max|req)ntid ([\d, ]+)")
 
 
 class Task(NamedTuple):
@@ -97,7 +94,7 @@ def compile_source(task: Task, command: list[str]) -> Result:
 
 def read_kernels(ptxas: str, ptx: str, *, capability: int) -> list[Kernel]:
     """From what ptxas said, and from the PTX, which alone has the block sizes."""
-    threads = {name: int(size) for name, size in _THREADS.findall(ptx)}
+    threads = {name: math.prod(map(int, sizes.split(","))) for name, sizes in _THREADS.findall(ptx)}
     kernels = []
     for found in _KERNEL.finditer(ptxas):
         shared = _SHARED.search(found["rest"])
@@ -134,45 +131,22 @@ def short(signature: str) -> str:
 
 
 def report(results: list[Result], exceptions: list[Exemption]) -> bool:
-    """One line per kernel and architecture, then what failed; True if nothing did."""
-    lines: dict[tuple[str, str], Line] = {}
-    problems: dict[str, dict[str, list[str]]] = {}  # what: where: the architectures
-    needed = set()
+    """Prints what was found; True if nothing is wrong."""
+    found = Report(exceptions)
     for result in results:
-        source, architecture = result.task.source.name, result.task.architecture
+        source, architecture = result.task.source.name, f"sm_{result.task.architecture}"
         if result.error:
-            problems.setdefault(result.error, {}).setdefault(source, []).append(architecture)
+            found.add_error(result.error, source, architecture)
         for kernel in result.kernels:
-            name = kernel.name.partition("<")[0]
-            line = lines.setdefault((name, architecture), Line())
-            line.variants[kernel.name] = kernel.resources
-            line.seconds += result.seconds / len(result.kernels)
-            exempt = [
-                exemption
-                for exemption in exceptions
-                if exemption.kernel == name
-                and kernel.resources.capability in exemption.capabilities
-                and exemption.concerns(kernel.resources)
-            ]
-            needed.update(exempt)
-            found = excesses(kernel.resources, exempt)
-            line.num_problems += len(found)
-            for problem, detail in found:
-                where = problems.setdefault(f"{name} {problem}", {})
-                where.setdefault(f"{kernel.name}: {detail}", []).append(architecture)
-    for (name, architecture), line in sorted(lines.items()):
-        verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"
-        print(f"{verdict:<12} sm_{architecture:<4} {name:<44} {line}")
-    for exemption in exceptions:
-        print(f"{'excepted':<12} {exemption.kernel} {exemption}: {exemption.reason}")
-    for problem, where in problems.items():
-        print(f"\n{problem}")
-        for text, architectures in where.items():
-            print(f"  {', '.join(f'sm_{each}' for each in architectures)}: {text}")
-    stale = [each for each in exceptions if each not in needed]
-    for exemption in stale:
-        print(f"\n{exemption.kernel} {exemption}, which it need not; remove it from EXCEPTIONS.")
-    return not (problems or stale)
+            found.add(
+                kernel.name.partition("<")[0],
+                f"{source}: {kernel.name}",
+                kernel.name,
+                architecture,
+                kernel.resources,
+                seconds=result.seconds / len(result.kernels),
+            )
+    return found.show()
 
 
 def main() -> int:

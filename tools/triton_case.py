@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton_resources import Resources
 
 
 @dataclass(frozen=True)
@@ -26,51 +25,6 @@ class Case:
 
     def __str__(self) -> str:
         return ", ".join(f"{key}={_short(value)}" for key, value in self.options.items())
-
-
-@dataclass(frozen=True)
-class FewWarps:
-    """Lets the registers of a kernel halve occupancy; an exception that is not needed fails."""
-
-    kernel: str
-    """As the summary names it, with its module."""
-    warps: int
-    """The fewest that must still fit."""
-    reason: str
-    capabilities: tuple[int, ...] = (80, 90, 100)
-
-    def concerns(self, resources: Resources) -> bool:
-        return resources.registers_halve_occupancy
-
-    def suffices(self, resources: Resources) -> bool:
-        return resources.warps_by_registers >= self.warps
-
-    def __str__(self) -> str:
-        return f"may leave {self.warps} of 64 warps"
-
-
-@dataclass(frozen=True)
-class Spills:
-    """Lets a kernel use local memory; an exception that is not needed fails."""
-
-    kernel: str
-    """As the summary names it, with its module."""
-    spilled: int
-    """The most bytes a thread."""
-    reason: str
-    capabilities: tuple[int, ...] = (80, 90, 100)
-
-    def concerns(self, resources: Resources) -> bool:
-        return resources.spilled > 0
-
-    def suffices(self, resources: Resources) -> bool:
-        return resources.spilled <= self.spilled
-
-    def __str__(self) -> str:
-        return f"may spill {self.spilled} bytes"
-
-
-Exemption = FewWarps | Spills
 
 
 def _short(value: object) -> str:

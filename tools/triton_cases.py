@@ -7,15 +7,16 @@ which keeps the check at seconds an op. The batch is left out, as nothing may be
 another.
 
 EXCEPTIONS says of kernels that spill, or whose registers halve occupancy, why they may: Spills and
-FewWarps of triton_case.
+FewWarps of kernel_report.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from kernel_report import Exemption, FewWarps, Spills
 from torch import bfloat16, dtype, float16, float32
-from triton_case import Case, Exemption, FewWarps, Spills, case, indices, mask, meta
+from triton_case import Case, case, indices, mask, meta
 
 FLOATS = (float32, bfloat16, float16)
 DIMS = (1024, 3584)

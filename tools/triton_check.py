@@ -4,10 +4,9 @@ The launchers of clasp_kernels/triton/ are called with the cases of triton_cases
 that launches nothing (triton_stub.py). What Triton then compiles must
 
 - need no more shared memory than the architecture has, nor a grid that no GPU takes;
-- spill no registers, nor use so many that less than half the warps fit on a multiprocessor
-  (triton_resources.py says precisely what that means), unless the exceptions of triton_cases.py
-  say why; an exception that nothing needs fails as well; every Triton brings another compiler, so
-  this is judged with the one that triton_cases.py names, and else only told;
+- neither spill registers nor use too many (kernel_report.py), unless the exceptions of
+  triton_cases.py say why; every Triton brings another compiler, so this is judged with the one that
+  triton_cases.py names, and else only told;
 - access memory 16 bytes at a time in the cases that promise it.
 
 Every launcher must have cases, and every kernel that a launcher can launch must be in one.
@@ -26,12 +25,12 @@ import sys
 import tempfile
 import traceback
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from triton_case import Exemption, FewWarps, Spills
-from triton_resources import Resources, narrow_accesses, read_resources
+from kernel_report import Exemption, Report
+from kernel_resources import Resources, narrow_accesses, read_resources
 
 if TYPE_CHECKING:
     from triton_stub import Launch, StubDriver
@@ -130,116 +129,33 @@ def examine(launch: Launch, driver: StubDriver, wide: bool) -> Compiled:
     )
 
 
-@dataclass
-class Line:
-    """One line of the summary: a kernel on an architecture."""
-
-    variants: dict[str, Resources] = field(default_factory=dict)
-    num_problems: int = 0
-    seconds: float = 0.0
-
-    def __str__(self) -> str:
-        resources = self.variants.values()
-        spilled = max(kernel.spilled for kernel in resources)
-        return (
-            f"{len(resources):3} variants  {max(kernel.registers for kernel in resources):3} "
-            f"registers  {f'{spilled} bytes' if spilled else 'nothing'} spilled  "
-            f"{max(kernel.shared for kernel in resources) / 1024:5.1f} KiB shared  "
-            f"{min(kernel.warps for kernel in resources):2} of 64 warps {self.seconds:6.1f} s"
-        )
-
-
 def report(results: list[Result], exceptions: list[Exemption], unjudged: str = "") -> bool:
-    """One line per kernel and architecture, then what failed; True if nothing did.
-
-    ``unjudged`` is why registers and spills are only told, if they are.
-    """
-    lines: dict[tuple[str, int], Line] = {}
-    problems: dict[str, dict[str, list[int]]] = {}  # what: where: the architectures
-    told: dict[str, dict[str, list[int]]] = {}
-    needed = set()
+    """Prints what was found; True if nothing is wrong. ``unjudged``: as Report has it."""
+    found = Report(exceptions, unjudged)
     for result in results:
-        capability = result.task.capability
+        architecture = f"sm_{result.task.capability}"
         if result.error:
-            problems.setdefault(result.error, {}).setdefault(result.title, []).append(capability)
+            found.add_error(result.error, result.title, architecture)
         for kernel in result.compiled:
-            line = lines.setdefault((kernel.kernel, capability), Line())
-            line.seconds += kernel.seconds
-            found = [(problems, NARROW, access) for access in kernel.narrow]
-            if kernel.hash not in line.variants:
-                line.variants[kernel.hash] = kernel.resources
-                exemptions = exemptions_of(kernel, exceptions)
-                needed.update(exemptions)
-                kind = told if unjudged else problems
-                found += [(kind, *each) for each in excesses(kernel.resources, exemptions)]
-            for kind, problem, detail in found:
-                line.num_problems += kind is problems
-                where = kind.setdefault(f"{short(kernel.kernel)} {problem}", {})
-                where.setdefault(f"{result.title}: {detail}", []).append(capability)
-    for (kernel_name, capability), line in sorted(lines.items()):
-        verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"
-        print(f"{verdict:<12} sm_{capability:<4} {short(kernel_name):<44} {line}")
-    for exemption in exceptions:
-        print(f"{'excepted':<12} {exemption.kernel} {exemption}: {exemption.reason}")
-    for problem, where in (*problems.items(), *told.items()):
-        print(f"\n{problem}")
-        for text, capabilities in where.items():
-            print(f"  {', '.join(f'sm_{capability}' for capability in capabilities)}: {text}")
-    failed = {result.task.op for result in results if result.error}
-    stale = [
-        f"no case needs that {exemption.kernel} {exemption}; remove it from EXCEPTIONS."
-        for exemption in exceptions
-        if exemption not in needed and not failed and not unjudged
-    ]
-    names = {short(kernel_name) for kernel_name, _ in lines}
+            found.add(
+                short(kernel.kernel),
+                kernel.hash,
+                result.title,
+                architecture,
+                kernel.resources,
+                seconds=kernel.seconds,
+                problems=[(NARROW, access) for access in kernel.narrow],
+            )
     unseen = [
         f"{module}.{kernel}: no case of triton_cases.py launches it."
         for module, kernel in launched_kernels()
-        if f"{module}.{kernel}" not in names and not failed
+        if f"{module}.{kernel}" not in found.kernels and found.complete
     ]
-    for sentence in (*stale, *unseen):
-        print(f"\n{sentence}")
-    if unjudged:
-        print(f"not judged: registers and spills, {unjudged}")
-    return not (problems or stale or unseen)
+    return found.show(unseen)
 
 
 def short(kernel_name: str) -> str:
     return kernel_name.removeprefix("clasp_kernels.triton.")
-
-
-def exemptions_of(kernel: Compiled, listed: list[Exemption]) -> list[Exemption]:
-    """Those that this kernel, as it was compiled, needs."""
-    resources = kernel.resources
-    return [
-        exemption
-        for exemption in listed
-        if exemption.kernel == short(kernel.kernel)
-        and resources.capability in exemption.capabilities
-        and exemption.concerns(resources)
-    ]
-
-
-def excesses(resources: Resources, exemptions: list[Exemption]) -> list[tuple[str, str]]:
-    """Problems, each with its numbers."""
-    found: list[tuple[type[Exemption], str, str]] = []
-    if resources.spilled:
-        spills = "spills registers to local memory (or indexes an array at run time)"
-        found.append((Spills, spills, f"{resources.spilled} bytes"))
-    if resources.registers_halve_occupancy:
-        numbers = (
-            f"{resources.registers} registers, {resources.warps_by_registers} of 64 warps, "
-            f"otherwise {resources.warps_by_the_rest}"
-        )
-        found.append((FewWarps, "leaves less than half the warps for its registers", numbers))
-    problems = []
-    for kind, problem, numbers in found:
-        exempt = [exemption for exemption in exemptions if type(exemption) is kind]
-        if not exempt:
-            problems.append((f"{problem}; let it not, or say in EXCEPTIONS why:", numbers))
-        elif not exempt[0].suffices(resources):
-            problems.append((f"{problem}; the exception says that it {exempt[0]}:", numbers))
-    return problems
 
 
 def launched_kernels() -> list[tuple[str, str]]:

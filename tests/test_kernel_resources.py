@@ -1,9 +1,9 @@
-"""What the Triton check makes of registers, shared memory and PTX, against known figures."""
+"""What the checks of kernels make of registers, shared memory and PTX, against known figures."""
 
 from __future__ import annotations
 
 import pytest
-from triton_resources import Resources, narrow_accesses
+from kernel_resources import Resources, narrow_accesses
 
 KIB = 1024
 

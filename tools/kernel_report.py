@@ -1,0 +1,216 @@
+"""What a check has to say of compiled kernels, Triton's and CUDA's alike.
+
+Wrong with a kernel is that it
+
+- spills registers, or keeps arrays in local memory;
+- uses so many registers that less than half the warps fit on a multiprocessor
+  (kernel_resources.py says precisely what that means),
+
+unless an exemption says why it may; an exemption that nothing needs is wrong as well.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from kernel_resources import Resources
+
+
+@dataclass(frozen=True)
+class Exemption(ABC):
+    """Lets a kernel have what is wrong with others, within a limit."""
+
+    kernel: str
+    """As the summary names it."""
+    limit: int
+    reason: str
+    capabilities: tuple[int, ...] = (80, 90, 100)
+
+    problem: ClassVar[str]
+
+    @staticmethod
+    @abstractmethod
+    def concerns(resources: Resources) -> bool:
+        """Whether the kernel has this problem."""
+
+    @staticmethod
+    @abstractmethod
+    def numbers(resources: Resources) -> str:
+        """How much of it."""
+
+    @abstractmethod
+    def suffices(self, resources: Resources) -> bool:
+        """Whether that is within the limit."""
+
+
+class FewWarps(Exemption):
+    """For registers that halve occupancy, of a kernel that holds its data there on purpose.
+
+    ``limit``: the fewest warps that must still fit.
+    """
+
+    problem = "leaves less than half the warps for its registers"
+
+    @staticmethod
+    def concerns(resources: Resources) -> bool:
+        return resources.registers_halve_occupancy
+
+    @staticmethod
+    def numbers(resources: Resources) -> str:
+        return (
+            f"{resources.registers} registers, {resources.warps_by_registers} of 64 warps, "
+            f"otherwise {resources.warps_by_the_rest}"
+        )
+
+    def suffices(self, resources: Resources) -> bool:
+        return resources.warps_by_registers >= self.limit
+
+    def __str__(self) -> str:
+        return f"may leave {self.limit} of 64 warps"
+
+
+class Spills(Exemption):
+    """For local memory. ``limit``: the most bytes a thread."""
+
+    problem = "spills registers to local memory (or indexes an array at run time)"
+
+    @staticmethod
+    def concerns(resources: Resources) -> bool:
+        return resources.spilled > 0
+
+    @staticmethod
+    def numbers(resources: Resources) -> str:
+        return f"{resources.spilled} bytes"
+
+    def suffices(self, resources: Resources) -> bool:
+        return resources.spilled <= self.limit
+
+    def __str__(self) -> str:
+        return f"may spill {self.limit} bytes"
+
+
+@dataclass
+class Line:
+    """One line of the summary: a kernel on an architecture."""
+
+    variants: dict[str, Resources] = field(default_factory=dict)
+    num_problems: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        resources = self.variants.values()
+        spilled = max(kernel.spilled for kernel in resources)
+        return (
+            f"{len(resources):3} variants  {max(kernel.registers for kernel in resources):3} "
+            f"registers  {f'{spilled} bytes' if spilled else 'nothing'} spilled  "
+            f"{max(kernel.shared for kernel in resources) / 1024:5.1f} KiB shared  "
+            f"{min(kernel.warps for kernel in resources):2} of 64 warps {self.seconds:6.1f} s"
+        )
+
+
+# What: where: the architectures.
+Problems = dict[str, dict[str, list[str]]]
+
+
+class Report:
+    """Gathers what a check finds; ``show`` prints it."""
+
+    def __init__(self, exceptions: list[Exemption], unjudged: str = "") -> None:
+        """``unjudged`` is why registers and spills are only told, if they are."""
+        self.exceptions = exceptions
+        self.unjudged = unjudged
+        self.complete = True
+        self.lines: dict[tuple[str, int, str], Line] = {}  # kernel, capability, architecture
+        self.problems: Problems = {}
+        self.told: Problems = {}
+        self.needed: set[Exemption] = set()
+
+    @property
+    def kernels(self) -> set[str]:
+        return {kernel for kernel, *_ in self.lines}
+
+    def add_error(self, error: str, where: str, architecture: str) -> None:
+        """Of a compilation, which leaves open what its kernels would have needed."""
+        self.complete = False
+        _add(self.problems, error, where, architecture)
+
+    def add(
+        self,
+        kernel: str,
+        variant: str,
+        where: str,
+        architecture: str,
+        resources: Resources,
+        *,
+        seconds: float,
+        problems: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """A compiled kernel; what it needs is judged once, and ``problems`` each time.
+
+        ``variant`` tells it from others that were compiled of the same kernel. Of a problem, first
+        what is wrong, then the detail.
+        """
+        key = (kernel, resources.capability, architecture)
+        line = self.lines.setdefault(key, Line())
+        line.seconds += seconds
+        found = [(self.problems, *problem) for problem in problems]
+        if variant not in line.variants:
+            line.variants[variant] = resources
+            kind = self.told if self.unjudged else self.problems
+            found += [(kind, *problem) for problem in self._judge(kernel, resources)]
+        for kind, problem, detail in found:
+            line.num_problems += kind is self.problems
+            _add(kind, f"{kernel} {problem}", f"{where}: {detail}", architecture)
+
+    def _judge(self, kernel: str, resources: Resources) -> list[tuple[str, str]]:
+        problems = []
+        for kind in (Spills, FewWarps):
+            if not kind.concerns(resources):
+                continue
+            exempt = [
+                each
+                for each in self.exceptions
+                if isinstance(each, kind)
+                and each.kernel == kernel
+                and resources.capability in each.capabilities
+            ]
+            self.needed.update(exempt)
+            if not exempt:
+                remedy = "let it not, or say in EXCEPTIONS why:"
+                problems.append((f"{kind.problem}; {remedy}", kind.numbers(resources)))
+            elif not exempt[0].suffices(resources):
+                limit = f"the exception says that it {exempt[0]}:"
+                problems.append((f"{kind.problem}; {limit}", kind.numbers(resources)))
+        return problems
+
+    def show(self, complaints: Sequence[str] = ()) -> bool:
+        """One line per kernel and architecture, then what is wrong; True if nothing is.
+
+        ``complaints`` are sentences of what else is.
+        """
+        for (kernel, _, architecture), line in sorted(self.lines.items()):
+            verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"
+            print(f"{verdict:<12} {architecture:<7} {kernel:<44} {line}")
+        for exemption in self.exceptions:
+            print(f"{'excepted':<12} {exemption.kernel} {exemption}: {exemption.reason}")
+        for problem, where in (*self.problems.items(), *self.told.items()):
+            print(f"\n{problem}")
+            for text, architectures in where.items():
+                print(f"  {', '.join(architectures)}: {text}")
+        stale = [
+            f"nothing needs that {exemption.kernel} {exemption}; remove it from EXCEPTIONS."
+            for exemption in self.exceptions
+            if exemption not in self.needed and self.complete and not self.unjudged
+        ]
+        for sentence in (*stale, *complaints):
+            print(f"\n{sentence}")
+        if self.unjudged:
+            print(f"not judged: registers and spills, {self.unjudged}")
+        return not (self.problems or stale or complaints)
+
+
+def _add(problems: Problems, problem: str, where: str, architecture: str) -> None:
+    problems.setdefault(problem, {}).setdefault(where, []).append(architecture)
