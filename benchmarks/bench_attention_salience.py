@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import eager_attention_salience
 import pytest
 import torch
-from cases import BYTES, DTYPES
-from machine import Counted
+from cases import DTYPES, SalienceCase
 from timing import Implementation, close, eager, ours, pairs, to_compile
 from torch import Tensor
 
@@ -23,24 +21,7 @@ from clasp_kernels import attention_salience
 
 
 @dataclass(frozen=True)
-class Case:
-    batch: int
-    query_heads: int
-    key_heads: int
-    rows: int
-    keys: int
-    width: int
-    dtype: str
-    causal: bool
-    key_range: tuple[int, int]
-
-    def __str__(self) -> str:
-        heads = f"H{self.query_heads}/{self.key_heads} d{self.width}"
-        return f"B{self.batch} T{self.rows} S{self.keys} {self.dtype} {heads}"
-
-    def shape(self) -> dict[str, Any]:
-        return asdict(self)
-
+class Case(SalienceCase):
     def inputs(self) -> tuple[Tensor, Tensor, bool, tuple[int, int]]:
         generator = torch.Generator().manual_seed(0)
         query = torch.randn(
@@ -49,17 +30,6 @@ class Case:
         key = torch.randn(self.batch, self.key_heads, self.keys, self.width, generator=generator)
         dtype = DTYPES[self.dtype]
         return query.to(dtype), key.to(dtype), self.causal, self.key_range
-
-    def counted(self) -> Counted:
-        """Every logit that the mask allows, d multiply-adds each."""
-        heads = self.query_heads * self.rows + self.key_heads * self.keys
-        read = self.batch * heads * self.width * BYTES[self.dtype]
-        written = self.batch * (self.key_range[1] - self.key_range[0]) * 4
-        logits = self.rows * self.keys
-        if self.causal:
-            logits -= self.rows * (self.rows - 1) // 2
-        multiply_adds = self.batch * self.query_heads * logits * self.width
-        return Counted(read + written, multiply_adds, self.dtype)
 
 
 CASES = [

@@ -7,42 +7,26 @@ from dataclasses import dataclass
 
 import eager_fuse_layers
 import pytest
-from cases import DTYPES, TokenCase, token_cases
-from machine import Counted
+from cases import DTYPES, FuseCase, token_cases
 from timing import Implementation, close, eager, memcpy, ours, pairs, to_compile
 from torch import Tensor, tensor
 
 from clasp_kernels import fuse_layers
 
-LAYERS = 4
 # Every category leaves out half of the layers, as mixtures from shallow to deep do.
 CATEGORY_WEIGHTS = [[0.5, 0.5, 0.0, 0.0], [0.0, 0.5, 0.5, 0.0], [0.0, 0.0, 0.3, 0.7]]
 WEIGHTS = [[0.1, 0.2, 0.3, 0.4]]
 
 
 @dataclass(frozen=True)
-class Case(TokenCase):
-    normalize: str = ""
-    categories: bool = False
-
-    def __str__(self) -> str:
-        mixture = " categories" if self.categories else ""
-        return f"{super().__str__()} L{LAYERS}{mixture}{' ' * bool(self.normalize)}{self.normalize}"
-
+class Case(FuseCase):
     def inputs(self) -> tuple[list[Tensor], Tensor, Tensor | None, str]:
         size = (self.batch, self.num_tokens, self.dim)
-        layers = [self.randn(*size, seed=i).to(DTYPES[self.dtype]) for i in range(LAYERS)]
+        layers = [self.randn(*size, seed=i).to(DTYPES[self.dtype]) for i in range(self.layers)]
         if not self.categories:
             return layers, tensor(WEIGHTS), None, self.normalize
         ids = tensor([image % len(CATEGORY_WEIGHTS) for image in range(self.batch)])
         return layers, tensor(CATEGORY_WEIGHTS), ids, self.normalize
-
-    def counted(self) -> Counted:
-        """Layers of weight 0 are not counted; the norms are one multiply-add an element."""
-        read = LAYERS // 2 if self.categories else LAYERS
-        elements = self.batch * self.num_tokens * self.dim
-        multiply_adds = elements * read * (2 if self.normalize else 1)
-        return Counted(elements * (read + 1) * self.element_bytes, multiply_adds, self.dtype)
 
 
 CASES = [

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import cases
 import eager_gather_merge
 import eager_peers
 import pytest
 import torch
-from cases import DTYPES, INDEX_BYTES, TokenCase, token_cases
-from machine import Counted
+from cases import DTYPES, token_cases
 from timing import (
     Implementation,
     eager,
@@ -27,37 +27,16 @@ from clasp_kernels import gather_tokens, merge_tokens
 
 
 @dataclass(frozen=True)
-class Case(TokenCase):
-    @property
-    def num_kept(self) -> int:
-        return self.num_tokens // 9
-
-    def __str__(self) -> str:
-        return f"{super().__str__()} R{self.num_kept}"
-
+class Case(cases.GatherCase):
     def inputs(self) -> tuple[Tensor, Tensor]:
         tokens = self.randn(self.batch, self.num_tokens, self.dim).to(DTYPES[self.dtype])
         order = self.randn(self.batch, self.num_tokens, seed=1).argsort(-1)
         return tokens, order[:, : self.num_kept].sort(-1).values
 
-    def counted(self) -> Counted:
-        """Kept tokens are read and written; nothing is multiplied."""
-        kept = self.batch * self.num_kept
-        return Counted(kept * (2 * self.dim * self.element_bytes + INDEX_BYTES), 0, self.dtype)
-
 
 @dataclass(frozen=True)
-class MergeCase(Case):
-    """The tokens are merged by their own similarity."""
-
-    def counted(self) -> Counted:
-        """All tokens are read and the kept ones written; every dropped token's product with every
-        kept one, the norms of the kept ones and the sums are multiply-adds."""
-        kept = self.batch * self.num_kept
-        tokens = self.batch * self.num_tokens
-        moved = (tokens + kept) * self.dim * self.element_bytes + kept * INDEX_BYTES
-        products = (tokens - kept) * self.num_kept + kept + tokens
-        return Counted(moved, products * self.dim, self.dtype)
+class MergeCase(Case, cases.MergeCase):
+    pass
 
 
 CASES = token_cases(Case)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import eager_select_pivots
 import pytest
 import timing
 import torch
-from cases import BYTES, DTYPES, INDEX_BYTES
-from machine import Counted
+from cases import DTYPES, PivotCase
 from timing import Implementation, eager, ours, pairs, to_compile
 from torch import Tensor
 
@@ -26,28 +24,12 @@ NUM_INPUTS = 64
 
 
 @dataclass(frozen=True)
-class Case:
-    batch: int
-    num_tokens: int
-    k: int
-    dtype: str
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.num_tokens} {self.dtype} k{self.k}"
-
-    def shape(self) -> dict[str, Any]:
-        return asdict(self)
-
+class Case(PivotCase):
     def inputs(self) -> tuple[tuple[Tensor, ...], int]:
         """Several saliences, to take turns."""
         generator = torch.Generator().manual_seed(0)
         salience = torch.randn(NUM_INPUTS, self.batch, self.num_tokens, generator=generator)
         return tuple(salience.to(DTYPES[self.dtype]).unbind()), self.k
-
-    def counted(self) -> Counted:
-        """No multiply-adds; comparisons are not counted."""
-        moved = self.batch * (self.num_tokens * BYTES[self.dtype] + self.k * INDEX_BYTES)
-        return Counted(moved, 0, self.dtype)
 
 
 CASES = [

@@ -14,8 +14,7 @@ import eager_peers
 import eager_select_tokens
 import pytest
 import torch
-from cases import BYTES, DTYPES, INDEX_BYTES, TOKENS, TokenCase
-from machine import Counted
+from cases import DTYPES, TOKENS, SelectCase
 from rows import COMPILED
 from timing import Implementation, eager, ours, overlap, pairs, peers
 from torch import Tensor
@@ -31,14 +30,7 @@ SLOW = (
 
 
 @dataclass(frozen=True)
-class Case(TokenCase):
-    budget: int
-    num_pivots: int
-    features: str
-
-    def __str__(self) -> str:
-        return f"{super().__str__()} R{self.budget} P{self.num_pivots} {self.features}"
-
+class Case(SelectCase):
     @property
     def is_slow(self) -> bool:
         return self.batch * self.num_tokens * self.dim > 2**24
@@ -51,22 +43,6 @@ class Case(TokenCase):
             features = self.randn(24, self.dim, seed=2)[centre] + 0.5 * features
         salience = self.randn(self.batch, self.num_tokens, seed=3)
         return features.to(DTYPES[self.dtype]), salience, self.budget, self.num_pivots
-
-    def counted(self) -> Counted:
-        """Features and salience are read once. The similarities that no evaluation can do without,
-        however lazy: of each completion token to all that were selected before it, as its
-        coverage must be known, of each token that is never selected to one selected token, as
-        that alone can show it is covered, and the norms."""
-        steps = self.budget - self.num_pivots
-        similarities = (
-            steps * self.num_pivots
-            + steps * (steps - 1) // 2
-            + (self.num_tokens - self.budget)
-            + self.num_tokens
-        )
-        read = self.num_tokens * (self.dim * self.element_bytes + BYTES["float32"])
-        moved = read + self.budget * (INDEX_BYTES + 1)
-        return Counted(self.batch * moved, self.batch * similarities * self.dim, self.dtype)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import rows
 import table
 import timing
 import torch
-from rows import Row
+from rows import HostRow
 
 from clasp_kernels import backends, use_backend
 
@@ -32,8 +32,8 @@ class Session:
     """What has been timed so far."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, list[Row]] = {}
-        self.counted: dict[str, dict[str, machine.Counted]] = {}
+        self.rows: dict[str, list[HostRow]] = {}
+        self.counted: dict[tuple[str, str], machine.Counted] = {}
         """By op and case."""
         self.unfinished: set[Path] = set()
         """The modules of which something was left out or failed."""
@@ -128,18 +128,20 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Callable
         if benchmark.stats is None:  # --benchmark-disable
             return
         stats = benchmark.stats.stats
-        session.counted.setdefault(op, {})[str(case)] = case.counted()
+        session.counted[op, str(case)] = case.counted()
         session.module_of[op] = request.path
         session.rows.setdefault(op, []).append(
-            Row(
+            HostRow(
                 op,
                 str(case),
                 implementation.name,
                 implementation.kind,
-                *(round(1e6 * value, 2) for value in (stats.median, stats.min, stats.iqr)),
+                round(1e6 * stats.median, 2),
                 stats.rounds,
                 case.shape(),
                 implementation.note,
+                min_us=round(1e6 * stats.min, 2),
+                iqr_us=round(1e6 * stats.iqr, 2),
             )
         )
 
@@ -160,7 +162,7 @@ def pytest_terminal_summary(
     official = folder.resolve() == RECORDED
     recorded = False
     for op, timed in session.rows.items():
-        rows.compare(timed, session.counted[op], rates)
+        rows.compare(timed, session.counted, rates)
         whole = session.module_of[op] not in session.unfinished and environment["backend"] == "cpu"
         if whole or not official:
             rows.write_json(folder / f"{op}.json", environment, timed)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rows import COMPILED, EAGER, OPS, OURS, Row, read_json
-from table import by_case, duration, size
+from table import by_case, duration, markdown_table, size
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
@@ -49,11 +49,6 @@ TELLING = {
 CATEGORIES = ("attribute", "counting", "spatial", "ocr", "scene")
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
-
-
 def quality_table(report: dict[str, Any]) -> str:
     rows = [
         [
@@ -65,7 +60,7 @@ def quality_table(report: dict[str, Any]) -> str:
         for row in report["rows"]
         if row["method"] == "all tokens" or row["tokens_kept"] in (8, 16, 36)
     ]
-    return _table(["method", "kept", "overall", *CATEGORIES], rows)
+    return markdown_table(["method", "kept", "overall", *CATEGORIES], rows)
 
 
 def speed_table(rows: Iterable[Row]) -> str:
@@ -87,7 +82,7 @@ def speed_table(rows: Iterable[Row]) -> str:
             ]
         )
     header = ["op", "case", "ours", "best eager", "best compiled", "ratio", "ours / floor"]
-    return _table(header, lines)
+    return markdown_table(header, lines)
 
 
 def _times(ratio: float | None) -> str:

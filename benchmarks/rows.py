@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from machine import Counted, Rates
 
@@ -23,9 +23,11 @@ OPS = (
 )
 # What a row's implementation is, next to "ours":
 EAGER, COMPILED = "eager", "compiled"  # compute the same
+LIBRARY = "library"  # computes the same, by another package's kernel
 COPY = "copy"  # only moves as many bytes
 PEER = "peer"  # does the same job by another rule, so that another result comes out
-SAME = (EAGER, COMPILED)
+DESIGN = "design"  # is ours, made to go about it in one of its ways
+SAME = (EAGER, COMPILED, LIBRARY)
 
 
 @dataclass
@@ -35,8 +37,6 @@ class Row:
     implementation: str
     kind: str
     median_us: float
-    min_us: float
-    iqr_us: float
     rounds: int
     shape: dict[str, Any] = field(default_factory=dict)
     note: str = ""
@@ -48,45 +48,64 @@ class Row:
     times_floor: float | None = None
 
 
-def compare(rows: Iterable[Row], counted: dict[str, Counted], rates: Rates) -> None:
+@dataclass
+class HostRow(Row):
+    """Timed by the host's clock, from call to return."""
+
+    _: KW_ONLY
+    min_us: float
+    iqr_us: float
+
+
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+def compare(rows: Iterable[Row], counted: Mapping[tuple[str, str], Counted], rates: Rates) -> None:
     """Fills in what our rows are compared with: the best of those computing the same, a floor.
 
-    ``counted`` has each case's work.
+    ``counted`` has the work of each op's cases.
     """
     rows = list(rows)
     for row in rows:
         if row.kind != "ours":
             continue
-        same = [other for other in rows if other.case == row.case and other.kind in SAME]
+        same = baselines(rows, row)
         if same:
             best = min(same, key=lambda other: other.median_us)
             row.best_baseline = best.implementation
             row.speedup_over_best_baseline = round(best.median_us / row.median_us, 2)
-        floor, row.floor_bound = rates.floor(counted[row.case])
+        floor, row.floor_bound = rates.floor(counted[row.op, row.case])
         row.floor_us = round(1e6 * floor, 2)
         row.times_floor = round(row.median_us / (1e6 * floor), 2)
 
 
-def write_json(path: Path, environment: dict[str, Any], rows: Iterable[Row]) -> None:
+def baselines(rows: Iterable[AnyRow], ours: Row) -> list[AnyRow]:
+    """Those that compute the same as ours on its case."""
+    return [row for row in rows if (row.op, row.case) == (ours.op, ours.case) and row.kind in SAME]
+
+
+def write_json(
+    path: Path, environment: dict[str, Any], rows: Iterable[Row], **more: list[Any]
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"environment": environment, "rows": [asdict(row) for row in rows]}
+    content = {"environment": environment, "rows": [asdict(row) for row in rows], **more}
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def read_json(path: Path) -> tuple[dict[str, Any], list[Row]]:
+def read_json(path: Path) -> tuple[dict[str, Any], list[HostRow]]:
     content = json.loads(path.read_text())
-    return content["environment"], [Row(**row) for row in content["rows"]]
+    return content["environment"], [HostRow(**row) for row in content["rows"]]
 
 
-def read_all(folder: Path) -> list[Row]:
+def read_all(folder: Path) -> list[HostRow]:
     """Of every op that has a file."""
     files = (folder / f"{op}.json" for op in OPS)
     return [row for path in files if path.exists() for row in read_json(path)[1]]
 
 
-def write_csv(path: Path, rows: Iterable[Row]) -> None:
+def write_csv(path: Path, rows: Iterable[HostRow]) -> None:
     """One line a row; the case says the shape."""
-    names = [column.name for column in fields(Row) if column.name != "shape"]
+    names = [column.name for column in fields(HostRow) if column.name != "shape"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

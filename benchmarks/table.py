@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rows import COPY, OPS, OURS, PEER, SAME, Row
+from rows import COPY, OPS, OURS, PEER, SAME, AnyRow, Row
 
 
 def duration(microseconds: float) -> str:
@@ -28,9 +28,14 @@ def size(count: int | None) -> str:
     return f"{count} B"
 
 
-def by_case(rows: Iterable[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def by_case(rows: Iterable[AnyRow]) -> dict[tuple[str, str], dict[str, AnyRow]]:
     """(op, case): implementation: row, in the order of the rows."""
-    cases: dict[tuple[str, str], dict[str, Row]] = {}
+    cases: dict[tuple[str, str], dict[str, AnyRow]] = {}
     for row in rows:
         cases.setdefault((row.op, row.case), {})[row.implementation] = row
     return cases

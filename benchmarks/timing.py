@@ -124,6 +124,28 @@ def overlap(ours: Tensor, theirs: Tensor) -> float:
     return sum(both) / ours.numel()
 
 
+def worst_choice(features: Tensor, selected: Tensor, picks: Tensor) -> float:
+    """By how much the worst of the picks [B, M] is covered better than the least covered token was
+    when it was picked, given the picks before it: similarities recomputed in float64. Infinite if a
+    token is picked twice or is none."""
+    if picks.numel() and not 0 <= picks.min() <= picks.max() < features.shape[1]:
+        return math.inf
+    unit = torch.nn.functional.normalize(features.double(), dim=-1)
+
+    def rows(tokens: Tensor) -> Tensor:
+        return unit.gather(1, tokens[..., None].expand(-1, -1, unit.shape[2]))
+
+    covered = torch.bmm(unit, rows(selected).transpose(1, 2)).amax(-1)
+    covered.scatter_(1, selected, math.inf)
+    worst = features.new_zeros((), dtype=torch.float64)
+    for pick in picks.split(1, dim=1):
+        excess = covered.gather(1, pick)[:, 0] - covered.amin(1)
+        worst = torch.maximum(worst, excess.max())
+        similarity = torch.bmm(unit, rows(pick).transpose(1, 2))[..., 0]
+        covered = covered.maximum(similarity).scatter(1, pick, math.inf)
+    return float(worst)
+
+
 def rows_agree(ours: Tensor, theirs: Tensor, tolerance: float) -> float:
     """The share of the vectors [B, R, D] that agree."""
     return float(((ours.float() - theirs.float()).abs().amax(-1) <= tolerance).float().mean())

@@ -31,7 +31,7 @@ import rows
 import table
 import torch
 from rich.console import Console
-from rows import Row
+from rows import HostRow
 from torch import Tensor
 
 from clasp_kernels import (
@@ -273,12 +273,13 @@ def test_floor_is_what_binds(
     assert floor == (pytest.approx(seconds), bound)
 
 
-def row(case: str, implementation: str, kind: str, median: float) -> Row:
-    return Row("fuse_layers", case, implementation, kind, median, median, 0.0, 7, {"batch": 1})
+def row(case: str, implementation: str, kind: str, median: float) -> HostRow:
+    shape, times = {"batch": 1}, {"min_us": median, "iqr_us": 0.0}
+    return HostRow("fuse_layers", case, implementation, kind, median, 7, shape, **times)
 
 
 @pytest.fixture
-def invented() -> list[Row]:
+def invented() -> list[HostRow]:
     """Ours at 200 us against 500 and 400; a peer and a memcpy at 100 must not count."""
     timed = [
         row("a", rows.OURS, "ours", 200.0),
@@ -290,14 +291,14 @@ def invented() -> list[Row]:
         row("b", "eager-loop", rows.EAGER, 150.0),
     ]
     counted = {
-        "a": machine.Counted(400_000, 0, "float32"),
-        "b": machine.Counted(0, 10**6, "float32"),
+        ("fuse_layers", "a"): machine.Counted(400_000, 0, "float32"),
+        ("fuse_layers", "b"): machine.Counted(0, 10**6, "float32"),
     }
     rows.compare(timed, counted, RATES)
     return timed
 
 
-def test_ratios_and_floors(invented: list[Row]) -> None:
+def test_ratios_and_floors(invented: list[HostRow]) -> None:
     first, second = (it for it in invented if it.kind == "ours")
     assert (first.best_baseline, first.speedup_over_best_baseline) == ("compiled", 2.0)
     assert (first.floor_us, first.floor_bound, first.times_floor) == (100.0, "bytes", 2.0)
@@ -306,7 +307,7 @@ def test_ratios_and_floors(invented: list[Row]) -> None:
     assert all(it.times_floor is None for it in invented if it.kind != "ours")
 
 
-def test_files_hold_every_row(invented: list[Row], tmp_path: Path) -> None:
+def test_files_hold_every_row(invented: list[HostRow], tmp_path: Path) -> None:
     rows.write_json(tmp_path / "fuse_layers.json", {"threads": 2}, invented)
     assert rows.read_json(tmp_path / "fuse_layers.json") == ({"threads": 2}, invented)
     assert rows.read_all(tmp_path) == invented
@@ -321,7 +322,7 @@ def test_files_hold_every_row(invented: list[Row], tmp_path: Path) -> None:
     assert (tmp_path / "ops.png").stat().st_size > 1000
 
 
-def test_the_table_shows_every_implementation(invented: list[Row]) -> None:
+def test_the_table_shows_every_implementation(invented: list[HostRow]) -> None:
     environment = {"processor": "P", "threads": 2, "torch": "2", "backend": "cpu"}
     output = io.StringIO()
     Console(file=output, width=200).print(table.make(invented, environment))

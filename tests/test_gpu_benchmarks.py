@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
+import tarfile
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from gpu import device, run
+from gpu import build_fps, design_table, designs, device, farthest_points, run
 from gpu.clock import CudaClock, HostClock, percentiles
-from gpu.implementation import Implementation
+from gpu.implementation import Implementation, NotServed
+from gpu.recording import GpuRow
+from rows import COMPILED, DESIGN, EAGER, LIBRARY, OURS
+from timing import worst_choice
+from torch import Tensor
 
-from clasp_kernels import backends, use_backend
+from clasp_kernels import backends, complete_tokens, use_backend
 
 ROOT = Path(__file__).resolve().parent.parent
 RATES = device.rates(4e12)
@@ -43,11 +51,13 @@ def test_every_case_runs_and_everyone_computes_the_same(op, nothing_is_compiled,
         for case in small_cases(op):
             session.measure(case)
     assert not session.failures
-    assert not session.left_out
+    refused = [it for it in session.left_out if "takes GPU tensors" not in it["why"]]
+    assert {it["implementation"] for it in refused} <= {"torch-cluster-fps"}
     for case in session.cases:
         of_case = {row.implementation for row in session.rows if row.case == str(case)}
+        of_case |= {it["implementation"] for it in session.left_out if it["case"] == str(case)}
         assert of_case == {"clasp_kernels", *(it.name for it in case.implementations())}
-    run.write(tmp_path, session, {"gpu": "none"}, RATES)
+    run.write(tmp_path, session, {"processor": "none", "backend": {op: "it"}}, RATES)
     content = json.loads((tmp_path / f"{op}.json").read_text())
     assert len(content["rows"]) == len(session.rows)
     ours = [row for row in content["rows"] if row["kind"] == "ours"]
@@ -72,8 +82,15 @@ def test_the_shapes_that_the_targets_are_about_come_first() -> None:
         "select_tokens 1x576x1024 bfloat16 R64 P32 random",
         "select_tokens 64x576x1024 bfloat16 R64 P32 random",
         "select_tokens 1x2880x1024 bfloat16 R320 P160 random",
+        "select_tokens 1x576x1024 float32 R64 P32 random",
+        "complete_tokens 1x576x1024 bfloat16 R64 P1 random",
     ):
         assert target in names
+
+
+def test_what_compiles_for_long_is_timed_after_what_does_not() -> None:
+    order = [(case.priority, case.compiles) for case in run.in_order(run.CASES)]
+    assert order == sorted(order) and (0, True) in order and (0, False) in order
 
 
 def test_inputs_rotate_and_differ() -> None:
@@ -145,6 +162,252 @@ def test_what_is_too_large_is_left_out_before_it_is_made() -> None:
     assert "GiB" in session.left_out[0]["why"] and not session.rows
 
 
+# Our designs side by side.
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch: Any) -> list[str]:
+    """The extension is taken to serve the CPU; says which design each call of ours was made with,
+    of which the cluster refuses and the steps are wrong."""
+    told: list[str] = []
+
+    def choose(op: str, device: str, forced: str) -> backends.Choice:
+        problem = f"there is no {forced} here" if forced == "triton" else None
+        return backends.Choice(None if problem else forced, problem or "forced")
+
+    class Case(type(small_cases("complete_tokens")[-1])):
+        def ours(self, features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
+            told.append(os.environ.get(designs.ENVIRONMENT, "nothing"))
+            if told[-1] == "cluster":
+                raise RuntimeError("CLASP_KERNELS_CUDA_DESIGN=cluster serves 9.0\nand later")
+            picks = complete_tokens(features, selected, num_tokens)
+            return picks.flip(1) if told[-1] == "steps" else picks
+
+        def completions(self) -> list[Implementation]:
+            return []
+
+    monkeypatch.setattr(designs.backends, "choose", choose)
+    monkeypatch.setattr(designs, "use_backend", lambda name: contextlib.nullcontext())
+    monkeypatch.delenv(designs.ENVIRONMENT, raising=False)
+    small = small_cases("complete_tokens")[-1]
+    fields = {name: getattr(small, name) for name in small.shape()}
+    told.append(Case(**fields))  # type: ignore[arg-type]
+    return told
+
+
+def test_a_design_holds_for_all_of_its_calls_and_no_others(on_the_cpu) -> None:
+    told, case = on_the_cpu, on_the_cpu.pop()
+    session = run.Session(HostClock(), "cpu")
+    with designs.design("auto"):
+        session.measure(case)
+        assert os.environ[designs.ENVIRONMENT] == "auto"
+    assert designs.ENVIRONMENT not in os.environ
+    in_turn = [name for name, before in zip(told, ["", *told], strict=False) if name != before]
+    assert in_turn == ["auto", "cluster", "matrix", "steps"]
+    assert told.count("matrix") == told.count("auto") - 1  # which is called once to compare with
+    rows = {row.implementation: row.kind for row in session.rows}
+    assert rows == {OURS: "ours", "cuda-matrix": DESIGN}
+
+
+def test_a_design_that_refuses_is_left_out_and_one_that_errs_fails(on_the_cpu) -> None:
+    session = run.Session(HostClock(), "cpu")
+    session.measure(on_the_cpu.pop())
+    assert {it["implementation"]: it["why"] for it in session.left_out} == {
+        "cuda-cluster": "CLASP_KERNELS_CUDA_DESIGN=cluster serves 9.0",
+        "cuda-steps": "computes something else",
+        "triton": "there is no triton here",
+    }
+    assert all(it["kind"] == DESIGN for it in session.left_out)
+    assert len(session.failures) == 1 and "cuda-steps" in session.failures[0]
+    assert all(row.note == "no graph: there is no GPU" for row in session.rows)
+
+
+def test_a_design_that_fails_otherwise_is_not_taken_for_one_that_refuses(monkeypatch) -> None:
+    choice = backends.Choice("cuda", "forced")
+    monkeypatch.setattr(designs.backends, "choose", lambda *_: choice)
+    with pytest.raises(RuntimeError, match="misaligned"), designs.forced("op", "cuda", "auto", ""):
+        raise RuntimeError("misaligned address")
+    with pytest.raises(NotServed), designs.forced("op", "cuda", "auto", ""):
+        raise ValueError("CLASP_KERNELS_CUDA_DESIGN must be")
+
+
+def invented(case: str, implementation: str, kind: str, median: float, by: str) -> GpuRow:
+    times = {"p20": median, "p50": median, "p80": median}
+    more = {"timed_by": by, "events_us": times, "graph_us": None, "peak_bytes": 0}
+    return GpuRow("select_tokens", case, implementation, kind, median, 5, **more)
+
+
+def test_designs_are_shown_by_shape() -> None:
+    rows = [
+        invented("a", OURS, "ours", 50.0, "graph"),
+        invented("a", "cuda-cluster", DESIGN, 49.0, "graph"),
+        invented("a", "cuda-matrix", DESIGN, 61.0, "graph"),
+        invented("a", "eager-gram", EAGER, 1500.0, "graph"),
+        invented("a", "eager-per-image", EAGER, 1100.0, "events"),
+        invented("a", "compiled", COMPILED, 900.0, "graph"),
+        invented("a", "torch-cluster-fps", LIBRARY, 5000.0, "events"),
+        invented("b", OURS, "ours", 400.0, "graph"),
+        invented("b", "cuda-matrix", DESIGN, 399.0, "graph"),
+        replace(invented("c", OURS, "ours", 1.0, "graph"), op="select_pivots"),
+    ]
+    where = {"op": "select_tokens", "case": "b"}
+    left_out = [
+        {**where, "implementation": "cuda-cluster", "kind": DESIGN, "why": "too large"},
+        {**where, "implementation": "eager-gram", "kind": EAGER, "why": "too slow"},
+    ]
+    header, _, first, second, *rest = design_table.markdown(rows, left_out).splitlines()
+    names = "case|ours|cuda-cluster|cuda-matrix|cuda-steps|triton|best eager|torch.compile"
+    assert [cell.strip() for cell in header.strip("|").split("|")] == [
+        *names.split("|"),
+        "torch-cluster",
+    ]
+    assert first == (
+        "| `select_tokens` a | 50 us | **49 us** | 61 us | - | - | 1.1 ms\\* (22.0x) "
+        "| 900 us (18.0x) | 5 ms\\* (100.0x) |"
+    )
+    assert second == "| `select_tokens` b | 400 us | - | **399 us** | - | - | - | - | - |"
+    assert rest[-1] == "- `select_tokens` b, cuda-cluster: too large"
+    assert "too slow" not in "".join(rest) and "select_pivots" not in "".join(rest)
+    assert design_table.markdown(rows[-1:], []) == ""
+
+
+# What others' kernels are given, and what comes of it.
+
+
+@pytest.fixture
+def torch_cluster(monkeypatch: Any) -> None:
+    """Farthest point sampling as the package defines it, by the signature of its op."""
+
+    def fps(src: Tensor, ptr: Tensor, ratio: Tensor, random_start: bool) -> Tensor:
+        assert src.dtype == torch.float32 and src.is_contiguous() and not random_start
+        picks = []
+        for begin, end in zip(ptr.tolist(), ptr.tolist()[1:], strict=False):
+            picks.append(begin)
+            distances = (src[begin:end] - src[begin]).square().sum(-1)
+            for _ in range(int((ratio * (end - begin)).ceil()) - 1):
+                picks.append(begin + int(distances.argmax()))
+                others = (src[begin:end] - src[picks[-1]]).square().sum(-1)
+                distances = distances.minimum(others)
+        return torch.tensor(picks)
+
+    monkeypatch.setitem(sys.modules, "torch_cluster", ModuleType("torch_cluster"))
+    monkeypatch.setattr(torch.ops, "torch_cluster", SimpleNamespace(fps=fps), raising=False)
+    monkeypatch.delenv("TORCH_CLUSTER_FPS", raising=False)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("shape", [(7, 3, 2), (40, 24, 19), (576, 64, 63)])
+def test_farthest_points_are_our_completion(torch_cluster, batch, shape) -> None:
+    count, dim, num_tokens = shape
+    features = torch.randn(batch, count, dim, generator=torch.Generator().manual_seed(0))
+    selected = torch.zeros(batch, 1, dtype=torch.int64)
+    inputs = features, selected, num_tokens
+    (sampling,) = farthest_points.implementations()
+    with sampling.within("cpu"):
+        result = sampling.make()(*sampling.adapt(inputs))
+    picks = sampling.restore(inputs, result)
+    assert torch.equal(picks, complete_tokens(*inputs))
+    assert sampling.waits
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_a_package_that_does_not_load_costs_its_row_alone(monkeypatch, tmp_path, built) -> None:
+    monkeypatch.setitem(sys.modules, "torch_cluster", None)
+    named = "torch_cluster"
+    if built:
+        named = str(tmp_path / "fps.so")
+        Path(named).write_text("no library")
+    monkeypatch.setenv("TORCH_CLUSTER_FPS", named if built else "")
+    session = run.Session(HostClock(), "cpu")
+    case = next(it for it in small_cases("complete_tokens") if it.num_pivots == 1)
+    with use_backend("reference"):
+        session.measure(case)
+    why = {it["implementation"]: it["why"] for it in session.left_out}["torch-cluster-fps"]
+    assert why.startswith(f"{named} cannot be loaded: ") and "\n" not in why
+    assert not session.failures
+    ours = next(row for row in session.rows if row.kind == "ours")
+    assert "torch-cluster-fps" in ours.note and "cuda-" not in ours.note
+
+
+@pytest.mark.parametrize("cuda", [None, "13.0"])
+def test_of_an_archive_only_what_is_timed_is_built(monkeypatch, tmp_path, cuda) -> None:
+    root = tmp_path / "torch_cluster-9.9"
+    for name in ("fps.cpp", "cpu/fps_cpu.cpp", "cuda/fps_cuda.cu", "knn.cpp"):
+        (root / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "csrc" / name).touch()
+    archive, folder = tmp_path / "torch_cluster-9.9.tar.gz", tmp_path / "built"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(root, root.name)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(
+        build_fps.cpp_extension, "load", lambda name, files, **more: given.update(more, files=files)
+    )
+    assert build_fps.build(archive, folder) == folder / "torch_cluster_fps.so"
+    assert all(Path(name).is_relative_to(folder) and Path(name).exists() for name in given["files"])
+    names = {Path(name).name for name in given["files"]}
+    assert names == {"fps.cpp", "fps_cpu.cpp"} | ({"fps_cuda.cu"} if cuda else set())
+    assert ("-DWITH_CUDA" in given["extra_cflags"]) == bool(cuda)
+    assert not given["is_python_module"]
+
+
+def test_picks_are_certified() -> None:
+    """Token 3 is the farthest from 0, then 2; 1 is the same direction as 0."""
+    features = torch.tensor([[[1.0, 0], [2, 0], [0, 3], [-1, 0], [3, 4]]])
+    selected = torch.tensor([[0]])
+
+    def worst(*picks: int) -> float:
+        return worst_choice(features, selected, torch.tensor([picks]))
+
+    assert worst(3, 2, 4) == worst(3) == 0
+    assert worst(2) == pytest.approx(1.0) and worst(3, 4) == pytest.approx(0.6)
+    assert worst(3, 3) == worst(0) == worst(-1) == worst(5) == float("inf")
+
+
+# The whole run.
+
+
+def test_a_run_writes_every_op_and_shows_the_designs(
+    tmp_path, monkeypatch, capsys, nothing_is_compiled
+) -> None:
+    few = {op: small_cases(op)[:2] for op in ("complete_tokens", "select_pivots")}
+    on_the_cpu, known = run.Session, {"processor": "P", "threads": 1, "torch": "2"}
+    for owner, name, value in (
+        (torch.cuda, "is_available", lambda: True),
+        (run, "CASES", {op: lambda op=op: few[op] for op in few}),
+        (run, "CudaClock", HostClock),
+        (run, "Session", lambda clock, _, deadline: on_the_cpu(clock, "cpu", deadline)),
+        (run, "served", lambda ops: dict.fromkeys(ops, "cpu")),
+        (run.gpu, "copy_rate", lambda: 4e12),
+        (run.gpu, "describe", lambda backend, rate: known | {"backend": backend}),
+        (sys, "argv", ["gpu", "--results", str(tmp_path)]),
+    ):
+        monkeypatch.setattr(owner, name, value)
+    assert run.main() == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "complete_tokens.json",
+        "select_pivots.json",
+        "designs.md",
+    }
+    content = json.loads((tmp_path / "complete_tokens.json").read_text())
+    assert content["environment"]["backend"] == "cpu"
+    assert {row["case"] for row in content["rows"]} == {str(it) for it in few["complete_tokens"]}
+    assert {it["implementation"] for it in content["left_out"]} >= {"cuda-cluster", "cuda-steps"}
+    table = (tmp_path / "designs.md").read_text()
+    assert table.startswith("P\n\n| case | ours | cuda-cluster |")
+    output = capsys.readouterr().out
+    assert table.removeprefix("P\n\n") in output and "backend auto" in output
+
+
+def test_what_only_the_reference_serves_is_not_timed(monkeypatch, capsys) -> None:
+    found = {"select_tokens": "cuda", "fuse_layers": "reference", "select_pivots": "triton"}
+    monkeypatch.setattr(
+        run.backends, "choose", lambda op, device, forced: backends.Choice(found[op], f"{op}.")
+    )
+    assert run.served(found) == {"select_tokens": "cuda", "select_pivots": "triton"}
+    assert "fuse_layers: not timed, as fuse_layers." in capsys.readouterr().out
+
+
 # The clock, on a device whose time is counted.
 
 
@@ -214,6 +477,13 @@ def test_what_waits_is_not_captured(monkeypatch) -> None:
     times = fake.clock.time([call])
     assert (times.graph, times.no_graph) == (None, "waits for the device")
     assert mode[-1] == "default"
+
+
+def test_what_is_known_to_wait_is_not_captured(monkeypatch) -> None:
+    fake = FakeDevice(monkeypatch)
+    times = fake.clock.time([lambda: fake.work(10.0)], "reads a size back")
+    assert (times.graph, times.no_graph) == (None, "reads a size back")
+    assert times.events.p50 == pytest.approx(15)
 
 
 def test_what_cannot_be_captured_says_so(monkeypatch) -> None:

@@ -43,7 +43,9 @@ class Times:
 
 
 class Clock(Protocol):
-    def time(self, calls: Sequence[Call]) -> Times: ...
+    def time(self, calls: Sequence[Call], waits: str = "") -> Times:
+        """``waits``: why the calls cannot be captured, where torch would not notice."""
+        ...
 
     def peak_bytes(self, call: Call) -> int: ...
 
@@ -61,7 +63,7 @@ def rounds_for(seconds: float, most: int) -> int:
 class HostClock:
     """The time of one call on the host, for trying out what is timed where there is no GPU."""
 
-    def time(self, calls: Sequence[Call]) -> Times:
+    def time(self, calls: Sequence[Call], waits: str = "") -> Times:
         took = []
         for call in calls:
             start = time.perf_counter()
@@ -83,13 +85,13 @@ class CudaClock:
     def write_all_of_the_cache(self) -> None:
         self._buffer.zero_()
 
-    def time(self, calls: Sequence[Call]) -> Times:
+    def time(self, calls: Sequence[Call], waits: str = "") -> Times:
         for call in calls:
             call()
         seconds = self._between_events(calls, 3).p50 / 1e6
         rounds = rounds_for(seconds, 200)
         events = self._between_events(calls, rounds)
-        if reason := self._waits(calls[0]):
+        if reason := waits or self._waits(calls[0]):
             return Times(events, None, rounds, reason)
         try:
             return Times(events, self._in_a_graph(calls, seconds), rounds)

@@ -54,8 +54,9 @@ def _driver() -> str:
     return done.stdout.strip().partition("\n")[0]
 
 
-def describe(backend: str, bytes_per_second: float | None) -> dict[str, Any]:
-    """``COMMIT`` in the environment names the commit where there is no repository."""
+def describe(backend: dict[str, str], bytes_per_second: float | None) -> dict[str, Any]:
+    """``backend``: of each op. ``COMMIT`` in the environment names the commit where there is no
+    repository."""
     known = environment()
     facts = {
         "processor": known["processor"],
@@ -66,6 +67,7 @@ def describe(backend: str, bytes_per_second: float | None) -> dict[str, Any]:
         "driver": _driver(),
         "triton": _installed("triton"),
         "flash_colreduce": _installed("flash-colreduce"),
+        "torch_cluster": _installed("torch-cluster"),
         "clasp_kernels": known["clasp_kernels"],
         "backend": backend,
         "commit": os.environ.get("COMMIT") or known["commit"],

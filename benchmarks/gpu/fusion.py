@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import cases
 import eager_fuse_layers
 import torch
-from cases import DTYPES, TokenCase
-from machine import Counted
+from cases import DTYPES
 from timing import close
 from torch import Tensor
 
@@ -21,19 +21,11 @@ CATEGORIES = 3
 
 
 @dataclass(frozen=True)
-class FuseCase(TokenCase):
-    layers: int = 4
-    normalize: str = ""
-    categories: bool = False
+class FuseCase(cases.FuseCase):
     priority: int = 2
     compiles: bool = False
 
     op = "fuse_layers"
-
-    def __str__(self) -> str:
-        mixture = " categories" if self.categories else ""
-        normalized = f" {self.normalize}" if self.normalize else ""
-        return f"{super().__str__()} L{self.layers}{mixture}{normalized}"
 
     def small(self) -> FuseCase:
         return replace(self, batch=min(self.batch, 2), num_tokens=5, dim=16, layers=4)
@@ -49,12 +41,6 @@ class FuseCase(TokenCase):
                 weights[category, category % 2 :: 2] = 0
             ids = torch.arange(self.batch, device=device) % CATEGORIES
         return layers, weights, ids, self.normalize
-
-    def counted(self) -> Counted:
-        """Layers of weight 0 are not counted."""
-        read = self.layers // 2 if self.categories else self.layers
-        elements = self.batch * self.num_tokens * self.dim
-        return Counted(elements * (read + 1) * self.element_bytes, 0, self.dtype)
 
     def ours(self, layers: list[Tensor], weights: Tensor, ids: Any, normalize: str) -> Tensor:
         weights = weights[0] if ids is None else weights
@@ -85,7 +71,7 @@ def weights_on_the_host(inputs: Inputs) -> Inputs:
     return layers, weights.cpu(), None if ids is None else ids.cpu(), normalize
 
 
-def cases() -> list[FuseCase]:
+def fuse_cases() -> list[FuseCase]:
     bf16 = "bfloat16"
     return [
         FuseCase(64, 576, 1024, bf16, priority=0, compiles=True),

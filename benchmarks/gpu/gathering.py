@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import cases
 import eager_gather_merge
 import torch
-from cases import DTYPES, INDEX_BYTES, TokenCase
-from machine import Counted
+from cases import DTYPES
 from timing import rows_agree
 from torch import Tensor
 
@@ -18,18 +18,11 @@ from .implementation import Implementation, Inputs, Maker, compiled, copy_of, ea
 
 
 @dataclass(frozen=True)
-class GatherCase(TokenCase):
+class GatherCase(cases.GatherCase):
     priority: int = 2
     compiles: bool = False
 
     op = "gather_tokens"
-
-    @property
-    def num_kept(self) -> int:
-        return self.num_tokens // 9
-
-    def __str__(self) -> str:
-        return f"{super().__str__()} R{self.num_kept}"
 
     def small(self) -> GatherCase:
         return replace(self, batch=min(self.batch, 2), num_tokens=27, dim=16)
@@ -39,10 +32,6 @@ class GatherCase(TokenCase):
         size = (self.batch, self.num_tokens)
         tokens = make.randn(*size, self.dim, dtype=DTYPES[self.dtype])
         return tokens, make.randn(*size).argsort(-1)[:, : self.num_kept].sort(-1).values
-
-    def counted(self) -> Counted:
-        kept = self.batch * self.num_kept
-        return Counted(kept * (2 * self.dim * self.element_bytes + INDEX_BYTES), 0, self.dtype)
 
     def ours(self, tokens: Tensor, indices: Tensor) -> Tensor:
         return gather_tokens(tokens, indices)
@@ -59,16 +48,8 @@ class GatherCase(TokenCase):
 
 
 @dataclass(frozen=True)
-class MergeCase(GatherCase):
-    """The tokens are merged by their own similarity."""
-
+class MergeCase(GatherCase, cases.MergeCase):
     op = "merge_tokens"
-
-    def counted(self) -> Counted:
-        """All tokens are read once and the kept ones written."""
-        kept, tokens = self.batch * self.num_kept, self.batch * self.num_tokens
-        moved = (tokens + kept) * self.dim * self.element_bytes + kept * INDEX_BYTES
-        return Counted(moved, 0, self.dtype)
 
     def ours(self, tokens: Tensor, indices: Tensor) -> Tensor:
         return merge_tokens(tokens, tokens, indices)

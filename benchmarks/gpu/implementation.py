@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,15 +15,18 @@ from rows import COMPILED, COPY, EAGER
 from torch import Tensor
 
 Inputs = tuple[Any, ...]
+NO_CONTEXT = contextlib.nullcontext()
 MOST_INPUT_BYTES = 40 << 30  # of one set of inputs; baselines that stack them need a multiple
 
 
 class Case(Protocol):
-    """``str`` names it, dtype included. ``priority``: 0 is timed first, then 1, then 2."""
+    """``str`` names it, dtype included. ``priority``: 0 is timed first, then 1, then 2.
+    ``compiles``: one of its implementations takes many seconds to compile."""
 
     op: str
     dtype: str
     priority: int
+    compiles: bool
 
     def shape(self) -> dict[str, Any]: ...
 
@@ -38,6 +43,10 @@ class Case(Protocol):
     def implementations(self) -> list[Implementation]: ...
 
 
+class NotServed(Exception):
+    """An implementation is not there, or not for this case; the message says why."""
+
+
 @dataclass(frozen=True)
 class Implementation:
     name: str
@@ -46,6 +55,12 @@ class Implementation:
     """The function to be timed, which takes the case's inputs; made once a case."""
     adapt: Callable[[Inputs], Inputs] = lambda inputs: inputs
     """To inputs as they would be where this is used, before the clock starts."""
+    restore: Callable[[Inputs, Any], Any] = lambda inputs, result: result
+    """From its result, and the case's inputs, to a result as ours is; no part of what is timed."""
+    within: Callable[[str], AbstractContextManager[None]] = lambda device: NO_CONTEXT
+    """What holds around making it and all of its calls; may raise NotServed."""
+    waits: str = ""
+    """Why none of its calls can be captured in a graph, where torch cannot know."""
 
 
 def eager(functions: dict[str, Callable[..., Any]], kind: str = EAGER) -> list[Implementation]:
@@ -65,6 +80,11 @@ def copy_of(counted: Counted) -> Implementation:
         return source, torch.empty_like(source)
 
     return Implementation("copy", COPY, lambda: lambda source, target: target.copy_(source), adapt)
+
+
+def first_line(error: Exception) -> str:
+    text = str(error).strip() or "no message"
+    return text.splitlines()[0][:300]
 
 
 def tensors_of(inputs: Any) -> list[Tensor]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import cases
 import eager_attention_salience as baselines
-from cases import BYTES, DTYPES
-from machine import Counted
-from rows import PEER
+from cases import DTYPES
+from rows import LIBRARY, PEER
 from timing import close
 from torch import Tensor
 
@@ -25,27 +25,11 @@ from .implementation import Implementation, Inputs, Maker, compiled, copy_of, ea
 
 
 @dataclass(frozen=True)
-class SalienceCase:
-    batch: int
-    query_heads: int
-    key_heads: int
-    rows: int
-    keys: int
-    width: int
-    dtype: str
-    causal: bool
-    key_range: tuple[int, int]
+class SalienceCase(cases.SalienceCase):
     priority: int = 2
     compiles: bool = False
 
     op = "attention_salience"
-
-    def __str__(self) -> str:
-        heads = f"H{self.query_heads}/{self.key_heads} d{self.width}"
-        return f"B{self.batch} T{self.rows} S{self.keys} {self.dtype} {heads}"
-
-    def shape(self) -> dict[str, Any]:
-        return asdict(self)
 
     def small(self) -> SalienceCase:
         rows = min(self.rows, 3)
@@ -61,12 +45,6 @@ class SalienceCase:
         query = make.randn(self.batch, self.query_heads, self.rows, self.width, dtype=dtype)
         key = make.randn(self.batch, self.key_heads, self.keys, self.width, dtype=dtype)
         return query, key, self.causal, self.key_range
-
-    def counted(self) -> Counted:
-        heads = self.query_heads * self.rows + self.key_heads * self.keys
-        read = self.batch * heads * self.width * BYTES[self.dtype]
-        written = self.batch * (self.key_range[1] - self.key_range[0]) * 4
-        return Counted(read + written, 0, self.dtype)
 
     def ours(self, query: Tensor, key: Tensor, causal: bool, key_range: tuple[int, int]) -> Tensor:
         return attention_salience(query, key, causal=causal, key_range=key_range)
@@ -106,11 +84,11 @@ def column_sums() -> list[Implementation]:
 
         return of_all_heads if mean else per_head
 
-    whole = eager({"flash-colreduce": lambda *inputs: make(True)(*inputs)})
+    whole = eager({"flash-colreduce": lambda *inputs: make(True)(*inputs)}, LIBRARY)
     return [*whole, *eager({"flash-colreduce-per-head": lambda *it: make(False)(*it)}, PEER)]
 
 
-def cases() -> list[SalienceCase]:
+def salience_cases() -> list[SalienceCase]:
     def text(rows: int, keys: int, key_heads: int, **more: Any) -> SalienceCase:
         dtype, batch = more.pop("dtype", "bfloat16"), more.pop("batch", 1)
         return SalienceCase(batch, 32, key_heads, rows, keys, 128, dtype, True, (0, keys), **more)

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import cases
 import eager_select_pivots
 import eager_select_tokens
 import torch
-from cases import BYTES, DTYPES, INDEX_BYTES, TokenCase
-from machine import Counted
+from cases import DTYPES
 from rows import COMPILED
-from timing import overlap
+from timing import overlap, worst_choice
 from torch import Tensor
 
 from clasp_kernels import complete_tokens, select_pivots, select_tokens
 
+from . import designs, farthest_points
 from .implementation import Implementation, Inputs, Maker, compiled, eager
 
 STEPS = 8  # a compiled call
@@ -29,17 +30,11 @@ CLUSTERS = 24
 
 
 @dataclass(frozen=True)
-class SelectCase(TokenCase):
-    budget: int
-    num_pivots: int
-    features: str = "random"
+class SelectCase(cases.SelectCase):
     priority: int = 2
     compiles: bool = False
 
     op = "select_tokens"
-
-    def __str__(self) -> str:
-        return f"{super().__str__()} R{self.budget} P{self.num_pivots} {self.features}"
 
     def small(self) -> SelectCase:
         return replace(
@@ -54,11 +49,6 @@ class SelectCase(TokenCase):
             features = make.randn(CLUSTERS, self.dim)[centre] + 0.5 * features
         salience = make.randn(self.batch, self.num_tokens)
         return features.to(DTYPES[self.dtype]), salience, self.budget, self.num_pivots
-
-    def counted(self) -> Counted:
-        """Features and salience are read once, whatever the steps read again."""
-        read = self.num_tokens * (self.dim * self.element_bytes + BYTES["float32"])
-        return Counted(self.batch * (read + self.budget * (INDEX_BYTES + 1)), 0, self.dtype)
 
     def ours(self, features: Tensor, salience: Tensor, budget: int, num_pivots: int) -> Tensor:
         return select_tokens(features, salience, budget, num_pivots).indices
@@ -79,14 +69,15 @@ class SelectCase(TokenCase):
             functions["eager-gram-native"] = eager_select_tokens.gram_native
         if self.batch > 8:
             del functions["eager-per-image"]  # which waits for the device B x R times
-        return [*others, *eager(functions)]
+        return [*eager(functions), *others]  # what is compiled last, as it takes long
 
     def implementations(self) -> list[Implementation]:
         def whole(make: Callable[[], Callable[..., Any]]) -> Callable[[], Callable[..., Any]]:
             select = eager_select_tokens.select_tokens
             return lambda: functools.partial(select, complete=make())
 
-        return [replace(one, make=whole(one.make)) for one in self.completions()]
+        ways = designs.implementations(self.op, self.ours)
+        return [*ways, *(replace(one, make=whole(one.make)) for one in self.completions())]
 
 
 @dataclass(frozen=True)
@@ -100,26 +91,37 @@ class CompleteCase(SelectCase):
     def ours(self, features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:  # type: ignore[override]
         return complete_tokens(features, selected, num_tokens)
 
+    def agree(self, inputs: Inputs, ours: Tensor, theirs: Tensor) -> bool:
+        """Whoever picks, each pick is as good as the best was at that point, but for rounding."""
+        features, selected, _ = inputs
+        allowed = 1e-4 if self.dtype == "float32" else 2e-3
+        return ours.shape == theirs.shape and worst_choice(features, selected, theirs) <= allowed
+
     def implementations(self) -> list[Implementation]:
-        return self.completions()
+        return [*designs.implementations(self.op, self.ours), *self.completions()]
 
 
 @dataclass(frozen=True)
-class PivotCase:
-    batch: int
-    num_tokens: int
-    k: int
-    dtype: str = "float32"
+class FarthestPointCase(CompleteCase):
+    """From the first token alone, where farthest point sampling begins."""
+
+    def small(self) -> FarthestPointCase:
+        return replace(super().small(), num_pivots=1)
+
+    def inputs(self, device: str, seed: int) -> Inputs:
+        features, selected, num_tokens = super().inputs(device, seed)
+        return features, torch.zeros_like(selected), num_tokens
+
+    def completions(self) -> list[Implementation]:
+        return [*farthest_points.implementations(), *super().completions()]
+
+
+@dataclass(frozen=True)
+class PivotCase(cases.PivotCase):
     priority: int = 2
     compiles: bool = False
 
     op = "select_pivots"
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.num_tokens} {self.dtype} k{self.k}"
-
-    def shape(self) -> dict[str, Any]:
-        return asdict(self)
 
     def small(self) -> PivotCase:
         return replace(self, batch=min(self.batch, 2), num_tokens=19, k=5)
@@ -127,10 +129,6 @@ class PivotCase:
     def inputs(self, device: str, seed: int) -> Inputs:
         salience = Maker(device, seed).randn(self.batch, self.num_tokens)
         return salience.to(DTYPES[self.dtype]), self.k
-
-    def counted(self) -> Counted:
-        moved = self.batch * (self.num_tokens * BYTES[self.dtype] + self.k * INDEX_BYTES)
-        return Counted(moved, 0, self.dtype)
 
     def ours(self, salience: Tensor, k: int) -> Tensor:
         return select_pivots(salience, k)
@@ -149,13 +147,27 @@ class PivotCase:
 def select_cases() -> list[SelectCase]:
     bf16 = "bfloat16"
     return [
+        # What the targets are about.
         SelectCase(1, 576, 1024, bf16, 64, 32, priority=0, compiles=True),
         SelectCase(64, 576, 1024, bf16, 64, 32, priority=0),
         SelectCase(1, 2880, 1024, bf16, 320, 160, priority=0),
+        SelectCase(8, 576, 1024, bf16, 64, 32, priority=0),
+        SelectCase(16, 576, 1024, bf16, 64, 32, priority=0),
+        SelectCase(8, 2880, 1024, bf16, 320, 160, priority=0),
+        SelectCase(1, 576, 1024, "float32", 64, 32, priority=0),
+        SelectCase(64, 576, 1024, "float32", 64, 32, priority=0),
+        # Where one design takes over from another.
+        SelectCase(1, 1280, 1024, bf16, 128, 64, priority=1),
+        SelectCase(1, 729, 1152, bf16, 128, 64, priority=1),
+        SelectCase(1, 256, 1024, bf16, 32, 16, priority=1),
+        SelectCase(1, 640, 1024, bf16, 64, 32, priority=1),
+        SelectCase(1, 640, 1024, "float32", 64, 32, priority=1),
+        SelectCase(1, 576, 1024, bf16, 192, 96, priority=1),
+        SelectCase(1, 16384, 1024, bf16, 512, 256, priority=1),
         SelectCase(64, 576, 1024, bf16, 64, 32, "clusters", priority=1),
-        SelectCase(8, 576, 1024, bf16, 64, 32, priority=1),
-        SelectCase(1, 576, 1024, "float32", 64, 32, priority=1),
-        SelectCase(8, 2880, 1024, bf16, 320, 160),
+        SelectCase(64, 256, 1024, bf16, 32, 16),
+        SelectCase(64, 729, 1152, bf16, 128, 64),
+        SelectCase(64, 1280, 1024, bf16, 128, 64),
         SelectCase(1, 576, 1024, bf16, 64, 32, "clusters"),
         SelectCase(1, 2880, 3584, bf16, 320, 160),
         SelectCase(64, 2880, 1024, bf16, 320, 160),
@@ -164,9 +176,15 @@ def select_cases() -> list[SelectCase]:
 
 
 def complete_cases() -> list[CompleteCase]:
+    bf16 = "bfloat16"
     return [
-        CompleteCase(1, 576, 1024, "bfloat16", 64, 32, priority=1),
-        CompleteCase(64, 576, 1024, "bfloat16", 64, 32),
+        FarthestPointCase(1, 576, 1024, bf16, 64, 1, priority=0),
+        FarthestPointCase(64, 576, 1024, bf16, 64, 1, priority=0),
+        FarthestPointCase(1, 2880, 1024, bf16, 320, 1, priority=1),
+        FarthestPointCase(1, 576, 1024, "float32", 64, 1, priority=1),
+        FarthestPointCase(64, 576, 1024, "float32", 64, 1, priority=1),
+        CompleteCase(1, 576, 1024, bf16, 64, 32, priority=1),
+        CompleteCase(64, 576, 1024, bf16, 64, 32, priority=1),
     ]
 
 

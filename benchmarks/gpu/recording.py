@@ -1,0 +1,77 @@
+"""What is recorded of a timing on a GPU, and the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any
+
+import rows as recorded
+from machine import Counted, Rates
+from rows import Row
+
+from .clock import Percentiles, Times
+from .implementation import Case, Implementation
+
+
+@dataclass
+class GpuRow(Row):
+    """``median_us`` is that of the graph where there is one, else that between events."""
+
+    _: KW_ONLY
+    timed_by: str
+    events_us: dict[str, float]
+    """By percentile."""
+    graph_us: dict[str, float] | None
+    peak_bytes: int
+    speedup_by_events: float | None = None
+    """Of ours alone."""
+
+
+def make_row(case: Case, implementation: Implementation, times: Times, peak: int) -> GpuRow:
+    shape = {k: v for k, v in case.shape().items() if k not in ("priority", "compiles")}
+    return GpuRow(
+        case.op,
+        str(case),
+        implementation.name,
+        implementation.kind,
+        round((times.graph or times.events).p50, 3),
+        times.rounds,
+        shape,
+        f"no graph: {times.no_graph}" if times.no_graph else "",
+        timed_by="graph" if times.graph else "events",
+        events_us=_by_name(times.events),
+        graph_us=_by_name(times.graph) if times.graph else None,
+        peak_bytes=peak,
+    )
+
+
+def _by_name(times: Percentiles) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in times._asdict().items()}
+
+
+def compare(rows: list[GpuRow], counted: dict[tuple[str, str], Counted], rates: Rates) -> None:
+    """Fills in what our rows are compared with, by the median and, apart, between events."""
+    recorded.compare(rows, counted, rates)
+    for row in rows:
+        if row.kind == "ours" and (same := recorded.baselines(rows, row)):
+            best = min(other.events_us["p50"] for other in same)
+            row.speedup_by_events = round(best / row.events_us["p50"], 2)
+
+
+def write(
+    folder: Path,
+    rows: Iterable[GpuRow],
+    left_out: Iterable[dict[str, str]],
+    environment: dict[str, Any],
+) -> None:
+    """A file an op."""
+    rows, left_out = list(rows), list(left_out)
+    for op in {row.op for row in rows} | {it["op"] for it in left_out}:
+        recorded.write_json(
+            folder / f"{op}.json",
+            environment | {"backend": environment["backend"][op]},
+            [row for row in rows if row.op == op],
+            left_out=[it for it in left_out if it["op"] == op],
+        )
