@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from clasp_kernels import _cuda, _triton
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -130,18 +133,88 @@ def test_wheels_are_put_where_only_this_run_looks(pretending, tmp_path) -> None:
     assert not Path(target).exists()
 
 
-def test_what_compute_sanitizer_watches_runs() -> None:
-    """On the CPU, interpreted."""
+SANITIZER = r"""#!/usr/bin/env bash
+echo "sanitizer $* CACHING=${PYTORCH_NO_CUDA_MEMORY_CACHING:-}"
+echo "path $PYTHONPATH"
+[ -z "${REFUSES:-}" ] || { echo "========= Error: Device not supported."; exit 1; }
+case "$*" in *racecheck*) exit 99 ;; esac
+"""
+
+
+@pytest.fixture
+def sanitizing(pretending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Next to a compute-sanitizer that finds a race."""
+    path = tmp_path / "bin" / "compute-sanitizer"
+    path.parent.mkdir()
+    path.write_text(SANITIZER)
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+    return pretending
+
+
+def test_each_tool_of_compute_sanitizer_is_a_step(sanitizing, tmp_path) -> None:
+    done = run(sanitizing, tmp_path / "out", "sanitize")
+    assert done.returncode == 1
+    *_, memcheck, racecheck, synccheck = done.stdout.splitlines()
+    for line, tool, status, seconds in [
+        (memcheck, "memcheck", 0, 40),
+        (racecheck, "racecheck", 99, 40),
+        (synccheck, "synccheck", 0, 20),
+    ]:
+        assert line.startswith(f"{tool} ") and f"exit status {status} " in line
+        assert line.endswith(f" of   {seconds} s")
+    log = (tmp_path / "out" / "gpu-run.log").read_text()
+    assert log.count("path tests/ops:tests:") == 3
+    calls = [line for line in log.splitlines() if line.startswith("sanitizer ")]
+    assert [line.split("CACHING=")[1] for line in calls] == ["1", "", ""]
+    for call, tool in zip(calls, ("memcheck", "racecheck", "synccheck"), strict=True):
+        assert f"--tool {tool} " in call and "--error-exitcode 99" in call
+        assert f"{sanitizing} tests/kernels/sanitized.py {tool} " in call
+
+
+def test_a_gpu_that_compute_sanitizer_refuses_is_offered_once(sanitizing, tmp_path) -> None:
+    done = run(sanitizing, tmp_path / "out", "sanitize", REFUSES="1")
+    assert done.returncode == 1
+    *_, memcheck, racecheck, synccheck = done.stdout.splitlines()
+    assert "exit status 1 " in memcheck
+    for line, tool in ((racecheck, "racecheck"), (synccheck, "synccheck")):
+        assert line == f"{tool}    not run, as compute-sanitizer refused the GPU"
+
+
+def test_the_times_of_the_steps_leave_some_to_the_benchmarks() -> None:
+    script = SCRIPT.read_text()
+    limit = int(re.findall(r"LIMIT:-(\d+)", script)[0])
+    kept = int(re.findall(r"FOR_THE_SUMMARY=(\d+)", script)[0])
+    most = sum(int(n) for n in re.findall(r"^ *step (?:build|tests) (\d+)", script, re.MULTILINE))
+    most += sum(int(n) for n in re.findall(r"^ *sanitize \w+ (\d+)", script, re.MULTILINE))
+    assert most == 120 + 230 + 40 + 40 + 20
+    assert limit - kept - most >= 50
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is run by benchmarks/gpu.sh")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_what_compute_sanitizer_watches_runs(tool) -> None:
+    """On the CPU: Triton's kernels interpreted, the C++ ones in place of the CUDA extension's."""
     pytest.importorskip("triton")
-    code = "import memcheck; memcheck.SIZES = memcheck.SIZES[2:]; memcheck.main('cpu')"
     folders = ("", "tests", "tests/ops", "tests/kernels")
     path = os.pathsep.join(str(ROOT / folder) for folder in folders)
-    environment = {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    code = f"""
+import rehearsal
+rehearsal.play()
+import sanitized
+sanitized.SIZES = sanitized.SIZES[1:3]
+sanitized.main({tool!r}, "cpu")
+"""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, **environment},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0 and "gather_tokens: done" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    designs = {f"cuda-{design}" for design in ("cluster", "matrix", "steps")}
+    expected = {f"{op}-{design}" for op in _cuda.CUDA_OPS for design in designs}
+    if tool == "memcheck":
+        expected |= {f"{op}-triton" for op in _triton.TRITON_OPS}
+    assert set(done.stdout.splitlines()) == {f"{kernels}: done" for kernels in expected}

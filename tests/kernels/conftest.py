@@ -1,11 +1,10 @@
-"""For the tests of what only the Triton kernels have: their backend, and where they run."""
+"""For the tests of kernels for GPUs: which are forced, and where they run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import gpu_checks
-import large
+import gpu_kernels
 import pytest
 import torch
 
@@ -29,8 +28,11 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
         yield kind
 
 
-@pytest.fixture(params=large.OPS)
+@pytest.fixture(params=gpu_kernels.OF_EACH_BACKEND, ids=str)
 def op(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each op that has Triton kernels, on a GPU; its backend is forced."""
-    with gpu_checks.kernels_of(request.param):
-        yield request.param
+    """The name of an op on a GPU, for which these kernels are forced."""
+    kernels: gpu_kernels.Kernels = request.param
+    if problem := kernels.problem(gpu_kernels.DEVICE):
+        pytest.skip(problem)
+    with kernels.forced():
+        yield kernels.op

@@ -6,7 +6,6 @@ from typing import Any
 
 import exact
 import large
-import pytest
 import torch
 from calling import assert_same_bits, run
 
@@ -109,12 +108,80 @@ def assert_same_bits_every_time(
         assert_same_bits(run(op, given), first)
 
 
-def kernels_of(op: str, device: str = "cuda") -> use_backend:
-    """Forces the Triton kernels, or skips the test of an op that has none."""
-    choice = backends.choose(op, device, "triton")
-    if choice.backend is None:
-        pytest.skip(choice.reason)
-    return use_backend("triton")
+def assert_equal_tokens_tie(
+    op: str, size: large.Size, dtype: torch.dtype, device: str, seed: int
+) -> None:
+    """Of two equal tokens the lower is picked, on whichever side of the two the tokens are that
+    they are compared with; all tokens have an equal."""
+    make = large.Maker(seed, device)
+    batch, tokens, _ = size
+    image = torch.arange(batch, device=device)[:, None]
+    one, other = make.rand(batch, tokens).argsort(-1).chunk(2, 1)
+    features = make.randn(*size).to(dtype)
+    features[image, other] = features[image, one]
+    kept, count = one[:, : min(8, tokens // 8)], min(64, tokens // 4)
+    if op == "complete_tokens":
+        (picks,) = run(op, {"features": features, "selected": kept, "num_tokens": count})
+    else:
+        salience = torch.zeros(batch, tokens, device=device).scatter(1, kept, 1.0)
+        given = {"features": features, "salience": salience, "pivot_counts": kept.shape[1]}
+        indices, is_pivot, _ = run(op, {**given, "budget": kept.shape[1] + count})
+        picks = indices[~is_pivot].view(batch, -1)
+    assert picks.shape == (batch, count)
+    equal = torch.empty(batch, tokens, dtype=torch.int64, device=device)
+    equal[image, one], equal[image, other] = other, one
+    wrong = (picks > equal.gather(1, picks)).nonzero().tolist()
+    assert not wrong, f"the higher of two equal tokens at [image, pick] {wrong[:5]}"
+
+
+# Bytes of which floats and integers are 0, small and large, NaN and -1.
+LEFT_BEHIND = (0x00, 0x3F, 0xFF)
+
+
+def assert_what_memory_held_does_not_matter(
+    op: str, size: large.Size, dtype: torch.dtype, device: str
+) -> None:
+    """torch's allocator hands out what others have used, and the call before this one too."""
+    given = large.arguments(op, size, dtype, device)
+    expected = run(op, given)
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        for byte in LEFT_BEHIND:
+            leave_in_memory(byte, device)
+            assert_same_bits(run(op, given), expected)
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def leave_in_memory(byte: int, device: str) -> None:
+    """What torch's allocator has at hand for outputs and for a whole workspace holds this."""
+    if torch.device(device).type != "cuda":
+        return  # memory of the CPU is not kept for the next who asks
+    torch.cuda.empty_cache()
+    sizes = (*[1 << 20] * 16, WORKSPACE + (16 << 20))
+    blocks = [torch.full((size,), byte, dtype=torch.uint8, device=device) for size in sizes]
+    del blocks
+    for size in (4096, 1 << 20, WORKSPACE):
+        handed_out = torch.empty(size, dtype=torch.uint8, device=device)
+        assert (handed_out == byte).all(), "the allocator has other memory at hand"
+
+
+# What a call of the CUDA extension may take besides its outputs, whatever the batch.
+WORKSPACE = 256 << 20
+# Blocks of torch's allocator are up to a MiB larger than what was asked for.
+ROUNDING = 4 << 20
+
+
+def assert_takes_no_more_than_a_workspace(op: str, given: dict[str, Any]) -> None:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    results = run(op, given)
+    taken = torch.cuda.max_memory_allocated() - before
+    outputs = sum(result.nbytes for result in results)
+    assert taken >= outputs, "memory that the call has taken was not seen"
+    assert taken - outputs <= WORKSPACE + ROUNDING, f"{taken - outputs >> 20} MiB of workspace"
 
 
 def problem(op: str, device: str) -> str | None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
 import exact
 import gpu_checks
 import large
 import oracle
 import pytest
 import torch
+from gpu_kernels import CUDA_DESIGN, Kernels
 from inputs import DTYPES
 
-from clasp_kernels import use_backend
+from clasp_kernels import _cuda, backend_report, backends, use_backend
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SIZES = [large.Size(3, 13, 7), large.Size(2, 9, 1), large.Size(1, 1, 5)]
 CPU_BACKENDS = ["reference", "triton"]
@@ -96,3 +106,158 @@ def test_a_wrong_result_is_noticed(name, monkeypatch) -> None:
     monkeypatch.setattr(gpu_checks, "run", wrong_at_first)
     with use_backend("reference"), pytest.raises(AssertionError):
         gpu_checks.assert_right(name, large.Size(2, 40, 7), torch.float32, "cpu")
+
+
+EQUAL = large.Size(2, 96, 64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chosen", ["cpu", "triton"])
+@pytest.mark.parametrize("name", _cuda.CUDA_OPS)
+def test_equal_tokens_tie(name, chosen, dtype) -> None:
+    with use_backend(chosen):
+        if problem := gpu_checks.problem(name, "cpu"):
+            pytest.skip(problem)
+        gpu_checks.assert_equal_tokens_tie(name, EQUAL, dtype, "cpu", seed=1)
+
+
+@pytest.mark.parametrize("name", _cuda.CUDA_OPS)
+def test_one_that_puts_the_higher_of_two_equal_tokens_first_is_noticed(name, monkeypatch) -> None:
+    right = gpu_checks.run
+
+    def higher_first(op, given):
+        """What a product does that rounds in another way for tokens after the one compared with."""
+        features = given["features"].clone()
+        features[:, -8:] *= 1 + 1e-4 * torch.randn(features.shape[-1])
+        return right(op, {**given, "features": features})
+
+    monkeypatch.setattr(gpu_checks, "run", higher_first)
+    with use_backend("reference"), pytest.raises(AssertionError, match="the higher of two equal"):
+        for seed in range(10):
+            gpu_checks.assert_equal_tokens_tie(name, EQUAL, torch.float32, "cpu", seed)
+
+
+@pytest.mark.parametrize("name", large.OPS)
+def test_one_that_reads_what_was_left_in_memory_is_noticed(name, monkeypatch) -> None:
+    held = []
+    right = gpu_checks.run
+
+    def reads(op, given):
+        results = right(op, given)
+        # Without the check's doing it is filled with what no call expects.
+        dirty = not torch.utils.deterministic.fill_uninitialized_memory and held[-1] == 0xFF
+        return tuple(result + 1 if dirty else result for result in results)
+
+    check = gpu_checks.assert_what_memory_held_does_not_matter
+    monkeypatch.setattr(gpu_checks, "leave_in_memory", lambda byte, device: held.append(byte))
+    with use_backend("reference"):
+        check(name, SIZES[0], torch.float32, "cpu")
+        assert held == list(gpu_checks.LEFT_BEHIND)
+        monkeypatch.setattr(gpu_checks, "run", reads)
+        with pytest.raises(AssertionError):
+            check(name, SIZES[0], torch.float32, "cpu")
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize(
+    ("taken", "problem"),
+    [
+        (0, "was not seen"),
+        (255 << 20, None),
+        (300 << 20, "299 MiB of workspace"),
+    ],
+)
+def test_too_much_workspace_is_noticed(taken, problem, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 5 << 20)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: (5 << 20) + taken)
+    given = large.arguments("complete_tokens", SIZES[0], torch.float32, "cpu")
+    expected = pytest.raises(AssertionError, match=problem) if problem else nullcontext()
+    with expected:
+        gpu_checks.assert_takes_no_more_than_a_workspace("complete_tokens", given)
+
+
+HALF, FLOAT = torch.bfloat16, torch.float32
+
+
+@pytest.mark.parametrize(
+    ("design", "tokens", "dim", "dtype", "fits"),
+    [
+        ("cluster", 1280, 1024, HALF, True),
+        ("cluster", 1281, 1024, HALF, False),
+        ("cluster", 768, 1536, HALF, True),
+        ("cluster", 769, 1536, HALF, False),
+        ("cluster", 640, 1024, FLOAT, True),
+        ("cluster", 641, 1024, FLOAT, False),
+        ("cluster", 640, 1028, FLOAT, False),
+        ("cluster", 13, 7, HALF, False),
+        ("matrix", 8192, 3584, FLOAT, True),
+        ("matrix", 8193, 1, FLOAT, False),
+        ("steps", 16384, 3584, FLOAT, True),
+        ("auto", 16384, 3584, FLOAT, True),
+    ],
+)
+def test_sizes_that_a_design_of_the_cuda_extension_serves(design, tokens, dim, dtype, fits) -> None:
+    kernels = Kernels("select_tokens", "cuda", design)
+    assert kernels.fit(large.Size(2, tokens, dim), dtype) == fits
+
+
+def test_a_design_is_forced_for_the_time_of_a_block(monkeypatch) -> None:
+    monkeypatch.setenv(CUDA_DESIGN, "auto")
+    with Kernels("select_tokens", "cuda", "steps").forced():
+        assert os.environ[CUDA_DESIGN] == "steps"
+        assert backend_report().forced == "cuda"
+    assert os.environ[CUDA_DESIGN] == "auto"
+    with Kernels("select_tokens", "triton").forced():
+        assert os.environ[CUDA_DESIGN] == "auto"
+        assert backend_report().forced == "triton"
+
+
+@pytest.mark.parametrize(
+    ("capability", "problem"), [((8, 9), "need compute capability 9.0"), ((9, 0), "None")]
+)
+def test_gpus_without_clusters_are_not_asked_for_them(capability, problem, monkeypatch) -> None:
+    monkeypatch.setattr(backends, "choose", lambda *asked: backends.Choice("cuda", "forced"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert problem in str(Kernels("select_tokens", "cuda", "cluster").problem("cuda"))
+    assert Kernels("select_tokens", "cuda", "matrix").problem("cuda") is None
+
+
+# Of most tests a case with Triton kernels and one with a design; those of one file are quick.
+A_FEW = "(gather_tokens or select_tokens-cuda-matrix or select_tokens-cuda-auto) and not "
+A_FEW += "(twenty and gather or 8192 or 2880 or 16384 or float16 or 577x1 or opcheck and default)"
+TWO_GPUS = {"test_a_device_that_is_not_the_current_one"}
+MORE_MEMORY = {
+    "test_fuses_layers_of_more_than_2_to_the_31_elements",
+    "test_gathers_from_and_to_more_than_2_to_the_31_elements",
+}
+NEED_A_GPU = {
+    "test_gpu": TWO_GPUS | {"test_wild_indices_of_one_image_do_no_harm_to_others"},
+    "test_gpu_results": MORE_MEMORY | {"test_the_reference_serves_a_gpu_too"},
+    "test_gpu_cuda": {
+        "test_a_design_that_cannot_serve_says_so_and_is_not_chosen",
+        "test_the_design_is_read_at_every_call",
+    },
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="they run on the GPU")
+@pytest.mark.parametrize("file", NEED_A_GPU)
+def test_what_needs_a_gpu_is_played_without_one(file) -> None:
+    folders = (ROOT, ROOT / "tests", ROOT / "tests" / "ops", ROOT / "tests" / "kernels")
+    path = ROOT / "tests" / "kernels" / f"{file}.py"
+    options = ["-v", "-p", "no:cacheprovider", "-p", "rehearsal"]
+    options += ["-k", "" if file == "test_gpu_cuda" else A_FEW]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, str(path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    played = set(re.findall(r"::(\w+)\S* PASSED", done.stdout))
+    written = set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    assert written - played == NEED_A_GPU[file], done.stdout
