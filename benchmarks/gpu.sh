@@ -6,8 +6,9 @@
 #   OUT=folder WHEELS=folder benchmarks/gpu.sh
 #
 # OUT     where everything is written, flat (default: benchmarks/results/gpu-run): gpu-run.log, which
-#         holds the output of every step, and a JSON file an op
-# WHEELS  a folder of wheels to use on top of what is installed, flash_colreduce-*.whl say
+#         holds the output of every step, a JSON file an op and a table of the designs, designs.md
+# WHEELS  a folder of wheels to use on top of what is installed, flash_colreduce-*.whl say; of
+#         torch_cluster-*.tar.gz in it the baseline is built that bench has of it
 # PYTHON  the Python that has torch (default: python3)
 # LIMIT   seconds for all steps together (default: 520)
 # COMMIT  what was measured, where there is no git repository to ask
@@ -90,7 +91,7 @@ say "gpu.sh ${steps[*]}: commit $COMMIT, $("$PYTHON" --version), $(date -u +%FT%
     "$PYTHON" -c 'import torch; print("torch", torch.__version__, torch.cuda.get_device_name())'
 } >>"$log" 2>&1
 
-if [ -n "$WHEELS" ]; then
+if [ -n "$WHEELS" ] && compgen -G "$WHEELS/*.whl" >/dev/null; then
     step wheels 60 "$PYTHON" -m pip install --quiet --no-index --no-deps --no-compile \
         --target "$site" "$WHEELS"/*.whl
 fi
@@ -144,6 +145,13 @@ if wanted sanitize; then
     sanitize synccheck 20
 fi
 if wanted bench; then
+    archive=$([ -z "$WHEELS" ] || compgen -G "$WHEELS/torch_cluster-*.tar.gz" | tail -n 1)
+    if [ -n "$archive" ]; then
+        # If it fails, one row is missing, and bench says so.
+        third=$(((LIMIT - FOR_THE_SUMMARY - SECONDS) / 3))
+        step baseline $((third < 90 ? third : 90)) "$PYTHON" benchmarks/gpu/build_fps.py "$archive" "$site"
+        export TORCH_CLUSTER_FPS=$site/torch_cluster_fps.so
+    fi
     # It begins nothing in the last seconds, so that it ends by itself, with its table.
     left=$((LIMIT - FOR_THE_SUMMARY - SECONDS))
     begin_until=$((left > 60 ? left - 30 : left / 2))

@@ -27,8 +27,9 @@ case "$*" in
     setup.py\ *) echo "building" ;;
     -m\ pip\ *) echo "pip $*" ;;
     -m\ pytest\ *) echo "pytest $*"; exit 1 ;;
+    benchmarks/gpu/build_fps.py\ *) echo "builds $*" ;;
     benchmarks/gpu\ *)
-        echo "bench $* COMMIT=$COMMIT"
+        echo "bench $* COMMIT=$COMMIT FPS=${TORCH_CLUSTER_FPS:-}"
         [ -z "${FOR_EVER:-}" ] || exec sleep 60
         ;;
     *) echo "something else: $*"; exit 3 ;;
@@ -131,6 +132,20 @@ def test_wheels_are_put_where_only_this_run_looks(pretending, tmp_path) -> None:
     assert "--no-index --no-deps" in log and "some-1.0-py3-none-any.whl" in log
     target = log.split("--target ")[1].split()[0]
     assert not Path(target).exists()
+
+
+def test_of_an_archive_among_the_wheels_the_baseline_is_built(pretending, tmp_path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    (wheels / "torch_cluster-1.6.3.tar.gz").touch()
+    done = run(pretending, tmp_path / "out", "bench", WHEELS=str(wheels))
+    assert done.returncode == 0, done.stdout
+    log = (tmp_path / "out" / "gpu-run.log").read_text()
+    assert "builds" in log and str(wheels / "torch_cluster-1.6.3.tar.gz") in log
+    assert "/torch_cluster_fps.so" in log.split("FPS=")[1].split()[0]
+    assert "-m pip" not in log  # there are no wheels
+    run(pretending, tmp_path / "out", "tests", WHEELS=str(wheels))
+    assert "builds" not in (tmp_path / "out" / "gpu-run.log").read_text()
 
 
 SANITIZER = r"""#!/usr/bin/env bash
