@@ -50,11 +50,18 @@ def pytest_report_header() -> list[str]:
     return str(backend_report()).splitlines()
 
 
+# Of the CUDA extension; "auto" chooses by shape.
+CUDA_DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
+# A third serves some shapes only, and is what "auto" chooses for those.
+CUDA_DESIGNS = ("auto", "matrix", "steps")
+
+
 class Served(NamedTuple):
     """A backend, and the device that tensors go to for it, if they do."""
 
     backend: str
     device: str | None = None
+    design: str | None = None
 
     def __str__(self) -> str:
         return "-".join(filter(None, self))
@@ -80,7 +87,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     def served(op: str) -> list[Served]:
         here = [Served(name) for name in serving(op)]
         there = serving(op, torch.device(device).type) if device else []
-        return here + [Served(name, device) for name in there]
+        for name in there:
+            designs = CUDA_DESIGNS if name == "cuda" else (None,)
+            here += [Served(name, device, design) for design in designs]
+        return here
 
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", served(metafunc.module.OP), indirect=True, ids=str)
@@ -100,6 +110,8 @@ def forced(how: Served, request: pytest.FixtureRequest) -> Iterator[None]:
             # With it values on a GPU are checked as those on the CPU are.
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setenv("CLASP_KERNELS_STRICT", "1")
+            if how.design is not None:
+                patch.setenv(CUDA_DESIGN, how.design)
         yield
 
 

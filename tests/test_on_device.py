@@ -135,3 +135,43 @@ def test_tests_of_ops_run_once_more_on_a_device() -> None:
     assert ("test_opcheck", "gather_tokens-reference-cpu-calls") in passed
     assert ("test_list_form_copies_nothing", "reference-cpu") not in moved
     assert ("test_list_form_copies_nothing", "reference") in passed
+
+
+# The CUDA extension's ops as if they took tensors on the CPU; what is forced is told of each test.
+CUDA_ON_THE_CPU = """
+import os
+from clasp_kernels import _cuda, backends
+
+choose = backends.choose
+
+def choose_cuda_too(op, device, forced):
+    if (device, forced) == ("cpu", "cuda") and op in _cuda.CUDA_OPS:
+        return backends.Choice("cuda", "forced")
+    return choose(op, device, forced)
+
+backends.choose = choose_cuda_too
+
+def pytest_runtest_call(item):
+    design, backend = os.environ.get("CLASP_KERNELS_CUDA_DESIGN"), backends._state.forced
+    print("CALLED", item.name, backend, design)
+"""
+
+
+def test_each_design_of_the_cuda_extension_has_the_tests_of_its_ops(tmp_path: Path) -> None:
+    (tmp_path / "cuda_on_the_cpu.py").write_text(CUDA_ON_THE_CPU)
+    options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "cuda_on_the_cpu", "--op-device=cpu"]
+    chosen = ["tests/ops/test_complete_tokens.py", "tests/ops/test_gather_tokens.py"]
+    path = os.pathsep.join(map(str, (ROOT, tmp_path)))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *chosen, "-k", "nothing_selected or copies"],
+        env={**os.environ, "PYTHONPATH": path, "CLASP_KERNELS_CUDA_DESIGN": "auto"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    called = set(re.findall(r"CALLED \w+\[(\S+)\] (\w+) (\w+)", done.stdout))
+    for design in ("auto", "matrix", "steps"):
+        assert (f"cuda-cpu-{design}", "cuda", design) in called
+    assert ("cpu-cpu", "cpu", "auto") in called and ("reference-cpu", "reference", "auto") in called
