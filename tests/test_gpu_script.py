@@ -185,6 +185,7 @@ def test_each_tool_of_compute_sanitizer_is_a_step(sanitizing, tmp_path) -> None:
     for call, tool in zip(calls, ("memcheck", "racecheck", "synccheck"), strict=True):
         assert f"--tool {tool} " in call and "--error-exitcode 99" in call
         assert f"{sanitizing} tests/kernels/sanitized.py {tool} " in call
+        assert ("--kernel-name kernel_substring=clasp" in call) == (tool != "memcheck")
 
 
 def test_a_gpu_that_compute_sanitizer_refuses_is_offered_once(sanitizing, tmp_path) -> None:

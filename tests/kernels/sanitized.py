@@ -36,6 +36,7 @@ SIZES = [
     large.Size(2, 65, 63),
     large.Size(1, 1, 1),
     large.Size(2, 65, 64),
+    large.Size(2, 13, 8),
     large.Size(2, 100, 63),
     large.Size(2, 301, 136),
 ]
@@ -67,6 +68,7 @@ def call(kernels: Kernels, device: str) -> None:
 
 
 def main(tool: str, device: str = DEVICE) -> None:
+    called = 0
     for kernels in WORKLOADS[tool]:
         if problem := kernels.problem(device):
             print(f"{kernels}: {problem}", flush=True)
@@ -75,6 +77,9 @@ def main(tool: str, device: str = DEVICE) -> None:
         if torch.device(device).type == "cuda":
             torch.cuda.synchronize()
         print(f"{kernels}: done", flush=True)
+        called += 1
+    if called == 0:
+        sys.exit(f"{tool} has had nothing to watch")
 
 
 if __name__ == "__main__":

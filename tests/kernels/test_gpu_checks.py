@@ -14,6 +14,7 @@ import gpu_checks
 import large
 import oracle
 import pytest
+import sanitized
 import torch
 from gpu_kernels import CUDA_DESIGN, Kernels
 from inputs import DTYPES
@@ -222,6 +223,14 @@ def test_gpus_without_clusters_are_not_asked_for_them(capability, problem, monke
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert problem in str(Kernels("select_tokens", "cuda", "cluster").problem("cuda"))
     assert Kernels("select_tokens", "cuda", "matrix").problem("cuda") is None
+
+
+def test_where_no_kernels_serve_the_sanitizers_do_not_pass(capsys) -> None:
+    with pytest.raises(SystemExit, match="racecheck has had nothing to watch"):
+        sanitized.main("racecheck", "cpu")
+    assert "select_tokens-cuda-steps: the CUDA kernel of select_tokens takes GPU tensors" in (
+        capsys.readouterr().out
+    )
 
 
 # Of most tests a case with Triton kernels and one with a design; those of one file are quick.

@@ -16,8 +16,16 @@ if not torch.cuda.is_available():
 DESIGNS = cuda("cluster", "matrix", "steps")
 
 
+EQUAL = [large.Size(3, 576, 1024), large.Size(2, 2880, 1024)]
+# So many that each goes to a cluster of few blocks.
+EQUAL_IN_SMALL_CLUSTERS = [large.Size(128, 64, 1024), large.Size(32, 300, 1024)]
+
+
 @pytest.mark.parametrize("seed", range(3))
-@with_sizes(each_that_fits(DESIGNS, [large.Size(3, 576, 1024), large.Size(2, 2880, 1024)], DTYPES))
+@with_sizes(
+    each_that_fits(DESIGNS, EQUAL, DTYPES)
+    + each_that_fits(cuda("cluster"), EQUAL_IN_SMALL_CLUSTERS, DTYPES)
+)
 def test_equal_tokens_tie(op, size, dtype, seed) -> None:
     """Features whose sums round: a sum in another order would break the tie."""
     gpu_checks.assert_equal_tokens_tie(op, size, dtype, DEVICE, seed)
