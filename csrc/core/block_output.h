@@ -66,6 +66,7 @@ template <class Block>
 CLASP_DEVICE void write_selection(Block& block, const KeptTokens& tokens, int32_t* totals,
                                   const SelectionRow& row) {
   const int32_t share = (tokens.words + Block::kThreads - 1) / Block::kThreads;
+  const int32_t busy = share > 0 ? (tokens.words + share - 1) / share : 0;  // threads with words
   const auto end = [&](int thread) {
     const int32_t last = (thread + 1) * share;
     return last < tokens.words ? last : tokens.words;
@@ -79,7 +80,7 @@ CLASP_DEVICE void write_selection(Block& block, const KeptTokens& tokens, int32_
   block.each([&](int thread) {
     int32_t place = 0;
     int32_t count = 0;
-    for (int i = 0; i < Block::kThreads; ++i) {
+    for (int i = 0; i < busy; ++i) {
       place += i < thread ? totals[i] : 0;
       count += totals[i];
     }

@@ -9,7 +9,7 @@ import numpy as np
 from arrays import SCALARS, at_end_of_page, decode, encode, random_mask
 from check_completion import certify, greedy, lattice, two_stages
 
-PATHS = ("matrix", "steps")
+PATHS = ("matrix", "steps", "cluster5", "cluster8")
 
 
 def check_gpu_design_follows_the_size_of_an_image(core: ModuleType, isa: str) -> None:
@@ -125,3 +125,16 @@ def check_gpu_stages(core: ModuleType, isa: str) -> None:
                 assert indices == kept + [-1] * padding, (trial, path, backwards)
                 assert is_pivot == [n in pivots for n in kept] + [False] * padding, trial
                 assert count == len(kept), trial
+
+
+def check_gpu_clusters_pick_several_tokens_a_pass(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(15)
+    features = encode(rng.standard_normal((180, 60)), "float32")
+    one_by_one = core.gpu_complete("steps", features, "float32", [3], 60, [True] * 180, False)
+    for num_blocks in (1, 2, 8):
+        if num_blocks * 24 < 180:
+            continue
+        path = f"cluster{num_blocks}"
+        picks = core.gpu_complete(path, features, "float32", [3], 60, [True] * 180, False)
+        assert picks == one_by_one
+        assert 60 / 3 <= core.gpu_cluster_passes(features, 3, 60, num_blocks) < 60 / 1.5
