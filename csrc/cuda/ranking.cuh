@@ -27,6 +27,10 @@ struct Ranking {
     const int32_t blocks = (num_tokens + kRankThreads - 1) / kRankThreads;
     return blocks > 0 ? blocks : 1;
   }
+
+  CLASP_DEVICE uint32_t rank(int64_t image, int32_t n) const {
+    return valid.at(image, n) ? descending_rank(salience.at(image, n)) : kRankOfInvalid;
+  }
 };
 
 // For kRankThreads threads.
@@ -35,12 +39,10 @@ __device__ inline void rank_tokens(const Ranking& ranking, int64_t image, int32_
   Block<kRankThreads, 1>::Shared unused;
   Block<kRankThreads, 1> block(unused);
   const int64_t num_pivots = ImageBudget::of(ranking.budget, ranking.pivot_counts, image).pivots;
-  const auto rank = [&](int32_t n) {
-    return ranking.valid.at(image, n) ? descending_rank(ranking.salience.at(image, n))
-                                      : kRankOfInvalid;
-  };
-  rank_block(block, index * kRankThreads, ranking.num_tokens, rank, keys,
-             {ranking.pivots + image * ranking.width, num_pivots, ranking.width});
+  rank_block(
+      block, index * kRankThreads, ranking.num_tokens,
+      [&](int32_t n) { return ranking.rank(image, n); }, keys,
+      {ranking.pivots + image * ranking.width, num_pivots, ranking.width});
 }
 
 static __global__ __launch_bounds__(kRankThreads) void rank_kernel(Ranking ranking,

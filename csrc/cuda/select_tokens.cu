@@ -1,5 +1,6 @@
-// complete_tokens and select_tokens on a GPU, by one of two designs (plan.h): from the similarities
-// of all pairs of an image's tokens, in two launches a wave of images, or in a launch a step.
+// complete_tokens and select_tokens on a GPU, by one of three designs (plan.h): by a cluster of
+// blocks an image, in one launch; from the similarities of all pairs of an image's tokens, in two
+// launches a wave of images; or in a launch a step.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -10,6 +11,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <tuple>
 
@@ -19,6 +22,7 @@
 #include "core/scalar.h"
 #include "core/tile_pairs.h"
 #include "cuda/arguments.h"
+#include "cuda/cluster.cuh"
 #include "cuda/plan.h"
 #include "cuda/ranking.cuh"
 #include "cuda/scan.cuh"
@@ -42,10 +46,52 @@ bool is_aligned(const Features<T>& features) {
          reinterpret_cast<uintptr_t>(features.data) % 16 == 0;
 }
 
+// Looked up at every call, so that a process can time one design against another.
 std::optional<Design> forced_design() {
-  static const std::optional<Design> forced =
-      design_named(std::getenv("CLASP_KERNELS_CUDA_DESIGN"));
-  return forced;
+  return design_named(std::getenv("CLASP_KERNELS_CUDA_DESIGN"));
+}
+
+int32_t device_attribute(cudaDeviceAttr attribute, int32_t device) {
+  int value;
+  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
+int32_t num_multiprocessors(int32_t device) {
+  return device_attribute(cudaDevAttrMultiProcessorCount, device);
+}
+
+// Whether the current device, which is `device`, runs this kernel in clusters of so many blocks.
+bool find_out_if_launches_clusters(const void* kernel, int32_t device, int32_t blocks) {
+  if (device_attribute(cudaDevAttrClusterLaunch, device) == 0) return false;
+  // Compiled for an older GPU, and only translated for this one, it is empty.
+  cudaFuncAttributes attributes;
+  STD_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+  if (attributes.ptxVersion < 90) return false;
+  if (blocks > kPortableCluster) {
+    STD_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(blocks);
+  config.blockDim = kRowThreads;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int num_clusters = 0;
+  STD_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&num_clusters, kernel, &config));
+  return num_clusters > 0;
+}
+
+bool launches_clusters(const void* kernel, int32_t device, int32_t blocks) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int32_t, int32_t>, bool> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [found, is_new] = known.try_emplace({kernel, device, blocks}, false);
+  if (is_new) found->second = find_out_if_launches_clusters(kernel, device, blocks);
+  return found->second;
 }
 
 // One op on one batch; the two ops differ in where the tokens to start from come from, and in what
@@ -74,7 +120,13 @@ class Launcher {
   }
 
   void run() {
-    switch (design_for(job_.num_tokens, forced_design())) {
+    const std::optional<Design> forced = forced_design();
+    const int32_t smallest = forced.value_or(Design::cluster) == Design::cluster
+                                 ? smallest_launchable_cluster()
+                                 : 0;
+    switch (design_for(job_.num_tokens, smallest > 0, forced)) {
+      case Design::cluster:
+        return by_clusters(smallest);
       case Design::matrix:
         return with_matrix();
       case Design::steps:
@@ -90,6 +142,58 @@ class Launcher {
     for (int64_t first = 0; first < job_.num_images; first += wave) {
       body(workspace, first, std::min(wave, job_.num_images - first));
     }
+  }
+
+  // Calls body with the kernels for these features.
+  template <class Body>
+  auto with_cluster_kernels(const Body& body) {
+    if constexpr (sizeof(T) == 4) {
+      return body(&cluster_complete_kernel<T, kFloatShape.block_tokens, kFloatShape.most_dims>,
+                  &cluster_select_kernel<T, kFloatShape.block_tokens, kFloatShape.most_dims>);
+    } else if (features_.dim <= kHalfShape.most_dims) {
+      return body(&cluster_complete_kernel<T, kHalfShape.block_tokens, kHalfShape.most_dims>,
+                  &cluster_select_kernel<T, kHalfShape.block_tokens, kHalfShape.most_dims>);
+    } else {
+      return body(
+          &cluster_complete_kernel<T, kWideHalfShape.block_tokens, kWideHalfShape.most_dims>,
+          &cluster_select_kernel<T, kWideHalfShape.block_tokens, kWideHalfShape.most_dims>);
+    }
+  }
+
+  // 0 if an image is too large for one, or there are none here.
+  int32_t smallest_launchable_cluster() {
+    const auto shape = cluster_shape(sizeof(T), features_.dim);
+    if (!shape || job_.num_tokens == 0) return 0;
+    const int32_t blocks = smallest_cluster(job_.num_tokens, *shape);
+    if (blocks == 0) return 0;
+    return with_cluster_kernels([&](auto complete, auto select) {
+      const auto* kernel = job_.selects ? reinterpret_cast<const void*>(select)
+                                        : reinterpret_cast<const void*>(complete);
+      return launches_clusters(kernel, place_.device_index, blocks) ? blocks : 0;
+    });
+  }
+
+  void by_clusters(int32_t smallest) {
+    const int32_t blocks = cluster_size(smallest, job_.num_tokens, job_.num_images,
+                                        num_multiprocessors(place_.device_index));
+    cudaLaunchAttribute cluster{};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid(job_.num_images * blocks);
+    config.blockDim = kRowThreads;
+    config.stream = stream_;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    with_cluster_kernels([&](auto complete, auto select) {
+      if (job_.selects) {
+        const ClusterSelection selection{job_.ranking, job_.outputs};
+        STD_CUDA_CHECK(cudaLaunchKernelEx(&config, select, features_, is_aligned_, selection));
+      } else {
+        const ClusterCompletion completion{job_.selected, job_.valid, job_.picks, job_.width};
+        STD_CUDA_CHECK(cudaLaunchKernelEx(&config, complete, features_, is_aligned_, completion));
+      }
+    });
   }
 
   void with_matrix() {
