@@ -56,7 +56,7 @@ struct ClusterMemory {
   uint32_t pivot_bits[kWords];
 };
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
 // What all blocks of a cluster do for one image, in lockstep.
 template <class T, int kTokens, int kDims>
@@ -194,7 +194,7 @@ class ClusterBlock {
 template <class T, int kTokens, int kDims>
 __global__ __launch_bounds__(kRowThreads, 1) void cluster_complete_kernel(
     Features<T> features, bool is_aligned, ClusterCompletion job) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   __shared__ __align__(16) ClusterMemory<T, kTokens, kDims> memory;
   ClusterBlock<T, kTokens, kDims> block(features, is_aligned, memory);
   const int64_t image = block.image();
@@ -220,7 +220,7 @@ template <class T, int kTokens, int kDims>
 __global__ __launch_bounds__(kRowThreads, 1) void cluster_select_kernel(Features<T> features,
                                                                         bool is_aligned,
                                                                         ClusterSelection job) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   __shared__ __align__(16) ClusterMemory<T, kTokens, kDims> memory;
   ClusterBlock<T, kTokens, kDims> block(features, is_aligned, memory);
   Block<kRowThreads, 1>::Shared unused;

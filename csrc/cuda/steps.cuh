@@ -10,10 +10,10 @@
 #include "core/cosine.h"
 #include "core/image_budget.h"
 #include "cuda/block.cuh"
+#include "cuda/layout.h"
 #include "cuda/ranking.cuh"
 #include "cuda/scan.cuh"
 #include "cuda/tensors.h"
-#include "cuda/workspace.h"
 
 namespace clasp::cuda {
 

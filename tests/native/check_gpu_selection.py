@@ -12,22 +12,63 @@ from check_completion import certify, greedy, lattice, two_stages
 PATHS = ("matrix", "steps", "cluster5", "cluster8")
 
 
-def check_gpu_design_follows_the_size_of_an_image(core: ModuleType, isa: str) -> None:
+def check_gpu_design_follows_the_size_of_an_image(core: ModuleType) -> None:
     for num_tokens, design in ((0, "matrix"), (1, "matrix"), (8192, "matrix"), (8193, "steps")):
         for auto in (None, "auto"):
-            assert core.gpu_design(num_tokens, auto) == design
-        assert core.gpu_design(num_tokens, "steps") == "steps"
-    assert core.gpu_design(8192, "matrix") == "matrix"
-    for num_tokens, name in ((8193, "matrix"), (1, "cluster"), (1, "")):
+            assert core.gpu_design(num_tokens, False, auto) == design
+            assert core.gpu_design(num_tokens, True, auto) == "cluster"
+        for has_cluster in (False, True):
+            assert core.gpu_design(num_tokens, has_cluster, "steps") == "steps"
+    assert core.gpu_design(8192, True, "matrix") == "matrix"
+    assert core.gpu_design(1, True, "cluster") == "cluster"
+    refused = ((8193, True, "matrix"), (1, False, "cluster"), (1, True, "tiles"), (1, True, ""))
+    for arguments in refused:
         try:
-            core.gpu_design(num_tokens, name)
+            core.gpu_design(*arguments)
         except ValueError as error:
             assert "CLASP_KERNELS_CUDA_DESIGN" in str(error), error
         else:
-            raise AssertionError((num_tokens, name))
+            raise AssertionError(arguments)
 
 
-def check_gpu_waves_stay_within_the_workspace(core: ModuleType, isa: str) -> None:
+def check_gpu_clusters_hold_an_image(core: ModuleType) -> None:
+    """Element size, N and D; the blocks of the smallest cluster that holds it, 0 if none does."""
+    expected = {
+        (2, 1, 1): 1,
+        (2, 80, 1024): 1,
+        (2, 81, 1024): 2,
+        (2, 576, 1024): 8,
+        (2, 577, 1024): 8,
+        (2, 729, 1152): 16,
+        (2, 768, 1536): 16,
+        (2, 769, 1025): 0,
+        (2, 1, 1537): 0,
+        (2, 1280, 1024): 16,
+        (2, 1281, 1): 0,
+        (4, 40, 1024): 1,
+        (4, 576, 1024): 16,
+        (4, 640, 1024): 16,
+        (4, 641, 1024): 0,
+        (4, 1, 1025): 0,
+    }
+    for (element, num_tokens, dim), blocks in expected.items():
+        assert core.gpu_smallest_cluster(element, num_tokens, dim) == blocks, (num_tokens, dim)
+
+
+def check_gpu_clusters_grow_where_there_is_room(core: ModuleType) -> None:
+    size = core.gpu_cluster_size  # smallest, N, B, multiprocessors
+    assert size(8, 576, 1, 132) == size(8, 576, 64, 132) == 8
+    assert size(16, 1000, 1, 132) == 16
+    assert size(1, 80, 1, 132) == 8
+    assert size(1, 80, 16, 132) == 8
+    assert size(1, 80, 17, 132) == 4
+    assert size(1, 80, 132, 132) == 1
+    # Blocks with fewer tokens than a tile have would not be done sooner.
+    assert size(1, 16, 1, 132) == 1
+    assert size(1, 17, 1, 132) == 2
+
+
+def check_gpu_waves_stay_within_the_workspace(core: ModuleType) -> None:
     limit = 256 << 20
     for num_tokens in (1, 31, 576, 577, 2880, 8192):
         size = core.gpu_matrix_bytes(num_tokens)
@@ -40,14 +81,14 @@ def check_gpu_waves_stay_within_the_workspace(core: ModuleType, isa: str) -> Non
     assert core.gpu_images_per_wave(3, 2 * limit) == 1
 
 
-def check_every_tile_pair_once(core: ModuleType, isa: str) -> None:
+def check_every_tile_pair_once(core: ModuleType) -> None:
     for num_blocks in (0, 1, 2, 9, 45, 257):
         pairs = core.tile_pairs(num_blocks)
         assert len(set(pairs)) == len(pairs) == num_blocks * (num_blocks + 1) // 2
         assert all(0 <= row <= column < num_blocks for row, column in pairs)
 
 
-def check_gpu_similarities_are_symmetric_to_the_bit(core: ModuleType, isa: str) -> None:
+def check_gpu_similarities_are_symmetric_to_the_bit(core: ModuleType) -> None:
     for num_tokens in (1, 4, 11):
         values = np.random.default_rng(10).standard_normal((num_tokens, 33))
         similarities = np.array(core.gpu_similarities(encode(values, "float32"), "float32"))
@@ -57,7 +98,7 @@ def check_gpu_similarities_are_symmetric_to_the_bit(core: ModuleType, isa: str) 
         assert (similarities == similarities.T).all()
 
 
-def check_gpu_picks_where_similarities_are_exact(core: ModuleType, isa: str) -> None:
+def check_gpu_picks_where_similarities_are_exact(core: ModuleType) -> None:
     rng = np.random.default_rng(11)
     for trial in range(120):
         num_tokens, dim = int(rng.integers(0, 70)), int(rng.integers(4, 24))
@@ -75,7 +116,7 @@ def check_gpu_picks_where_similarities_are_exact(core: ModuleType, isa: str) -> 
                 assert picks == expected, (trial, path, backwards)
 
 
-def check_gpu_picks_are_certified(core: ModuleType, isa: str) -> None:
+def check_gpu_picks_are_certified(core: ModuleType) -> None:
     rng = np.random.default_rng(12)
     for dim in (1, 2, 5, 33, 100):
         num_tokens = int(rng.integers(20, 120))
@@ -90,7 +131,7 @@ def check_gpu_picks_are_certified(core: ModuleType, isa: str) -> None:
                 certify(decode(encoded, scalar), selected, picks, count, valid)
 
 
-def check_gpu_picks_of_what_is_no_number(core: ModuleType, isa: str) -> None:
+def check_gpu_picks_of_what_is_no_number(core: ModuleType) -> None:
     features = lattice(np.random.default_rng(13), 60, 12)
     features[4, 3], features[9, 0], features[20, 11] = math.nan, math.inf, -math.inf
     features[33] = math.nan
@@ -101,7 +142,7 @@ def check_gpu_picks_of_what_is_no_number(core: ModuleType, isa: str) -> None:
             assert picks == greedy(features, selected, 60, [True] * 60), (path, selected)
 
 
-def check_gpu_stages(core: ModuleType, isa: str) -> None:
+def check_gpu_stages(core: ModuleType) -> None:
     rng = np.random.default_rng(14)
     for trial in range(150):
         num_tokens, dim = int(rng.integers(0, 70)), int(rng.integers(4, 30))
@@ -127,14 +168,10 @@ def check_gpu_stages(core: ModuleType, isa: str) -> None:
                 assert count == len(kept), trial
 
 
-def check_gpu_clusters_pick_several_tokens_a_pass(core: ModuleType, isa: str) -> None:
+def check_gpu_clusters_pick_several_tokens_a_pass(core: ModuleType) -> None:
     rng = np.random.default_rng(15)
     features = encode(rng.standard_normal((180, 60)), "float32")
     one_by_one = core.gpu_complete("steps", features, "float32", [3], 60, [True] * 180, False)
-    for num_blocks in (1, 2, 8):
-        if num_blocks * 24 < 180:
-            continue
-        path = f"cluster{num_blocks}"
-        picks = core.gpu_complete(path, features, "float32", [3], 60, [True] * 180, False)
-        assert picks == one_by_one
-        assert 60 / 3 <= core.gpu_cluster_passes(features, 3, 60, num_blocks) < 60 / 1.5
+    picks = core.gpu_complete("cluster8", features, "float32", [3], 60, [True] * 180, False)
+    assert picks == one_by_one
+    assert 60 / 3 <= core.gpu_cluster_passes(features, 3, 60, 8) < 60 / 1.5

@@ -1,8 +1,9 @@
 """What the core must do, against float64 and plain Python; numpy is all it needs.
 
-Each ``check_*`` takes the built module and the name of an instruction set. ``test_core.py`` runs
-them one by one on the plain build; as a script, this file runs all of them on the module it is
-given, which is how they run under the sanitizers:
+Each ``check_*`` takes the built module and the name of an instruction set, or the module alone
+where only the algorithms of GPUs are checked. ``test_core.py`` runs them one by one on the plain
+build; as a script, this file runs all of them on the module it is given, which is how they run
+under the sanitizers:
 
     python checks.py MODULE.so
 """
@@ -27,22 +28,25 @@ SUBJECTS = (
     check_arithmetic,
     check_completion,
     check_fusion,
-    check_gpu_selection,
     check_merging,
     check_pivots,
     check_salience,
 )
 
-CHECKS: dict[str, Callable[[ModuleType, str], None]] = {
-    name.removeprefix("check_"): function
-    for subject in SUBJECTS
-    for name, function in vars(subject).items()
-    if name.startswith("check_")
-}
+def checks_of(subject: ModuleType) -> dict[str, Callable[..., None]]:
+    return {
+        name.removeprefix("check_"): function
+        for name, function in vars(subject).items()
+        if name.startswith("check_")
+    }
+
+
+CHECKS = {name: check for subject in SUBJECTS for name, check in checks_of(subject).items()}
+GPU_CHECKS = checks_of(check_gpu_selection)
 
 
 def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("clasp_core", path)
+    spec = importlib.util.spec_from_file_location(path.name.partition(".")[0], path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -54,6 +58,9 @@ def main(path: str) -> None:
         for name, check in CHECKS.items():
             check(core, isa)
             print(f"ok {isa} {name}", flush=True)
+    for name, check in GPU_CHECKS.items():
+        check(core)
+        print(f"ok {name}", flush=True)
 
 
 if __name__ == "__main__":

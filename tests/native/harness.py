@@ -1,4 +1,5 @@
-"""Builds the torch-free core as a Python module, with ninja, as often as its sources change."""
+"""Builds Python modules of the torch-free core and of CUDA kernels for the host, with ninja, as
+often as their sources change."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 BINDINGS = Path(__file__).with_name("bindings")
-MODULE = "clasp_core"
+SIMT = Path(__file__).with_name("simt")  # the words of CUDA, for the host
 
 FLAGS = {
     "plain": ["-O2"],
@@ -29,7 +30,7 @@ FLAGS = {
 NINJA_FILE = """\
 rule compile
   command = {cxx} -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Werror $
-      {flags} -I{csrc} {includes} -DCLASP_MODULE_NAME={name} -c $in -o $out
+      {flags} {includes} -DCLASP_MODULE_NAME={name} -c $in -o $out
 rule link
   command = {cxx} {flags} -shared $in -o $out
 {objects}
@@ -55,29 +56,49 @@ def ninja() -> str:
 
 
 def build(variant: str) -> Path:
-    """The module built as ``variant``, a key of FLAGS; from the cache if nothing changed."""
+    """The core built as ``variant``, a key of FLAGS; from the cache if nothing changed."""
+    read = [*(CSRC / "core").iterdir(), CSRC / "cuda" / "plan.h", *BINDINGS.iterdir()]
+    return _build("clasp_core", variant, sorted(BINDINGS.glob("*.cpp")), [CSRC], FLAGS[variant], read)
+
+
+def build_cuda() -> Path:
+    """The kernels of csrc/cuda, with fibers for GPU threads; from the cache likewise."""
+    read = [path for folder in (CSRC, SIMT) for path in folder.rglob("*") if path.is_file()]
+    flags = [*FLAGS["plain"], "-Wno-unknown-pragmas", "-pthread"]
+    # What is replaced is found first.
+    includes = [SIMT / "replaced", SIMT, CSRC]
+    return _build("clasp_simt", "simt", [SIMT / "selection.cpp"], includes, flags, read)
+
+
+def _build(
+    module_name: str,
+    variant: str,
+    sources: list[Path],
+    include_dirs: list[Path],
+    flags: list[str],
+    read: list[Path],
+) -> Path:
     import pybind11
 
-    sources = sorted(BINDINGS.glob("*.cpp"))
-    includes = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    system = [pybind11.get_include(), sysconfig.get_paths()["include"]]
+    includes = [f"-I{path}" for path in include_dirs]
+    includes += [flag for path in system for flag in ("-isystem", path)]
     text = NINJA_FILE.format(
         cxx=shlex.join(compiler()),
-        flags=shlex.join(FLAGS[variant]),
-        csrc=CSRC,
-        includes=shlex.join(flag for path in includes for flag in ("-isystem", path)),
-        name=MODULE,
-        target=MODULE + sysconfig.get_config_var("EXT_SUFFIX"),
+        flags=shlex.join(flags),
+        includes=shlex.join(includes),
+        name=module_name,
+        target=module_name + sysconfig.get_config_var("EXT_SUFFIX"),
         objects="\n".join(f"build {source.stem}.o: compile {source}" for source in sources),
         linked=" ".join(f"{source.stem}.o" for source in sources),
     )
     version = subprocess.run([*compiler(), "--version"], capture_output=True, check=True).stdout
     digest = hashlib.sha256(version + text.encode())
-    sources = [*(CSRC / "core").iterdir(), CSRC / "cuda" / "plan.h", *BINDINGS.iterdir()]
-    for source in sorted(sources):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for path in sorted(read):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
 
     directory = ROOT / "build" / "tests-native" / f"{variant}-{digest.hexdigest()[:16]}"
-    module = directory / (MODULE + sysconfig.get_config_var("EXT_SUFFIX"))
+    module = directory / (module_name + sysconfig.get_config_var("EXT_SUFFIX"))
     if not module.exists():
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "build.ninja").write_text(text)

@@ -339,10 +339,22 @@ std::tuple<Picks, std::vector<bool>, int64_t> gpu_select(
 }  // namespace
 
 void bind_gpu_selection(py::module_& m) {
-  m.def("gpu_design", [](int32_t num_tokens, const char* forced) {
-    const auto design = clasp::cuda::design_for(num_tokens, clasp::cuda::design_named(forced));
-    return design == clasp::cuda::Design::matrix ? "matrix" : "steps";
+  m.def("gpu_design", [](int32_t num_tokens, bool has_cluster, const char* forced) {
+    using clasp::cuda::Design;
+    switch (clasp::cuda::design_for(num_tokens, has_cluster, clasp::cuda::design_named(forced))) {
+      case Design::cluster:
+        return "cluster";
+      case Design::matrix:
+        return "matrix";
+      default:
+        return "steps";
+    }
   });
+  m.def("gpu_smallest_cluster", [](int element_bytes, int32_t num_tokens, int32_t dim) {
+    const auto shape = clasp::cuda::cluster_shape(element_bytes, dim);
+    return shape ? clasp::cuda::smallest_cluster(num_tokens, *shape) : 0;
+  });
+  m.def("gpu_cluster_size", &clasp::cuda::cluster_size);
   m.def("gpu_matrix_bytes", &clasp::cuda::matrix_bytes);
   m.def("gpu_images_per_wave", &clasp::cuda::images_per_wave);
   m.def("tile_pairs", [](int64_t num_blocks) {

@@ -1,0 +1,29 @@
+#pragma once
+
+#include "simt.h"
+
+namespace cooperative_groups {
+
+struct cluster_group {
+  unsigned num_blocks() const { return simt::block->cluster.size; }
+  unsigned block_rank() const { return simt::block->rank; }
+
+  void sync() const {
+    simt::block->wait(simt::block->in_cluster, [] { simt::block->cluster.all.arrive_and_wait(); });
+  }
+
+  template <class T>
+  T* map_shared_rank(T* own, unsigned rank) const {
+    const simt::Cluster& cluster = simt::block->cluster;
+    if (static_cast<int>(rank) >= cluster.size) simt::fail("no such block in the cluster");
+    if (!cluster.running[rank]) simt::fail("shared memory of a block that has ended");
+    return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(own) - &simt::landmark +
+                                cluster.landmarks[rank]);
+  }
+};
+
+inline cluster_group this_cluster() {
+  return {};
+}
+
+}  // namespace cooperative_groups

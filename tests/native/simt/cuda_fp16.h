@@ -1,0 +1,5 @@
+#pragma once
+
+#include "core/scalar.h"
+
+using __half = clasp::Float16;

@@ -1,0 +1,21 @@
+#pragma once
+
+#include "simt.h"
+
+inline void __pipeline_memcpy_async(void* to, const void* from, size_t size, size_t zeros = 0) {
+  simt::block->fiber().copies.push_back({to, from, size, zeros});
+}
+inline void __pipeline_commit() {
+  simt::Fiber& fiber = simt::block->fiber();
+  fiber.groups.push_back(std::exchange(fiber.copies, {}));
+}
+inline void __pipeline_wait_prior(size_t newest) {
+  auto& groups = simt::block->fiber().groups;
+  while (groups.size() > newest) {
+    for (const simt::Copy& copy : groups.front()) {
+      if (copy.size > copy.zeros) memcpy(copy.to, copy.from, copy.size - copy.zeros);
+      std::memset(static_cast<std::byte*>(copy.to) + copy.size - copy.zeros, 0, copy.zeros);
+    }
+    groups.erase(groups.begin());
+  }
+}

@@ -1,0 +1,241 @@
+// The kernels of csrc/cuda themselves, launched as select_tokens.cu launches them.
+#include "simt.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cuda/cluster.cuh"
+#include "cuda/plan.h"
+#include "cuda/scan.cuh"
+#include "cuda/similarities.cuh"
+#include "cuda/steps.cuh"
+
+namespace py = pybind11;
+
+namespace {
+
+using namespace clasp;
+using namespace clasp::cuda;
+using Picks = std::vector<std::vector<int64_t>>;
+
+struct Launch {
+  std::string design;  // matrix, steps, cluster, or small cluster: of few tokens and features
+  int cluster_size;
+  bool is_aligned;
+  simt::Order order;
+};
+
+// [B, N, D]; bfloat16 and float16 as uint16 bit patterns.
+template <class T>
+Features<T> features_of(const py::array& array) {
+  const auto size = static_cast<py::ssize_t>(sizeof(T));
+  if (array.ndim() != 3 || array.itemsize() != size) throw std::invalid_argument("[B, N, D]");
+  return {static_cast<const T*>(array.data()),
+          array.strides(0) / size,
+          array.strides(1) / size,
+          array.strides(2) / size,
+          static_cast<int32_t>(array.shape(1)),
+          static_cast<int32_t>(array.shape(2))};
+}
+
+template <class T>
+class Selector {
+ public:
+  Selector(const Launch& launch, const py::array& features)
+      : launch_(launch), features_(features_of<T>(features)), num_images_(features.shape(0)) {}
+
+  // One of the two is empty.
+  void run(const ClusterCompletion& completion, const ClusterSelection& selection, bool selects,
+           int32_t num_steps) {
+    if (launch_.design == "matrix") return with_matrix(completion, selection, selects, num_steps);
+    if (launch_.design == "steps") return by_steps(completion, selection, selects, num_steps);
+    const bool is_small = launch_.design == "small cluster";
+    if constexpr (sizeof(T) == 4) {
+      if (is_small) return by_clusters<8, 256>(completion, selection, selects);
+      return by_clusters<kFloatShape.block_tokens, kFloatShape.most_dims>(completion, selection,
+                                                                          selects);
+    } else {
+      if (is_small) return by_clusters<16, 256>(completion, selection, selects);
+      if (features_.dim <= kHalfShape.most_dims) {
+        return by_clusters<kHalfShape.block_tokens, kHalfShape.most_dims>(completion, selection,
+                                                                          selects);
+      }
+      return by_clusters<kWideHalfShape.block_tokens, kWideHalfShape.most_dims>(
+          completion, selection, selects);
+    }
+  }
+
+ private:
+  template <class Kernel>
+  void launch(int64_t num_blocks, int num_threads, const Kernel& kernel, int cluster_size = 1) {
+    simt::launch(static_cast<unsigned>(num_blocks), num_threads, kernel, cluster_size,
+                 launch_.order);
+  }
+
+  template <int kTokens, int kDims>
+  void by_clusters(const ClusterCompletion& completion, const ClusterSelection& selection,
+                   bool selects) {
+    const int32_t size = launch_.cluster_size;
+    if (features_.num_tokens > size * kTokens || features_.dim > kDims) {
+      throw std::invalid_argument("features are too large for the cluster");
+    }
+    launch(
+        num_images_ * size, kRowThreads,
+        [&] {
+          if (selects) {
+            cluster_select_kernel<T, kTokens, kDims>(features_, launch_.is_aligned, selection);
+          } else {
+            cluster_complete_kernel<T, kTokens, kDims>(features_, launch_.is_aligned, completion);
+          }
+        },
+        size);
+  }
+
+  void with_matrix(const ClusterCompletion& completion, const ClusterSelection& selection,
+                   bool selects, int32_t num_steps) {
+    const int32_t N = features_.num_tokens;
+    const int64_t stride = matrix_stride(N);
+    std::vector<float> matrix(num_images_ * N * stride, std::numeric_limits<float>::quiet_NaN());
+    const SimilarityBatch similarities{matrix.data(), N * stride, stride};
+    const auto pairs =
+        static_cast<unsigned>(num_steps > 0 ? num_tile_pairs((N + kTile - 1) / kTile) : 0);
+    const unsigned blocks = pairs + (selects ? selection.ranking.num_blocks() : 0);
+    launch(num_images_ * blocks, kTileThreads, [&] {
+      const auto kernel =
+          launch_.is_aligned ? &similarities_kernel<T, true> : &similarities_kernel<T, false>;
+      kernel(features_, similarities, selection.ranking, 0, pairs, blocks);
+    });
+    launch(num_images_, 128, [&] {
+      if (selects) {
+        select_kernel<128, 8>(similarities, selection.ranking, 0, selection.outputs);
+      } else {
+        complete_kernel<128, 8>(similarities, N, completion.selected, completion.valid, 0,
+                                completion.picks, completion.width);
+      }
+    });
+  }
+
+  void by_steps(const ClusterCompletion& completion, const ClusterSelection& selection,
+                bool selects, int32_t num_steps) {
+    const int32_t N = features_.num_tokens;
+    Layout measure(nullptr);
+    Progress::in(measure, num_images_, N, num_steps);
+    std::vector<std::byte> memory(measure.size(), std::byte{0xFF});
+    Layout layout(memory.data());
+    const Progress progress = Progress::in(layout, num_images_, N, num_steps);
+    const auto blocks = static_cast<unsigned>((N + kStepTokens - 1) / kStepTokens);
+    launch(num_images_ * blocks, kStepThreads, [&] {
+      const auto kernel = launch_.is_aligned ? &prepare_kernel<T, true> : &prepare_kernel<T, false>;
+      kernel(features_, completion.valid, selection.ranking, selects, progress, 0, blocks);
+    });
+    const Ranking& ranking = selection.ranking;
+    if (selects) {
+      const unsigned rank_blocks = ranking.num_blocks();
+      launch(num_images_ * rank_blocks, kRankThreads, [&] { rank_kernel(ranking, 0, rank_blocks); });
+    }
+    const Selected<int32_t> pivots{ranking.pivots, ranking.width, 1, ranking.width};
+    for (int32_t step = 0; step < num_steps; ++step) {
+      launch(num_images_ * blocks, kStepThreads, [&] {
+        if (selects) {
+          cover_kernel<T, false, int32_t>(features_, pivots, progress, 0, blocks, step);
+        } else {
+          cover_kernel<T, false, int64_t>(features_, completion.selected, progress, 0, blocks,
+                                          step);
+        }
+      });
+    }
+    launch(num_images_, kFinishThreads, [&] {
+      if (selects) {
+        finish_selection_kernel(progress, ranking, 0, selection.outputs);
+      } else {
+        finish_picks_kernel(progress, 0, completion.picks, completion.width);
+      }
+    });
+  }
+
+  Launch launch_;
+  Features<T> features_;
+  int64_t num_images_;
+};
+
+void run(const Launch& launch, const std::string& scalar, const py::array& features,
+         const ClusterCompletion& completion, const ClusterSelection& selection, bool selects,
+         int32_t num_steps) {
+  const auto with = [&]<class T>(T) {
+    Selector<T>(launch, features).run(completion, selection, selects, num_steps);
+  };
+  if (scalar == "float32") return with(float{});
+  if (scalar == "bfloat16") return with(Bfloat16{});
+  with(Float16{});
+}
+
+Launch launch_of(const std::string& design, int cluster_size, bool is_aligned,
+                 const std::string& order) {
+  return {design, cluster_size, is_aligned,
+          order == "forwards"    ? simt::Order::forwards
+          : order == "backwards" ? simt::Order::backwards
+                                 : simt::Order::shuffled};
+}
+
+Mask mask_of(const py::array_t<uint8_t>& valid) {
+  return {valid.data(), valid.strides(0), valid.strides(1)};
+}
+
+using Launched = std::tuple<std::string, int, bool, std::string>;
+
+py::array_t<int64_t> simt_complete(const Launched& how, const std::string& scalar,
+                              const py::array& features, const py::array_t<int64_t>& selected,
+                              int64_t num_picks, const py::array_t<uint8_t>& valid) {
+  py::array_t<int64_t> picks({features.shape(0), static_cast<py::ssize_t>(num_picks)});
+  std::fill_n(picks.mutable_data(), picks.size(), -7);
+  const ClusterCompletion completion{
+      {selected.data(), selected.strides(0) / 8, selected.strides(1) / 8, selected.shape(1)},
+      mask_of(valid),
+      picks.mutable_data(),
+      num_picks};
+  const auto steps = static_cast<int32_t>(std::min<int64_t>(num_picks, features.shape(1)));
+  run(std::apply(launch_of, how), scalar, features, completion, {}, false, steps);
+  return picks;
+}
+
+// budget and pivot_counts [B]
+py::tuple simt_select(const Launched& how, const std::string& scalar, const py::array& features,
+                 const py::array_t<float>& salience, int64_t width,
+                 const py::array_t<int64_t>& budget, const py::array_t<int64_t>& pivot_counts,
+                 const py::array_t<uint8_t>& valid) {
+  const py::ssize_t B = features.shape(0);
+  const auto N = static_cast<int32_t>(features.shape(1));
+  py::array_t<int64_t> indices({B, static_cast<py::ssize_t>(width)});
+  py::array_t<bool> is_pivot({B, static_cast<py::ssize_t>(width)});
+  py::array_t<int64_t> counts(B);
+  std::fill_n(indices.mutable_data(), indices.size(), -7);
+  std::vector<int32_t> pivots(B * width, -7);
+  const Ranking ranking{{salience.data(), Scalar::float32, salience.strides(0) / 4,
+                         salience.strides(1) / 4},
+                        mask_of(valid),
+                        {budget.data(), 1, width},
+                        {pivot_counts.data(), 1, width},
+                        N,
+                        width,
+                        pivots.data()};
+  const Outputs outputs{indices.mutable_data(), is_pivot.mutable_data(), counts.mutable_data(),
+                        width};
+  const auto steps = static_cast<int32_t>(std::min<int64_t>(width, N));
+  run(std::apply(launch_of, how), scalar, features, {{}, ranking.valid, nullptr, 0},
+      {ranking, outputs}, true, steps);
+  return py::make_tuple(indices, is_pivot, counts);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
+  m.def("complete", &simt_complete);
+  m.def("select", &simt_select);
+}

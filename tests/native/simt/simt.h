@@ -1,0 +1,292 @@
+// CUDA kernels on the host: every thread of a block is a fiber, blocks are threads of the system.
+//
+// This header comes before any other and gives the words of CUDA their meaning. A fiber runs until
+// it has to wait for others of its warp, block or cluster. The order in which fibers are resumed
+// can be chosen: whatever a kernel does between two barriers must not depend on it. What waits
+// forever is found and ends the process with a message.
+//
+// Shared memory is memory of the block's thread, full of NaN when it starts. Asynchronous copies
+// arrive when they are waited for and no sooner.
+#pragma once
+
+#include <link.h>
+#include <math.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <atomic>
+#include <barrier>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __launch_bounds__(...)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __shared__ static thread_local
+
+using std::memcpy;
+
+struct uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+
+namespace simt {
+
+enum class Order { forwards, backwards, shuffled };
+
+inline constexpr int kWarp = 32;
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "simt: %s\n", what);
+  std::abort();
+}
+
+// Where fibers meet.
+struct Meeting {
+  int members = 0;
+  int arrived = 0;
+  int64_t generation = 0;
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  size_t size;
+  size_t zeros;  // at its end
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<std::byte[]> stack;
+  bool done = false;
+  std::vector<Copy> copies;               // not committed
+  std::vector<std::vector<Copy>> groups;  // committed, not arrived
+};
+
+class Cluster;
+
+class Block {
+ public:
+  Block(unsigned index, unsigned rank, Cluster& cluster, int num_threads, Order order)
+      : index(index), rank(rank), cluster(cluster), order_(order), random_(index) {
+    if (num_threads % kWarp != 0) fail("a block has a part of a warp");
+    everyone.members = in_cluster.members = num_threads;
+    warps.resize(num_threads / kWarp);
+    for (auto& warp : warps) warp.members = kWarp;
+    exchange.resize(num_threads);
+    fibers_ = std::vector<Fiber>(num_threads);
+  }
+
+  void run(const std::function<void()>& kernel) {
+    kernel_ = &kernel;
+    for (Fiber& fiber : fibers_) {
+      constexpr size_t kStack = 256 << 10;
+      fiber.stack = std::make_unique_for_overwrite<std::byte[]>(kStack);
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStack;
+      fiber.context.uc_link = &scheduler_;
+      makecontext(&fiber.context, &Block::enter, 0);
+    }
+    const auto count = static_cast<int>(fibers_.size());
+    std::vector<int> order(count);
+    for (int i = 0; i < count; ++i) order[i] = order_ == Order::backwards ? count - 1 - i : i;
+    for (int left = count; left > 0;) {
+      if (order_ == Order::shuffled) std::shuffle(order.begin(), order.end(), random_);
+      const int64_t before = progress;
+      for (const int thread : order) {
+        if (fibers_[thread].done) continue;
+        current = thread;
+        swapcontext(&scheduler_, &fibers_[thread].context);
+        if (fibers_[thread].done) --left, ++progress;
+      }
+      if (progress == before) fail("threads wait for others that never come");
+    }
+  }
+
+  void wait(Meeting& meeting, const std::function<void()>& when_all_are_there = [] {}) {
+    const int64_t generation = meeting.generation;
+    ++progress;
+    if (++meeting.arrived == meeting.members) {
+      when_all_are_there();
+      meeting.arrived = 0;
+      ++meeting.generation;
+      return;
+    }
+    while (meeting.generation == generation) yield();
+  }
+
+  Fiber& fiber() { return fibers_[current]; }
+  Meeting& warp() { return warps[current / kWarp]; }
+  // What each lane of this thread's warp gave: to be read before the warp meets again.
+  template <class T>
+  std::vector<T> all_lanes(const T& own) {
+    static_assert(sizeof(T) <= sizeof(Slot));
+    memcpy(&exchange[current], &own, sizeof(T));
+    wait(warp());
+    std::vector<T> values(kWarp);
+    for (int lane = 0; lane < kWarp; ++lane) {
+      memcpy(&values[lane], &exchange[current / kWarp * kWarp + lane], sizeof(T));
+    }
+    wait(warp());
+    return values;
+  }
+
+  unsigned index;
+  unsigned rank;
+  Cluster& cluster;
+  int current = 0;
+  int64_t progress = 0;
+  Meeting everyone, in_cluster;
+  std::vector<Meeting> warps;
+  struct Slot {
+    std::byte bytes[64];
+  };
+  std::vector<Slot> exchange;
+
+ private:
+  static void enter();
+  void yield() { swapcontext(&fiber().context, &scheduler_); }
+
+  Order order_;
+  std::mt19937 random_;
+  const std::function<void()>* kernel_ = nullptr;
+  ucontext_t scheduler_;
+  std::vector<Fiber> fibers_;
+};
+
+inline thread_local Block* block = nullptr;
+// Something in the memory that a thread has to itself, to find the same of another thread.
+inline thread_local std::byte landmark;
+
+// All memory of its own that this module has in the calling thread.
+inline void poison_shared_memory() {
+  const auto poison = [](dl_phdr_info* info, size_t, void*) {
+    const auto* mark = reinterpret_cast<std::byte*>(&landmark);
+    auto* first = static_cast<std::byte*>(info->dlpi_tls_data);
+    for (int i = 0; i < info->dlpi_phnum && first != nullptr; ++i) {
+      const auto& header = info->dlpi_phdr[i];
+      if (header.p_type != PT_TLS || mark < first || mark >= first + header.p_memsz) continue;
+      std::memset(first, 0xFF, header.p_memsz);
+      return 1;
+    }
+    return 0;
+  };
+  if (dl_iterate_phdr(poison, nullptr) == 0) fail("there is no shared memory");
+}
+
+inline void Block::enter() {
+  Block* own = block;
+  (*own->kernel_)();
+  own->fiber().done = true;
+}
+
+// Blocks that can wait for each other and reach each other's shared memory.
+class Cluster {
+ public:
+  explicit Cluster(int size) : size(size), all(size), landmarks(size), running(size) {}
+
+  int size;
+  std::barrier<> all;
+  std::vector<std::byte*> landmarks;
+  std::vector<std::atomic<bool>> running;
+};
+
+// `kernel` is called by every thread of the grid. Clusters come one after the other.
+inline void launch(unsigned num_blocks, int num_threads, const std::function<void()>& kernel,
+                   int cluster_size = 1, Order order = Order::forwards) {
+  if (num_blocks % cluster_size != 0) fail("a cluster is not whole");
+  for (unsigned first = 0; first < num_blocks; first += cluster_size) {
+    Cluster cluster(cluster_size);
+    const auto body = [&](int rank) {
+      poison_shared_memory();
+      Block own(first + rank, rank, cluster, num_threads, order);
+      block = &own;
+      cluster.landmarks[rank] = &landmark;
+      cluster.running[rank] = true;
+      cluster.all.arrive_and_wait();
+      own.run(kernel);
+      cluster.running[rank] = false;
+      cluster.all.arrive_and_drop();
+    };
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < cluster_size; ++rank) threads.emplace_back(body, rank);
+    for (std::thread& thread : threads) thread.join();
+  }
+}
+
+struct ThreadIndex {
+  struct {
+    operator unsigned() const { return static_cast<unsigned>(block->current); }
+  } x;
+};
+struct BlockIndex {
+  struct {
+    operator unsigned() const { return block->index; }
+  } x;
+};
+
+}  // namespace simt
+
+inline constexpr simt::ThreadIndex threadIdx;
+inline constexpr simt::BlockIndex blockIdx;
+
+inline void __syncthreads() {
+  simt::block->wait(simt::block->everyone);
+}
+inline void __syncwarp() {
+  simt::block->wait(simt::block->warp());
+}
+
+inline float __shfl_xor_sync(unsigned, float value, int mask) {
+  return simt::block->all_lanes(value)[simt::block->current % simt::kWarp ^ mask];
+}
+inline uint32_t __reduce_min_sync(unsigned, uint32_t value) {
+  uint32_t least = value;
+  for (const uint32_t other : simt::block->all_lanes(value)) least = std::min(least, other);
+  return least;
+}
+inline unsigned __ballot_sync(unsigned, bool is_it) {
+  unsigned found = 0;
+  const auto lanes = simt::block->all_lanes<uint8_t>(is_it);
+  for (int lane = 0; lane < simt::kWarp; ++lane) found |= lanes[lane] ? 1U << lane : 0U;
+  return found;
+}
+inline int __ffs(unsigned bits) {
+  return bits == 0 ? 0 : std::countr_zero(bits) + 1;
+}
+inline int __popc(unsigned bits) {
+  return std::popcount(bits);
+}
+
+template <class T>
+T atomicAdd(T* target, T value) {
+  return std::atomic_ref(*target).fetch_add(value);
+}
+template <class T>
+T atomicOr(T* target, T value) {
+  return std::atomic_ref(*target).fetch_or(value);
+}
+template <class T>
+T atomicMin(T* target, T value) {
+  std::atomic_ref reference(*target);
+  T old = reference.load();
+  while (value < old && !reference.compare_exchange_weak(old, value)) {
+  }
+  return old;
+}
