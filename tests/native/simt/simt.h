@@ -11,9 +11,11 @@
 
 #include <link.h>
 #include <math.h>
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <barrier>
 #include <bit>
@@ -71,7 +73,9 @@ struct Copy {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to begin with; from then on jumps are cheaper, as they ask no system
+  jmp_buf place;
+  bool begun = false;
   std::unique_ptr<std::byte[]> stack;
   bool done = false;
   std::vector<Copy> copies;               // not committed
@@ -100,7 +104,6 @@ class Block {
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = kStack;
-      fiber.context.uc_link = &scheduler_;
       makecontext(&fiber.context, &Block::enter, 0);
     }
     const auto count = static_cast<int>(fibers_.size());
@@ -111,15 +114,19 @@ class Block {
       const int64_t before = progress;
       for (const int thread : order) {
         if (fibers_[thread].done) continue;
-        current = thread;
-        swapcontext(&scheduler_, &fibers_[thread].context);
+        resume(thread);
         if (fibers_[thread].done) --left, ++progress;
       }
       if (progress == before) fail("threads wait for others that never come");
     }
   }
 
-  void wait(Meeting& meeting, const std::function<void()>& when_all_are_there = [] {}) {
+  void wait(Meeting& meeting) {
+    wait(meeting, [] {});
+  }
+
+  template <class Action>
+  void wait(Meeting& meeting, const Action& when_all_are_there) {
     const int64_t generation = meeting.generation;
     ++progress;
     if (++meeting.arrived == meeting.members) {
@@ -135,11 +142,11 @@ class Block {
   Meeting& warp() { return warps[current / kWarp]; }
   // What each lane of this thread's warp gave: to be read before the warp meets again.
   template <class T>
-  std::vector<T> all_lanes(const T& own) {
+  std::array<T, kWarp> all_lanes(const T& own) {
     static_assert(sizeof(T) <= sizeof(Slot));
     memcpy(&exchange[current], &own, sizeof(T));
     wait(warp());
-    std::vector<T> values(kWarp);
+    std::array<T, kWarp> values;
     for (int lane = 0; lane < kWarp; ++lane) {
       memcpy(&values[lane], &exchange[current / kWarp * kWarp + lane], sizeof(T));
     }
@@ -161,12 +168,24 @@ class Block {
 
  private:
   static void enter();
-  void yield() { swapcontext(&fiber().context, &scheduler_); }
+
+  void yield() {
+    if (_setjmp(fiber().place) == 0) _longjmp(scheduler_, 1);
+  }
+
+  // Until it waits, or ends.
+  [[gnu::noinline]] void resume(int thread) {
+    current = thread;
+    if (_setjmp(scheduler_) != 0) return;
+    if (fiber().begun) _longjmp(fiber().place, 1);
+    fiber().begun = true;
+    setcontext(&fiber().context);
+  }
 
   Order order_;
   std::mt19937 random_;
   const std::function<void()>* kernel_ = nullptr;
-  ucontext_t scheduler_;
+  jmp_buf scheduler_;
   std::vector<Fiber> fibers_;
 };
 
@@ -194,6 +213,7 @@ inline void Block::enter() {
   Block* own = block;
   (*own->kernel_)();
   own->fiber().done = true;
+  _longjmp(own->scheduler_, 1);
 }
 
 // Blocks that can wait for each other and reach each other's shared memory.
