@@ -66,7 +66,8 @@ template <class Block>
 CLASP_DEVICE void write_selection(Block& block, const KeptTokens& tokens, int32_t* totals,
                                   const SelectionRow& row) {
   const int32_t share = (tokens.words + Block::kThreads - 1) / Block::kThreads;
-  const int32_t busy = share > 0 ? (tokens.words + share - 1) / share : 0;  // threads with words
+  // No other threads have words.
+  const int32_t busy = tokens.words < Block::kThreads ? tokens.words : Block::kThreads;
   const auto end = [&](int thread) {
     const int32_t last = (thread + 1) * share;
     return last < tokens.words ? last : tokens.words;

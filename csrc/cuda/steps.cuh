@@ -187,7 +187,7 @@ static __global__ __launch_bounds__(kFinishThreads) void finish_picks_kernel(Pro
   }
 }
 
-static __global__ __launch_bounds__(kFinishThreads) void finish_selection_kernel(
+static __global__ __launch_bounds__(kFinishThreads, 4) void finish_selection_kernel(
     Progress progress, Ranking ranking, int64_t first_image, Outputs outputs) {
   __shared__ int32_t totals[kFinishThreads];
   Block<kFinishThreads, 1>::Shared unused;
