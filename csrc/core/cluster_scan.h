@@ -162,9 +162,8 @@ CLASP_DEVICE int32_t pick_candidates(Warp& warp, const Candidates<kColumns>& can
                                      const PassSimilarities<kColumns>& similarities, int32_t most,
                                      ShareCoverage<Warp>& coverage, const Picked& picked) {
   typename Warp::template PerThread<uint64_t> key;
-  warp.each([&](int thread) {
-    key.at(thread) = thread < kColumns ? candidates.keys[thread] : kRetired;
-  });
+  warp.each(
+      [&](int thread) { key.at(thread) = thread < kColumns ? candidates.keys[thread] : kRetired; });
   for (int32_t taken = 0; taken < most; ++taken) {
     const uint64_t best = warp.minimum([&](int thread) { return key.at(thread); });
     if (best == kRetired || best > candidates.rest) return taken;
@@ -174,8 +173,8 @@ CLASP_DEVICE int32_t pick_candidates(Warp& warp, const Candidates<kColumns>& can
       picked(thread, taken, token);
       uint64_t& own = key.at(thread);
       if (thread >= kColumns || own == kRetired) return;
-      const uint64_t seen = smallest_first(similarities.of_candidate(thread, column),
-                                           key_index(own));
+      const uint64_t seen =
+          smallest_first(similarities.of_candidate(thread, column), key_index(own));
       if (seen > own) own = seen;
       if (thread == column) own = kRetired;
     });

@@ -124,9 +124,9 @@ class ClusterBlock {
       if (candidates.tokens[0] < 0) return;
       const PassSimilarities<kColumns> similarities = compare();
       if (is_first_warp()) {
-        done += pick_candidates(
-            warp, candidates, similarities, num_picks - done, coverage,
-            [&](int thread, int32_t i, int32_t n) { picked(thread, done + i, n); });
+        done +=
+            pick_candidates(warp, candidates, similarities, num_picks - done, coverage,
+                            [&](int thread, int32_t i, int32_t n) { picked(thread, done + i, n); });
       }
     }
   }
@@ -141,7 +141,7 @@ class ClusterBlock {
     const auto slot = static_cast<int32_t>(threadIdx.x);
     if (slot < share_.count) {
       float square = 0.0F;
-#pragma unroll
+#  pragma unroll
       for (int warp = 0; warp < kRowWarps; ++warp) square += memory_.dots[warp][slot][0];
       const float norm = sqrtf(square);
       for (int32_t block = 0; block < num_blocks(); ++block) {
@@ -192,8 +192,9 @@ class ClusterBlock {
 #endif
 
 template <class T, int kTokens, int kDims>
-__global__ __launch_bounds__(kRowThreads, 1) void cluster_complete_kernel(
-    Features<T> features, bool is_aligned, ClusterCompletion job) {
+__global__ __launch_bounds__(kRowThreads, 1) void cluster_complete_kernel(Features<T> features,
+                                                                          bool is_aligned,
+                                                                          ClusterCompletion job) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   __shared__ __align__(16) ClusterMemory<T, kTokens, kDims> memory;
   ClusterBlock<T, kTokens, kDims> block(features, is_aligned, memory);
@@ -241,10 +242,9 @@ __global__ __launch_bounds__(kRowThreads, 1) void cluster_select_kernel(Features
       tokens.kept[w] = tokens.pivots[w] = 0;
     }
   }
-  rank_share<kTokens>(
-      threads, block.share().first, block.share().count, num_tokens,
-      [&](int32_t n) { return ranking.rank(image, n); }, memory.rank_keys, memory.rank_counts,
-      {pivots, budget.pivots, ranking.width});
+  rank_share<kTokens>(threads, block.share().first, block.share().count, num_tokens,
+                      [&](int32_t n) { return ranking.rank(image, n); }, memory.rank_keys,
+                      memory.rank_counts, {pivots, budget.pivots, ranking.width});
   block.sync_cluster();
   if (num_picks > 0) {
     block.complete([&](int64_t slot) { return pivots[slot]; }, budget.pivots, num_picks,
@@ -256,8 +256,7 @@ __global__ __launch_bounds__(kRowThreads, 1) void cluster_select_kernel(Features
   if (!writes) return;
   mark_pivots(threads, pivots, budget.pivots, tokens);
   if (budget.keeps_all(num_tokens)) {
-    mark_kept(
-        threads, num_tokens, [&](int32_t n) { return ranking.valid.at(image, n); }, tokens);
+    mark_kept(threads, num_tokens, [&](int32_t n) { return ranking.valid.at(image, n); }, tokens);
   }
   __syncthreads();
   write_selection(threads, tokens, memory.totals, job.outputs.row(image));

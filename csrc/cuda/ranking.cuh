@@ -39,10 +39,9 @@ __device__ inline void rank_tokens(const Ranking& ranking, int64_t image, int32_
   Block<kRankThreads, 1>::Shared unused;
   Block<kRankThreads, 1> block(unused);
   const int64_t num_pivots = ImageBudget::of(ranking.budget, ranking.pivot_counts, image).pivots;
-  rank_block(
-      block, index * kRankThreads, ranking.num_tokens,
-      [&](int32_t n) { return ranking.rank(image, n); }, keys,
-      {ranking.pivots + image * ranking.width, num_pivots, ranking.width});
+  rank_block(block, index * kRankThreads, ranking.num_tokens,
+             [&](int32_t n) { return ranking.rank(image, n); }, keys,
+             {ranking.pivots + image * ranking.width, num_pivots, ranking.width});
 }
 
 static __global__ __launch_bounds__(kRankThreads) void rank_kernel(Ranking ranking,

@@ -20,9 +20,9 @@ namespace clasp::cuda {
 
 inline constexpr int kRowWarps = 8;
 inline constexpr int kRowThreads = kRowWarps * kWarpSize;
-inline constexpr int kUnit = 32;       // features
-inline constexpr int kChunk = 8;       // features of a lane in a unit
-inline constexpr int kGroupRows = 8;   // one a group of four lanes
+inline constexpr int kUnit = 32;          // features
+inline constexpr int kChunk = 8;          // features of a lane in a unit
+inline constexpr int kGroupRows = 8;      // one a group of four lanes
 inline constexpr int kStagePadding = 64;  // bytes, so that neighbours lie in different banks
 
 // Eight features of a row.
@@ -223,9 +223,9 @@ class ResidentRows {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int w = 2 * half;
-      multiply_add<T>(
-          sums, {upper.words[w], lower.words[w], upper.words[w + 1], lower.words[w + 1]},
-          {columns.words[w], columns.words[w + 1]});
+      multiply_add<T>(sums,
+                      {upper.words[w], lower.words[w], upper.words[w + 1], lower.words[w + 1]},
+                      {columns.words[w], columns.words[w + 1]});
     }
   }
 

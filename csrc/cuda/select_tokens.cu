@@ -1,6 +1,6 @@
-// complete_tokens and select_tokens on a GPU, by one of three designs (plan.h): by a cluster of
-// blocks an image, in one launch; from the similarities of all pairs of an image's tokens, in two
-// launches a wave of images; or in a launch a step.
+// complete_tokens and select_tokens on a GPU, by one of three designs (plan.h): from the
+// similarities of all pairs of an image's tokens, in two launches a wave of images; by a cluster of
+// blocks an image, in one launch; or in a launch a step.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -69,8 +69,7 @@ bool find_out_if_launches_clusters(const void* kernel, int32_t device, int32_t b
   STD_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
   if (attributes.ptxVersion < 90) return false;
   if (blocks > kPortableCluster) {
-    STD_CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   }
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -121,10 +120,8 @@ class Launcher {
 
   void run() {
     const std::optional<Design> forced = forced_design();
-    const int32_t smallest = forced.value_or(Design::cluster) == Design::cluster
-                                 ? smallest_launchable_cluster()
-                                 : 0;
-    switch (design_for(job_.num_tokens, smallest > 0, forced)) {
+    const int32_t smallest = forced == Design::cluster ? smallest_launchable_cluster() : 0;
+    switch (design_for(job_.num_tokens, forced, smallest > 0)) {
       case Design::cluster:
         return by_clusters(smallest);
       case Design::matrix:

@@ -14,14 +14,13 @@ PATHS = ("matrix", "steps", "cluster5", "cluster8")
 
 def check_gpu_design_follows_the_size_of_an_image(core: ModuleType) -> None:
     for num_tokens, design in ((0, "matrix"), (1, "matrix"), (8192, "matrix"), (8193, "steps")):
-        for auto in (None, "auto"):
-            assert core.gpu_design(num_tokens, False, auto) == design
-            assert core.gpu_design(num_tokens, True, auto) == "cluster"
         for has_cluster in (False, True):
-            assert core.gpu_design(num_tokens, has_cluster, "steps") == "steps"
-    assert core.gpu_design(8192, True, "matrix") == "matrix"
-    assert core.gpu_design(1, True, "cluster") == "cluster"
-    refused = ((8193, True, "matrix"), (1, False, "cluster"), (1, True, "tiles"), (1, True, ""))
+            assert core.gpu_design(num_tokens, None, has_cluster) == design
+            assert core.gpu_design(num_tokens, "auto", has_cluster) == design
+            assert core.gpu_design(num_tokens, "steps", has_cluster) == "steps"
+    assert core.gpu_design(8192, "matrix", False) == "matrix"
+    assert core.gpu_design(1, "cluster", True) == "cluster"
+    refused = ((8193, "matrix", True), (1, "cluster", False), (1, "tiles", True), (1, "", True))
     for arguments in refused:
         try:
             core.gpu_design(*arguments)

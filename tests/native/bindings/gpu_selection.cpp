@@ -40,7 +40,6 @@ constexpr int kRows = kSlots + kColumns;
 constexpr int kPartials = 2;
 using ClusterWarp = EmulatedBlock<8, 3>;
 
-
 // The sum starts somewhere else for each `a`, so that dot products of a with b and of b with a are
 // rounded differently.
 float dot(const clasp::Matrix& features, int64_t a, int64_t b) {
@@ -182,12 +181,10 @@ class EmulatedCluster {
     for (int32_t b = 0; b < num_blocks; ++b) {
       const auto share = clasp::TokenShare::of(image.size(), num_blocks, b);
       if (share.count > kSlots) throw std::logic_error("more tokens than slots");
-      blocks_.push_back(std::make_unique<ClusterBlock>(ClusterBlock{
-          share,
-          {},
-          {},
-          {},
-          {warp_, share, [&](int32_t n) { return static_cast<bool>(image.valid[n]); }}}));
+      blocks_.push_back(std::make_unique<ClusterBlock>(
+          ClusterBlock{share, {}, {}, {}, {warp_, share, [&](int32_t n) {
+                                             return static_cast<bool>(image.valid[n]);
+                                           }}}));
     }
     for (int64_t n = 0; n < image.size(); ++n) norms_.push_back(image.norm(n));
   }
@@ -203,8 +200,7 @@ class EmulatedCluster {
         for (int c = 0; c < kColumns; ++c) {
           const int32_t token = block.candidates.tokens[c];
           if (token < 0) continue;
-          block.coverage.cover(token,
-                               [&](int32_t slot) { return similarities.of_slot(slot, c); });
+          block.coverage.cover(token, [&](int32_t slot) { return similarities.of_slot(slot, c); });
         }
       });
     }
@@ -221,11 +217,12 @@ class EmulatedCluster {
         const auto similarities = compare(block);
         Picks& own = found.emplace_back();
         const auto most = num_picks - static_cast<int32_t>(picks.size());
-        const int32_t taken = clasp::pick_candidates(
-            warp_, block.candidates, similarities, most, block.coverage,
-            [&](int thread, int32_t i, int32_t n) {
-              if (thread == 0 && i == static_cast<int32_t>(own.size())) own.push_back(n);
-            });
+        const int32_t taken =
+            clasp::pick_candidates(warp_, block.candidates, similarities, most, block.coverage,
+                                   [&](int thread, int32_t i, int32_t n) {
+                                     if (thread == 0 && i == static_cast<int32_t>(own.size()))
+                                       own.push_back(n);
+                                   });
         if (taken != static_cast<int32_t>(own.size())) throw std::logic_error("picks are missing");
       });
       for (const Picks& own : found) {
@@ -251,7 +248,7 @@ class EmulatedCluster {
 
   clasp::PassSimilarities<kColumns> compare(ClusterBlock& block) {
     const auto row_token = [&](int row) {
-      return row >= kSlots              ? block.candidates.tokens[row - kSlots]
+      return row >= kSlots             ? block.candidates.tokens[row - kSlots]
              : row < block.share.count ? block.share.first + row
                                        : -1;
     };
@@ -339,9 +336,9 @@ std::tuple<Picks, std::vector<bool>, int64_t> gpu_select(
 }  // namespace
 
 void bind_gpu_selection(py::module_& m) {
-  m.def("gpu_design", [](int32_t num_tokens, bool has_cluster, const char* forced) {
+  m.def("gpu_design", [](int32_t num_tokens, const char* forced, bool has_cluster) {
     using clasp::cuda::Design;
-    switch (clasp::cuda::design_for(num_tokens, has_cluster, clasp::cuda::design_named(forced))) {
+    switch (clasp::cuda::design_for(num_tokens, clasp::cuda::design_named(forced), has_cluster)) {
       case Design::cluster:
         return "cluster";
       case Design::matrix:

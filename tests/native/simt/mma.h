@@ -52,7 +52,8 @@ inline float __float_to_tf32(float value) {
 }
 
 template <int M, int N, int K, class T, class Left, class Right>
-void mma_sync(fragment<accumulator, M, N, K, float>& sum, const fragment<matrix_a, M, N, K, T, Left>& a,
+void mma_sync(fragment<accumulator, M, N, K, float>& sum,
+              const fragment<matrix_a, M, N, K, T, Left>& a,
               const fragment<matrix_b, M, N, K, T, Right>& b,
               const fragment<accumulator, M, N, K, float>& start) {
   for (int i = 0; i < M * N; ++i) {

@@ -1,6 +1,4 @@
 // The kernels of csrc/cuda themselves, launched as select_tokens.cu launches them.
-#include "simt.h"
-
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -16,6 +14,7 @@
 #include "cuda/scan.cuh"
 #include "cuda/similarities.cuh"
 #include "cuda/steps.cuh"
+#include "simt.h"
 
 namespace py = pybind11;
 
@@ -67,8 +66,8 @@ class Selector {
         return by_clusters<kHalfShape.block_tokens, kHalfShape.most_dims>(completion, selection,
                                                                           selects);
       }
-      return by_clusters<kWideHalfShape.block_tokens, kWideHalfShape.most_dims>(
-          completion, selection, selects);
+      return by_clusters<kWideHalfShape.block_tokens, kWideHalfShape.most_dims>(completion,
+                                                                                selection, selects);
     }
   }
 
@@ -138,7 +137,8 @@ class Selector {
     const Ranking& ranking = selection.ranking;
     if (selects) {
       const unsigned rank_blocks = ranking.num_blocks();
-      launch(num_images_ * rank_blocks, kRankThreads, [&] { rank_kernel(ranking, 0, rank_blocks); });
+      launch(num_images_ * rank_blocks, kRankThreads,
+             [&] { rank_kernel(ranking, 0, rank_blocks); });
     }
     const Selected<int32_t> pivots{ranking.pivots, ranking.width, 1, ranking.width};
     for (int32_t step = 0; step < num_steps; ++step) {
@@ -191,8 +191,8 @@ Mask mask_of(const py::array_t<uint8_t>& valid) {
 using Launched = std::tuple<std::string, int, bool, std::string>;
 
 py::array_t<int64_t> simt_complete(const Launched& how, const std::string& scalar,
-                              const py::array& features, const py::array_t<int64_t>& selected,
-                              int64_t num_picks, const py::array_t<uint8_t>& valid) {
+                                   const py::array& features, const py::array_t<int64_t>& selected,
+                                   int64_t num_picks, const py::array_t<uint8_t>& valid) {
   py::array_t<int64_t> picks({features.shape(0), static_cast<py::ssize_t>(num_picks)});
   std::fill_n(picks.mutable_data(), picks.size(), -7);
   const ClusterCompletion completion{
@@ -207,9 +207,9 @@ py::array_t<int64_t> simt_complete(const Launched& how, const std::string& scala
 
 // budget and pivot_counts [B]
 py::tuple simt_select(const Launched& how, const std::string& scalar, const py::array& features,
-                 const py::array_t<float>& salience, int64_t width,
-                 const py::array_t<int64_t>& budget, const py::array_t<int64_t>& pivot_counts,
-                 const py::array_t<uint8_t>& valid) {
+                      const py::array_t<float>& salience, int64_t width,
+                      const py::array_t<int64_t>& budget, const py::array_t<int64_t>& pivot_counts,
+                      const py::array_t<uint8_t>& valid) {
   const py::ssize_t B = features.shape(0);
   const auto N = static_cast<int32_t>(features.shape(1));
   py::array_t<int64_t> indices({B, static_cast<py::ssize_t>(width)});
@@ -217,14 +217,14 @@ py::tuple simt_select(const Launched& how, const std::string& scalar, const py::
   py::array_t<int64_t> counts(B);
   std::fill_n(indices.mutable_data(), indices.size(), -7);
   std::vector<int32_t> pivots(B * width, -7);
-  const Ranking ranking{{salience.data(), Scalar::float32, salience.strides(0) / 4,
-                         salience.strides(1) / 4},
-                        mask_of(valid),
-                        {budget.data(), 1, width},
-                        {pivot_counts.data(), 1, width},
-                        N,
-                        width,
-                        pivots.data()};
+  const Ranking ranking{
+      {salience.data(), Scalar::float32, salience.strides(0) / 4, salience.strides(1) / 4},
+      mask_of(valid),
+      {budget.data(), 1, width},
+      {pivot_counts.data(), 1, width},
+      N,
+      width,
+      pivots.data()};
   const Outputs outputs{indices.mutable_data(), is_pivot.mutable_data(), counts.mutable_data(),
                         width};
   const auto steps = static_cast<int32_t>(std::min<int64_t>(width, N));

@@ -28,8 +28,8 @@ void multiply_add(float (&sums)[4], const uint32_t (&rows)[4], const uint32_t (&
       const int quad = k % 8 / 2;
       const Given& left = lanes[row % 8 * 4 + quad];
       const Given& right = lanes[column * 4 + quad];
-      sums[i] += element(left.rows[row / 8 + k / 8 * 2], k % 2) *
-                 element(right.columns[k / 8], k % 2);
+      sums[i] +=
+          element(left.rows[row / 8 + k / 8 * 2], k % 2) * element(right.columns[k / 8], k % 2);
     }
   }
 }
