@@ -33,6 +33,7 @@ SUBJECTS = (
     check_salience,
 )
 
+
 def checks_of(subject: ModuleType) -> dict[str, Callable[..., None]]:
     return {
         name.removeprefix("check_"): function

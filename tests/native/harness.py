@@ -57,8 +57,9 @@ def ninja() -> str:
 
 def build(variant: str) -> Path:
     """The core built as ``variant``, a key of FLAGS; from the cache if nothing changed."""
+    sources = sorted(BINDINGS.glob("*.cpp"))
     read = [*(CSRC / "core").iterdir(), CSRC / "cuda" / "plan.h", *BINDINGS.iterdir()]
-    return _build("clasp_core", variant, sorted(BINDINGS.glob("*.cpp")), [CSRC], FLAGS[variant], read)
+    return _build("clasp_core", variant, sources, [CSRC], FLAGS[variant], read)
 
 
 def build_cuda() -> Path:
