@@ -213,11 +213,11 @@ JUDGED_WITH = "3.7"
 
 EXCEPTIONS: list[Exemption] = [
     FewWarps("merge_tokens._assign_kernel", 8, _LOADS_IN_SHARED_MEMORY),
-    FewWarps("attention_salience._statistics_kernel", 8, _SPLIT_FLOATS),
-    FewWarps("attention_salience._columns_kernel", 8, _SPLIT_FLOATS),
+    FewWarps("salience_by_passes._statistics_kernel", 8, _SPLIT_FLOATS),
+    FewWarps("salience_by_passes._columns_kernel", 8, _SPLIT_FLOATS),
     FewWarps("attention_salience._whole_kernel", 8, _SPLIT_FLOATS),
     Spills(
-        "attention_salience._statistics_kernel",
+        "salience_by_passes._statistics_kernel",
         8,
         "ptxas keeps float32 to 128 registers of 255 here, for twice the warps.",
         (100,),

@@ -55,19 +55,14 @@ def query_rows(p_query, i_image, i_head, b_row, group, strides, UNIT: tl.constex
 
 
 @triton.jit
-def product(b_key, b_query, b_sum, PRECISION: tl.constexpr):
-    if UPCAST:
-        b_key = b_key.to(tl.float32)
-        b_query = b_query.to(tl.float32)
-    return tl.dot(b_key, b_query, b_sum, input_precision=PRECISION)
-
-
-@triton.jit
-def product_in_chunks(
+def logits(
     p_key_row,  # [BLOCK_S]
     m_key,
+    b_keys,  # [BLOCK_S, BLOCK_D] from a caller that holds all features, or None
     p_query_row,  # [BLOCK_M]
     m_row,
+    b_queries,  # [BLOCK_D, BLOCK_M], likewise
+    scale,
     stride_key_feature,
     stride_query_feature,
     D: tl.constexpr,
@@ -76,12 +71,22 @@ def product_in_chunks(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    b_sum = tl.full([BLOCK_S, BLOCK_M], 0.0, tl.float32)
+    """[BLOCK_S, BLOCK_M] float32."""
+    b_logit = tl.full([BLOCK_S, BLOCK_M], 0.0, tl.float32)
     for first_column in range(0, D, BLOCK_D):
-        b_key = key_tile(p_key_row, m_key, first_column, stride_key_feature, D, BLOCK_D)
-        b_query = query_tile(p_query_row, m_row, first_column, stride_query_feature, D, BLOCK_D)
-        b_sum = product(b_key, b_query, b_sum, PRECISION)
-    return b_sum
+        if b_keys is None:
+            b_key = key_tile(p_key_row, m_key, first_column, stride_key_feature, D, BLOCK_D)
+        else:
+            b_key = b_keys
+        if b_queries is None:
+            b_query = query_tile(p_query_row, m_row, first_column, stride_query_feature, D, BLOCK_D)
+        else:
+            b_query = b_queries
+        if UPCAST:
+            b_key = b_key.to(tl.float32)
+            b_query = b_query.to(tl.float32)
+        b_logit = tl.dot(b_key, b_query, b_logit, input_precision=PRECISION)
+    return b_logit * scale
 
 
 @triton.jit
