@@ -50,10 +50,13 @@ def pytest_report_header() -> list[str]:
     return str(backend_report()).splitlines()
 
 
-# Of the CUDA extension; "auto" chooses by shape.
+# Of the CUDA extension; "auto" chooses by shape, for images as small as these tests have "matrix".
 CUDA_DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
-# A third serves some shapes only, and is what "auto" chooses for those.
-CUDA_DESIGNS = ("auto", "matrix", "steps")
+
+
+def cuda_designs(device: str) -> tuple[str, ...]:
+    has_clusters = torch.cuda.get_device_capability(device) >= (9, 0)
+    return ("auto", "cluster", "steps") if has_clusters else ("auto", "steps")
 
 
 class Served(NamedTuple):
@@ -88,7 +91,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         here = [Served(name) for name in serving(op)]
         there = serving(op, torch.device(device).type) if device else []
         for name in there:
-            designs = CUDA_DESIGNS if name == "cuda" else (None,)
+            designs = cuda_designs(device) if name == "cuda" else (None,)
             here += [Served(name, device, design) for design in designs]
         return here
 

@@ -140,8 +140,10 @@ def test_tests_of_ops_run_once_more_on_a_device() -> None:
 # The CUDA extension's ops as if they took tensors on the CPU; what is forced is told of each test.
 CUDA_ON_THE_CPU = """
 import os
+import torch
 from clasp_kernels import _cuda, backends
 
+torch.cuda.get_device_capability = lambda device: {capability}
 choose = backends.choose
 
 def choose_cuda_too(op, device, forced):
@@ -157,8 +159,17 @@ def pytest_runtest_call(item):
 """
 
 
-def test_each_design_of_the_cuda_extension_has_the_tests_of_its_ops(tmp_path: Path) -> None:
-    (tmp_path / "cuda_on_the_cpu.py").write_text(CUDA_ON_THE_CPU)
+@pytest.mark.parametrize(
+    ("capability", "designs"),
+    [((8, 9), {"auto", "steps"}), ((9, 0), {"auto", "cluster", "steps"})],
+    ids=str,
+)
+def test_each_design_of_the_cuda_extension_has_the_tests_of_its_ops(
+    capability: tuple[int, int], designs: set[str], tmp_path: Path
+) -> None:
+    """``auto`` is ``matrix`` at their sizes."""
+    plugin = CUDA_ON_THE_CPU.replace("{capability}", str(capability))
+    (tmp_path / "cuda_on_the_cpu.py").write_text(plugin)
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "cuda_on_the_cpu", "--op-device=cpu"]
     chosen = ["tests/ops/test_complete_tokens.py", "tests/ops/test_gather_tokens.py"]
     path = os.pathsep.join(map(str, (ROOT, tmp_path)))
@@ -172,6 +183,7 @@ def test_each_design_of_the_cuda_extension_has_the_tests_of_its_ops(tmp_path: Pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     called = set(re.findall(r"CALLED \w+\[(\S+)\] (\w+) (\w+)", done.stdout))
-    for design in ("auto", "matrix", "steps"):
+    assert {design for _, backend, design in called if backend == "cuda"} == designs
+    for design in designs:
         assert (f"cuda-cpu-{design}", "cuda", design) in called
     assert ("cpu-cpu", "cpu", "auto") in called and ("reference-cpu", "reference", "auto") in called

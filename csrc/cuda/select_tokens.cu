@@ -120,6 +120,8 @@ class Launcher {
 
   void run() {
     const std::optional<Design> forced = forced_design();
+    // Nothing to compare: any design only fills in results.
+    if (job_.num_tokens == 0) return with_matrix();
     const int32_t smallest = forced == Design::cluster ? smallest_launchable_cluster() : 0;
     switch (design_for(job_.num_tokens, forced, smallest > 0)) {
       case Design::cluster:

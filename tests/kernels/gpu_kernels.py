@@ -46,13 +46,11 @@ class Kernels(NamedTuple):
         return None
 
     def fit(self, size: large.Size, dtype: torch.dtype) -> bool:
-        """Whether features of this size are any that they serve, if they lie without gaps."""
+        """Whether features of this size are any that they serve."""
         if self.design == "matrix":
             return size.tokens <= MATRIX_TOKENS
         if self.design != "cluster":
             return True
-        if size.dim * dtype.itemsize % 16 != 0:
-            return False
         most = CLUSTER_TOKENS[dtype.itemsize]
         return any(size.dim <= dim and size.tokens <= tokens for dim, tokens in most.items())
 

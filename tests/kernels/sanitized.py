@@ -57,9 +57,8 @@ def call(kernels: Kernels, device: str) -> None:
             for size in SIZES:
                 if kernels.fit(size, dtype):
                     run(op, large.arguments(op, size, dtype, device))
-        if kernels.design != "cluster":  # their rows allow no 16-byte reads
-            for given in (calls()[op], calls(torch.bfloat16)[op], plain_calls()[op]):
-                run(op, tensors_mapped(given.arguments, lambda tensor: tensor.to(device)))
+        for given in (calls()[op], calls(torch.bfloat16)[op], plain_calls()[op]):
+            run(op, tensors_mapped(given.arguments, lambda tensor: tensor.to(device)))
         if op in INDICES and torch.device(device).type == "cuda":  # on the CPU they are refused
             for wild in WILD:
                 given = large.arguments(op, large.Size(2, 65, 64), torch.float32, device)

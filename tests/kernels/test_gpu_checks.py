@@ -192,7 +192,7 @@ HALF, FLOAT = torch.bfloat16, torch.float32
         ("cluster", 640, 1024, FLOAT, True),
         ("cluster", 641, 1024, FLOAT, False),
         ("cluster", 640, 1028, FLOAT, False),
-        ("cluster", 13, 7, HALF, False),
+        ("cluster", 13, 7, HALF, True),
         ("matrix", 8192, 3584, FLOAT, True),
         ("matrix", 8193, 1, FLOAT, False),
         ("steps", 16384, 3584, FLOAT, True),

@@ -76,7 +76,6 @@ REFUSED = [
     ("cluster", large.Size(1, 8, 1544), torch.bfloat16),
     ("cluster", large.Size(1, 641, 1024), torch.float32),
     ("cluster", large.Size(1, 8, 1028), torch.float32),
-    ("cluster", large.Size(1, 577, 63), torch.bfloat16),
 ]
 
 
