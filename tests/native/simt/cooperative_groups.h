@@ -9,14 +9,16 @@ struct cluster_group {
   unsigned block_rank() const { return simt::block->rank; }
 
   void sync() const {
-    simt::block->wait(simt::block->in_cluster, [] { simt::block->cluster.all.arrive_and_wait(); });
+    simt::block->wait(simt::block->in_cluster,
+                      [] { simt::block->cluster.wait(static_cast<int>(simt::block->rank)); });
   }
 
   template <class T>
   T* map_shared_rank(T* own, unsigned rank) const {
     const simt::Cluster& cluster = simt::block->cluster;
     if (static_cast<int>(rank) >= cluster.size) simt::fail("no such block in the cluster");
-    if (!cluster.running[rank]) simt::fail("shared memory of a block that has ended");
+    if (!cluster.running[rank])
+      simt::fail("shared memory of a block that does not run yet, or no more");
     return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(own) - &simt::landmark +
                                 cluster.landmarks[rank]);
   }

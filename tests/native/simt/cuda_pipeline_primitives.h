@@ -3,6 +3,10 @@
 #include "simt.h"
 
 inline void __pipeline_memcpy_async(void* to, const void* from, size_t size, size_t zeros = 0) {
+  if (size != 4 && size != 8 && size != 16) simt::fail("an asynchronous copy of such a size");
+  simt::check_alignment(to, size);
+  simt::check_alignment(from, size);
+  std::memset(to, 0xFF, size);
   simt::block->fiber().copies.push_back({to, from, size, zeros});
 }
 inline void __pipeline_commit() {

@@ -39,6 +39,8 @@ template <class Use, int M, int N, int K, class T, class Layout, class Element>
 void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& fragment, const Element* from,
                       unsigned pitch) {
   static_assert(std::is_same_v<Layout, row_major> == std::is_same_v<Use, matrix_a>);
+  simt::check_alignment(from, 32);
+  if (pitch * sizeof(Element) % 16 != 0) simt::fail("rows of a matrix are not aligned");
   for (int i = 0; i < fragment.num_elements; ++i) {
     fragment.x[i] = clasp::to_float(from[i / K * pitch + i % K]);
   }
@@ -66,6 +68,7 @@ void mma_sync(fragment<accumulator, M, N, K, float>& sum,
 template <int M, int N, int K>
 void store_matrix_sync(float* to, const fragment<accumulator, M, N, K, float>& sum, unsigned pitch,
                        layout_t) {
+  simt::check_alignment(to, 32);
   __syncwarp();
   if (simt::block->current % simt::kWarp == 0) {
     for (int i = 0; i < M * N; ++i) to[i / N * pitch + i % N] = sum.x[i];

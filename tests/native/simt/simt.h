@@ -1,12 +1,14 @@
 // CUDA kernels on the host: every thread of a block is a fiber, blocks are threads of the system.
 //
 // This header comes before any other and gives the words of CUDA their meaning. A fiber runs until
-// it has to wait for others of its warp, block or cluster. The order in which fibers are resumed
-// can be chosen: whatever a kernel does between two barriers must not depend on it. What waits
-// forever is found and ends the process with a message.
+// it has to wait for others of its warp, block or cluster, and a block until it has to wait for its
+// cluster: as far ahead of the others as it can come, so that a barrier that is missing shows. The
+// order in which they are resumed can be chosen: whatever a kernel does between two barriers must
+// not depend on it. What waits forever is found and ends the process with a message.
 //
-// Shared memory is memory of the block's thread, full of NaN when it starts. Asynchronous copies
-// arrive when they are waited for and no sooner.
+// Shared memory is memory of the block's thread, full of NaN when it starts. So is what an
+// asynchronous copy writes to from when it begins until it is waited for. Addresses must be aligned
+// as the hardware asks for.
 #pragma once
 
 #include <link.h>
@@ -17,8 +19,8 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <barrier>
 #include <bit>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -26,6 +28,8 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <utility>
@@ -40,7 +44,7 @@
 
 using std::memcpy;
 
-struct uint4 {
+struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 struct alignas(8) float2 {
@@ -56,6 +60,10 @@ inline constexpr int kWarp = 32;
 [[noreturn]] inline void fail(const char* what) {
   std::fprintf(stderr, "simt: %s\n", what);
   std::abort();
+}
+
+inline void check_alignment(const void* address, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail("an address is not aligned");
 }
 
 // Where fibers meet.
@@ -109,13 +117,24 @@ class Block {
     const auto count = static_cast<int>(fibers_.size());
     std::vector<int> order(count);
     for (int i = 0; i < count; ++i) order[i] = order_ == Order::backwards ? count - 1 - i : i;
-    for (int left = count; left > 0;) {
+    int left = count;
+    // Warps one after the other; or, shuffled, all of them at once.
+    const int group = order_ == Order::shuffled ? count : kWarp;
+    const auto step = [&](int first) {
       if (order_ == Order::shuffled) std::shuffle(order.begin(), order.end(), random_);
+      for (int i = first; i < first + group; ++i) {
+        if (fibers_[order[i]].done) continue;
+        resume(order[i]);
+        if (fibers_[order[i]].done) --left, ++progress;
+      }
+    };
+    while (left > 0) {
       const int64_t before = progress;
-      for (const int thread : order) {
-        if (fibers_[thread].done) continue;
-        resume(thread);
-        if (fibers_[thread].done) --left, ++progress;
+      for (int first = 0; first < count; first += group) {
+        for (int64_t seen = -1; seen != progress;) {
+          seen = progress;
+          step(first);
+        }
       }
       if (progress == before) fail("threads wait for others that never come");
     }
@@ -216,15 +235,78 @@ inline void Block::enter() {
   _longjmp(own->scheduler_, 1);
 }
 
-// Blocks that can wait for each other and reach each other's shared memory.
+// Blocks that can wait for each other and reach each other's shared memory. One of them runs at a
+// time, until it waits for the others or ends.
 class Cluster {
  public:
-  explicit Cluster(int size) : size(size), all(size), landmarks(size), running(size) {}
+  Cluster(int size, Order order)
+      : size(size),
+        landmarks(size),
+        running(size),
+        order_(order),
+        turns_(size),
+        ranks_(size),
+        ended_(size) {
+    std::iota(ranks_.begin(), ranks_.end(), 0);
+    if (order == Order::backwards) std::reverse(ranks_.begin(), ranks_.end());
+    if (order == Order::shuffled) std::shuffle(ranks_.begin(), ranks_.end(), random_);
+  }
+
+  // Once all blocks are there.
+  void start(int rank) {
+    std::unique_lock lock(mutex_);
+    if (++num_there_ == size) give_turn();
+    wait_for_turn(rank, lock);
+    running[rank] = true;
+  }
+
+  void wait(int rank) {
+    std::unique_lock lock(mutex_);
+    pass_on();
+    wait_for_turn(rank, lock);
+  }
+
+  // Nobody waits for a block that has ended.
+  void end(int rank) {
+    const std::lock_guard lock(mutex_);
+    running[rank] = false;
+    ended_[rank] = true;
+    if (--num_there_ > 0) pass_on();
+  }
 
   int size;
-  std::barrier<> all;
   std::vector<std::byte*> landmarks;
-  std::vector<std::atomic<bool>> running;
+  std::vector<char> running;
+
+ private:
+  void give_turn() {
+    turn_ = ranks_[place_];
+    turns_[turn_].notify_one();
+  }
+
+  void wait_for_turn(int rank, std::unique_lock<std::mutex>& lock) {
+    turns_[rank].wait(lock, [&] { return turn_ == rank; });
+  }
+
+  // To the next block; after the last one all of them have met.
+  void pass_on() {
+    do {
+      if (++place_ < size) continue;
+      place_ = 0;
+      if (order_ == Order::shuffled) std::shuffle(ranks_.begin(), ranks_.end(), random_);
+    } while (ended_[ranks_[place_]]);
+    give_turn();
+  }
+
+  Order order_;
+  std::mt19937 random_;
+  std::mutex mutex_;
+  std::vector<std::condition_variable> turns_;
+  std::vector<int> ranks_;
+  std::vector<char> ended_;
+  int num_there_ = 0;
+  int place_ = 0;
+  int turn_ = -1;
 };
 
 // `kernel` is called by every thread of the grid. Clusters come one after the other.
@@ -232,17 +314,15 @@ inline void launch(unsigned num_blocks, int num_threads, const std::function<voi
                    int cluster_size = 1, Order order = Order::forwards) {
   if (num_blocks % cluster_size != 0) fail("a cluster is not whole");
   for (unsigned first = 0; first < num_blocks; first += cluster_size) {
-    Cluster cluster(cluster_size);
+    Cluster cluster(cluster_size, order);
     const auto body = [&](int rank) {
       poison_shared_memory();
       Block own(first + rank, rank, cluster, num_threads, order);
       block = &own;
       cluster.landmarks[rank] = &landmark;
-      cluster.running[rank] = true;
-      cluster.all.arrive_and_wait();
+      cluster.start(rank);
       own.run(kernel);
-      cluster.running[rank] = false;
-      cluster.all.arrive_and_drop();
+      cluster.end(rank);
     };
     std::vector<std::thread> threads;
     for (int rank = 0; rank < cluster_size; ++rank) threads.emplace_back(body, rank);
