@@ -187,6 +187,22 @@ def test_what_is_no_number(kernels: ModuleType, how: How, scalar: str) -> None:
         assert picks == expected_picks(images, selected, 30)
 
 
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_similarities_of_the_matrix(kernels: ModuleType, scalar: str, order: str) -> None:
+    """Close to float64, of float32 too; and the second half of the tokens, which equals the first
+    half, to the bit, although it is on the other side of products with the first."""
+    half = np.random.default_rng(8).standard_normal((1, 64, 248))  # some slices of shared memory
+    images = Images(np.concatenate([half, half], axis=1), scalar)
+    assert images.is_aligned
+    unit = images.values[0] / np.linalg.norm(images.values[0], axis=1, keepdims=True)
+    for flag in (True, False):
+        (found,) = kernels.similarities((*How("matrix"), flag, order), scalar, images.encoded)
+        np.testing.assert_allclose(found, unit @ unit.T, atol=8e-7, rtol=0)
+        assert (found == found.T).all()
+        assert (found[:64, :64] == found[:64, 64:]).all()
+
+
 @pytest.mark.parametrize("scalar", SCALARS)
 @pytest.mark.parametrize("how", [*DESIGNS[1:], How("small cluster", 16)], ids=str)
 def test_tokens_that_are_equal_tie(kernels: ModuleType, how: How, scalar: str) -> None:

@@ -71,6 +71,9 @@ class Selector {
     }
   }
 
+  // [B, N, matrix_stride(N)]
+  void write_matrix(float* matrix) { compare_all(matrix, num_pairs(), {}, 0); }
+
  private:
   template <class Kernel>
   void launch(int64_t num_blocks, int num_threads, const Kernel& kernel, int cluster_size = 1) {
@@ -100,17 +103,12 @@ class Selector {
   void with_matrix(const ClusterCompletion& completion, const ClusterSelection& selection,
                    bool selects, int32_t num_steps) {
     const int32_t N = features_.num_tokens;
-    const int64_t stride = matrix_stride(N);
-    std::vector<float> matrix(num_images_ * N * stride, std::numeric_limits<float>::quiet_NaN());
-    const SimilarityBatch similarities{matrix.data(), N * stride, stride};
-    const auto pairs =
-        static_cast<unsigned>(num_steps > 0 ? num_tile_pairs((N + kTile - 1) / kTile) : 0);
-    const unsigned blocks = pairs + (selects ? selection.ranking.num_blocks() : 0);
-    launch(num_images_ * blocks, kTileThreads, [&] {
-      const auto kernel =
-          launch_.is_aligned ? &similarities_kernel<T, true> : &similarities_kernel<T, false>;
-      kernel(features_, similarities, selection.ranking, 0, pairs, blocks);
-    });
+    std::vector<float> matrix(num_images_ * matrix_bytes(N) / sizeof(float),
+                              std::numeric_limits<float>::quiet_NaN());
+    const unsigned pairs = num_steps > 0 ? num_pairs() : 0;
+    const unsigned rank_blocks = selects ? selection.ranking.num_blocks() : 0;
+    const SimilarityBatch similarities =
+        compare_all(matrix.data(), pairs, selection.ranking, rank_blocks);
     launch(num_images_, 128, [&] {
       if (selects) {
         select_kernel<128, 8>(similarities, selection.ranking, 0, selection.outputs);
@@ -119,6 +117,22 @@ class Selector {
                                 completion.picks, completion.width);
       }
     });
+  }
+
+  unsigned num_pairs() const {
+    return static_cast<unsigned>(num_tile_pairs((features_.num_tokens + kTile - 1) / kTile));
+  }
+
+  SimilarityBatch compare_all(float* matrix, unsigned pairs, const Ranking& ranking,
+                              unsigned rank_blocks) {
+    const int64_t stride = matrix_stride(features_.num_tokens);
+    const SimilarityBatch similarities{matrix, features_.num_tokens * stride, stride};
+    launch(num_images_ * (pairs + rank_blocks), kTileThreads, [&] {
+      const auto kernel =
+          launch_.is_aligned ? &similarities_kernel<T, true> : &similarities_kernel<T, false>;
+      kernel(features_, similarities, ranking, 0, pairs, pairs + rank_blocks);
+    });
+    return similarities;
   }
 
   void by_steps(const ClusterCompletion& completion, const ClusterSelection& selection,
@@ -165,15 +179,19 @@ class Selector {
   int64_t num_images_;
 };
 
+template <class Body>
+void with_selector(const Launch& launch, const std::string& scalar, const py::array& features,
+                   const Body& body) {
+  if (scalar == "float32") return body(Selector<float>(launch, features));
+  if (scalar == "bfloat16") return body(Selector<Bfloat16>(launch, features));
+  body(Selector<Float16>(launch, features));
+}
+
 void run(const Launch& launch, const std::string& scalar, const py::array& features,
          const ClusterCompletion& completion, const ClusterSelection& selection, bool selects,
          int32_t num_steps) {
-  const auto with = [&]<class T>(T) {
-    Selector<T>(launch, features).run(completion, selection, selects, num_steps);
-  };
-  if (scalar == "float32") return with(float{});
-  if (scalar == "bfloat16") return with(Bfloat16{});
-  with(Float16{});
+  with_selector(launch, scalar, features,
+                [&](auto selector) { selector.run(completion, selection, selects, num_steps); });
 }
 
 Launch launch_of(const std::string& design, int cluster_size, bool is_aligned,
@@ -233,9 +251,21 @@ py::tuple simt_select(const Launched& how, const std::string& scalar, const py::
   return py::make_tuple(indices, is_pivot, counts);
 }
 
+// [B, N, N], and more columns that no one writes.
+py::array_t<float> simt_similarities(const Launched& how, const std::string& scalar,
+                                     const py::array& features) {
+  const py::ssize_t N = features.shape(1);
+  py::array_t<float> matrix({features.shape(0), N, matrix_stride(static_cast<int32_t>(N))});
+  std::fill_n(matrix.mutable_data(), matrix.size(), std::numeric_limits<float>::quiet_NaN());
+  with_selector(std::apply(launch_of, how), scalar, features,
+                [&](auto selector) { selector.write_matrix(matrix.mutable_data()); });
+  return matrix;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
   m.def("complete", &simt_complete);
   m.def("select", &simt_select);
+  m.def("similarities", &simt_similarities);
 }
