@@ -66,7 +66,8 @@ inline constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
 // Threads and items of the largest block that scans.
 inline constexpr int32_t kLargestScan = 512 * 16;
 
-// Blocks of a cluster: at most, and as many as every GPU that has clusters launches.
+// Blocks of a cluster: at most, and as many as are launched without asking for more than usual. A
+// slice of a GPU may launch fewer.
 inline constexpr int32_t kLargestCluster = 16;
 inline constexpr int32_t kPortableCluster = 8;
 
@@ -119,14 +120,15 @@ inline int32_t smallest_cluster(int32_t num_tokens, const ClusterShape& shape) {
   return 0;
 }
 
-// Of so many blocks or, where multiprocessors would idle, more: each has less to compare then. How
-// an image's numbers come about does not change with it.
-inline int32_t cluster_size(int32_t smallest, int32_t num_tokens, int64_t num_images,
-                            int32_t num_multiprocessors) {
+// Of so many blocks or, where multiprocessors would idle and `launches(blocks)`, more: each has
+// less to compare then. How an image's numbers come about does not change with it.
+template <class Launches>
+int32_t cluster_size(int32_t smallest, int32_t num_tokens, int64_t num_images,
+                     int32_t num_multiprocessors, const Launches& launches) {
   constexpr int32_t kFewTokens = 16;
   int32_t blocks = smallest;
   while (2 * blocks <= kPortableCluster && num_tokens > blocks * kFewTokens &&
-         2 * blocks * num_images <= num_multiprocessors) {
+         2 * blocks * num_images <= num_multiprocessors && launches(2 * blocks)) {
     blocks *= 2;
   }
   return blocks;

@@ -80,7 +80,12 @@ bool find_out_if_launches_clusters(const void* kernel, int32_t device, int32_t b
   config.attrs = &cluster;
   config.numAttrs = 1;
   int num_clusters = 0;
-  STD_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&num_clusters, kernel, &config));
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&num_clusters, kernel, &config);
+  if (status == cudaErrorInvalidClusterSize) {
+    cudaGetLastError();  // or whoever asks next would take it for an error of theirs
+    return false;
+  }
+  STD_CUDA_CHECK(status);
   return num_clusters > 0;
 }
 
@@ -88,8 +93,11 @@ bool launches_clusters(const void* kernel, int32_t device, int32_t blocks) {
   static std::mutex mutex;
   static std::map<std::tuple<const void*, int32_t, int32_t>, bool> known;
   const std::lock_guard<std::mutex> lock(mutex);
-  const auto [found, is_new] = known.try_emplace({kernel, device, blocks}, false);
-  if (is_new) found->second = find_out_if_launches_clusters(kernel, device, blocks);
+  const std::tuple key{kernel, device, blocks};
+  auto found = known.find(key);
+  if (found == known.end()) {
+    found = known.emplace(key, find_out_if_launches_clusters(kernel, device, blocks)).first;
+  }
   return found->second;
 }
 
@@ -164,17 +172,21 @@ class Launcher {
     const auto shape = cluster_shape(sizeof(T), features_.dim);
     if (!shape || job_.num_tokens == 0) return 0;
     const int32_t blocks = smallest_cluster(job_.num_tokens, *shape);
-    if (blocks == 0) return 0;
+    return blocks > 0 && launches(blocks) ? blocks : 0;
+  }
+
+  bool launches(int32_t blocks) {
     return with_cluster_kernels([&](auto complete, auto select) {
       const auto* kernel = job_.selects ? reinterpret_cast<const void*>(select)
                                         : reinterpret_cast<const void*>(complete);
-      return launches_clusters(kernel, place_.device_index, blocks) ? blocks : 0;
+      return launches_clusters(kernel, place_.device_index, blocks);
     });
   }
 
   void by_clusters(int32_t smallest) {
     const int32_t blocks = cluster_size(smallest, job_.num_tokens, job_.num_images,
-                                        num_multiprocessors(place_.device_index));
+                                        num_multiprocessors(place_.device_index),
+                                        [&](int32_t larger) { return launches(larger); });
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};

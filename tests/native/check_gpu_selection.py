@@ -55,7 +55,9 @@ def check_gpu_clusters_hold_an_image(core: ModuleType) -> None:
 
 
 def check_gpu_clusters_grow_where_there_is_room(core: ModuleType) -> None:
-    size = core.gpu_cluster_size  # smallest, N, B, multiprocessors
+    def size(smallest: int, num_tokens: int, batch: int, processors: int, largest: int = 16) -> int:
+        return core.gpu_cluster_size(smallest, num_tokens, batch, processors, largest)
+
     assert size(8, 576, 1, 132) == size(8, 576, 64, 132) == 8
     assert size(16, 1000, 1, 132) == 16
     assert size(1, 80, 1, 132) == 8
@@ -65,6 +67,9 @@ def check_gpu_clusters_grow_where_there_is_room(core: ModuleType) -> None:
     # Blocks with fewer tokens than a tile have would not be done sooner.
     assert size(1, 16, 1, 132) == 1
     assert size(1, 17, 1, 132) == 2
+    # Nor is every size launched by every slice of a GPU.
+    assert size(1, 80, 1, 132, 4) == 4
+    assert size(2, 80, 1, 132, 2) == 2
 
 
 def check_gpu_waves_stay_within_the_workspace(core: ModuleType) -> None:

@@ -351,7 +351,11 @@ void bind_gpu_selection(py::module_& m) {
     const auto shape = clasp::cuda::cluster_shape(element_bytes, dim);
     return shape ? clasp::cuda::smallest_cluster(num_tokens, *shape) : 0;
   });
-  m.def("gpu_cluster_size", &clasp::cuda::cluster_size);
+  m.def("gpu_cluster_size", [](int32_t smallest, int32_t num_tokens, int64_t num_images,
+                               int32_t num_multiprocessors, int32_t largest) {
+    return clasp::cuda::cluster_size(smallest, num_tokens, num_images, num_multiprocessors,
+                                     [&](int32_t blocks) { return blocks <= largest; });
+  });
   m.def("gpu_matrix_bytes", &clasp::cuda::matrix_bytes);
   m.def("gpu_images_per_wave", &clasp::cuda::images_per_wave);
   m.def("tile_pairs", [](int64_t num_blocks) {
