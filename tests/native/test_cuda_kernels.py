@@ -82,31 +82,44 @@ def lattices(rng: np.random.Generator, batch: int, num_tokens: int, dim: int) ->
     return np.stack([lattice(rng, num_tokens, dim) for _ in range(batch)])
 
 
+def assert_both_stages(
+    kernels: ModuleType, how: How, scalar: str, order: str, num_tokens: int, dim: int
+) -> None:
+    rng = np.random.default_rng(1)
+    budgets, shares = [12, 0, num_tokens + 10, 9], [5, 3, 2, 99]
+    batch, width = len(budgets), max(budgets)
+    values = lattices(rng, batch, num_tokens, dim)
+    images = Images(values, scalar, rng.random((batch, num_tokens)) < 0.8)
+    choices = [0.0, -0.0, 1.5, -2.0, math.inf, -math.inf, math.nan]
+    salience = rng.choice(choices, (batch, num_tokens)).astype(np.float32)
+    indices, is_pivot, counts = kernels.select(
+        (*how, images.is_aligned, order),
+        *(scalar, images.encoded, salience, width, np.array(budgets), np.array(shares)),
+        images.valid.astype(np.uint8),
+    )
+    for i in range(batch):
+        kept, pivots = two_stages(
+            images.values[i], salience[i].tolist(), budgets[i], shares[i], images.mask(i)
+        )
+        padding = width - len(kept)
+        assert indices[i].tolist() == kept + [-1] * padding
+        assert is_pivot[i].tolist() == [n in pivots for n in kept] + [False] * padding
+        assert counts[i] == len(kept)
+
+
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("scalar", SCALARS)
 @pytest.mark.parametrize("how", DESIGNS, ids=str)
 def test_both_stages(kernels: ModuleType, how: How, scalar: str, order: str) -> None:
-    rng = np.random.default_rng(1)
     for num_tokens, dim in ((30, 40), (27, 13)):
-        budgets, shares = [12, 0, 40, 9], [5, 3, 2, 99]
-        batch, width = len(budgets), max(budgets)
-        values = lattices(rng, batch, num_tokens, dim)
-        images = Images(values, scalar, rng.random((batch, num_tokens)) < 0.8)
-        choices = [0.0, -0.0, 1.5, -2.0, math.inf, -math.inf, math.nan]
-        salience = rng.choice(choices, (batch, num_tokens)).astype(np.float32)
-        indices, is_pivot, counts = kernels.select(
-            (*how, images.is_aligned, order),
-            *(scalar, images.encoded, salience, width, np.array(budgets), np.array(shares)),
-            images.valid.astype(np.uint8),
-        )
-        for i in range(batch):
-            kept, pivots = two_stages(
-                images.values[i], salience[i].tolist(), budgets[i], shares[i], images.mask(i)
-            )
-            padding = width - len(kept)
-            assert indices[i].tolist() == kept + [-1] * padding
-            assert is_pivot[i].tolist() == [n in pivots for n in kept] + [False] * padding
-            assert counts[i] == len(kept)
+        assert_both_stages(kernels, how, scalar, order, num_tokens, dim)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("how", [How("small cluster", 16), *DESIGNS[1:]], ids=str)
+def test_more_tokens_than_a_thread_writes(kernels: ModuleType, how: How, order: str) -> None:
+    """Of the kept tokens, that is, in image order: 32."""
+    assert_both_stages(kernels, how, "float32", order, 75, 24)
 
 
 @pytest.mark.parametrize("order", ORDERS)
