@@ -20,10 +20,9 @@ namespace clasp::cuda {
 
 inline constexpr int kRowWarps = 8;
 inline constexpr int kRowThreads = kRowWarps * kWarpSize;
-inline constexpr int kUnit = 32;          // features
-inline constexpr int kChunk = 8;          // features of a lane in a unit
-inline constexpr int kGroupRows = 8;      // one a group of four lanes
-inline constexpr int kStagePadding = 64;  // bytes, so that neighbours lie in different banks
+inline constexpr int kUnit = 32;      // features
+inline constexpr int kChunk = 8;      // features of a lane in a unit
+inline constexpr int kGroupRows = 8;  // one a group of four lanes
 
 // Eight features of a row.
 template <class T>
@@ -54,7 +53,11 @@ struct Chunk {
 // A few rows in shared memory, zero where there are none and past their end.
 template <class T, int kDims>
 struct Stage {
-  static constexpr int kPitch = kDims * static_cast<int>(sizeof(T)) + kStagePadding;
+  // Eight lanes read 16 bytes each at a time, four of one row and four of the next. Those of a row
+  // lie side by side in half precision and twice as far apart in float32; in either case the two
+  // rows take all banks between them.
+  static constexpr int kPadding = sizeof(T) == 2 ? 64 : 16;
+  static constexpr int kPitch = kDims * static_cast<int>(sizeof(T)) + kPadding;
   unsigned char bytes[kGroupRows][kPitch];
 
   // Rows of `tokens`, of which some may be negative; the block must meet at a barrier afterwards.
