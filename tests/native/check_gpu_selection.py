@@ -72,6 +72,19 @@ def check_gpu_clusters_grow_where_there_is_room(core: ModuleType) -> None:
     assert size(2, 80, 1, 132, 2) == 2
 
 
+def check_gpu_blocks_of_a_cluster_share_its_tokens(core: ModuleType) -> None:
+    """First and count: every token once, and no more to a block than its registers may hold."""
+    for num_blocks in (1, 2, 4, 8, 16):
+        for num_tokens in (*range(1, 50), 80 * num_blocks, 80 * num_blocks - 1):
+            shares = core.gpu_token_shares(num_tokens, num_blocks)
+            assert len(shares) == num_blocks
+            assert [n for first, count in shares for n in range(first, first + count)] == list(
+                range(num_tokens)
+            )
+            assert all(0 <= first <= num_tokens for first, _ in shares)
+            assert max(count for _, count in shares) == math.ceil(num_tokens / num_blocks)
+
+
 def check_gpu_waves_stay_within_the_workspace(core: ModuleType) -> None:
     limit = 256 << 20
     for num_tokens in (1, 31, 576, 577, 2880, 8192):

@@ -356,6 +356,14 @@ void bind_gpu_selection(py::module_& m) {
     return clasp::cuda::cluster_size(smallest, num_tokens, num_images, num_multiprocessors,
                                      [&](int32_t blocks) { return blocks <= largest; });
   });
+  m.def("gpu_token_shares", [](int32_t num_tokens, int32_t num_blocks) {
+    std::vector<std::pair<int32_t, int32_t>> shares;
+    for (int32_t block = 0; block < num_blocks; ++block) {
+      const auto share = clasp::TokenShare::of(num_tokens, num_blocks, block);
+      shares.emplace_back(share.first, share.count);
+    }
+    return shares;
+  });
   m.def("gpu_matrix_bytes", &clasp::cuda::matrix_bytes);
   m.def("gpu_images_per_wave", &clasp::cuda::images_per_wave);
   m.def("tile_pairs", [](int64_t num_blocks) {
