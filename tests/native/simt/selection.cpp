@@ -155,15 +155,10 @@ class Selector {
              [&] { rank_kernel(ranking, 0, rank_blocks); });
     }
     const Selected<int32_t> pivots{ranking.pivots, ranking.width, 1, ranking.width};
-    for (int32_t step = 0; step < num_steps; ++step) {
-      launch(num_images_ * blocks, kStepThreads, [&] {
-        if (selects) {
-          cover_kernel<T, false, int32_t>(features_, pivots, progress, 0, blocks, step);
-        } else {
-          cover_kernel<T, false, int64_t>(features_, completion.selected, progress, 0, blocks,
-                                          step);
-        }
-      });
+    if (selects) {
+      cover(pivots, progress, blocks);
+    } else {
+      cover(completion.selected, progress, blocks);
     }
     launch(num_images_, kFinishThreads, [&] {
       if (selects) {
@@ -172,6 +167,16 @@ class Selector {
         finish_picks_kernel(progress, 0, completion.picks, completion.width);
       }
     });
+  }
+
+  template <class Index>
+  void cover(const Selected<Index>& selected, const Progress& progress, unsigned blocks) {
+    const auto kernel =
+        launch_.is_aligned ? &cover_kernel<T, true, Index> : &cover_kernel<T, false, Index>;
+    for (int32_t step = 0; step < progress.num_steps; ++step) {
+      launch(num_images_ * blocks, kStepThreads,
+             [&] { kernel(features_, selected, progress, 0, blocks, step); });
+    }
   }
 
   Launch launch_;
