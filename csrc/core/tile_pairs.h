@@ -18,9 +18,10 @@ CLASP_HOST_DEVICE inline int64_t num_tile_pairs(int64_t num_blocks) {
 
 // Pair `index` of 0 .. num_tile_pairs - 1, column by column: (0, 0), (0, 1), (1, 1), (0, 2) ...
 CLASP_HOST_DEVICE inline TilePair tile_pair(int64_t index) {
-  // By bisection: a square root would have to be corrected where it rounds.
-  int64_t low = 0;
-  int64_t high = int64_t{1} << 31;
+  // By doubling, then bisection: a square root would have to be corrected where it rounds.
+  int64_t high = 1;
+  while (num_tile_pairs(high) <= index) high *= 2;
+  int64_t low = high / 2;
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;
     (num_tile_pairs(middle) <= index ? low : high) = middle;
