@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -69,6 +71,65 @@ def build_cuda() -> Path:
     # What is replaced is found first.
     includes = [SIMT / "replaced", SIMT, CSRC]
     return _build("clasp_simt", "simt", [SIMT / "selection.cpp"], includes, flags, read)
+
+
+# Of the extension, to run it without a GPU: what it launches, the tensors it takes, the library it
+# registers for, and a workspace that few images fill.
+WORKSPACE_BYTES = 1 << 20
+FOR_THE_HOST = (
+    (r"(\w+(?:<[\w, ]+>)?)\s*<<<(.+?), (\w+), 0, stream_>>>", r"simt::on_grid(\1, \2, \3)"),
+    (r"\bis_cuda\b", "is_cpu"),
+    (r"torch::stable::accelerator::DeviceGuard", "simt::DeviceGuard"),
+    (r"\(clasp_kernels, CUDA, m\)", "(clasp_simt, CPU, m)"),
+    (r"(kWorkspaceBytes =) int64_t\{256\} << 20", rf"\1 {WORKSPACE_BYTES}"),
+)
+
+
+def build_extension() -> Path:
+    """csrc/cuda with its launches and its torch interface, for tensors on the CPU: a library that
+    torch loads."""
+    build = runpy.run_path(str(ROOT / "setup.py"))
+    _, torch_includes, torch_libraries = build["find_torch"]()
+    sources = {path: path.read_text() for path in sorted((CSRC / "cuda").iterdir())}
+    found = {pattern: 0 for pattern, _ in FOR_THE_HOST}
+    for path, text in sources.items():
+        for pattern, replacement in FOR_THE_HOST:
+            text, count = re.subn(pattern, replacement, text, flags=re.DOTALL)
+            found[pattern] += count
+        sources[path] = text
+    missing = [pattern for pattern, count in found.items() if count == 0]
+    if missing or any("<<<" in text for text in sources.values()):
+        raise RuntimeError(f"csrc/cuda is not what FOR_THE_HOST expects: {missing or '<<<'}")
+    digest = hashlib.sha256()
+    for path in [*sources, *SIMT.rglob("*.h"), *(CSRC / "core").iterdir()]:
+        text = sources[path] if path in sources else path.read_text()
+        digest.update(path.name.encode() + b"\0" + text.encode())
+    digest.update(repr((torch_includes, build["DEFINES"], compiler())).encode())
+    folder = ROOT / "build" / "tests-native" / f"extension-{digest.hexdigest()[:16]}"
+    library = folder / "clasp_simt_extension.so"
+    if not library.exists():
+        generated = folder / "cuda"
+        generated.mkdir(parents=True, exist_ok=True)
+        for path, text in sources.items():
+            if path.suffix != ".cpp":
+                (generated / path.name).write_text(text)
+        includes = [SIMT / "replaced", SIMT, folder, CSRC]
+        # Under a name of this process's own until it is whole: others may be building it too.
+        unfinished = library.with_suffix(f".{os.getpid()}")
+        command = [
+            *(*compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"),
+            *("-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+            *("-pthread", *build["DEFINES"], *(f"-I{path}" for path in includes)),
+            *(flag for path in torch_includes for flag in ("-isystem", path)),
+            *("-include", "with_torch.h", "-x", "c++", str(generated / "select_tokens.cu")),
+            *("-o", str(unfinished), *(f"-L{path}" for path in torch_libraries)),
+            *("-ltorch_cpu", "-ltorch"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"the extension did not compile for the host:\n{done.stderr}")
+        unfinished.replace(library)
+    return library
 
 
 def _build(

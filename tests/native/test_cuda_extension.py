@@ -1,0 +1,154 @@
+"""The CUDA extension from its torch interface on, without a GPU (cuda_on_host.py): the contract of
+its ops, waves of images, and which design serves."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cuda_on_host
+import harness
+
+OPS = torch.ops.clasp_simt
+DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
+DESIGNS = ("cluster", "matrix", "steps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def extension() -> None:
+    cuda_on_host.load()
+
+
+def complete(features: torch.Tensor, count: int) -> torch.Tensor:
+    selected = torch.tensor([[3, -1]]).expand(len(features), 2)
+    return OPS.complete_tokens(features, selected, count, None)
+
+
+def select(features: torch.Tensor, salience: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Budgets and shares that differ from image to image, with images that keep all or nothing."""
+    images = torch.arange(len(features))
+    budget = torch.where(images % 5 == 4, features.shape[1], images % 4 * 3)
+    return OPS.select_tokens(
+        features, salience, features.shape[1], budget, 4, images % 4 + 1, salience > 0.1
+    )
+
+
+@pytest.mark.parametrize("order", ["forwards", "shuffled"])
+def test_the_contract(order: str) -> None:
+    """Every test in tests/ops that concerns these ops, with every design."""
+    root = harness.ROOT
+    options = ["-v", "-p", "no:cacheprovider", "-p", "cuda_on_host", "--op-device=cpu"]
+    options += ["--hypothesis-profile=few", "-k", "cuda-cpu"]
+    tests = [f"tests/ops/test_{op}.py" for op in cuda_on_host.CUDA_OPS]
+    path = os.pathsep.join(map(str, (root, Path(__file__).parent)))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *tests],
+        env={**os.environ, "PYTHONPATH": path, "SIMT_ORDER": order},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.findall(r"test_(\w+)\.py::\w+\[cuda-cpu-(\w+)\S*\] PASSED", done.stdout)
+    for op in cuda_on_host.CUDA_OPS:
+        for design in ("auto", "cluster", "steps"):
+            assert passed.count((op, design)) >= 10, (op, design)
+
+
+@pytest.mark.parametrize(
+    ("design", "batch", "tokens"), [("matrix", 30, 130), ("steps", 70, 900), ("cluster", 20, 60)]
+)
+def test_waves_of_images(
+    design: str, batch: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than there is workspace for, but for clusters, which need none."""
+    monkeypatch.setenv(DESIGN, design)
+    features, salience = torch.randn(batch, tokens, 5), torch.rand(batch, tokens)
+    if design != "cluster":
+        bytes_an_image = 17 * tokens if design == "steps" else 4 * tokens**2
+        assert 2 * harness.WORKSPACE_BYTES > batch * bytes_an_image > harness.WORKSPACE_BYTES
+    picks, kept = complete(features, 4), select(features, salience)
+    for image in (0, 1, batch // 2, batch - 1):
+        alone = features[image : image + 1]
+        assert torch.equal(complete(alone, 4)[0], picks[image])
+    for half in (slice(0, 10), slice(10, batch)):
+        if half.start % 20 == 0:  # what budgets are follows from the place of an image
+            for ours, whole in zip(select(features[half], salience[half]), kept, strict=True):
+                assert torch.equal(ours, whole[half])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_how_many_multiprocessors_there_are_does_not_change_a_bit(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are more, clusters have more blocks."""
+    monkeypatch.setenv(DESIGN, "cluster")
+    features = torch.randn(1, 75, 200).to(dtype)
+    found = []
+    for count in ("1", "4", "132"):
+        monkeypatch.setenv("SIMT_MULTIPROCESSORS", count)
+        found.append(complete(features, 30).tolist())
+    assert found == found[:1] * 3
+
+
+@pytest.mark.parametrize(
+    ("design", "shape", "dtype"),
+    [
+        ("cluster", (1, 1281, 4), torch.bfloat16),
+        ("cluster", (1, 769, 1025), torch.float16),
+        ("cluster", (1, 3, 1537), torch.bfloat16),
+        ("cluster", (1, 641, 4), torch.float32),
+        ("cluster", (1, 3, 1025), torch.float32),
+        ("matrix", (1, 520, 4), torch.float32),
+        ("fastest", (1, 3, 4), torch.float32),
+    ],
+)
+def test_a_design_that_does_not_serve_is_refused(
+    design: str, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The matrix of 520 tokens takes more than the workspace that there is in these tests."""
+    features = torch.randn(shape).to(dtype)
+    monkeypatch.setenv(DESIGN, design)
+    with pytest.raises((RuntimeError, ValueError), match=DESIGN):
+        complete(features, 2)
+    monkeypatch.delenv(DESIGN)
+    assert complete(features, 1).shape == (1, 1)
+
+
+def test_gpus_without_large_clusters_or_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU launches is asked once a size: so each size once here."""
+    monkeypatch.setenv(DESIGN, "cluster")
+    for largest, tokens, serves in ((0, 79, False), (8, 330, True), (8, 641, False)):
+        monkeypatch.setenv("SIMT_LARGEST_CLUSTER", str(largest))
+        features = torch.randn(1, tokens, 3).half()
+        if serves:
+            assert complete(features, 1).shape == (1, 1)
+        else:
+            with pytest.raises((RuntimeError, ValueError), match="compute capability 9.0"):
+                complete(features, 1)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_nothing_to_compare(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DESIGN, design)
+    for shape in ((0, 5, 4), (2, 0, 4), (2, 5, 0)):
+        features = torch.randn(shape)
+        batch, tokens, _ = shape
+        expected = torch.full((batch, 3), -1)
+        expected[:, :tokens] = torch.arange(tokens)[:3]
+        nothing = torch.zeros(batch, 0, dtype=torch.int64)
+        assert torch.equal(OPS.complete_tokens(features, nothing, 3, None), expected)
+        kept, is_pivot, counts = OPS.select_tokens(
+            features, torch.zeros(batch, tokens), 3, None, 1, None, None
+        )
+        assert torch.equal(kept, expected)
+        assert torch.equal(counts, (expected >= 0).sum(1))
+        assert is_pivot.sum() == min(batch * tokens, batch)
