@@ -4,20 +4,25 @@
 
 A plugin of pytest's: torch says that there is a GPU, whose tensors are on the CPU and small, whose
 streams do nothing, and whose graphs call again what was called while they were captured. Triton's
-kernels are interpreted; for those of the CUDA extension, each of its designs, the C++ ones stand
-in. What passes here has its names and arguments right, and no more: nothing has run on a GPU.
+kernels are interpreted, those of the CUDA extension compiled for the host (cuda_on_host.py).
+Nothing has run on a GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything of the package is imported
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
+
+import cuda_on_host
 import gpu_kernels
 import large
 import pytest
@@ -25,9 +30,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clasp_kernels import backends, use_backend
-
-STANDS_IN = {"cuda": "cpu"}
 MOST = large.Size(4, 24, 8)
 
 
@@ -79,7 +81,6 @@ def no_stream(stream: Stream) -> Iterator[None]:
 
 
 COMPILE = torch.compile
-CHOOSE = backends.choose
 ARGUMENTS = large.arguments
 EACH_THAT_FITS = gpu_kernels.each_that_fits
 
@@ -108,14 +109,6 @@ def each_that_fits(*given: Any) -> list:
     ]
 
 
-def choose(op: str, device: str, forced: str) -> backends.Choice:
-    return CHOOSE(op, device, STANDS_IN.get(forced, forced))
-
-
-def stand_in(name: str) -> use_backend:
-    return use_backend(STANDS_IN.get(name, name))
-
-
 # Only while tests are collected: torch's compiler would look for the GPU as well.
 THERE_IS_A_GPU = mock.patch("torch.cuda.is_available", lambda: True)
 PLAYED = {
@@ -138,19 +131,18 @@ PLAYED = {
     "torch.compiler.cudagraph_mark_step_begin": nothing,
     "torch.compile": compile_by_aot,
     "gpu_kernels.DEVICE": "cpu",
-    "gpu_kernels.use_backend": stand_in,
-    "gpu_kernels.backends.choose": choose,
     "gpu_kernels.each_that_fits": each_that_fits,
     "large.arguments": small_arguments,
 }
 NOT_PLAYED = {
     "test_wild_indices_of_one_image_do_no_harm_to_others": "on the CPU they are refused",
-    "test_a_design_that_cannot_serve_says_so_and_is_not_chosen": "the stand-in has no designs",
-    "test_the_design_is_read_at_every_call": "the stand-in has no designs",
+    "test_a_design_that_cannot_serve_says_so_and_is_not_chosen": "these features are small",
 }
 
 
 def play() -> None:
+    cuda_on_host.load()
+    cuda_on_host.serve()
     for name, value in PLAYED.items():
         mock.patch(name, value).start()
 

@@ -9,6 +9,7 @@ the host (harness.py), a fiber for every GPU thread; `cuda-cpu-steps` is one of 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -23,12 +24,16 @@ LIBRARY = torch.library.Library("clasp_simt", "DEF")
 
 
 def load() -> None:
-    """As `torch.ops.clasp_simt`, with the schemas of `torch.ops.clasp_kernels`; once."""
+    """As `torch.ops.clasp_simt`, like `torch.ops.clasp_kernels` in all but the kernels; once."""
     if hasattr(torch.ops.clasp_simt, CUDA_OPS[0]):
         return
     for op in CUDA_OPS:
-        schema = str(getattr(torch.ops.clasp_kernels, op).default._schema)
-        LIBRARY.define(schema.removeprefix("clasp_kernels::"))
+        original = getattr(torch.ops.clasp_kernels, op).default
+        schema = str(original._schema).removeprefix("clasp_kernels::")
+        LIBRARY.define(schema, tags=original.tags)
+        LIBRARY.impl(op, torch.library.fallthrough_kernel, "Autograd")
+        fake = importlib.import_module(f"clasp_kernels.ops.{op}")._fake
+        torch.library.register_fake(f"clasp_simt::{op}", fake, lib=LIBRARY)
     torch.ops.load_library(str(harness.build_extension()))
 
 

@@ -75,7 +75,7 @@ def build_cuda() -> Path:
 
 # Of the extension, to run it without a GPU: what it launches, the tensors it takes, the library it
 # registers for, and a workspace that few images fill.
-WORKSPACE_BYTES = 1 << 20
+WORKSPACE_BYTES = 1 << 18
 FOR_THE_HOST = (
     (r"(\w+(?:<[\w, ]+>)?)\s*<<<(.+?), (\w+), 0, stream_>>>", r"simt::on_grid(\1, \2, \3)"),
     (r"\bis_cuda\b", "is_cpu"),

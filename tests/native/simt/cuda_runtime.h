@@ -37,6 +37,13 @@ auto on_grid(void (*kernel)(Parameters...), unsigned num_blocks, int num_threads
 using cudaStream_t = struct SimtStream*;
 using cudaError_t = int;
 
+inline constexpr cudaError_t cudaSuccess = 0;
+inline constexpr cudaError_t cudaErrorInvalidClusterSize = 912;
+
+inline cudaError_t cudaGetLastError() {
+  return cudaSuccess;
+}
+
 enum cudaDeviceAttr { cudaDevAttrClusterLaunch, cudaDevAttrMultiProcessorCount };
 enum cudaFuncAttribute { cudaFuncAttributeNonPortableClusterSizeAllowed };
 enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
@@ -80,15 +87,17 @@ inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) {
 inline cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*,
                                                   const cudaLaunchConfig_t* config) {
   const auto blocks = static_cast<int>(config->attrs->val.clusterDim.x);
-  *count = blocks <= simt::setting("SIMT_LARGEST_CLUSTER", 16) ? 1 : 0;
-  return 0;
+  *count = 1;
+  return blocks <= simt::setting("SIMT_LARGEST_CLUSTER", 16) ? cudaSuccess
+                                                             : cudaErrorInvalidClusterSize;
 }
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments... arguments) {
   if (config->gridDim.x == 0) simt::fail("an empty grid");
   const int cluster = config->numAttrs == 0 ? 1 : static_cast<int>(config->attrs->val.clusterDim.x);
-  simt::launch(config->gridDim.x, static_cast<int>(config->blockDim.x),
-               [&] { kernel(arguments...); }, cluster, simt::order());
+  simt::launch(
+      config->gridDim.x, static_cast<int>(config->blockDim.x), [&] { kernel(arguments...); },
+      cluster, simt::order());
   return 0;
 }

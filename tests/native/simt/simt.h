@@ -80,11 +80,37 @@ struct Copy {
   size_t zeros;  // at its end
 };
 
+// Stacks that fibers had, for others: fresh memory costs more than most kernels here.
+class Stacks {
+ public:
+  static constexpr size_t kBytes = 256 << 10;
+  using Stack = std::unique_ptr<std::byte[]>;
+
+  Stack take() {
+    const std::lock_guard lock(mutex_);
+    if (free_.empty()) return std::make_unique_for_overwrite<std::byte[]>(kBytes);
+    Stack stack = std::move(free_.back());
+    free_.pop_back();
+    return stack;
+  }
+
+  void give(Stack stack) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(stack));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Stack> free_;
+};
+
+inline Stacks stacks;
+
 struct Fiber {
   ucontext_t context;  // to begin with; from then on jumps are cheaper, as they ask no system
   jmp_buf place;
   bool begun = false;
-  std::unique_ptr<std::byte[]> stack;
+  Stacks::Stack stack;
   bool done = false;
   std::vector<Copy> copies;               // not committed
   std::vector<std::vector<Copy>> groups;  // committed, not arrived
@@ -107,11 +133,10 @@ class Block {
   void run(const std::function<void()>& kernel) {
     kernel_ = &kernel;
     for (Fiber& fiber : fibers_) {
-      constexpr size_t kStack = 256 << 10;
-      fiber.stack = std::make_unique_for_overwrite<std::byte[]>(kStack);
+      fiber.stack = stacks.take();
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = kStack;
+      fiber.context.uc_stack.ss_size = Stacks::kBytes;
       makecontext(&fiber.context, &Block::enter, 0);
     }
     const auto count = static_cast<int>(fibers_.size());
@@ -138,6 +163,7 @@ class Block {
       }
       if (progress == before) fail("threads wait for others that never come");
     }
+    for (Fiber& fiber : fibers_) stacks.give(std::move(fiber.stack));
   }
 
   void wait(Meeting& meeting) {
