@@ -3,8 +3,8 @@
 
     python -m pytest -p cuda_on_host --op-device=cpu -k cuda-cpu tests/ops/test_select_tokens.py
 
-with this folder on PYTHONPATH. What is called is csrc/cuda from its torch interface on, compiled for
-the host (harness.py), a fiber for every GPU thread; `cuda-cpu-steps` is one of its designs.
+with this folder on PYTHONPATH. What is called is csrc/cuda from its torch interface on, compiled
+for the host (harness.py), a fiber for every GPU thread; `cuda-cpu-steps` is one of its designs.
 """
 
 from __future__ import annotations
