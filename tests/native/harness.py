@@ -101,7 +101,9 @@ def build_extension() -> Path:
     if missing or any("<<<" in text for text in sources.values()):
         raise RuntimeError(f"csrc/cuda is not what FOR_THE_HOST expects: {missing or '<<<'}")
     digest = hashlib.sha256()
-    for path in [*sources, *SIMT.rglob("*.h"), *(CSRC / "core").iterdir()]:
+    folders = (SIMT, CSRC / "core", CSRC / "common")
+    read = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    for path in [*sources, *read]:
         text = sources[path] if path in sources else path.read_text()
         digest.update(path.name.encode() + b"\0" + text.encode())
     digest.update(repr((torch_includes, build["DEFINES"], compiler())).encode())
