@@ -75,6 +75,7 @@ def build_cuda() -> Path:
 
 # Of the extension, to run it without a GPU: what it launches, the tensors it takes, the library it
 # registers for, and a workspace that few images fill.
+HOST_SUFFIXES = (".cu", ".cuh", ".h")
 WORKSPACE_BYTES = 1 << 18
 FOR_THE_HOST = (
     (r"(\w+(?:<[\w, ]+>)?)\s*<<<(.+?), (\w+), 0, stream_>>>", r"simt::on_grid(\1, \2, \3)"),
@@ -90,7 +91,8 @@ def build_extension() -> Path:
     torch loads."""
     build = runpy.run_path(str(ROOT / "setup.py"))
     _, torch_includes, torch_libraries = build["find_torch"]()
-    sources = {path: path.read_text() for path in sorted((CSRC / "cuda").iterdir())}
+    files = sorted(path for path in (CSRC / "cuda").iterdir() if path.suffix in HOST_SUFFIXES)
+    sources = {path: path.read_text() for path in files}
     found = {pattern: 0 for pattern, _ in FOR_THE_HOST}
     for path, text in sources.items():
         for pattern, replacement in FOR_THE_HOST:
@@ -113,8 +115,7 @@ def build_extension() -> Path:
         generated = folder / "cuda"
         generated.mkdir(parents=True, exist_ok=True)
         for path, text in sources.items():
-            if path.suffix != ".cpp":
-                (generated / path.name).write_text(text)
+            (generated / path.name).write_text(text)
         includes = [SIMT / "replaced", SIMT, folder, CSRC]
         # Under a name of this process's own until it is whole: others may be building it too.
         unfinished = library.with_suffix(f".{os.getpid()}")
