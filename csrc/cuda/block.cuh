@@ -28,7 +28,9 @@ class Block {
     uint64_t keys[2][kWarps];
   };
 
-  __device__ explicit Block(Shared& shared) : shared_(shared) {}
+  // One that is not asked for minima.
+  Block() = default;
+  __device__ explicit Block(Shared& shared) : shared_(&shared) {}
 
   // Registers: `thread` is always this one, and `item` known when loops over items are unrolled.
   template <class T>
@@ -60,7 +62,7 @@ class Block {
   template <class Key>
   __device__ uint64_t minimum(const Key& key) {
     const uint64_t own = warp_minimum(key(static_cast<int>(threadIdx.x)));
-    uint64_t* keys = shared_.keys[turn_];
+    uint64_t* keys = shared_->keys[turn_];
     turn_ = 1 - turn_;
     if (threadIdx.x % kWarpSize == 0) keys[threadIdx.x / kWarpSize] = own;
     __syncthreads();
@@ -86,7 +88,7 @@ class Block {
   __device__ void add(int32_t* sum, int32_t value) const { atomicAdd(sum, value); }
 
  private:
-  Shared& shared_;
+  Shared* shared_ = nullptr;
   int turn_ = 0;
 };
 

@@ -167,8 +167,7 @@ class ClusterBlock {
     rows_.store_dots(memory_.stage, memory_.dots);
     __syncthreads();
     const auto norm = [&](int32_t token) { return token < 0 ? 0.0F : memory_.norms[token]; };
-    Block<kRowThreads, 1>::Shared unused;
-    Block<kRowThreads, 1> block(unused);
+    const Block<kRowThreads, 1> block;
     float* dots = &memory_.dots[0][0][0];
     sum_similarities<kRowWarps, Rows::kAll, kColumns>(
         block, dots,
@@ -224,8 +223,7 @@ __global__ __launch_bounds__(kRowThreads, 1) void cluster_select_kernel(Features
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   __shared__ __align__(16) ClusterMemory<T, kTokens, kDims> memory;
   ClusterBlock<T, kTokens, kDims> block(features, is_aligned, memory);
-  Block<kRowThreads, 1>::Shared unused;
-  Block<kRowThreads, 1> threads(unused);
+  const Block<kRowThreads, 1> threads;
   const int64_t image = block.image();
   const int32_t num_tokens = features.num_tokens;
   const bool writes = block.rank() == 0;

@@ -36,8 +36,7 @@ struct Ranking {
 // For kRankThreads threads.
 __device__ inline void rank_tokens(const Ranking& ranking, int64_t image, int32_t index,
                                    uint64_t* keys) {
-  Block<kRankThreads, 1>::Shared unused;
-  Block<kRankThreads, 1> block(unused);
+  const Block<kRankThreads, 1> block;
   const int64_t num_pivots = ImageBudget::of(ranking.budget, ranking.pivot_counts, image).pivots;
   rank_block(block, index * kRankThreads, ranking.num_tokens,
              [&](int32_t n) { return ranking.rank(image, n); }, keys,

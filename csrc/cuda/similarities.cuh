@@ -160,8 +160,7 @@ __device__ void tile_similarities(const Features<T>& features, int64_t image, Ti
   norms[thread] = sqrtf(square);
   product.store(memory.dots + warp_row * kDotsPitch + warp_column, kDotsPitch);
   __syncthreads();
-  Block<kTileThreads, 1>::Shared unused;
-  Block<kTileThreads, 1> block(unused);
+  const Block<kTileThreads, 1> block;
   store_similarities<kTile>(block, memory.dots, kDotsPitch, norms, pair, matrix);
 }
 

@@ -108,8 +108,7 @@ __global__ __launch_bounds__(kStepThreads) void prepare_kernel(Features<T> featu
   const auto index = static_cast<int32_t>(blockIdx.x % blocks_per_image);
   const int64_t image = first_image + slot;
   const int32_t num_tokens = features.num_tokens;
-  Block<kStepThreads, 1>::Shared unused;
-  const Block<kStepThreads, 1> block(unused);
+  const Block<kStepThreads, 1> block;
   const int32_t first = index * kStepTokens;
   const int32_t last = first + kStepTokens < num_tokens ? first + kStepTokens : num_tokens;
   float* norms = progress.norms_of(slot);
@@ -190,8 +189,7 @@ static __global__ __launch_bounds__(kFinishThreads) void finish_picks_kernel(Pro
 static __global__ __launch_bounds__(kFinishThreads, 4) void finish_selection_kernel(
     Progress progress, Ranking ranking, int64_t first_image, Outputs outputs) {
   __shared__ int32_t totals[kFinishThreads];
-  Block<kFinishThreads, 1>::Shared unused;
-  Block<kFinishThreads, 1> block(unused);
+  const Block<kFinishThreads, 1> block;
   const int64_t image = first_image + blockIdx.x;
   const ImageBudget budget = ImageBudget::of(ranking.budget, ranking.pivot_counts, image);
   const KeptTokens tokens = progress.kept_of(blockIdx.x);
