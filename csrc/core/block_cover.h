@@ -15,17 +15,19 @@ struct Coverage {
   uint8_t* free;  // whether a token can still be picked
 };
 
-// The best key among tokens first .. last - 1 of this warp, once they have seen `source(i)` for i
-// below `num_sources`, tokens or negative. `similarity(n, other)` is computed by a whole warp, and
-// `block.each_warp(first, last, body)` runs body(n, is_leader) for a share of the tokens on each.
+// The best key among tokens first .. last - 1 of this warp, on its leader, once they have seen
+// `source(i)` for i below `num_sources`, tokens or negative. `similarity(n, other)` is computed by
+// a whole warp, and `block.each_warp(first, last, body)` runs body(n, is_leader) for a share of the
+// tokens on each.
 template <class Block, class Source, class Similarity>
 CLASP_DEVICE uint64_t cover_tokens(Block& block, int32_t first, int32_t last, int64_t num_sources,
                                    const Source& source, const Similarity& similarity,
                                    const Coverage& coverage) {
   uint64_t best = kRetired;
   block.each_warp(first, last, [&](int32_t n, bool is_leader) {
-    float covered = coverage.covered[n];
-    bool is_free = coverage.free[n] != 0;
+    // Only the leader's is true: it writes what others would read in the meantime.
+    float covered = is_leader ? coverage.covered[n] : 0.0F;
+    bool is_free = is_leader && coverage.free[n] != 0;
     for (int64_t i = 0; i < num_sources; ++i) {
       const int32_t other = source(i);
       if (other < 0) continue;
@@ -33,10 +35,9 @@ CLASP_DEVICE uint64_t cover_tokens(Block& block, int32_t first, int32_t last, in
       const float seen = similarity(n, other);
       if (seen > covered) covered = seen;
     }
-    if (is_leader) {
-      coverage.covered[n] = covered;
-      coverage.free[n] = is_free ? 1 : 0;
-    }
+    if (!is_leader) return;
+    coverage.covered[n] = covered;
+    coverage.free[n] = is_free ? 1 : 0;
     const uint64_t key = smallest_first(covered, n);
     if (is_free && key < best) best = key;
   });

@@ -135,6 +135,38 @@ def build_extension() -> Path:
     return library
 
 
+def build_races() -> Path:
+    """The kernels as in :func:`build_cuda`, with every access to memory watched (races.h)."""
+    import pybind11
+
+    sources = [path for folder in (CSRC, SIMT) for path in sorted(folder.rglob("*"))]
+    digest = hashlib.sha256(repr(compiler()).encode())
+    for path in sources:
+        if path.is_file():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    folder = ROOT / "build" / "tests-native" / f"races-{digest.hexdigest()[:16]}"
+    module = folder / ("clasp_races" + sysconfig.get_config_var("EXT_SUFFIX"))
+    if not module.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [*compiler(), "-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden"]
+        command += ["-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+        command += ["-pthread", *(f"-I{path}" for path in (SIMT / "replaced", SIMT, CSRC))]
+        for path in (pybind11.get_include(), sysconfig.get_paths()["include"]):
+            command += ["-isystem", path]
+        # The compiler's half of a sanitizer without the sanitizer: races.cpp is the other half.
+        watched = ["-fsanitize=thread", "-DSIMT_RACES", "-DCLASP_MODULE_NAME=clasp_races"]
+        kernels, watcher = str(folder / "kernels.o"), str(folder / "watcher.o")
+        for step in (
+            [*command, *watched, "-c", str(SIMT / "selection.cpp"), "-o", kernels],
+            [*command, "-c", str(SIMT / "races.cpp"), "-o", watcher],
+            [*compiler(), "-shared", "-pthread", kernels, watcher, "-ldl", "-o", str(module)],
+        ):
+            done = subprocess.run(step, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise RuntimeError(f"the watched kernels did not compile:\n{done.stderr}")
+    return module
+
+
 def _build(
     module_name: str,
     variant: str,

@@ -269,7 +269,23 @@ py::array_t<float> simt_similarities(const Launched& how, const std::string& sca
 
 }  // namespace
 
+#ifdef SIMT_RACES
+// Threads of two warps, one of which writes what the other one reads, after a barrier or not.
+void exchange(bool waits) {
+  simt::launch(1, 64, [&] {
+    __shared__ int value;
+    if (threadIdx.x == 0) value = 1;
+    if (waits) __syncthreads();
+    if (threadIdx.x == 32 && value == 2) simt::fail("a value that nobody wrote");
+  });
+}
+#endif
+
 PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
+#ifdef SIMT_RACES
+  m.def("exchange", &exchange);
+  m.def("take_races", &simt::races::take_reports);
+#endif
   m.def("complete", &simt_complete);
   m.def("select", &simt_select);
   m.def("similarities", &simt_similarities);

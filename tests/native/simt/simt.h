@@ -35,6 +35,8 @@
 #include <utility>
 #include <vector>
 
+#include "races.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -112,6 +114,7 @@ struct Fiber {
   bool begun = false;
   Stacks::Stack stack;
   bool done = false;
+  races::Thread identity;
   std::vector<Copy> copies;               // not committed
   std::vector<std::vector<Copy>> groups;  // committed, not arrived
 };
@@ -134,6 +137,14 @@ class Block {
     kernel_ = &kernel;
     for (Fiber& fiber : fibers_) {
       fiber.stack = stacks.take();
+      const auto thread = static_cast<int>(&fiber - fibers_.data());
+      fiber.identity = {.cluster = static_cast<int>(index - rank),
+                        .block = static_cast<int>(index),
+                        .warp = thread / kWarp,
+                        .lane = thread % kWarp,
+                        .barriers = {},
+                        .stack = fiber.stack.get(),
+                        .stack_bytes = Stacks::kBytes};
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = Stacks::kBytes;
@@ -172,6 +183,7 @@ class Block {
 
   template <class Action>
   void wait(Meeting& meeting, const Action& when_all_are_there) {
+    [[maybe_unused]] const races::Paused paused;
     const int64_t generation = meeting.generation;
     ++progress;
     if (++meeting.arrived == meeting.members) {
@@ -188,6 +200,7 @@ class Block {
   // What each lane of this thread's warp gave: to be read before the warp meets again.
   template <class T>
   std::array<T, kWarp> all_lanes(const T& own) {
+    [[maybe_unused]] const races::Paused paused;
     static_assert(sizeof(T) <= sizeof(Slot));
     memcpy(&exchange[current], &own, sizeof(T));
     wait(warp());
@@ -247,6 +260,8 @@ inline void poison_shared_memory() {
       const auto& header = info->dlpi_phdr[i];
       if (header.p_type != PT_TLS || mark < first || mark >= first + header.p_memsz) continue;
       std::memset(first, 0xFF, header.p_memsz);
+      races::run(nullptr);
+      races::forget(first, header.p_memsz);
       return 1;
     }
     return 0;
@@ -256,7 +271,9 @@ inline void poison_shared_memory() {
 
 inline void Block::enter() {
   Block* own = block;
+  races::run(&own->fiber().identity);
   (*own->kernel_)();
+  races::run(nullptr);
   own->fiber().done = true;
   _longjmp(own->scheduler_, 1);
 }
@@ -339,6 +356,7 @@ class Cluster {
 inline void launch(unsigned num_blocks, int num_threads, const std::function<void()>& kernel,
                    int cluster_size = 1, Order order = Order::forwards) {
   if (num_blocks % cluster_size != 0) fail("a cluster is not whole");
+  races::forget_all();
   for (unsigned first = 0; first < num_blocks; first += cluster_size) {
     Cluster cluster(cluster_size, order);
     const auto body = [&](int rank) {
@@ -358,12 +376,14 @@ inline void launch(unsigned num_blocks, int num_threads, const std::function<voi
 
 struct ThreadIndex {
   struct {
-    operator unsigned() const { return static_cast<unsigned>(block->current); }
+    [[gnu::no_sanitize("thread")]] operator unsigned() const {
+      return static_cast<unsigned>(block->current);
+    }
   } x;
 };
 struct BlockIndex {
   struct {
-    operator unsigned() const { return block->index; }
+    [[gnu::no_sanitize("thread")]] operator unsigned() const { return block->index; }
   } x;
 };
 
@@ -373,10 +393,14 @@ inline constexpr simt::ThreadIndex threadIdx;
 inline constexpr simt::BlockIndex blockIdx;
 
 inline void __syncthreads() {
+  [[maybe_unused]] const simt::races::Paused paused;
   simt::block->wait(simt::block->everyone);
+  ++simt::block->fiber().identity.barriers.block;
 }
 inline void __syncwarp() {
+  [[maybe_unused]] const simt::races::Paused paused;
   simt::block->wait(simt::block->warp());
+  ++simt::block->fiber().identity.barriers.warp;
 }
 
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
