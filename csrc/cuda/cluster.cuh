@@ -252,10 +252,7 @@ __global__ __launch_bounds__(kRowThreads, 1) void cluster_select_kernel(Features
                    });
   }
   if (!writes) return;
-  mark_pivots(threads, pivots, budget.pivots, tokens);
-  if (budget.keeps_all(num_tokens)) {
-    mark_kept(threads, num_tokens, [&](int32_t n) { return ranking.valid.at(image, n); }, tokens);
-  }
+  mark_known(threads, ranking, image, budget, tokens);
   __syncthreads();
   write_selection(threads, tokens, memory.totals, job.outputs.row(image));
 #endif

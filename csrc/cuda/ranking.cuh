@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "core/block_output.h"
 #include "core/block_ranking.h"
 #include "core/image_budget.h"
 #include "core/order.h"
@@ -32,6 +33,18 @@ struct Ranking {
     return valid.at(image, n) ? descending_rank(salience.at(image, n)) : kRankOfInvalid;
   }
 };
+
+// Keeps the pivots, and all valid tokens where the budget has room for them: what is known without
+// a comparison. As mark_pivots in core/block_output.h otherwise.
+template <class Block>
+__device__ void mark_known(Block& block, const Ranking& ranking, int64_t image,
+                           const ImageBudget& budget, const KeptTokens& tokens) {
+  mark_pivots(block, ranking.pivots + image * ranking.width, budget.pivots, tokens);
+  if (budget.keeps_all(ranking.num_tokens)) {
+    mark_kept(
+        block, ranking.num_tokens, [&](int32_t n) { return ranking.valid.at(image, n); }, tokens);
+  }
+}
 
 // For kRankThreads threads.
 __device__ inline void rank_tokens(const Ranking& ranking, int64_t image, int32_t index,

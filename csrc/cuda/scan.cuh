@@ -60,16 +60,15 @@ __global__ __launch_bounds__(kThreads) void select_kernel(SimilarityBatch simila
   const int32_t num_tokens = ranking.num_tokens;
   const ImageBudget budget = ImageBudget::of(ranking.budget, ranking.pivot_counts, image);
   const int32_t* pivots = ranking.pivots + image * ranking.width;
-  const auto is_valid = [&](int32_t n) { return ranking.valid.at(image, n); };
 
   for (int w = threadIdx.x; w < kWords; w += kThreads) kept[w] = pivot_bits[w] = 0;
   __syncthreads();
-  mark_pivots(block, pivots, budget.pivots, tokens);
-  if (budget.keeps_all(num_tokens)) mark_kept(block, num_tokens, is_valid, tokens);
+  mark_known(block, ranking, image, budget, tokens);
   __syncthreads();
   complete(
       block, similarities.rows(blockIdx.x, num_tokens), [&](int64_t slot) { return pivots[slot]; },
-      budget.pivots, budget.picks(num_tokens), is_valid,
+      budget.pivots, budget.picks(num_tokens),
+      [&](int32_t n) { return ranking.valid.at(image, n); },
       [&](int thread, int32_t, int32_t n) {
         if (thread == 0) kept[n / 32] |= 1U << n % 32;
       });

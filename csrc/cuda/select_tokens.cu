@@ -61,6 +61,23 @@ int32_t num_multiprocessors(int32_t device) {
   return device_attribute(cudaDevAttrMultiProcessorCount, device);
 }
 
+// A launch of `grid` blocks in clusters of `blocks`. Its parts point to each other.
+struct ClusterLaunch {
+  cudaLaunchAttribute cluster{};
+  cudaLaunchConfig_t config{};
+
+  ClusterLaunch(unsigned grid, int32_t blocks, cudaStream_t stream) {
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    config.gridDim = grid;
+    config.blockDim = kRowThreads;
+    config.stream = stream;
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;
+};
+
 // Whether the current device, which is `device`, runs this kernel in clusters of so many blocks.
 bool find_out_if_launches_clusters(const void* kernel, int32_t device, int32_t blocks) {
   if (device_attribute(cudaDevAttrClusterLaunch, device) == 0) return false;
@@ -71,16 +88,9 @@ bool find_out_if_launches_clusters(const void* kernel, int32_t device, int32_t b
   if (blocks > kPortableCluster) {
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   }
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(blocks);
-  config.blockDim = kRowThreads;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  const ClusterLaunch one(static_cast<unsigned>(blocks), blocks, nullptr);
   int num_clusters = 0;
-  const cudaError_t status = cudaOccupancyMaxActiveClusters(&num_clusters, kernel, &config);
+  const cudaError_t status = cudaOccupancyMaxActiveClusters(&num_clusters, kernel, &one.config);
   if (status == cudaErrorInvalidClusterSize) {
     cudaGetLastError();  // or whoever asks next would take it for an error of theirs
     return false;
@@ -170,7 +180,7 @@ class Launcher {
   // 0 if an image is too large for one, or there are none here.
   int32_t smallest_launchable_cluster() {
     const auto shape = cluster_shape(sizeof(T), features_.dim);
-    if (!shape || job_.num_tokens == 0) return 0;
+    if (!shape) return 0;
     const int32_t blocks = smallest_cluster(job_.num_tokens, *shape);
     return blocks > 0 && launches(blocks) ? blocks : 0;
   }
@@ -187,22 +197,16 @@ class Launcher {
     const int32_t blocks = cluster_size(smallest, job_.num_tokens, job_.num_images,
                                         num_multiprocessors(place_.device_index),
                                         [&](int32_t larger) { return launches(larger); });
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid(job_.num_images * blocks);
-    config.blockDim = kRowThreads;
-    config.stream = stream_;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
+    const ClusterLaunch launch(grid(job_.num_images * blocks), blocks, stream_);
     with_cluster_kernels([&](auto complete, auto select) {
       if (job_.selects) {
         const ClusterSelection selection{job_.ranking, job_.outputs};
-        STD_CUDA_CHECK(cudaLaunchKernelEx(&config, select, features_, is_aligned_, selection));
+        STD_CUDA_CHECK(
+            cudaLaunchKernelEx(&launch.config, select, features_, is_aligned_, selection));
       } else {
         const ClusterCompletion completion{job_.selected, job_.valid, job_.picks, job_.width};
-        STD_CUDA_CHECK(cudaLaunchKernelEx(&config, complete, features_, is_aligned_, completion));
+        STD_CUDA_CHECK(
+            cudaLaunchKernelEx(&launch.config, complete, features_, is_aligned_, completion));
       }
     });
   }

@@ -194,11 +194,7 @@ static __global__ __launch_bounds__(kFinishThreads, 4) void finish_selection_ker
   const ImageBudget budget = ImageBudget::of(ranking.budget, ranking.pivot_counts, image);
   const KeptTokens tokens = progress.kept_of(blockIdx.x);
   const uint64_t* keys = progress.keys_of(blockIdx.x);
-  mark_pivots(block, ranking.pivots + image * ranking.width, budget.pivots, tokens);
-  if (budget.keeps_all(progress.num_tokens)) {
-    mark_kept(
-        block, progress.num_tokens, [&](int32_t n) { return ranking.valid.at(image, n); }, tokens);
-  }
+  mark_known(block, ranking, image, budget, tokens);
   for (int32_t step = threadIdx.x; step < progress.num_steps; step += kFinishThreads) {
     if (keys[step] != kRetired)
       block.set_bit(tokens.kept, static_cast<int32_t>(key_index(keys[step])));

@@ -11,12 +11,16 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 BINDINGS = Path(__file__).with_name("bindings")
 SIMT = Path(__file__).with_name("simt")  # the words of CUDA, for the host
+SIMT_INCLUDES = [SIMT / "replaced", SIMT, CSRC]  # what is replaced is found first
+SIMT_FLAGS = ["-Wno-unknown-pragmas", "-pthread"]
 
 FLAGS = {
     "plain": ["-O2"],
@@ -32,7 +36,7 @@ FLAGS = {
 NINJA_FILE = """\
 rule compile
   command = {cxx} -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off -Wall -Wextra -Werror $
-      {flags} {includes} -DCLASP_MODULE_NAME={name} -c $in -o $out
+      {flags} $extra {includes} -DCLASP_MODULE_NAME={name} -c $in -o $out
 rule link
   command = {cxx} {flags} -shared $in -o $out
 {objects}
@@ -66,11 +70,26 @@ def build(variant: str) -> Path:
 
 def build_cuda() -> Path:
     """The kernels of csrc/cuda, with fibers for GPU threads; from the cache likewise."""
+    return _build_simt("clasp_simt", "simt", [SIMT / "selection.cpp"], FLAGS["plain"])
+
+
+def build_races() -> Path:
+    """The kernels as in :func:`build_cuda`, with every access to memory watched (races.h)."""
+    # The compiler's half of a sanitizer without the sanitizer: races.cpp is the other half.
+    watched = {"selection": ["-fsanitize=thread", "-DSIMT_RACES"]}
+    sources = [SIMT / "selection.cpp", SIMT / "races.cpp"]
+    return _build_simt("clasp_races", "races", sources, ["-O1", "-g"], watched)
+
+
+def _build_simt(
+    module_name: str,
+    variant: str,
+    sources: list[Path],
+    flags: list[str],
+    extra: Mapping[str, list[str]] = MappingProxyType({}),
+) -> Path:
     read = [path for folder in (CSRC, SIMT) for path in folder.rglob("*") if path.is_file()]
-    flags = [*FLAGS["plain"], "-Wno-unknown-pragmas", "-pthread"]
-    # What is replaced is found first.
-    includes = [SIMT / "replaced", SIMT, CSRC]
-    return _build("clasp_simt", "simt", [SIMT / "selection.cpp"], includes, flags, read)
+    return _build(module_name, variant, sources, SIMT_INCLUDES, [*flags, *SIMT_FLAGS], read, extra)
 
 
 # Of the extension, to run it without a GPU: what it launches, the tensors it takes, the library it
@@ -116,13 +135,13 @@ def build_extension() -> Path:
         generated.mkdir(parents=True, exist_ok=True)
         for path, text in sources.items():
             (generated / path.name).write_text(text)
-        includes = [SIMT / "replaced", SIMT, folder, CSRC]
+        includes = [*SIMT_INCLUDES[:-1], folder, CSRC]
         # Under a name of this process's own until it is whole: others may be building it too.
         unfinished = library.with_suffix(f".{os.getpid()}")
         command = [
             *(*compiler(), "-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden"),
-            *("-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
-            *("-pthread", *build["DEFINES"], *(f"-I{path}" for path in includes)),
+            *("-ffp-contract=off", "-Wall", "-Wextra", "-Werror", *SIMT_FLAGS),
+            *(*build["DEFINES"], *(f"-I{path}" for path in includes)),
             *(flag for path in torch_includes for flag in ("-isystem", path)),
             *("-include", "with_torch.h", "-x", "c++", str(generated / "select_tokens.cu")),
             *("-o", str(unfinished), *(f"-L{path}" for path in torch_libraries)),
@@ -135,38 +154,6 @@ def build_extension() -> Path:
     return library
 
 
-def build_races() -> Path:
-    """The kernels as in :func:`build_cuda`, with every access to memory watched (races.h)."""
-    import pybind11
-
-    sources = [path for folder in (CSRC, SIMT) for path in sorted(folder.rglob("*"))]
-    digest = hashlib.sha256(repr(compiler()).encode())
-    for path in sources:
-        if path.is_file():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    folder = ROOT / "build" / "tests-native" / f"races-{digest.hexdigest()[:16]}"
-    module = folder / ("clasp_races" + sysconfig.get_config_var("EXT_SUFFIX"))
-    if not module.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        command = [*compiler(), "-std=c++20", "-O1", "-g", "-fPIC", "-fvisibility=hidden"]
-        command += ["-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-        command += ["-pthread", *(f"-I{path}" for path in (SIMT / "replaced", SIMT, CSRC))]
-        for path in (pybind11.get_include(), sysconfig.get_paths()["include"]):
-            command += ["-isystem", path]
-        # The compiler's half of a sanitizer without the sanitizer: races.cpp is the other half.
-        watched = ["-fsanitize=thread", "-DSIMT_RACES", "-DCLASP_MODULE_NAME=clasp_races"]
-        kernels, watcher = str(folder / "kernels.o"), str(folder / "watcher.o")
-        for step in (
-            [*command, *watched, "-c", str(SIMT / "selection.cpp"), "-o", kernels],
-            [*command, "-c", str(SIMT / "races.cpp"), "-o", watcher],
-            [*compiler(), "-shared", "-pthread", kernels, watcher, "-ldl", "-o", str(module)],
-        ):
-            done = subprocess.run(step, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise RuntimeError(f"the watched kernels did not compile:\n{done.stderr}")
-    return module
-
-
 def _build(
     module_name: str,
     variant: str,
@@ -174,7 +161,9 @@ def _build(
     include_dirs: list[Path],
     flags: list[str],
     read: list[Path],
+    extra: Mapping[str, list[str]] = MappingProxyType({}),
 ) -> Path:
+    """``extra``: flags of single sources, by their names."""
     import pybind11
 
     system = [pybind11.get_include(), sysconfig.get_paths()["include"]]
@@ -186,7 +175,11 @@ def _build(
         includes=shlex.join(includes),
         name=module_name,
         target=module_name + sysconfig.get_config_var("EXT_SUFFIX"),
-        objects="\n".join(f"build {source.stem}.o: compile {source}" for source in sources),
+        objects="\n".join(
+            f"build {source.stem}.o: compile {source}\n"
+            f"  extra = {shlex.join(extra.get(source.stem, []))}"
+            for source in sources
+        ),
         linked=" ".join(f"{source.stem}.o" for source in sources),
     )
     version = subprocess.run([*compiler(), "--version"], capture_output=True, check=True).stdout
