@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from clasp_kernels.models.adapter import Adapter
+from clasp_kernels.models.compat import uses_flash_attention
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.selection import KeptTokens
@@ -24,8 +26,8 @@ class PrunedPrompt:
     layout: PrunedLayout
     """One row per prompt, before beams repeat them."""
     history: PrunedHistory
-    image_features: torch.Tensor
-    """[kept tokens, text width], in the order of the rows the language model sees."""
+    image_features: Sequence[torch.Tensor]
+    """[kept tokens, text width] of each image, in the order of the rows the language model sees."""
 
 
 def find_images(
@@ -117,8 +119,8 @@ def prune_prompt(
         positions = torch.arange(length, device=layout.source.device)[None] + past.full_seen
 
     embeds = _prune_embeds(inputs, rows_layout, embed)
-    features = _repeat_per_prompt(kept, images.per_prompt, repeats)
-    features = features.to(embeds.device, embeds.dtype)
+    features = kept.flat_features().to(embeds.device, embeds.dtype).split(kept.stage.counts)
+    features = _repeat_per_prompt(features, images.per_prompt, repeats)
     visual = rows_layout.is_visual[..., None].to(embeds.device)
     mask = _prune_mask(inputs.get("attention_mask"), rows_layout, past, past.full_seen + length)
     renumbering = None
@@ -134,13 +136,13 @@ def prune_prompt(
         renumbering=renumbering,
     )
 
-    if mask is None and inputs.get("past_key_values") is None:
+    if mask is None and inputs.get("cache") is None:
         # With neither mask nor cache, transformers takes a gap in position_ids for the start of
         # another sequence packed into the row, and would cut the prompt in two at every gap.
         mask = layout.source.new_ones(rows, layout.length)
     pruned = {
         **inputs,
-        "inputs_embeds": embeds.masked_scatter(visual, features),
+        "inputs_embeds": embeds.masked_scatter(visual, torch.cat(features)),
         "attention_mask": mask,
         "position_ids": _prune_positions(positions, rows_layout, past, compact),
     }
@@ -148,7 +150,7 @@ def prune_prompt(
         pruned.pop(spent, None)
     if inputs.get("labels") is not None:
         pruned["labels"] = _prune_labels(inputs["labels"], rows_layout)
-    if rows == 1 and "flash" in (text_config._attn_implementation or ""):
+    if rows == 1 and uses_flash_attention(text_config):
         # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths.
         for side, total in (("q", layout.length), ("k", past.seen + layout.length)):
             pruned[f"cu_seq_lens_{side}"] = upload([0, total], embeds.device, torch.int32)
@@ -226,14 +228,13 @@ def check_attention_mask(attention_mask: Any, rows: int, columns: int) -> None:
         )
 
 
-def _repeat_per_prompt(kept: KeptTokens, per_prompt: tuple[int, ...], repeats: int) -> torch.Tensor:
-    """Every kept token in the order of the rows, whose prompts' images come ``repeats`` times."""
-    features = kept.flat_features()
-    if repeats == 1:
-        return features
-    sizes, image = [], 0
-    for images in per_prompt:
-        sizes.append(sum(kept.stage.counts[image : image + images]))
-        image += images
-    prompts = features.split(sizes)
-    return torch.cat([prompt for prompt in prompts for _ in range(repeats)])
+def _repeat_per_prompt(
+    features: Sequence[torch.Tensor], per_prompt: tuple[int, ...], repeats: int
+) -> list[torch.Tensor]:
+    """The images in the order of the rows, whose prompts' images come ``repeats`` times."""
+    repeated: list[torch.Tensor] = []
+    image = 0
+    for in_prompt in per_prompt:
+        repeated += list(features[image : image + in_prompt]) * repeats
+        image += in_prompt
+    return repeated

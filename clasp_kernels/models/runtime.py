@@ -17,6 +17,14 @@ from typing import Any
 
 import torch
 
+from clasp_kernels.models.compat import (
+    cache_name,
+    canonical_cache,
+    method_signature,
+    native_cache,
+    output_cache,
+    set_image_features,
+)
 from clasp_kernels.models.history import CachedPast
 from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.models.patching import PatchedMethod
@@ -67,7 +75,9 @@ class ClaspRuntime:
         self._forward: Callable[..., Any] = model.forward
         self._prepare: Callable[..., Any] = model.prepare_inputs_for_generation
         self._expand: Callable[..., Any] = model._expand_inputs_for_generation
-        self._signature = _with_categories(inspect.signature(self._forward))
+        self._signature = _with_categories(method_signature(model, "forward"))
+        self._forward_cache = cache_name(model, "forward")
+        self._prepare_cache = cache_name(model, "prepare_inputs_for_generation")
 
     def patched_methods(self) -> dict[str, PatchedMethod]:
         """The attributes that make the model prune."""
@@ -135,10 +145,11 @@ class ClaspRuntime:
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, **kwargs: Any
     ) -> dict[str, Any]:
+        kwargs = canonical_cache(kwargs)
         first = bool(kwargs.get("is_first_iteration", False))
         embeds = kwargs.get("inputs_embeds") if first else None
         length = input_ids.shape[1] if embeds is None else embeds.shape[1]
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache")
         # A step of a running generation must not wait to learn how far it is.
         past = CachedPast.of(cache) if first else CachedPast.of_running(cache)
         if past.history and kwargs.get("next_sequence_length") not in (None, 1):
@@ -151,7 +162,8 @@ class ClaspRuntime:
             # For a static cache the original expands the mask to 4D, with the columns that are
             # about to go; forward wants it as it is.
             attention_mask = kwargs.pop("attention_mask", None)
-            model_inputs: dict[str, Any] = self._prepare(input_ids, attention_mask=None, **kwargs)
+            kwargs["attention_mask"] = None
+            model_inputs: dict[str, Any] = self._prepare_native(input_ids, kwargs)
             model_inputs["attention_mask"] = attention_mask
             model_inputs[_GENERATION] = getattr(kwargs["pixel_values"], _GENERATION, None)
             return model_inputs
@@ -167,7 +179,7 @@ class ClaspRuntime:
             kwargs["attention_mask"] = past.mask(kwargs.get("attention_mask"), total)
             if position_ids is not None:
                 kwargs["position_ids"] = past.history.positions(position_ids)
-        model_inputs = self._prepare(input_ids, **kwargs)
+        model_inputs = self._prepare_native(input_ids, kwargs)
         model_inputs[_PREPARED] = True
         return model_inputs
 
@@ -175,15 +187,21 @@ class ClaspRuntime:
         if kwargs.pop(_PREPARED, False):  # all that compiled decoding traces
             return self._forward(*args, **kwargs)
         generation: _Generation | None = kwargs.pop(_GENERATION, None)
-        inputs = _by_name(self._signature, args, kwargs)
+        inputs = canonical_cache(_by_name(self._signature, args, kwargs))
         _refuse_encoded_images(inputs)
         categories = inputs.pop("categories", None)
         if inputs.get("pixel_values") is not None:
             return self._prune_and_forward(inputs, categories, generation)
-        past = CachedPast.of(inputs.get("past_key_values"))
+        past = CachedPast.of(inputs.get("cache"))
         if past.history:
             self._continue_from(past, inputs)
-        return self._forward(**inputs)
+        return self._forward_native(inputs)
+
+    def _prepare_native(self, input_ids: torch.Tensor, arguments: Mapping[str, Any]) -> Any:
+        return self._prepare(input_ids, **native_cache(arguments, self._prepare_cache))
+
+    def _forward_native(self, arguments: Mapping[str, Any]) -> Any:
+        return self._forward(**native_cache(arguments, self._forward_cache))
 
     def _continue_from(self, past: CachedPast, inputs: dict[str, Any]) -> None:
         """Turn the caller's mask and positions into those of a pruned cache."""
@@ -203,7 +221,7 @@ class ClaspRuntime:
         generation: _Generation | None,
     ) -> Any:
         rows, length, _ = input_shape(inputs)
-        past = CachedPast.of(inputs.get("past_key_values"))
+        past = CachedPast.of(inputs.get("cache"))
         self._adapter.check_call(inputs)
         check_inputs(inputs, past)
         if generation is None:
@@ -230,10 +248,11 @@ class ClaspRuntime:
         )
         embeds = prompt.inputs["inputs_embeds"]
         with Stopwatch(embeds.device) as prefill_stopwatch:
-            outputs = self._forward(**prompt.inputs, return_dict=True)
-        outputs.image_hidden_states = prompt.image_features
-        if outputs.past_key_values is not None:
-            prompt.history.attach(outputs.past_key_values)
+            outputs = self._forward_native({**prompt.inputs, "return_dict": True})
+        set_image_features(outputs, prompt.image_features)
+        cache = output_cache(outputs)
+        if cache is not None:
+            prompt.history.attach(cache)
 
         column_bytes = rows * kv_bytes_per_token(self._adapter.text_config, embeds.dtype)
         layout = prompt.layout

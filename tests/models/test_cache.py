@@ -11,6 +11,7 @@ from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from transformers import DynamicCache, LlavaForConditionalGeneration, StaticCache
 
 from clasp_kernels.models import ClaspHandle, apply_clasp
+from clasp_kernels.models.compat import output_cache
 
 WITH_SCORES = {"output_logits": True, "return_dict_in_generate": True, "suppress_tokens": [60]}
 
@@ -34,8 +35,8 @@ def padded_prompts() -> dict[str, Any]:
 def test_the_cache_is_smaller_by_what_was_dropped(handle: ClaspHandle) -> None:
     out = handle.model.generate(**one_prompt(), max_new_tokens=5, **WITH_SCORES)
     assert out.sequences.shape[1] == 41 + 5
-    assert out.past_key_values.get_seq_length() == 13 + 4  # the last token is never fed back
-    assert out.past_key_values.layers[0].keys.shape[-2] == 17
+    assert output_cache(out).get_seq_length() == 13 + 4  # the last token is never fed back
+    assert output_cache(out).layers[0].keys.shape[-2] == 17
     record = handle.last
     assert record is not None
     assert (record.prompt_length, record.pruned_length) == (41, 13)
@@ -43,7 +44,7 @@ def test_the_cache_is_smaller_by_what_was_dropped(handle: ClaspHandle) -> None:
 
 def test_reported_bytes_are_those_of_the_cache(handle: ClaspHandle) -> None:
     for inputs in (one_prompt(), padded_prompts()):
-        cache = handle.model(**inputs, use_cache=True).past_key_values
+        cache = output_cache(handle.model(**inputs, use_cache=True))
         stored = sum(
             tensor.numel() * tensor.element_size()
             for layer in cache.layers
@@ -57,16 +58,21 @@ def test_reported_bytes_are_those_of_the_cache(handle: ClaspHandle) -> None:
         )
 
 
-def test_a_static_cache_may_be_as_small_as_what_is_kept(handle: ClaspHandle) -> None:
+@pytest.mark.parametrize("keyword", ["cache", "past_key_values"])
+def test_a_static_cache_may_be_as_small_as_what_is_kept(handle: ClaspHandle, keyword: str) -> None:
     model = handle.model
     expected = model.generate(**one_prompt(), max_new_tokens=5)
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=13 + 5)
-    ids = model.generate(**one_prompt(), max_new_tokens=5, past_key_values=cache)
+    ids = model.generate(**one_prompt(), max_new_tokens=5, **{keyword: cache})
     assert torch.equal(ids, expected)
 
 
+@pytest.mark.parametrize("keyword", ["cache", "past_key_values"])
 @pytest.mark.parametrize("make", [one_prompt, padded_prompts])
-def test_decoding_by_hand_is_what_generate_does(handle: ClaspHandle, make: Any) -> None:
+def test_decoding_by_hand_is_what_generate_does(
+    handle: ClaspHandle, make: Any, keyword: str
+) -> None:
+    """Either name of the cache leads to its history, whatever this transformers calls it."""
     inputs = make()
     model, mask = handle.model, inputs["attention_mask"]
     generated = model.generate(**inputs, max_new_tokens=4, **WITH_SCORES)
@@ -81,7 +87,7 @@ def test_decoding_by_hand_is_what_generate_does(handle: ClaspHandle, make: Any) 
             input_ids=token,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=out.past_key_values,
+            **{keyword: output_cache(out)},
         )
 
 
@@ -93,7 +99,7 @@ def test_mask_and_positions_may_be_left_out(handle: ClaspHandle) -> None:
     for step in range(3):
         torch.testing.assert_close(out.logits[:, -1], generated.logits[step], atol=1e-5, rtol=0)
         token = generated.sequences[:, 41 + step][:, None]
-        out = handle.model(input_ids=token, past_key_values=out.past_key_values)
+        out = handle.model(input_ids=token, past_key_values=output_cache(out))
 
 
 def test_generations_may_be_interleaved(handle: ClaspHandle) -> None:
@@ -108,17 +114,15 @@ def test_generations_may_be_interleaved(handle: ClaspHandle) -> None:
                 outs[which].logits[:, -1], alone[which].logits[step], atol=1e-5, rtol=0
             )
             token = alone[which].sequences[:, prompts_[which]["input_ids"].shape[1] + step]
-            outs[which] = model(
-                input_ids=token[:, None], past_key_values=outs[which].past_key_values
-            )
+            outs[which] = model(input_ids=token[:, None], past_key_values=output_cache(outs[which]))
 
 
 def test_a_copied_cache_goes_on_by_itself(handle: ClaspHandle) -> None:
     model = handle.model
     out = model(**one_prompt(), use_cache=True)
-    twin = copy.deepcopy(out.past_key_values)
+    twin = copy.deepcopy(output_cache(out))
     token = torch.tensor([[11]])
-    first = model(input_ids=token, past_key_values=out.past_key_values).logits
+    first = model(input_ids=token, past_key_values=output_cache(out)).logits
     assert torch.equal(model(input_ids=token, past_key_values=twin).logits, first)
 
 
@@ -161,7 +165,7 @@ def test_a_conversation_goes_on(handle: ClaspHandle, make: Any, second: str) -> 
     if len(new_images):
         later["pixel_values"] = new_images
     continued = model.generate(
-        **later, past_key_values=first.past_key_values, max_new_tokens=3, **WITH_SCORES
+        **later, past_key_values=output_cache(first), max_new_tokens=3, **WITH_SCORES
     )
 
     # In one call, the images of each row come together.
@@ -185,7 +189,7 @@ def test_a_cached_text_prefix_before_the_image(handle: ClaspHandle) -> None:
     prefix = prompts([1, 5, 6])
     whole = prompts([1, 5, 6, 3, "image", 7])
     expected = model(**whole, pixel_values=images(1), categories="ocr").logits[:, -1]
-    cache = model(**prefix, use_cache=True).past_key_values
+    cache = output_cache(model(**prefix, use_cache=True))
     logits = model(
         input_ids=whole["input_ids"][:, 3:],
         attention_mask=whole["attention_mask"],

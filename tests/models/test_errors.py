@@ -13,6 +13,7 @@ from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
 
 from clasp_kernels.models import ClaspHandle, apply_clasp
+from clasp_kernels.models.compat import output_cache
 from clasp_kernels.models.patching import InstancePatches
 from clasp_kernels.policy import CategoryPolicy, Schedule
 
@@ -299,7 +300,7 @@ def test_decoding_with_a_mask_of_the_wrong_length(handle: ClaspHandle) -> None:
     with pytest.raises(ValueError, match=r"attention_mask must be \[1, 40\], one column for every"):
         handle.model(
             input_ids=torch.tensor([[5]]),
-            past_key_values=out.past_key_values,
+            past_key_values=output_cache(out),
             attention_mask=torch.ones(1, 39),
         )
 
@@ -307,21 +308,21 @@ def test_decoding_with_a_mask_of_the_wrong_length(handle: ClaspHandle) -> None:
 def test_cache_cropped_into_the_image(handle: ClaspHandle) -> None:
     batch = prompts([1, 2, 3], [1, "image", 7])
     out = handle.model(**batch, pixel_values=images(1), categories="ocr", use_cache=True)
-    out.past_key_values.crop(-3)
+    output_cache(out).crop(-3)
     with pytest.raises(ValueError, match=r"cropped to 7 columns, 3 less .* last 1 columns are"):
-        handle.model(input_ids=torch.tensor([[5], [5]]), past_key_values=out.past_key_values)
+        handle.model(input_ids=torch.tensor([[5], [5]]), past_key_values=output_cache(out))
 
 
 def test_cache_cropped_into_padding_on_the_right(handle: ClaspHandle) -> None:
     """The last columns are text in the longest row alone, so none of them can be taken back."""
     batch = prompts([1, "image", 7], [1, "image", 7, 3, 4], padding_side="right")
     out = handle.model(**batch, pixel_values=images(2), categories="ocr", use_cache=True)
-    out.past_key_values.crop(-1)
+    output_cache(out).crop(-1)
     mask = torch.cat([batch["attention_mask"][:, :-1], torch.ones(2, 1).long()], 1)
     with pytest.raises(ValueError, match=r"cropped to 11 columns, 1 less .* last 0 columns are"):
         handle.model(
             input_ids=torch.tensor([[5], [5]]),
-            past_key_values=out.past_key_values,
+            past_key_values=output_cache(out),
             attention_mask=mask,
         )
 
@@ -329,10 +330,10 @@ def test_cache_cropped_into_padding_on_the_right(handle: ClaspHandle) -> None:
 def test_rows_of_a_padded_cache_cannot_be_repeated(handle: ClaspHandle) -> None:
     batch = prompts([1, 2, 3], [1, "image", 7])
     out = handle.model(**batch, pixel_values=images(1), categories="ocr", use_cache=True)
-    out.past_key_values.batch_repeat_interleave(2)
+    output_cache(out).batch_repeat_interleave(2)
     with pytest.raises(ValueError, match="holds 2 pruned rows, but attention_mask has 4"):
         handle.model(
             input_ids=torch.full((4, 1), 5),
-            past_key_values=out.past_key_values,
+            past_key_values=output_cache(out),
             attention_mask=torch.ones(4, 39),
         )

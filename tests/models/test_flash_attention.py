@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import LlavaForConditionalGeneration, modeling_flash_attention_utils
 
 from clasp_kernels.models import apply_clasp
+from clasp_kernels.models.compat import output_cache
 
 
 def attend(
@@ -87,7 +88,7 @@ def two_turns(
         input_ids=torch.cat([first.sequences, turn["input_ids"]], 1),
         attention_mask=torch.cat([turn["attention_mask"], new_tokens, turn["attention_mask"]], 1),
         pixel_values=images(len(rows), seed=2),
-        past_key_values=first.past_key_values,
+        past_key_values=output_cache(first),
         **settings,
     )
     return [*first.logits, *second.logits]

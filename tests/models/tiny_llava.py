@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -98,3 +100,10 @@ def prompts(*rows: list[int | str], padding_side: str = "left") -> dict[str, tor
         ones, zeros = [1] * len(row), [0] * len(pad)
         mask.append(zeros + ones if padding_side == "left" else ones + zeros)
     return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+
+
+def image_features(outputs: Any) -> torch.Tensor:
+    """[tokens, width]: the image features of a forward, where this transformers has them."""
+    if hasattr(outputs, "image_outputs"):
+        return torch.cat(outputs.image_outputs.pooler_output)
+    return outputs.image_hidden_states
