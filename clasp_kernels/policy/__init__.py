@@ -11,6 +11,7 @@ splits the token budget into pivots and completion.
 """
 
 from clasp_kernels.policy.categories import CATEGORIES, FALLBACK_CATEGORY
+from clasp_kernels.policy.layers import TowerLayers
 from clasp_kernels.policy.profile import CategoryPolicy, Profile
 from clasp_kernels.policy.router import Route, Router, RouterLike, route_prompts
 from clasp_kernels.policy.schedule import Schedule
@@ -26,6 +27,7 @@ __all__ = [
     "Router",
     "RouterLike",
     "Schedule",
+    "TowerLayers",
     "route_prompts",
     "strategy_weights",
 ]

@@ -1,4 +1,4 @@
-"""Checks shared by the policy files: each names the field, what it was and what is allowed."""
+"""Shared by the policy files: rounding, and checks that name the field and what it may be."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 
-def is_int(value: object) -> bool:
+def is_int(value: object) -> TypeGuard[int]:
     """An int that is not a bool (JSON's ``true`` must not pass for 1)."""
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -19,6 +19,12 @@ def finite_number(field: str, value: object, allowed: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"{field} must be {allowed}, got {value!r}")
     return float(value)
+
+
+def round_half_up(value: float) -> int:
+    """The nearest integer, halves upwards, so that 2.5 and 3.5 round in the same direction."""
+    # Python's round() goes to even.
+    return math.floor(value + 0.5)
 
 
 def known_fields(where: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:

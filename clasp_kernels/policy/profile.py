@@ -3,13 +3,14 @@
 A profile is a JSON file::
 
     {
-      "format": 1,
+      "format": 2,
       "name": "my-llava",
       "model_type": "llava",
-      "layers": [-8, -6, -4, -2],
+      "layers": [0.7, 0.8, 0.9, 1.0],
       "source": "where these values come from",
       "salience_layer": null,
       "normalize": null,
+      "fuse_into": null,
       "categories": {
         "ocr":     {"layer_weights": "E", "pivot_ratio": 0.7, "budget_scale": 1.0},
         "general": {"layer_weights": [0, 0, 0.25, 0.75], "pivot_ratio": 0.5}
@@ -17,33 +18,37 @@ A profile is a JSON file::
     }
 
 ``format``
-    Version of this layout, 1.
+    Version of this layout, 2. Version 1, which can be read too, has neither relative depths nor
+    ``fuse_into``.
 ``name``, ``source``
     For people: what the profile is called, and how its values were found.
 ``model_type``
     The ``config.model_type`` of the Hugging Face models it is for.
 ``layers``
-    The vision layers that are fused, shallow to deep, as negative indices: -1 is the output of
-    the last vision layer, -2 the one before it.
+    The vision layers that are fused, shallow to deep. Either all are relative depths, numbers in
+    0..1 that fit a tower of any size: 0 is the input of the first layer, 1 the output of the last.
+    Or all are negative indices: -1 is the output of the last layer, -2 of the one before it.
 ``categories``
     At least ``general``. For each: ``layer_weights``, one number >= 0 per layer or a strategy
     letter from A (shallow) to E (deep); ``pivot_ratio`` in 0..1, the share of the budget given
     to pivot tokens (at least one pivot is always kept); ``budget_scale`` > 0 (default 1),
     which stretches the budget for the category.
 ``salience_layer``
-    The vision layer whose attention scores the tokens, negative; null (the default) is the
-    layer that produces the features the model was trained on.
+    The vision layer whose attention scores the tokens: a negative index, or the relative depth,
+    above 0, of its output; null (the default) is the layer that produces the features the model
+    was trained on.
 ``normalize``
     null (the default), "l2" or "rms": applied to each layer's tokens before weighting.
+``fuse_into``
+    "projector": the fused layers are what the projector gets. "selection": they only choose tokens.
+    null (the default) leaves it to the caller.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,15 +58,24 @@ from clasp_kernels.policy._fields import (
     is_int,
     known_fields,
     read_json,
+    round_half_up,
     write_json,
 )
 from clasp_kernels.policy.categories import FALLBACK_CATEGORY
+from clasp_kernels.policy.layers import (
+    TowerLayers,
+    check_layers,
+    check_salience_layer,
+    state_index,
+)
 from clasp_kernels.policy.strategies import STRATEGIES, strategy_weights
 
-PROFILE_FORMAT = 1
+PROFILE_FORMAT = 2
+_FORMATS = (1, PROFILE_FORMAT)
 _NORMALIZE = (None, "l2", "rms")
+_FUSE_INTO = (None, "projector", "selection")
 _REQUIRED = ("format", "name", "model_type", "layers", "source", "categories")
-_OPTIONAL = ("salience_layer", "normalize")
+_OPTIONAL = ("salience_layer", "normalize", "fuse_into")
 
 
 @dataclass(frozen=True)
@@ -93,33 +107,31 @@ class Profile:
 
     name: str
     model_type: str
-    layers: tuple[int, ...]
+    layers: tuple[int, ...] | tuple[float, ...]
     source: str
     categories: Mapping[str, CategoryPolicy]
-    salience_layer: int | None = None
+    salience_layer: int | float | None = None
     normalize: Literal["l2", "rms"] | None = None
+    fuse_into: Literal["projector", "selection"] | None = None
     format: int = PROFILE_FORMAT
 
     def __post_init__(self) -> None:
-        if not is_int(self.format) or self.format != PROFILE_FORMAT:
-            raise ValueError(
-                f"format must be {PROFILE_FORMAT}, the version this package reads, "
-                f"got {self.format!r}"
-            )
+        _check_format(self.format)
         for field in ("name", "model_type", "source"):
             value = getattr(self, field)
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{field} must be a non-empty string, got {value!r}")
-        object.__setattr__(self, "layers", _check_layers(self.layers))
-        if self.salience_layer is not None and (
-            not is_int(self.salience_layer) or self.salience_layer >= 0
-        ):
-            raise ValueError(
-                f"salience_layer must be null or a negative layer index, "
-                f"got {self.salience_layer!r}"
-            )
+        object.__setattr__(self, "layers", check_layers(self.layers, self.format))
+        salience_layer = check_salience_layer(self.salience_layer, self.format)
+        object.__setattr__(self, "salience_layer", salience_layer)
         if self.normalize not in _NORMALIZE:
             raise ValueError(f'normalize must be null, "l2" or "rms", got {self.normalize!r}')
+        if self.fuse_into not in _FUSE_INTO:
+            raise ValueError(
+                f'fuse_into must be null, "projector" or "selection", got {self.fuse_into!r}'
+            )
+        if self.fuse_into is not None and self.format == 1:
+            raise ValueError(f"fuse_into needs format 2, got {self.fuse_into!r} in format 1")
         # A private copy: a caller's later edit must not slip past the checks.
         checked = {
             name: _check_policy(f"categories.{name}", policy, self.layers)
@@ -140,7 +152,8 @@ class Profile:
         if missing:
             raise ValueError(f"profile is missing field(s) {', '.join(map(repr, missing))}")
         known_fields("profile", data, _REQUIRED + _OPTIONAL)
-        layers = _check_layers(data["layers"])
+        _check_format(data["format"])
+        layers = check_layers(data["layers"], data["format"])
         categories = {
             name: _policy_from_dict(f"categories.{name}", entry, layers)
             for name, entry in as_mapping("categories", data["categories"]).items()
@@ -149,6 +162,8 @@ class Profile:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON layout, with the weights of strategy letters written out."""
+        # Format 1 is for readers that know no fuse_into.
+        fuse_into = {} if self.format == 1 else {"fuse_into": self.fuse_into}
         return {
             "format": self.format,
             "name": self.name,
@@ -157,6 +172,7 @@ class Profile:
             "source": self.source,
             "salience_layer": self.salience_layer,
             "normalize": self.normalize,
+            **fuse_into,
             "categories": {
                 name: {
                     "layer_weights": list(policy.layer_weights),
@@ -217,15 +233,68 @@ class Profile:
         """Layer weights [C, L], one row per category in ``category_names`` order."""
         return [list(policy.layer_weights) for policy in self.categories.values()]
 
-    def budget(self, category: str, budget: int) -> int:
-        """Tokens to keep for a category: ``budget`` times its scale, rounded, at least 1."""
-        _check_budget(budget)
-        return max(1, _round_half_up(self._policy(category).budget_scale * budget))
+    def for_tower(self, num_layers: int) -> TowerLayers:
+        """The layers of this profile in a vision tower of ``num_layers`` layers.
+
+        A relative depth d is the state floor(d * num_layers + 0.5) of hidden_states 0..num_layers.
+        Depths that meet in one state of a shallow tower share it: it is read once, with the sum of
+        their weights. A ``salience_layer`` is the layer whose output stands at its depth, the first
+        one at least.
+
+        Raises:
+            ValueError: a negative index counts past the first layer; ``num_layers`` is below 1.
+
+        >>> profile = Profile.for_model_type("llava")
+        >>> profile.layers
+        (0.7083333333333334, 0.7916666666666666, 0.875, 0.9583333333333334)
+        >>> profile.for_tower(24).states
+        (17, 19, 21, 23)
+        >>> profile.for_tower(5).states
+        (4, 5)
+        """
+        if not is_int(num_layers) or num_layers < 1:
+            raise ValueError(f"num_layers must be an integer of at least 1, got {num_layers!r}")
+        for use, layer in (
+            ("fuses layer", self.layers[0]),
+            ("takes salience from layer", self.salience_layer),
+        ):
+            if layer is not None and layer < -num_layers:
+                raise ValueError(
+                    f"profile {self.name!r} {use} {layer}, but the vision tower has "
+                    f"{num_layers} layers: {-num_layers}..-1 are allowed"
+                )
+        indices = [state_index(layer, num_layers) for layer in self.layers]
+        states = tuple(dict.fromkeys(indices))
+        weights = tuple(
+            tuple(
+                sum(weight for weight, index in zip(row, indices, strict=True) if index == state)
+                for state in states
+            )
+            for row in self.weights_matrix()
+        )
+        salience_layer = None
+        if self.salience_layer is not None:
+            salience_layer = max(0, state_index(self.salience_layer, num_layers) - 1)
+        return TowerLayers(states, weights, salience_layer)
+
+    def budget(self, category: str, tokens: float) -> int:
+        """Tokens to keep for a category: ``tokens`` times its scale, rounded, at least 1.
+
+        ``tokens`` may be a fraction of an image's tokens, which need not be whole.
+
+        >>> Profile.for_model_type("llava").budget("general", 0.25 * 145)
+        36
+        """
+        tokens = finite_number("tokens", tokens, "a finite number above 0")
+        if tokens <= 0:
+            raise ValueError(f"tokens must be a finite number above 0, got {tokens!r}")
+        return max(1, round_half_up(self._policy(category).budget_scale * tokens))
 
     def pivot_count(self, category: str, budget: int) -> int:
         """How many of ``budget`` kept tokens are pivots: the ratio, rounded, within 1..budget."""
-        _check_budget(budget)
-        return min(budget, max(1, _round_half_up(self._policy(category).pivot_ratio * budget)))
+        if not is_int(budget) or budget < 1:
+            raise ValueError(f"budget must be an integer of at least 1, got {budget!r}")
+        return min(budget, max(1, round_half_up(self._policy(category).pivot_ratio * budget)))
 
     def _policy(self, category: str) -> CategoryPolicy:
         if category not in self.categories:
@@ -236,28 +305,15 @@ class Profile:
         return self.categories[category]
 
 
-def _round_half_up(value: float) -> int:
-    # Python's round() goes to even, which would make 0.5 * 5 and 0.5 * 7 round opposite ways.
-    return math.floor(value + 0.5)
+def _check_format(value: object) -> None:
+    if not is_int(value) or value not in _FORMATS:
+        raise ValueError(
+            f"format must be {' or '.join(map(str, _FORMATS))}, the versions this package reads, "
+            f"got {value!r}"
+        )
 
 
-def _check_budget(budget: int) -> None:
-    if not is_int(budget) or budget < 1:
-        raise ValueError(f"budget must be an integer of at least 1, got {budget!r}")
-
-
-def _check_layers(layers: object) -> tuple[int, ...]:
-    allowed = "a non-empty list of negative layer indices, each once, from shallow to deep"
-    if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
-        raise ValueError(f"layers must be {allowed}, got {layers!r}")
-    if not all(is_int(layer) and layer < 0 for layer in layers):
-        raise ValueError(f"layers must be {allowed}, got {list(layers)!r}")
-    if any(shallow >= deep for shallow, deep in pairwise(layers)):
-        raise ValueError(f"layers must be {allowed}, got {list(layers)!r}")
-    return tuple(layers)
-
-
-def _policy_from_dict(field: str, entry: object, layers: tuple[int, ...]) -> CategoryPolicy:
+def _policy_from_dict(field: str, entry: object, layers: Sequence[float]) -> CategoryPolicy:
     entry = as_mapping(field, entry)
     known_fields(field, entry, ("layer_weights", "pivot_ratio", "budget_scale"))
     for name in ("layer_weights", "pivot_ratio"):
@@ -274,7 +330,7 @@ def _policy_from_dict(field: str, entry: object, layers: tuple[int, ...]) -> Cat
     return CategoryPolicy(weights, entry["pivot_ratio"], entry.get("budget_scale", 1.0))
 
 
-def _check_policy(field: str, policy: object, layers: tuple[int, ...]) -> CategoryPolicy:
+def _check_policy(field: str, policy: object, layers: Sequence[float]) -> CategoryPolicy:
     if not isinstance(policy, CategoryPolicy):
         raise ValueError(f"{field} must be a CategoryPolicy, got {type(policy).__name__}")
     weights: object = policy.layer_weights

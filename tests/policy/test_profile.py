@@ -7,15 +7,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile, Router
+from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile, Router, TowerLayers
 
-FAMILIES = ("llava", "llava_next", "qwen2_5_vl", "qwen2_vl", "video_llava")
+CLIP, QWEN = (24, (-8, -6, -4, -2)), (32, (-7, -5, -3, -1))
+# The vision tower that each bundled profile names: its depth, and the layers that are fused there.
+TOWERS = {
+    "llava": CLIP,
+    "llava_next": CLIP,
+    "qwen2_5_vl": QWEN,
+    "qwen2_vl": QWEN,
+    "video_llava": CLIP,
+}
+FAMILIES = tuple(TOWERS)
 
 
 def make(**changes):
     """A valid profile's JSON, with changes."""
     data = {
-        "format": 1,
+        "format": 2,
         "name": "test",
         "model_type": "llava",
         "layers": [-4, -2],
@@ -39,11 +48,35 @@ def test_bundled_profiles_cover_every_category_and_say_where_values_come_from(fa
     assert profile.model_type == family
     assert set(profile.category_names) == set(CATEGORIES)
     assert "not the CLASP paper's values" in profile.source
-    assert "not calibrated on this model" in profile.source
+    assert "nobody calibrated them on real weights" in profile.source
+    assert profile.fuse_into == "selection"
+    assert "gets what it was trained on" in profile.source
     for policy in profile.categories.values():
         assert sum(policy.layer_weights) == pytest.approx(1.0)
         # The projector (or merger) was trained on the deepest of the fused layers.
         assert policy.layer_weights[-1] == max(policy.layer_weights)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bundled_profiles_fuse_the_layers_they_name_and_fit_every_other_tower(family):
+    profile = Profile.for_model_type(family)
+    depth, layers = TOWERS[family]
+    named = profile.for_tower(depth)
+    assert named.states == tuple(depth + 1 + layer for layer in layers)
+    assert [list(row) for row in named.weights] == profile.weights_matrix()
+    # Qwen2.5-VL's last block is one of the few with full attention.
+    assert named.salience_layer == (31 if family == "qwen2_5_vl" else None)
+    for num_layers in range(1, 130):
+        fitted = profile.for_tower(num_layers)
+        check_fits(fitted, num_layers)
+        assert fitted.salience_layer == (num_layers - 1 if family == "qwen2_5_vl" else None)
+
+
+def check_fits(fitted, num_layers):
+    """States are among hidden_states 0..num_layers, ascending, each with a column of weights."""
+    assert list(fitted.states) == sorted(set(fitted.states))
+    assert set(fitted.states) <= set(range(num_layers + 1))
+    assert {len(row) for row in fitted.weights} == {len(fitted.states)}
 
 
 def test_an_unknown_family_lists_the_known():
@@ -60,6 +93,13 @@ def test_reading_a_profile():
     assert profile.categories["general"] == CategoryPolicy((0.0, 1.0), 0.5, 1.0)
     assert profile.salience_layer is None
     assert profile.normalize is None
+    assert profile.fuse_into is None
+
+
+def test_relative_depths_are_numbers():
+    profile = Profile.from_dict(make(layers=[0, 1], salience_layer=1))
+    assert profile.layers == (0.0, 1.0)
+    assert {type(depth) for depth in (*profile.layers, profile.salience_layer)} == {float}
 
 
 @pytest.mark.parametrize(
@@ -76,10 +116,20 @@ def test_budget_scale_stretches_the_budget(budget, kept):
     assert profile.budget("general", budget) == budget
 
 
+@pytest.mark.parametrize(
+    ("tokens", "kept", "scaled"),
+    [(0.25 * 145, 36, 54), (36.5, 37, 55), (1.5, 2, 2), (0.01, 1, 1), (16.0, 16, 24)],
+)
+def test_a_budget_may_be_a_fraction_of_an_images_tokens(tokens, kept, scaled):
+    profile = Profile.from_dict(make())
+    assert profile.budget("general", tokens) == kept
+    assert profile.budget("ocr", tokens) == scaled
+
+
 @given(
     ratio=st.floats(0, 1),
     scale=st.floats(1e-6, 8),
-    budget=st.integers(1, 4096),
+    budget=st.integers(1, 4096) | st.floats(1e-6, 4096),
 )
 def test_counts_stay_in_range(ratio, scale, budget):
     profile = Profile.from_dict(with_general(pivot_ratio=ratio, budget_scale=scale))
@@ -92,15 +142,19 @@ def test_counts_stay_in_range(ratio, scale, budget):
 
 
 weights = st.floats(0, 1e3, allow_nan=False)
+indices = st.integers(-40, -1)
+depths = st.floats(0, 1)
+depths_above_0 = st.floats(0, 1, exclude_min=True)
 
 
-@given(
-    layers=st.sets(st.integers(-40, -1), min_size=1, max_size=6).map(sorted),
-    salience_layer=st.none() | st.integers(-40, -1),
-    normalize=st.sampled_from([None, "l2", "rms"]),
-    data=st.data(),
-)
-def test_every_valid_profile_survives_a_json_round_trip(layers, salience_layer, normalize, data):
+def ascending(layer):
+    return st.sets(layer, min_size=1, max_size=6).map(sorted)
+
+
+@st.composite
+def profiles(draw, layers):
+    """JSON of profiles, in either format."""
+    layers = draw(layers)
     row = st.lists(weights, min_size=len(layers), max_size=len(layers)).filter(any)
     policy = st.builds(
         lambda w, ratio, scale: {"layer_weights": w, "pivot_ratio": ratio, "budget_scale": scale},
@@ -108,25 +162,122 @@ def test_every_valid_profile_survives_a_json_round_trip(layers, salience_layer, 
         st.floats(0, 1),
         st.floats(1e-3, 10),
     )
-    names = data.draw(st.sets(st.text(min_size=1, max_size=8), max_size=3)) | {"general"}
-    categories = {name: data.draw(policy) for name in sorted(names)}
-    profile = Profile.from_dict(
-        make(
-            layers=layers,
-            salience_layer=salience_layer,
-            normalize=normalize,
-            categories=categories,
-        )
-    )
-    again = Profile.from_dict(json.loads(json.dumps(profile.to_dict())))
+    names = draw(st.sets(st.text(min_size=1, max_size=8), max_size=3)) | {"general"}
+    changes = {
+        "layers": layers,
+        "salience_layer": draw(st.none() | indices),
+        "normalize": draw(st.sampled_from([None, "l2", "rms"])),
+        "categories": {name: draw(policy) for name in sorted(names)},
+    }
+    if layers[0] < 0 and draw(st.booleans()):
+        return make(**changes, format=1)
+    changes["salience_layer"] = draw(st.none() | indices | depths_above_0)
+    return make(**changes, fuse_into=draw(st.sampled_from([None, "projector", "selection"])))
+
+
+@given(profiles(ascending(indices) | ascending(depths)))
+def test_every_valid_profile_survives_a_json_round_trip(data):
+    profile = Profile.from_dict(data)
+    written = json.loads(json.dumps(profile.to_dict()))
+    again = Profile.from_dict(written)
     assert again == profile
     assert again.category_names == profile.category_names
+    for name in data.keys() - {"categories"}:
+        assert written[name] == data[name], name
+    # What reads format 1 only would refuse the field.
+    assert ("fuse_into" in written) == (data["format"] == 2)
 
 
-def test_save_and_load(tmp_path):
-    profile = Profile.from_dict(make(name="näme", salience_layer=-3, normalize="rms"))
+@given(profiles(ascending(depths)), st.integers(1, 200))
+def test_relative_depths_fit_every_tower(data, num_layers):
+    profile = Profile.from_dict({**data, "salience_layer": None})
+    fitted = profile.for_tower(num_layers)
+    check_fits(fitted, num_layers)
+    # Every layer is at the state nearest to its depth, and takes its weight along.
+    nearest = [math.floor(depth * num_layers + 0.5) for depth in profile.layers]
+    assert set(fitted.states) == set(nearest)
+    for name, row in zip(profile.category_names, fitted.weights, strict=True):
+        expected = profile.categories[name].layer_weights
+        assert sum(row) == pytest.approx(sum(expected))
+        for state, weight in zip(fitted.states, row, strict=True):
+            shared = [w for w, s in zip(expected, nearest, strict=True) if s == state]
+            assert weight == pytest.approx(sum(shared))
+
+
+@given(profiles(ascending(indices)), st.integers(40, 200))
+def test_negative_indices_count_from_the_end(data, num_layers):
+    profile = Profile.from_dict(data)
+    fitted = profile.for_tower(num_layers)
+    check_fits(fitted, num_layers)
+    hidden_states, blocks = range(num_layers + 1), range(num_layers)
+    assert fitted.states == tuple(hidden_states[layer] for layer in profile.layers)
+    assert [list(row) for row in fitted.weights] == profile.weights_matrix()
+    if isinstance(profile.salience_layer, int):
+        assert fitted.salience_layer == blocks[profile.salience_layer]
+
+
+@given(depths_above_0, st.integers(1, 200))
+def test_relative_salience_is_the_layer_whose_output_stands_at_the_depth(depth, num_layers):
+    fitted = Profile.from_dict(make(layers=[0, depth], salience_layer=depth)).for_tower(num_layers)
+    assert fitted.salience_layer in range(num_layers)
+    assert fitted.salience_layer == max(0, fitted.states[-1] - 1)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 5, 24, 27, 32, 129])
+def test_depth_0_enters_the_first_layer_and_depth_1_leaves_the_last(num_layers):
+    fitted = Profile.from_dict(make(layers=[0, 1], salience_layer=1)).for_tower(num_layers)
+    assert fitted.states == (0, num_layers)
+    assert fitted.salience_layer == num_layers - 1
+
+
+def test_layers_that_meet_in_a_shallow_tower_are_read_once_with_their_weights_added():
+    data = make(
+        layers=[0.5, 0.75, 0.8, 1.0],
+        salience_layer=0.1,
+        categories={"general": {"layer_weights": [0.5, 0.25, 0.125, 0.125], "pivot_ratio": 0.5}},
+    )
+    profile = Profile.from_dict(data)
+    assert profile.for_tower(4) == TowerLayers((2, 3, 4), ((0.5, 0.375, 0.125),), 0)
+    assert profile.for_tower(2) == TowerLayers((1, 2), ((0.5, 0.5),), 0)
+    assert profile.for_tower(1) == TowerLayers((1,), ((1.0,),), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": [-6, -2]}, "profile 'test' fuses layer -6"),
+        ({"salience_layer": -6}, "profile 'test' takes salience from layer -6"),
+    ],
+)
+def test_a_negative_index_past_the_first_layer_is_refused(changes, message):
+    profile = Profile.from_dict(make(**changes))
+    allowed = ", but the vision tower has 5 layers: -5..-1 are allowed"
+    with pytest.raises(ValueError) as refusal:
+        profile.for_tower(5)
+    assert str(refusal.value) == message + allowed
+    profile.for_tower(6)
+
+
+@pytest.mark.parametrize("num_layers", [0, -1, 2.0, True, None])
+def test_a_tower_has_at_least_one_layer(num_layers):
+    with pytest.raises(ValueError, match="num_layers must be an integer of at least 1, got"):
+        Profile.from_dict(make()).for_tower(num_layers)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 1, "salience_layer": -3},
+        {"salience_layer": -3},
+        {"layers": [1 / 3, 1], "salience_layer": 2 / 3, "fuse_into": "projector"},
+    ],
+)
+def test_save_and_load(tmp_path, changes):
+    profile = Profile.from_dict(make(name="näme", normalize="rms", **changes))
     profile.save(tmp_path / "profile.json")
-    assert Profile.load(tmp_path / "profile.json") == profile
+    again = Profile.load(tmp_path / "profile.json")
+    assert again == profile
+    assert again.format == changes.get("format", 2)
 
 
 def test_a_profile_does_not_change_with_what_it_was_made_from():
@@ -142,20 +293,59 @@ def test_a_profile_does_not_change_with_what_it_was_made_from():
         ([], "a profile must be a JSON object, got list"),
         ({"format": 1}, "missing field.s. 'name', 'model_type', 'layers', 'source', 'categories'"),
         (make(layer=[1]), "profile has unknown field.s. 'layer'; allowed: format, name, "),
-        (make(format=2), "format must be 1, the version this package reads, got 2"),
-        (make(format=1.0), "format must be 1, .* got 1.0"),
+        (make(format=3), "format must be 1 or 2, the versions this package reads, got 3"),
+        (make(format=1.0), "format must be 1 or 2, .* got 1.0"),
+        (make(format=True), "format must be 1 or 2, .* got True"),
+        (make(format=3, layers=[]), "format must be 1 or 2, .* got 3"),
         (make(name=""), "name must be a non-empty string, got ''"),
         (make(model_type=3), "model_type must be a non-empty string, got 3"),
         (make(source=" "), "source must be a non-empty string, got ' '"),
-        (make(layers=[]), r"layers must be a non-empty list of negative .* got \[\]"),
+        (
+            make(layers=[]),
+            r"layers must be a non-empty list of either all negative layer indices or all "
+            r"relative depths in 0..1, each once, from shallow to deep, got \[\]",
+        ),
         (make(layers=-2), "layers must be .* got -2"),
         (make(layers="-2"), "layers must be .* got '-2'"),
-        (make(layers=[-2, 0]), r"layers must be .* got \[-2, 0\]"),
+        (make(layers=[-2, 0]), r"layers must be .* either all .* or all .* got \[-2, 0\]"),
+        (make(layers=[-1, 0.5]), r"layers must be .* either all .* or all .* got \[-1, 0.5\]"),
         (make(layers=[-2, -1.0]), r"layers must be .* got \[-2, -1.0\]"),
         (make(layers=[-2, -4]), r"layers must be .* from shallow to deep, got \[-2, -4\]"),
         (make(layers=[-2, -2]), r"layers must be .* each once.* got \[-2, -2\]"),
-        (make(salience_layer=0), "salience_layer must be null or a negative .* got 0"),
-        (make(salience_layer=-1.5), "salience_layer must be null or a negative .* got -1.5"),
+        (make(layers=[0.9, 0.5]), r"layers must be .* from shallow to deep, got \[0.9, 0.5\]"),
+        (make(layers=[0.5, 0.5]), r"layers must be .* each once.* got \[0.5, 0.5\]"),
+        (make(layers=[0.5, 1.1]), r"layers must be .* got \[0.5, 1.1\]"),
+        (make(layers=[0.5, True]), r"layers must be .* got \[0.5, True\]"),
+        (make(layers=[math.nan, 1]), r"layers must be .* got \[nan, 1\]"),
+        (make(layers=[0.5, None]), r"layers must be .* got \[0.5, None\]"),
+        (
+            make(format=1, layers=[0.5, 1.0]),
+            r"layers must be a non-empty list of negative layer indices \(all that format 1 has\), "
+            r"each once, from shallow to deep, got \[0.5, 1.0\]",
+        ),
+        (
+            make(salience_layer=0),
+            "salience_layer must be null, a negative layer index or a relative depth above 0 and "
+            "at most 1, got 0",
+        ),
+        (make(salience_layer=0.0), "salience_layer must be null, a negative .* got 0.0"),
+        (make(salience_layer=2), "salience_layer must be null, a negative .* got 2"),
+        (make(salience_layer=-1.5), "salience_layer must be null, a negative .* got -1.5"),
+        (make(salience_layer=True), "salience_layer must be null, a negative .* got True"),
+        (make(salience_layer="-1"), "salience_layer must be null, a negative .* got '-1'"),
+        (
+            make(format=1, salience_layer=0.5),
+            r"salience_layer must be null or a negative layer index \(all that format 1 has\), "
+            r"got 0.5",
+        ),
+        (
+            make(fuse_into="both"),
+            'fuse_into must be null, "projector" or "selection", got \'both\'',
+        ),
+        (
+            make(format=1, fuse_into="selection"),
+            "fuse_into needs format 2, .*'selection' in format 1",
+        ),
         (make(normalize="max"), "normalize must be null, .* got 'max'"),
         (make(categories=[]), "categories must be a JSON object, got list"),
         (make(categories={}), "categories must contain 'general', .* it has: nothing"),
@@ -194,7 +384,7 @@ def test_categories_must_hold_policies():
 def test_a_bad_file_is_named(tmp_path):
     path = tmp_path / "profile.json"
     path.write_text(json.dumps(make(format=9)))
-    with pytest.raises(ValueError, match=r"profile\.json: format must be 1"):
+    with pytest.raises(ValueError, match=r"profile\.json: format must be 1 or 2"):
         Profile.load(path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"profile\.json is not valid JSON: .* line 1, column 2"):
@@ -202,11 +392,15 @@ def test_a_bad_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("budget", [0, -3, 1.5, True, "8"])
-def test_a_bad_budget_is_named(budget):
-    profile = Profile.from_dict(make())
-    for ask in (profile.budget, profile.pivot_count):
-        with pytest.raises(ValueError, match="budget must be an integer of at least 1, got"):
-            ask("ocr", budget)
+def test_a_bad_number_of_kept_tokens_is_named(budget):
+    with pytest.raises(ValueError, match="budget must be an integer of at least 1, got"):
+        Profile.from_dict(make()).pivot_count("ocr", budget)
+
+
+@pytest.mark.parametrize("tokens", [0, -3, -0.5, math.nan, math.inf, True, "8", None])
+def test_a_bad_budget_is_named(tokens):
+    with pytest.raises(ValueError, match=f"tokens must be a finite number above 0, got .?{tokens}"):
+        Profile.from_dict(make()).budget("ocr", tokens)
 
 
 def test_an_unknown_category_lists_the_known():
