@@ -13,6 +13,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .backends import backend_report, use_backend
+    from .models import apply_clasp
     from .ops.attention_salience import attention_salience
     from .ops.complete_tokens import complete_tokens
     from .ops.fuse_layers import fuse_layers
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Selection",
     "__version__",
+    "apply_clasp",
     "attention_salience",
     "backend_report",
     "complete_tokens",
@@ -38,14 +40,15 @@ __all__ = [
 ]
 
 _SUBMODULES = ("backends", "models", "ops", "policy", "reference")
-_IN_BACKENDS = ("backend_report", "use_backend")
+# Where names come from; ops unless told here.
+_HOMES = {"backend_report": ".backends", "use_backend": ".backends", "apply_clasp": ".models"}
 
 
 def __getattr__(name: str) -> object:
     if name in _SUBMODULES:
         return importlib.import_module(f".{name}", __name__)
     if name in __all__:
-        module = importlib.import_module(".backends" if name in _IN_BACKENDS else ".ops", __name__)
+        module = importlib.import_module(_HOMES.get(name, ".ops"), __name__)
         value = globals()[name] = getattr(module, name)
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

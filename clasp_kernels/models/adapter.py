@@ -8,7 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
+from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
+from clasp_kernels.policy.layers import TowerLayers
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class VisionOutput:
     """A batch of images after the vision tower: N visual tokens each, nothing dropped yet."""
 
     fused_layers: Sequence[torch.Tensor]
-    """The profile's layers, each [images, N, D]."""
+    """The adapter's ``layers.states``, each [images, N, D]."""
     features: torch.Tensor
     """[images, N, D']: what the unpruned model would hand to its projector."""
     query: torch.Tensor
@@ -38,9 +40,14 @@ class Adapter(Protocol):
     image_token_id: int
     tokens_per_image: int
     text_config: Any
+    layers: TowerLayers
+    """The profile's layers in this model's vision tower."""
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
         """Raise a ValueError or TypeError that says what does not fit; change nothing."""
+
+    def patches(self) -> list[Patch]:
+        """What has to be in place while ``encode`` is called."""
 
     def check_call(self, inputs: dict[str, Any]) -> None:
         """Raise a ValueError for forward arguments of this family that pruning cannot honour."""

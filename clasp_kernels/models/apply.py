@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from clasp_kernels.models.adapter import Adapter
+from clasp_kernels.models.compat import require_transformers
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.llava import LlavaAdapter
 from clasp_kernels.models.patching import InstancePatches
-from clasp_kernels.models.prompts import PromptCategories
+from clasp_kernels.models.prompts import PromptCategories, tokenizer_on_disk
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
@@ -20,6 +21,7 @@ _ADAPTERS: dict[str, type[Adapter]] = {"llava": LlavaAdapter}
 _FUSE_INTO = ("projector", "selection")
 _POSITIONS = ("original", "compact")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_DEFAULT_BUDGET = 0.25
 _PROFILE_FILE = "clasp_profile.json"
 
 
@@ -35,12 +37,12 @@ def supported_model_types() -> tuple[str, ...]:
 def apply_clasp(
     model: Any,
     *,
-    budget: int,
+    budget: int | float | None = None,
     profile: Profile | None = None,
     router: RouterLike | None = None,
     processor: Any | None = None,
     schedule: Schedule | None = None,
-    fuse_into: str = "projector",
+    fuse_into: str | None = None,
     positions: str = "original",
     merge: bool = False,
 ) -> ClaspHandle:
@@ -54,18 +56,20 @@ def apply_clasp(
 
     Args:
         model: a model whose ``config.model_type`` is among ``supported_model_types()``.
-        budget: visual tokens kept per image, 1..tokens per image. A category's ``budget_scale``
-            stretches it.
+        budget: visual tokens kept per image: an int, or a float in (0, 1] for the fraction of
+            them; 0.25 unless ``schedule`` says otherwise. A category's ``budget_scale`` stretches
+            it. An image that has no more tokens is left whole.
         profile: what each category does. By default the ``clasp_profile.json`` in the folder the
             model was loaded from, else the one bundled for its family.
         router: called with prompts, gives a category name for each; by default ``Router()``.
         processor: the model's processor or tokenizer, through which prompts are read for the
-            router. Without it, every call needs ``categories=``, a name or one name per prompt,
-            which ``generate`` and ``forward`` take either way.
-        schedule: where tokens are dropped; only ``Schedule.input(budget)``, the default, is
-            supported so far.
+            router. By default the tokenizer on disk that belongs to the model's weights, if there
+            is one; if not, prompts are "general", said once in a warning. ``categories=``, a name
+            or one name per prompt, which ``generate`` and ``forward`` take, goes before the router.
+        schedule: where tokens are dropped; only ``Schedule.input(budget)`` is supported so far.
         fuse_into: "projector" feeds the fused layers to the projector, as in the paper;
-            "selection" only chooses tokens by them.
+            "selection" only chooses tokens by them. By default what the profile says, else
+            "projector".
         positions: "original" keeps each token's position; "compact" renumbers what remains.
         merge: give each kept token the mean of itself and the dropped tokens most like it.
 
@@ -77,8 +81,12 @@ def apply_clasp(
     row.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, or a model already patched. The
-            model is then untouched.
+        ValueError, TypeError: an argument that does not fit, or a model already patched.
+        ImportError: transformers is not installed, or older than the oldest release served.
+        RuntimeError: transformers has changed in a way that this package cannot follow.
+        The model is then untouched.
+
+    A transformers newer than every tested release is told once, in a UserWarning.
 
     >>> from PIL import Image
     >>> from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -87,13 +95,14 @@ def apply_clasp(
     >>> processor = AutoProcessor.from_pretrained(tiny_vlm_path())
     >>> prompt = "USER: <image>\\nHow many circles are there? ASSISTANT:"
     >>> inputs = processor(images=Image.new("RGB", (96, 96)), text=prompt, return_tensors="pt")
-    >>> with apply_clasp(model, budget=16, processor=processor) as handle:
+    >>> with apply_clasp(model, budget=16) as handle:
     ...     ids = model.generate(**inputs, max_new_tokens=4)
     >>> handle.last.categories, handle.last.stages[0].indices.shape
     (('counting',), torch.Size([1, 16]))
     >>> handle.last.prompt_length - handle.last.pruned_length
     128
     """
+    require_transformers()
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     if model_type not in _ADAPTERS:
@@ -106,7 +115,9 @@ def apply_clasp(
             "model is patched already; remove() its handle before applying again, or call "
             "remove_clasp(model), which needs no handle and serves copies and loaded models too"
         )
-    _check_choice("fuse_into", fuse_into, _FUSE_INTO)
+    budget = _find_budget(budget, schedule)
+    if fuse_into is not None:
+        _check_choice("fuse_into", fuse_into, _FUSE_INTO)
     _check_choice("positions", positions, _POSITIONS)
     if not isinstance(merge, bool):
         raise TypeError(f"merge must be True or False, got {merge!r}")
@@ -128,20 +139,19 @@ def apply_clasp(
         raise TypeError(
             f"router must be callable with a list of prompts, got {type(router).__name__}"
         )
-    tokenizer = _find_tokenizer(processor)
+    tokenizer = _find_tokenizer(processor, model)
+    if fuse_into is None:
+        fuse_into = profile.fuse_into or "projector"
     adapter = _ADAPTERS[model_type](model, profile, fuse_into)
     if model.dtype not in _DTYPES:
         raise ValueError(f"the model's dtype must be {_names(_DTYPES)}, got {model.dtype}")
-    _check_budget(budget, adapter.tokens_per_image)
-    _check_schedule(schedule, budget)
-
     runtime = ClaspRuntime(
         model,
         TokenSelector(adapter, profile, budget, fuse_into, merge),
         PromptCategories(profile, router, tokenizer, adapter.image_token_id),
         compact_positions=positions == "compact",
     )
-    return ClaspHandle(model, runtime, profile)
+    return ClaspHandle(model, runtime, profile, [*adapter.patches(), *runtime.patches()])
 
 
 def remove_clasp(model: Any) -> None:
@@ -179,9 +189,9 @@ def _default_profile(model: Any, model_type: str) -> Profile:
     return Profile.for_model_type(model_type)
 
 
-def _find_tokenizer(processor: Any | None) -> Any | None:
+def _find_tokenizer(processor: Any | None, model: Any) -> Any | None:
     if processor is None:
-        return None
+        return tokenizer_on_disk(model)
     tokenizer = getattr(processor, "tokenizer", processor)
     if not hasattr(tokenizer, "decode"):
         raise TypeError(
@@ -195,19 +205,32 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {_names(allowed)}, got {value!r}")
 
 
-def _check_budget(budget: object, tokens_per_image: int) -> None:
-    if not isinstance(budget, int) or isinstance(budget, bool):
-        raise TypeError(f"budget must be an int, got {budget!r}")
-    if not 1 <= budget <= tokens_per_image:
-        raise ValueError(
-            f"budget must be in 1..{tokens_per_image}, the visual tokens this model has per "
-            f"image, got {budget}"
+def _find_budget(budget: object, schedule: object) -> int | float:
+    """The budget that was asked for, by itself or by the schedule, both of them checked."""
+    scheduled = None if schedule is None else _scheduled_budget(schedule)
+    if budget is None:
+        return _DEFAULT_BUDGET if scheduled is None else scheduled
+    if not isinstance(budget, (int, float)) or isinstance(budget, bool):
+        raise TypeError(
+            f"budget must be an int, the visual tokens kept per image, or a float, the fraction "
+            f"of them, got {budget!r}"
         )
+    if isinstance(budget, int) and budget < 1:
+        raise ValueError(f"budget must be at least 1 visual token per image, got {budget}")
+    if isinstance(budget, float) and not 0.0 < budget <= 1.0:
+        raise ValueError(
+            f"budget as a float is the fraction of visual tokens kept, above 0 and at most 1, got "
+            f"{budget}; for a number of tokens give an int"
+        )
+    if scheduled is not None and scheduled != budget:
+        raise ValueError(
+            f"schedule {schedule} keeps {scheduled} tokens, but budget is {budget}; they must "
+            f"agree, or budget may be left out"
+        )
+    return budget
 
 
-def _check_schedule(schedule: object, budget: int) -> None:
-    if schedule is None:
-        return
+def _scheduled_budget(schedule: object) -> int:
     if not isinstance(schedule, Schedule):
         raise TypeError(
             f"schedule must be a clasp_kernels.policy.Schedule, got {type(schedule).__name__}"
@@ -215,13 +238,9 @@ def _check_schedule(schedule: object, budget: int) -> None:
     if not schedule.prunes_input_only:
         raise ValueError(
             f"schedule {schedule} drops tokens inside the language model, which is not supported "
-            f"yet; use Schedule.input({budget}) or leave it out"
+            f"yet; use Schedule.input(tokens) or leave it out"
         )
-    if schedule.stages[0][1] != budget:
-        raise ValueError(
-            f"schedule {schedule} keeps {schedule.stages[0][1]} tokens, but budget is {budget}; "
-            f"they must agree"
-        )
+    return schedule.stages[0][1]
 
 
 def _names(allowed: tuple[object, ...]) -> str:

@@ -9,8 +9,11 @@ transformers before 5.24 calls ``past_key_values``.
 from __future__ import annotations
 
 import inspect
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,15 +21,97 @@ import torch
 #: The transformers releases that the tests of ``clasp_kernels.models`` pass on, oldest first.
 TESTED_RELEASES: tuple[str, ...] = ("5.17.0", "5.20.2", "5.23.0", "5.24.0")
 
+_INSTALL = 'pip install -U "clasp-kernels[hf]"'
 _CACHE_NAMES = ("cache", "past_key_values")
+
+
+def require_transformers() -> None:
+    """Check that transformers is there and not too old; warn once if nobody tested one so new.
+
+    Raises:
+        ImportError: it is missing, broken or older than the oldest tested release. The text says
+            how to get another.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
+            problem = "transformers is not installed"
+        else:  # it checks the versions of what it needs while it is imported
+            problem = f"transformers cannot be imported ({' '.join(str(error).split())})"
+        raise ImportError(f"{problem}; {_INSTALL}", name="transformers") from None
+    release = _release(transformers.__version__)
+    if release < _release(TESTED_RELEASES[0]):
+        raise ImportError(
+            f"transformers {transformers.__version__} is too old, {TESTED_RELEASES[0]} or later is "
+            f"needed; {_INSTALL}",
+            name="transformers",
+        )
+    if release > _release(TESTED_RELEASES[-1]):
+        _warn_untested(transformers.__version__)
+
+
+@cache
+def _warn_untested(version: str) -> None:
+    warnings.warn(
+        f"transformers {version} is newer than those that clasp_kernels was tested with, "
+        f"{TESTED_RELEASES[0]} to {TESTED_RELEASES[-1]}; `clasp doctor --verify` tells in a "
+        f"minute whether pruning is right with it",
+        UserWarning,
+        stacklevel=4,
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """A version as numbers, what comes after them left out: "5.25.0.dev0" is (5, 25, 0)."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
 def method_signature(model: Any, name: str) -> inspect.Signature:
     """The signature that a model's class gives a method, without ``self``.
 
-    Whatever wraps the method on the instance need not show the arguments it passes on.
+    Whatever wraps the method on the instance need not show the arguments it passes on. Annotations
+    are left out: they may hold what cannot be pickled, and a patched model can be saved whole.
     """
-    return inspect.signature(getattr(type(model), name).__get__(model))
+    signature = inspect.signature(getattr(type(model), name).__get__(model))
+    return signature.replace(
+        parameters=[
+            parameter.replace(annotation=inspect.Parameter.empty)
+            for parameter in signature.parameters.values()
+        ],
+        return_annotation=inspect.Signature.empty,
+    )
+
+
+def by_name(
+    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A call's arguments by name, those the caller left out left out."""
+    arguments = dict(signature.bind(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            arguments.update(arguments.pop(parameter.name, {}))
+    return arguments
+
+
+def prepare_signature(model: Any) -> inspect.Signature:
+    """The signature of ``prepare_inputs_for_generation``, checked for what pruning reads there.
+
+    Raises:
+        RuntimeError: ``generate`` no longer says there which forward is the first.
+    """
+    from transformers import GenerationMixin
+
+    known = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    missing = [name for name in ("is_first_iteration", "next_sequence_length") if name not in known]
+    if missing:
+        raise RuntimeError(
+            f"generate of {_installed()} does not hand {' and '.join(missing)} to "
+            f"prepare_inputs_for_generation, by which the prefill is told from decoding; "
+            f"{_way_out()}"
+        )
+    return method_signature(model, "prepare_inputs_for_generation")
 
 
 def cache_name(model: Any, method: str) -> str:
@@ -66,9 +151,67 @@ def native_cache(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {name if key == "cache" else key: value for key, value in arguments.items()}
 
 
+def image_tower(model: Any) -> Any:
+    """The module that encodes images.
+
+    Raises:
+        RuntimeError: the model does not name one.
+    """
+    tower = model.get_encoder(modality="image")
+    if tower is None or tower is model:
+        raise RuntimeError(
+            f"{type(model).__name__} of {_installed()} names no image encoder; {_way_out()}"
+        )
+    return tower
+
+
+def attention_modules(tower: torch.nn.Module, num_layers: int) -> list[torch.nn.Module]:
+    """The attention module of each layer of a vision tower, first layer first.
+
+    Raises:
+        RuntimeError: there is not one for each of the ``num_layers`` layers.
+    """
+    found = [
+        module
+        for module in tower.modules()
+        if type(module).__name__.endswith("Attention") and hasattr(module, "config")
+    ]
+    if len(found) != num_layers:
+        raise RuntimeError(
+            f"{type(tower).__name__} of {_installed()} has {len(found)} attention modules in "
+            f"{num_layers} layers, so the one that scores the tokens cannot be told; {_way_out()}"
+        )
+    return found
+
+
+def require_parts(module: Any, names: Sequence[str]) -> None:
+    """Raise a RuntimeError if a model lacks a part that pruning calls by name."""
+    missing = [name for name in names if not hasattr(module, name)]
+    if missing:
+        raise RuntimeError(
+            f"{type(module).__name__} of {_installed()} has no {' or '.join(missing)}; {_way_out()}"
+        )
+
+
 def output_cache(outputs: Any) -> Any:
     """The cache among a model's outputs, None where it used none."""
     return getattr(outputs, _field(outputs, _CACHE_NAMES))
+
+
+def cache_bytes(cache: Any, columns: int) -> int:
+    """Bytes of the keys and values that a cache has, or would have, of so many columns.
+
+    Summed over the layers from the tensors that are there, as layers differ in heads and widths.
+    A layer with a sliding window holds no more columns than that; linear attention holds none.
+    """
+    total = 0
+    for layer in [] if cache is None else cache.layers:
+        window = getattr(layer, "sliding_window", None) or columns
+        for stored in (getattr(layer, "keys", None), getattr(layer, "values", None)):
+            if isinstance(stored, torch.Tensor) and stored.ndim == 4 and stored.shape[2] > 0:
+                column = stored[:, :, :1]
+                total += column.numel() * column.element_size() * min(columns, window)
+    return total
 
 
 def set_image_features(outputs: Any, features: Sequence[torch.Tensor]) -> None:
@@ -80,7 +223,8 @@ def set_image_features(outputs: Any, features: Sequence[torch.Tensor]) -> None:
     if _field(outputs, ("image_outputs", "image_hidden_states")) == "image_outputs":
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        outputs["image_outputs"] = BaseModelOutputWithPooling(pooler_output=list(features))
+        pooled: Any = list(features)  # typed as one tensor, and a list in this family
+        outputs["image_outputs"] = BaseModelOutputWithPooling(pooler_output=pooled)
     else:
         outputs["image_hidden_states"] = torch.cat(list(features))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from clasp_kernels.models.patching import InstancePatches
+from clasp_kernels.models.patching import InstancePatches, Patch
 from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.policy import Profile
@@ -14,11 +15,14 @@ from clasp_kernels.policy import Profile
 class ClaspHandle:
     """Holds a model that prunes. As a context manager it removes itself at the end."""
 
-    def __init__(self, model: Any, runtime: ClaspRuntime, profile: Profile) -> None:
+    def __init__(
+        self, model: Any, runtime: ClaspRuntime, profile: Profile, patches: Sequence[Patch]
+    ) -> None:
+        """Set the patches, which the handle then owns."""
         self.model = model
         self.profile = profile
         self._runtime = runtime
-        self._patches = InstancePatches(model, runtime.patched_methods())
+        self._patches = InstancePatches(patches)
 
     @property
     def last(self) -> PrefillRecord | None:

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 
 from clasp_kernels.models.adapter import VisionOutput
+from clasp_kernels.models.capture import AttentionListener
+from clasp_kernels.models.compat import attention_modules, image_tower, require_parts
+from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
 _VISION_TOWERS = ("clip_vision_model",)
@@ -49,16 +52,15 @@ class LlavaAdapter:
             )
 
         self._model = model
-        self._num_layers = config.vision_config.num_hidden_layers
-        self._feature_states = [self._state_index(layer) for layer in feature_layers]
-        deepest_fused = min(profile.layers)
-        if -deepest_fused > self._num_layers:
-            raise ValueError(
-                f"profile {profile.name!r} fuses layer {deepest_fused}, but the vision tower has "
-                f"{self._num_layers} layers: {-self._num_layers}..-1 are allowed"
-            )
-        self._fused_states = [self._state_index(layer) for layer in profile.layers]
-        self._salience_layer = self._find_salience_layer(profile)
+        num_layers = config.vision_config.num_hidden_layers
+        # Counted from the front, hidden_states[0] being what enters the first layer.
+        self._feature_states = [
+            layer if layer >= 0 else layer + num_layers + 1 for layer in feature_layers
+        ]
+        self.layers = profile.for_tower(num_layers)
+        attentions = attention_modules(self._tower, num_layers)
+        self._listener = AttentionListener(attentions[self._salience_layer()])
+        require_parts(model.model, ("multi_modal_projector",))
 
         self._first_token = 1 if self._strategy == "default" else 0  # 0: CLS is a token too
         patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
@@ -66,28 +68,26 @@ class LlavaAdapter:
         self.image_token_id: int = config.image_token_id
         self.text_config = config.get_text_config()
 
-    def _state_index(self, layer: int) -> int:
-        """Where a layer's output stands among hidden_states; 0 is what enters the first layer."""
-        return layer if layer >= 0 else layer + self._num_layers + 1
+    @property
+    def _tower(self) -> Any:
+        """Asked for anew each time, as it may be wrapped or compiled later."""
+        return image_tower(self._model)
 
-    def _find_salience_layer(self, profile: Profile) -> int:
+    def _salience_layer(self) -> int:
         """Which vision layer's attention scores the tokens, counted from 0."""
-        layer = profile.salience_layer
-        if layer is None:
-            # Of several feature layers the deepest: its attention knows most of the image.
-            produced_by = max(self._feature_states) - 1
-            if produced_by < 0:
-                raise ValueError(
-                    f"config.vision_feature_layer={self._feature_layer} is the embedding, which "
-                    f"no attention produces; name a salience_layer in the profile"
-                )
-            return produced_by
-        if -layer > self._num_layers:
+        if self.layers.salience_layer is not None:
+            return self.layers.salience_layer
+        # Of several feature layers the deepest: its attention knows most of the image.
+        produced_by = max(self._feature_states) - 1
+        if produced_by < 0:
             raise ValueError(
-                f"profile {profile.name!r} takes salience from layer {layer}, but the vision "
-                f"tower has {self._num_layers} layers: {-self._num_layers}..-1 are allowed"
+                f"config.vision_feature_layer={self._feature_layer} is the embedding, which "
+                f"no attention produces; name a salience_layer in the profile"
             )
-        return layer + self._num_layers
+        return produced_by
+
+    def patches(self) -> list[Patch]:
+        return [self._listener.patch()]
 
     def check_call(self, inputs: dict[str, Any]) -> None:
         for name, configured in (
@@ -105,29 +105,20 @@ class LlavaAdapter:
 
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, pixel_values: torch.Tensor) -> VisionOutput:
-        tower = self._model.model.vision_tower
-        # All of them: how a list of layers is counted differs between transformers versions.
-        states = tower(pixel_values, output_hidden_states=True, return_dict=True).hidden_states
+        with self._listener.listen() as captured:
+            # All hidden states: those that nobody selects may be None.
+            outputs = self._tower(pixel_values, output_hidden_states=True, return_dict=True)
+        states, query, key = outputs.hidden_states, captured.query, captured.key
+        assert query is not None and key is not None and captured.scale is not None
         first = self._first_token
         features = [states[index][:, first:] for index in self._feature_states]
-
-        # The layer's own query and key, from its own input. Recomputing them costs one product
-        # with D x D weights; forward hooks would save it, but would see every other thread's
-        # forward too, and nothing at all of a tower that was compiled before they came.
-        layer = tower.encoder.layers[self._salience_layer]
-        normed = layer.layer_norm1(states[self._salience_layer])
-        attention = layer.self_attn
-
-        def split_heads(projected: torch.Tensor) -> torch.Tensor:
-            return projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-
         return VisionOutput(
-            fused_layers=[states[index][:, first:] for index in self._fused_states],
+            fused_layers=[states[index][:, first:] for index in self.layers.states],
             features=features[0] if len(features) == 1 else torch.cat(features, dim=-1),
-            query=split_heads(attention.q_proj(normed[:, :1])),
-            key=split_heads(attention.k_proj(normed)),
-            scale=attention.scale,
-            key_range=(first, normed.shape[1]),
+            query=query[:, :, :1],  # the CLS token's
+            key=key,
+            scale=captured.scale,
+            key_range=(first, key.shape[2]),
         )
 
     def project(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,18 @@
-"""Replacing methods of one object, and putting it back exactly as it was."""
+"""Replacing attributes of objects, and putting them back exactly as they were."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+
+class Patch(NamedTuple):
+    """One attribute to set on one object."""
+
+    target: object
+    name: str
+    value: Any
 
 
 class PatchedMethod:
@@ -18,26 +26,19 @@ class PatchedMethod:
         self.replacement = replacement
         self.patches: InstancePatches | None = None
         """Those it is one of: copied with it, they know the copy's own methods."""
-        # Without annotations, which may hold what cannot be pickled: a model can be saved whole.
-        self.__signature__ = signature.replace(
-            parameters=[
-                parameter.replace(annotation=inspect.Parameter.empty)
-                for parameter in signature.parameters.values()
-            ],
-            return_annotation=inspect.Signature.empty,
-        )
+        self.__signature__ = signature
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.replacement(*args, **kwargs)
 
 
 class InstancePatches:
-    """Attributes set on one object, over its class or over what it had of its own.
+    """Attributes set on objects, over their classes' or over what they had of their own.
 
     >>> class Cat:
     ...     def speak(self): return "miaow"
     >>> tom = Cat()
-    >>> patches = InstancePatches(tom, {"speak": lambda: "purr"})
+    >>> patches = InstancePatches([Patch(tom, "speak", lambda: "purr")])
     >>> tom.speak(), patches.remove(), tom.speak(), vars(tom)
     ('purr', None, 'miaow', {})
     """
@@ -50,20 +51,21 @@ class InstancePatches:
                 return value.patches
         return None
 
-    def __init__(self, target: object, attributes: Mapping[str, Any]) -> None:
-        self._target = target
-        self._installed = dict(attributes)
+    def __init__(self, patches: Sequence[Patch]) -> None:
+        """Set every attribute, or none and raise a TypeError."""
+        self._installed = list(patches)
         # Frameworks patch instances too (device hooks replace forward); theirs come back.
-        self._replaced = {name: vars(target)[name] for name in attributes if name in vars(target)}
-        for done, (name, value) in enumerate(attributes.items(), start=1):
-            setattr(target, name, value)
-            if isinstance(value, PatchedMethod):
-                value.patches = self
-            if vars(target).get(name) is not value:
-                self._restore(list(attributes)[:done])
+        self._replaced = [vars(patch.target).get(patch.name, _ABSENT) for patch in patches]
+        for done, patch in enumerate(patches, start=1):
+            setattr(patch.target, patch.name, patch.value)
+            if isinstance(patch.value, PatchedMethod):
+                patch.value.patches = self
+            if not _is_in_place(patch):
+                self._restore(done)
                 raise TypeError(
-                    f"{type(target).__name__} cannot be patched: it does not keep what "
-                    f"{name!r} is set to, as wrappers around a model do not; give the model inside"
+                    f"{type(patch.target).__name__} cannot be patched: it does not keep what "
+                    f"{patch.name!r} is set to, as wrappers around a model do not; give the model "
+                    f"inside"
                 )
 
     @property
@@ -75,18 +77,35 @@ class InstancePatches:
 
         Doing so again changes nothing.
         """
-        for name, value in self._installed.items():
-            if vars(self._target).get(name) is not value:
+        for patch in self._installed:
+            if not _is_in_place(patch):
                 raise RuntimeError(
-                    f"{type(self._target).__name__}.{name} was replaced after apply_clasp; undo "
-                    f"that first, so that what it wraps stays in place"
+                    f"{type(patch.target).__name__}.{patch.name} was replaced after apply_clasp; "
+                    f"undo that first, so that what it wraps stays in place"
                 )
-        self._restore(self._installed)
-        self._installed = {}
+        self._restore(len(self._installed))
+        self._installed = []
 
-    def _restore(self, names: Iterable[str]) -> None:
-        for name in names:
-            if name in self._replaced:
-                setattr(self._target, name, self._replaced[name])
+    def _restore(self, count: int) -> None:
+        for patch, replaced in zip(self._installed[:count], self._replaced, strict=False):
+            if replaced is _ABSENT:
+                delattr(patch.target, patch.name)
             else:
-                delattr(self._target, name)
+                setattr(patch.target, patch.name, replaced)
+
+
+class _Absent:
+    """Marks an attribute that an object did not have of its own; a copy of it is itself."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Absent:
+        return self
+
+    def __reduce__(self) -> str:
+        return "_ABSENT"
+
+
+_ABSENT = _Absent()
+
+
+def _is_in_place(patch: Patch) -> bool:
+    return vars(patch.target).get(patch.name, _ABSENT) is patch.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,26 @@ from clasp_kernels.policy import (
 )
 
 
-@dataclass(frozen=True)
+def tokenizer_on_disk(model: Any) -> Any | None:
+    """The tokenizer that belongs to a model's weights, if it is on disk; the network is not asked.
+
+    That is the folder the weights were loaded from, or the cache of the hub.
+    """
+    from transformers import AutoTokenizer
+
+    source = getattr(model, "name_or_path", "")
+    if not source:
+        return None
+    revision = getattr(model.config, "_commit_hash", None) or "main"
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=True)
+    # What is not there, damaged, or needs a library that is not installed fails in many ways, and
+    # each means that prompts cannot be read, which is told when there is one to read.
+    except Exception:
+        return None
+
+
+@dataclass
 class PromptCategories:
     """Decides the category of prompts: the caller's word, else the router's."""
 
@@ -25,6 +45,8 @@ class PromptCategories:
     router: RouterLike
     tokenizer: Any | None
     image_token_id: int
+    warned: bool = False
+    """Whether it was said that prompts cannot be read."""
 
     def resolve(
         self,
@@ -42,12 +64,22 @@ class PromptCategories:
                 f"{', '.join(self.profile.category_names)} per prompt"
             )
         if self.tokenizer is None:
-            raise ValueError(
-                "the category of the prompt is not known: either pass categories= to generate() "
-                f"or forward(), one of {', '.join(self.profile.category_names)} per prompt, or "
-                "pass processor= to apply_clasp(), which lets the router read the prompt"
-            )
+            self._warn_unread()
+            return (FALLBACK_CATEGORY,) * num_prompts
         return self._route(self._texts(input_ids, attention_mask))
+
+    def _warn_unread(self) -> None:
+        if self.warned:
+            return
+        self.warned = True
+        warnings.warn(
+            f"the router cannot read the prompts, as no tokenizer was found on disk beside the "
+            f"model's weights: every prompt is {FALLBACK_CATEGORY!r}. Pass processor= to "
+            f"apply_clasp(), or categories= to generate() or forward(), one of "
+            f"{', '.join(self.profile.category_names)} per prompt",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def _check(self, categories: str | Sequence[str], num_prompts: int) -> tuple[str, ...]:
         if isinstance(categories, str):

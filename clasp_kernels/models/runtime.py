@@ -1,8 +1,7 @@
-"""The patched methods of one model: generate, forward, and the two hooks between them.
+"""The patched methods of one model: generate, forward, and the hook between them.
 
-- ``generate`` refuses to draft for another model, which only its arguments tell.
-- ``_expand_inputs_for_generation`` runs once per ``generate``: prompts are routed there, while
-  they are still whole and unrepeated, and images are kept from being repeated with them.
+- ``generate`` routes the prompts, while they are whole and unrepeated, and sends images and
+  categories on in one object (``generation.py``).
 - ``prepare_inputs_for_generation`` runs before every forward, outside compiled regions: decode
   steps have the mask and positions of the full prompt turned into those of the pruned cache.
 - ``forward`` prunes where images meet their placeholders, and otherwise runs the original.
@@ -12,22 +11,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from clasp_kernels.models.compat import (
+    by_name,
+    cache_bytes,
     cache_name,
     canonical_cache,
     method_signature,
     native_cache,
     output_cache,
+    prepare_signature,
     set_image_features,
 )
+from clasp_kernels.models.generation import GENERATION, Generation, ImageDrafter
 from clasp_kernels.models.history import CachedPast
 from clasp_kernels.models.layout import PromptImages
-from clasp_kernels.models.patching import PatchedMethod
+from clasp_kernels.models.patching import Patch, PatchedMethod
 from clasp_kernels.models.prefill import (
     check_attention_mask,
     check_inputs,
@@ -40,18 +42,8 @@ from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.models.stopwatch import Stopwatch
 
-# Private keyword arguments from prepare_inputs_for_generation to forward.
-_GENERATION = "clasp_generation"
+# From prepare_inputs_for_generation to forward: nothing is left to do.
 _PREPARED = "clasp_prepared"
-
-
-@dataclass(frozen=True)
-class _Generation:
-    """What one ``generate`` call settled before its first forward."""
-
-    categories: tuple[str, ...]
-    repeats: int = 1
-    """Rows per prompt: beams or returned sequences."""
 
 
 class ClaspRuntime:
@@ -74,78 +66,76 @@ class ClaspRuntime:
         self._generate: Callable[..., Any] = model.generate
         self._forward: Callable[..., Any] = model.forward
         self._prepare: Callable[..., Any] = model.prepare_inputs_for_generation
-        self._expand: Callable[..., Any] = model._expand_inputs_for_generation
-        self._signature = _with_categories(method_signature(model, "forward"))
+        self._forward_signature = _with_our_keywords(method_signature(model, "forward"))
+        self._generate_signature = method_signature(model, "generate")
+        self._prepare_signature = prepare_signature(model)
         self._forward_cache = cache_name(model, "forward")
         self._prepare_cache = cache_name(model, "prepare_inputs_for_generation")
 
-    def patched_methods(self) -> dict[str, PatchedMethod]:
-        """The attributes that make the model prune."""
-        return {
-            "generate": PatchedMethod(self.generate, inspect.signature(self._generate)),
-            "forward": PatchedMethod(self.forward, self._signature),
-            "prepare_inputs_for_generation": PatchedMethod(
-                self.prepare_inputs_for_generation, inspect.signature(self._prepare)
+    def patches(self) -> list[Patch]:
+        """What makes the model prune."""
+        methods = (
+            ("generate", self.generate, self._generate_signature),
+            ("forward", self.forward, self._forward_signature),
+            (
+                "prepare_inputs_for_generation",
+                self.prepare_inputs_for_generation,
+                self._prepare_signature,
             ),
-            "_expand_inputs_for_generation": PatchedMethod(
-                self.expand_inputs_for_generation, inspect.signature(self._expand)
-            ),
-        }
+        )
+        return [
+            Patch(self._model, name, PatchedMethod(method, signature))
+            for name, method, signature in methods
+        ]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        # An assistant's first forward is not marked as one and its prompt has grown since the
-        # images came, so it cannot tell where to prune.
-        drafts = getattr(kwargs.get("generation_config"), "is_assistant", False)
-        if drafts and (kwargs.get("pixel_values") is not None or _encoded_images(kwargs)):
+        arguments = canonical_cache(by_name(self._generate_signature, args, kwargs))
+        drafts = getattr(arguments.get("generation_config"), "is_assistant", False)
+        has_images = (
+            arguments.get("pixel_values") is not None
+            or arguments.get(GENERATION) is not None
+            or _encoded_images(arguments)
+        )
+        if drafts and has_images:
+            # An assistant's first forward is not marked as one and its prompt has grown since the
+            # images came, so it cannot tell where to prune.
             raise ValueError(
                 "an assistant model cannot be pruned; remove() its handle (the model that it "
                 "assists may be pruned)"
             )
-        return self._generate(*args, **kwargs)
-
-    def expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        _refuse_encoded_images(model_kwargs)
-        pixel_values = model_kwargs.pop("pixel_values", None)
-        categories = model_kwargs.pop("categories", None)
-        generation = None
+        _refuse_encoded_images(arguments)
+        categories = arguments.pop("categories", None)
+        pixel_values = arguments.pop("pixel_values", None)
         if pixel_values is not None:
-            embeds = model_kwargs.get("inputs_embeds")
-            prompt = {"input_ids": input_ids} if embeds is None else {"inputs_embeds": embeds}
-            num_prompts, _, _ = input_shape(prompt)
-            generation = _Generation(
-                self._prompt_categories.resolve(
-                    categories,
-                    num_prompts,
-                    prompt.get("input_ids"),
-                    model_kwargs.get("attention_mask"),
-                ),
-                repeats=expand_size,
-            )
-        input_ids, model_kwargs = self._expand(
-            expand_size=expand_size,
-            is_encoder_decoder=is_encoder_decoder,
-            input_ids=input_ids,
-            **model_kwargs,
+            self._adapter.check_call(arguments)
+            generation = Generation(pixel_values, self._settle(arguments, categories))
+            arguments[GENERATION] = generation
+            if arguments.get("assistant_model") is not None:
+                arguments["assistant_model"] = ImageDrafter(
+                    arguments["assistant_model"], generation
+                )
+        return self._generate(**native_cache(arguments, self._forward_cache))
+
+    def _settle(
+        self, arguments: Mapping[str, Any], categories: str | Sequence[str] | None
+    ) -> tuple[str, ...]:
+        """The category of every prompt that ``generate`` was given."""
+        embeds = arguments.get("inputs_embeds")
+        input_ids = arguments.get("input_ids")
+        if input_ids is None:
+            input_ids = arguments.get("inputs")
+        prompt = {"input_ids": input_ids} if embeds is None else {"inputs_embeds": embeds}
+        num_prompts, _, _ = input_shape(prompt)
+        return self._prompt_categories.resolve(
+            categories, num_prompts, input_ids, arguments.get("attention_mask")
         )
-        if generation is not None:
-            # Each image is encoded and pruned once, and its tokens repeated after that. Repeating
-            # images row by row would also interleave those of a prompt that has several.
-            # What was settled travels on a tensor object of this call's own: as a keyword it
-            # would reach assistant models too, which do not know it.
-            model_kwargs["pixel_values"] = pixel_values.detach()
-            setattr(model_kwargs["pixel_values"], _GENERATION, generation)
-        return input_ids, model_kwargs
 
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, **kwargs: Any
     ) -> dict[str, Any]:
         kwargs = canonical_cache(kwargs)
+        generation: Generation | None = kwargs.pop(GENERATION, None)
+        has_images = generation is not None or kwargs.get("pixel_values") is not None
         first = bool(kwargs.get("is_first_iteration", False))
         embeds = kwargs.get("inputs_embeds") if first else None
         length = input_ids.shape[1] if embeds is None else embeds.shape[1]
@@ -158,17 +148,17 @@ class ClaspRuntime:
 
         # The rule by which the original forwards images: in the prefill, or always if uncached.
         forwards_images = first or not kwargs.get("use_cache", True)
-        if kwargs.get("pixel_values") is not None and forwards_images:
+        if has_images and forwards_images:
             # For a static cache the original expands the mask to 4D, with the columns that are
             # about to go; forward wants it as it is.
-            attention_mask = kwargs.pop("attention_mask", None)
-            kwargs["attention_mask"] = None
-            model_inputs: dict[str, Any] = self._prepare_native(input_ids, kwargs)
+            attention_mask = kwargs.get("attention_mask")
+            without_mask = {**kwargs, "attention_mask": None}
+            model_inputs: dict[str, Any] = self._prepare_native(input_ids, without_mask)
             model_inputs["attention_mask"] = attention_mask
-            model_inputs[_GENERATION] = getattr(kwargs["pixel_values"], _GENERATION, None)
+            model_inputs[GENERATION] = generation
             return model_inputs
 
-        if kwargs.get("pixel_values") is not None and not past.history:
+        if has_images and not past.history:
             raise ValueError(
                 "the prompt was fed without its images, in chunks; prefill_chunk_size must be "
                 "None where images are pruned"
@@ -186,12 +176,17 @@ class ClaspRuntime:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if kwargs.pop(_PREPARED, False):  # all that compiled decoding traces
             return self._forward(*args, **kwargs)
-        generation: _Generation | None = kwargs.pop(_GENERATION, None)
-        inputs = canonical_cache(_by_name(self._signature, args, kwargs))
+        generation: Generation | None = kwargs.pop(GENERATION, None)
+        inputs = canonical_cache(by_name(self._forward_signature, args, kwargs))
         _refuse_encoded_images(inputs)
         categories = inputs.pop("categories", None)
+        if generation is not None:
+            rows, _, device = input_shape(inputs)
+            inputs["pixel_values"] = generation.pixel_values.to(device)
+            repeats = generation.repeats(rows)
+            return self._prune_and_forward(inputs, generation.categories, repeats)
         if inputs.get("pixel_values") is not None:
-            return self._prune_and_forward(inputs, categories, generation)
+            return self._prune_and_forward(inputs, categories)
         past = CachedPast.of(inputs.get("cache"))
         if past.history:
             self._continue_from(past, inputs)
@@ -218,23 +213,19 @@ class ClaspRuntime:
         self,
         inputs: dict[str, Any],
         categories: str | Sequence[str] | None,
-        generation: _Generation | None,
+        repeats: int = 1,
     ) -> Any:
+        """Prune a prompt whose every row comes ``repeats`` times, and run the original on it."""
         rows, length, _ = input_shape(inputs)
         past = CachedPast.of(inputs.get("cache"))
         self._adapter.check_call(inputs)
         check_inputs(inputs, past)
-        if generation is None:
-            generation = _Generation(
-                self._prompt_categories.resolve(
-                    categories, rows, inputs.get("input_ids"), inputs.get("attention_mask")
-                )
-            )
-        embed = self._model.get_input_embeddings()
-        images = find_images(self._adapter, embed, inputs, generation.repeats)
-        kept = self._selector.select(
-            inputs["pixel_values"], _per_image(generation.categories, images)
+        names = self._prompt_categories.resolve(
+            categories, rows // repeats, inputs.get("input_ids"), inputs.get("attention_mask")
         )
+        embed = self._model.get_input_embeddings()
+        images = find_images(self._adapter, embed, inputs, repeats)
+        kept = self._selector.select(inputs["pixel_values"], _per_image(names, images))
         return_dict = inputs.pop("return_dict", None)
         prompt = prune_prompt(
             inputs,
@@ -243,7 +234,7 @@ class ClaspRuntime:
             past,
             embed=embed,
             text_config=self._adapter.text_config,
-            repeats=generation.repeats,
+            repeats=repeats,
             compact=self._compact,
         )
         embeds = prompt.inputs["inputs_embeds"]
@@ -254,17 +245,16 @@ class ClaspRuntime:
         if cache is not None:
             prompt.history.attach(cache)
 
-        column_bytes = rows * kv_bytes_per_token(self._adapter.text_config, embeds.dtype)
         layout = prompt.layout
         self.last = PrefillRecord(
-            categories=generation.categories,
+            categories=names,
             images_per_prompt=images.per_prompt,
             stages=(kept.stage,),
             columns=layout.source.masked_fill(layout.is_padding, -1),
             prompt_length=length,
             pruned_length=layout.length,
-            kv_cache_bytes=column_bytes * prompt.history.pruned_length,
-            kv_cache_bytes_unpruned=column_bytes * prompt.history.full_length,
+            kv_cache_bytes=cache_bytes(cache, prompt.history.pruned_length),
+            kv_cache_bytes_unpruned=cache_bytes(cache, prompt.history.full_length),
             vision_stopwatch=kept.vision_stopwatch,
             prefill_stopwatch=prefill_stopwatch,
         )
@@ -283,38 +273,18 @@ def _refuse_encoded_images(inputs: Mapping[str, Any]) -> None:
         )
 
 
-def kv_bytes_per_token(text_config: Any, dtype: torch.dtype) -> int:
-    """Bytes of keys and values one token leaves in the cache, over all layers."""
-    heads = text_config.num_attention_heads
-    head_dim = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
-    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
-    return int(2 * text_config.num_hidden_layers * kv_heads * head_dim * dtype.itemsize)
-
-
 def _per_image(categories: Sequence[str], images: PromptImages) -> list[str]:
     pairs = zip(categories, images.per_prompt, strict=True)
     return [category for category, in_prompt in pairs for _ in range(in_prompt)]
 
 
-def _with_categories(signature: inspect.Signature) -> inspect.Signature:
-    """Forward's signature as ``generate`` should see it.
-
-    With ``categories``, which ``generate`` then lets through; without ``mm_encoder_outputs``, or
-    it would encode and project every visual token before the prompt's category is known.
-    """
-    parameters = [p for p in signature.parameters.values() if p.name != "mm_encoder_outputs"]
-    categories = inspect.Parameter("categories", inspect.Parameter.KEYWORD_ONLY, default=None)
+def _with_our_keywords(signature: inspect.Signature) -> inspect.Signature:
+    """Forward's signature as ``generate`` should see it, which lets through what it finds there."""
+    parameters = list(signature.parameters.values())
+    ours = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
+        for name in ("categories", GENERATION)
+    ]
     has_var_keyword = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
-    parameters.insert(len(parameters) - has_var_keyword, categories)
-    return signature.replace(parameters=parameters)
-
-
-def _by_name(
-    signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A call's arguments by name, those the caller left out left out."""
-    arguments = dict(signature.bind(*args, **kwargs).arguments)
-    for parameter in signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    return arguments
+    end = len(parameters) - has_var_keyword
+    return signature.replace(parameters=[*parameters[:end], *ours, *parameters[end:]])

@@ -44,14 +44,16 @@ class TokenSelector:
 
     adapter: Adapter
     profile: Profile
-    budget: int
+    budget: int | float
+    """Visual tokens kept per image, or, a float, the fraction of them."""
     fuse_into: str
     merge: bool
 
     def keep_counts(self, categories: Sequence[str]) -> list[int]:
         """Tokens kept of an image of each category."""
         limit = self.adapter.tokens_per_image
-        return [min(self.profile.budget(name, self.budget), limit) for name in categories]
+        wanted = self.budget * limit if isinstance(self.budget, float) else self.budget
+        return [min(self.profile.budget(name, wanted), limit) for name in categories]
 
     def select(self, pixel_values: torch.Tensor, categories: Sequence[str]) -> KeptTokens:
         """Encode the images and keep the tokens that each image's category asks for."""
@@ -64,7 +66,7 @@ class TokenSelector:
         with Stopwatch(device) as stage_stopwatch:
             fused = fuse_layers(
                 vision.fused_layers,
-                upload(self.profile.weights_matrix(), device, torch.float32),
+                upload(self.adapter.layers.weights, device, torch.float32),
                 upload([self.profile.category_id(name) for name in categories], device),
                 normalize=self.profile.normalize,
             )

@@ -277,18 +277,18 @@ class Profile:
             salience_layer = max(0, state_index(self.salience_layer, num_layers) - 1)
         return TowerLayers(states, weights, salience_layer)
 
-    def budget(self, category: str, tokens: float) -> int:
-        """Tokens to keep for a category: ``tokens`` times its scale, rounded, at least 1.
+    def budget(self, category: str, budget: float) -> int:
+        """Tokens to keep for a category: ``budget`` times its scale, rounded, at least 1.
 
-        ``tokens`` may be a fraction of an image's tokens, which need not be whole.
+        ``budget`` may be a fraction of an image's tokens, which need not be whole.
 
         >>> Profile.for_model_type("llava").budget("general", 0.25 * 145)
         36
         """
-        tokens = finite_number("tokens", tokens, "a finite number above 0")
-        if tokens <= 0:
-            raise ValueError(f"tokens must be a finite number above 0, got {tokens!r}")
-        return max(1, round_half_up(self._policy(category).budget_scale * tokens))
+        budget = finite_number("budget", budget, "a finite number above 0")
+        if budget <= 0:
+            raise ValueError(f"budget must be a finite number above 0, got {budget!r}")
+        return max(1, round_half_up(self._policy(category).budget_scale * budget))
 
     def pivot_count(self, category: str, budget: int) -> int:
         """How many of ``budget`` kept tokens are pivots: the ratio, rounded, within 1..budget."""

@@ -17,13 +17,14 @@ def reference_fusion(
     """[images, N, D]: the profile's mixture, layer by layer, in plain torch."""
     states = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
     profile, record = handle.profile, handle.last
+    layers = profile.for_tower(len(states) - 1)
     rows = []
     image = 0
     for category, count in zip(record.categories, record.images_per_prompt, strict=True):
-        weights = profile.categories[category].layer_weights
+        weights = layers.weights[profile.category_id(category)]
         for _ in range(count):
-            layers = zip(weights, profile.layers, strict=True)
-            rows.append(sum(weight * states[layer][image, 1:] for weight, layer in layers))
+            mixture = zip(weights, layers.states, strict=True)
+            rows.append(sum(weight * states[state][image, 1:] for weight, state in mixture))
             image += 1
     return torch.stack(rows)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_llava import images, tiny_llava, tiny_profile
@@ -9,13 +11,24 @@ from tiny_llava import images, tiny_llava, tiny_profile
 from clasp_kernels import attention_salience, fuse_layers
 from clasp_kernels.models.adapter import VisionOutput
 from clasp_kernels.models.llava import LlavaAdapter
+from clasp_kernels.models.patching import InstancePatches
 from clasp_kernels.policy import Profile
+
+
+def encode_with(model: Any, profile: Profile) -> VisionOutput:
+    """What the adapter gives, for two images."""
+    adapter = LlavaAdapter(model, profile, "selection")
+    patches = InstancePatches(adapter.patches())
+    try:
+        return adapter.encode(images(2))
+    finally:
+        patches.remove()
 
 
 def encode(profile: Profile, **config: object) -> tuple[VisionOutput, torch.Tensor]:
     """What the adapter gives, and the eager tower's attentions [layer, image, head, to, from]."""
     model = tiny_llava(**config)
-    vision = LlavaAdapter(model, profile, "selection").encode(images(2))
+    vision = encode_with(model, profile)
     model.set_attn_implementation("eager")
     attentions = model.model.vision_tower(images(2), output_attentions=True).attentions
     return vision, torch.stack(attentions)
@@ -58,7 +71,7 @@ def test_with_the_cls_token_as_a_visual_token() -> None:
 def test_features_are_what_the_unpruned_model_projects() -> None:
     for layer in (-2, 3, [-4, -2]):
         model = tiny_llava(vision_feature_layer=layer)
-        vision = LlavaAdapter(model, tiny_profile(), "selection").encode(images(2))
+        vision = encode_with(model, tiny_profile())
         expected = torch.stack(model.get_image_features(images(2)).pooler_output)
         torch.testing.assert_close(model.model.multi_modal_projector(vision.features), expected)
 
@@ -66,7 +79,7 @@ def test_features_are_what_the_unpruned_model_projects() -> None:
 def test_fused_layers_are_the_profiles_layers() -> None:
     model = tiny_llava()
     profile = tiny_profile(layers=(-5, -3, -1))
-    vision = LlavaAdapter(model, profile, "projector").encode(images(2))
+    vision = encode_with(model, profile)
     states = model.model.vision_tower(images(2), output_hidden_states=True).hidden_states
     fused = fuse_layers(vision.fused_layers, torch.tensor([0.5, 0.25, 2.0]))
     expected = 0.5 * states[1][:, 1:] + 0.25 * states[3][:, 1:] + 2.0 * states[5][:, 1:]

@@ -399,7 +399,7 @@ def test_a_bad_number_of_kept_tokens_is_named(budget):
 
 @pytest.mark.parametrize("tokens", [0, -3, -0.5, math.nan, math.inf, True, "8", None])
 def test_a_bad_budget_is_named(tokens):
-    with pytest.raises(ValueError, match=f"tokens must be a finite number above 0, got .?{tokens}"):
+    with pytest.raises(ValueError, match=f"budget must be a finite number above 0, got .?{tokens}"):
         Profile.from_dict(make()).budget("ocr", tokens)
 
 

@@ -1,0 +1,141 @@
+"""The query and key of one attention module, taken from its own forward.
+
+Attention modules of transformers compute their query and key, and hand them to the function that
+their config names (``_attn_implementation``): SDPA, FlashAttention, eager. Here a module's config
+names our function while someone listens; it keeps the query and key, and calls the function that
+the model uses. So nothing is computed twice, no attention matrix is asked for, and the layer's
+norms, projections and rotary embeddings are never written out again: a release that changes them
+is followed without a word.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clasp_kernels.models.patching import Patch
+
+_IMPLEMENTATION = "clasp_kernels_capture"
+
+
+@dataclass
+class CapturedAttention:
+    """What attention was computed from. Empty until the module's forward has run."""
+
+    query: torch.Tensor | None = None
+    """[batch, heads, T, head_dim]."""
+    key: torch.Tensor | None = None
+    """[batch, key heads, S, head_dim]."""
+    scale: float | None = None
+    """What the products of query and key are multiplied by."""
+
+
+class AttentionListener:
+    """Listens to one attention module once its ``patch()`` is in place.
+
+    >>> # with listener.listen() as captured: tower(pixel_values)
+    """
+
+    def __init__(self, attention: torch.nn.Module) -> None:
+        """
+        Raises:
+            TypeError: the module does not choose its attention function by its config.
+        """
+        config: Any = getattr(attention, "config", None)
+        if not hasattr(config, "_attn_implementation"):
+            raise TypeError(
+                f"{type(attention).__name__} has no config that names its attention function, so "
+                f"its query and key cannot be captured"
+            )
+        _register()
+        self._attention = attention
+        self._config = _ListeningConfig(config)
+
+    def patch(self) -> Patch:
+        """What lets the module be listened to, and changes nothing while nobody does."""
+        return Patch(self._attention, "config", self._config)
+
+    @contextmanager
+    def listen(self) -> Iterator[CapturedAttention]:
+        """Capture the module's next forward in this thread; at the end, check that it ran.
+
+        Raises:
+            RuntimeError: the module's forward did not run, or not through its config.
+        """
+        captured = CapturedAttention()
+        before = _listening.set((self._config, captured))
+        try:
+            yield captured
+        finally:
+            _listening.reset(before)
+        if captured.query is None:
+            raise RuntimeError(
+                f"{type(self._attention).__name__} ran without the attention function that its "
+                f"config names, so its query and key were not captured; `clasp doctor --verify` "
+                f"tells what works with the installed transformers"
+            )
+
+
+class _ListeningConfig:
+    """A config in all but one thing: while listened to, it names our attention function."""
+
+    def __init__(self, config: Any) -> None:
+        vars(self)["_config"] = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_attn_implementation":
+            listening = _listening.get()
+            if listening is not None and listening[0] is self:
+                return _IMPLEMENTATION
+        return getattr(vars(self)["_config"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(vars(self)["_config"], name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # __getattr__ would answer for a copy half made
+        return _ListeningConfig, (vars(self)["_config"],)
+
+
+# A context variable, as the forwards of other threads and tasks are none of ours.
+_listening: ContextVar[tuple[_ListeningConfig, CapturedAttention] | None] = ContextVar(
+    "clasp_kernels_listening", default=None
+)
+
+
+def _capture(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    **kwargs: Any,
+) -> Any:
+    """Keep what attention is computed from, then compute it as the model does."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    listening = _listening.get()
+    assert listening is not None, "the config names this function only while someone listens"
+    captured = listening[1]
+    captured.query, captured.key = query, key
+    scaling = kwargs.get("scaling")
+    captured.scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    before = _listening.set(None)  # from here on, the config names the model's own function
+    try:
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        own = module.config._attn_implementation
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)
+        return function(module, query, key, value, attention_mask, **kwargs)
+    finally:
+        _listening.reset(before)
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(_IMPLEMENTATION, _capture)
