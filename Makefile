@@ -18,7 +18,6 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 CLANG_FORMAT = $(firstword $(wildcard $(VENV)/bin/clang-format) clang-format)
 CPP_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
-SETUP = $(firstword $(wildcard $(PY)) $(PYTHON)) tools/setup_env.py --venv $(VENV)
 
 # Stamps live in the environment, so that deleting it deletes them. The package's stamp holds the
 # checkout it was made from: an environment that another checkout was installed into, and one whose
@@ -30,7 +29,7 @@ $(PACKAGE): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format compile-check clean FORCE
+.PHONY: help demo test bench lint format compile-check lock clean FORCE
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,17 +64,23 @@ compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and
 	$(PY) tools/triton_check.py
 	$(PY) tools/cuda_check.py
 
+lock:  ## Lock the newest of everything that is installed (ARGS='-P rich' moves that alone)
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install --quiet --upgrade uv
+	build/uv/bin/uv pip compile --quiet $(or $(ARGS),--upgrade) pyproject.toml -o requirements.lock
+
 clean:  ## Remove what was built, not the environment
 	rm -rf build dist out *.egg-info clasp_kernels/_C*.so clasp_kernels/_build_info.py
 	rm -f $(PACKAGE) $(REQUIREMENTS)
 	find . -name __pycache__ -not -path './.*' -prune -exec rm -rf {} +
 
-$(REQUIREMENTS): pyproject.toml tools/setup_env.py
-	$(SETUP) requirements --torch '$(TORCH)'
+$(REQUIREMENTS): requirements.lock tools/setup_env.py
+	$(firstword $(wildcard $(PY)) $(PYTHON)) tools/setup_env.py $(VENV) '$(TORCH)'
 	@touch $@
 
-$(PACKAGE): $(REQUIREMENTS) setup.py tools/cuda_toolkit.py $(shell find csrc -type f)
-	$(SETUP) package
+# No build isolation: an isolated build would download a second torch of its own.
+$(PACKAGE): $(REQUIREMENTS) pyproject.toml setup.py tools/cuda_toolkit.py $(shell find csrc -type f)
+	$(PY) -m pip install --no-build-isolation --no-deps --editable .
 	@echo '$(CURDIR)' > $@
 
 FORCE:
