@@ -11,6 +11,8 @@ $(error VENV='$(VENV)' must be the path of one folder, without spaces: make cann
 endif
 # What is installed when there is no torch yet: any pip requirement, options included.
 TORCH ?= torch==2.13.0
+# The releases of transformers that `make compat` tests; empty for all.
+RELEASES ?=
 
 # Processes that share the tests, a file each at a time; 0 runs them in one, for a debugger.
 WORKERS ?= 2
@@ -18,6 +20,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 CLANG_FORMAT = $(firstword $(wildcard $(VENV)/bin/clang-format) clang-format)
 CPP_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
+COMPAT = $(PY) tools/compat.py --overlays $(VENV)/transformers --workers $(WORKERS)
 
 # Stamps live in the environment, so that deleting it deletes them. The package's stamp holds the
 # checkout it was made from: an environment that another checkout was installed into, and one whose
@@ -29,7 +32,7 @@ $(PACKAGE): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format compile-check lock clean FORCE
+.PHONY: help demo test test-deep compat bench lint format compile-check lock clean FORCE
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +45,12 @@ demo: $(PACKAGE)  ## Ask the bundled model questions about images, with all and 
 
 test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-deep: $(PACKAGE)  ## What digs deeper than `make test`: the oldest and the newest transformers
+	$(COMPAT) oldest newest
+
+compat: $(PACKAGE)  ## Test with every supported transformers (RELEASES='oldest 5.23.0' to choose)
+	$(COMPAT) $(RELEASES)
 
 bench: $(PACKAGE)  ## Run the benchmarks; rows go to benchmarks/results/cpu
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)

@@ -1,0 +1,167 @@
+"""`make compat`: real pip and pytest on small stand-ins for releases of transformers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import compat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+INSTALLED = importlib.metadata.version("transformers")
+MARKED = "Before.\n\n<!-- compat: make compat -->\n<!-- end of compat -->\n\nAfter.\n"
+TESTS = """
+import os, pytest, transformers
+
+def test_release():
+    assert transformers.__version__ != os.environ.get("BROKEN")
+
+@pytest.mark.skipif(transformers.__version__ == "1.0", reason="not yet")
+def test_requirement():
+    pass
+"""
+
+
+def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
+    """A package that has its version and requires others."""
+    module = name.replace("-", "_")
+    metadata = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}"]
+    metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
+    files = {
+        f"{module}/__init__.py": f"__version__ = {version!r}",
+        f"{module}-{version}.dist-info/METADATA": "\n".join(metadata),
+        f"{module}-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nTag: py3-none-any",
+        f"{module}-{version}.dist-info/RECORD": "",
+    }
+    with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as file:
+        for path, text in files.items():
+            file.writestr(path, text)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout with two small releases beside the one that is installed."""
+    for folder in ("tools", "clasp_kernels/models", "tests/models", "wheels"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "tools" / "compat.py", tmp_path / "tools")
+    (tmp_path / "clasp_kernels" / "models" / "compat.py").write_text(
+        f'import no_such_module\nTESTED_RELEASES: tuple[str, ...] = ("1.0", "2.0", "{INSTALLED}")\n'
+    )
+    (tmp_path / "tests" / "models" / "test_small.py").write_text(TESTS)
+    (tmp_path / "pytest.ini").touch()
+    (tmp_path / "README.md").write_text(MARKED)
+    wheel(tmp_path / "wheels", "transformers", "1.0", "clasp-hub<2", "packaging", "numpy>=1")
+    wheel(tmp_path / "wheels", "transformers", "2.0", "torch>=1; extra == 'torch'")
+    wheel(tmp_path / "wheels", "clasp-hub", "1.5", "clasp-http")
+    wheel(tmp_path / "wheels", "clasp-hub", "2.5")
+    wheel(tmp_path / "wheels", "clasp-http", "0.1")
+    return tmp_path
+
+
+def run_compat(checkout: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHONPATH"))}
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")}
+    script = (checkout / "tools" / "compat.py", "--overlays", checkout / "kept", "--workers", "0")
+    return subprocess.run(
+        [sys.executable, *script, *words],
+        env={**inherited, **pip, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_release_is_tested_and_the_table_written(checkout: Path) -> None:
+    done = run_compat(checkout)
+    assert done.returncode == 0, done.stderr
+    assert [re.sub(r"\d+ s$", "0 s", line) for line in done.stdout.splitlines()] == [
+        "transformers 1.0: 1 passed, 0 failed, 1 skipped in 0 s",
+        "transformers 2.0: 2 passed, 0 failed, 0 skipped in 0 s",
+        f"transformers {INSTALLED}: 2 passed, 0 failed, 0 skipped in 0 s",
+    ]
+    readme = (checkout / "README.md").read_text()
+    assert "| 1.0 | 1 | 1 | 0 |\n| 2.0 | 2 | 0 | 0 |\n" in readme
+    assert f"torch {importlib.metadata.version('torch')}" in readme
+    assert re.sub(r"(?s)(compat -->\n).*(<!-- end)", r"\1\2", readme) == MARKED
+
+
+def test_a_new_table_replaces_the_old_one() -> None:
+    first = compat.with_table(MARKED, [compat.Result("1.0", 9, 8, 7, False)])
+    second = compat.with_table(MARKED, [compat.Result("1.0", 7, 8, 9, False)])
+    assert compat.with_table(first, [compat.Result("1.0", 7, 8, 9, False)]) == second != first
+
+
+def test_an_overlay_has_what_the_environment_lacks_and_no_more(checkout: Path) -> None:
+    run_compat(checkout, "oldest")
+    kept = {path.stem for path in (checkout / "kept" / "1.0").glob("*.dist-info")}
+    assert kept == {"transformers-1.0", "clasp_hub-1.5", "clasp_http-0.1"}
+    shutil.rmtree(checkout / "wheels")
+    assert run_compat(checkout, "1.0").returncode == 0, "kept for the next time"
+
+
+def test_an_overlay_that_is_incomplete_is_made_again(checkout: Path) -> None:
+    run_compat(checkout, "oldest")
+    for path in (checkout / "kept" / "1.0").glob("clasp_http*"):
+        shutil.rmtree(path)
+    assert run_compat(checkout, "oldest").returncode == 0
+    assert (checkout / "kept" / "1.0" / "clasp_http").exists()
+
+
+def test_an_installation_that_fails_leaves_no_overlay(checkout: Path) -> None:
+    (checkout / "wheels" / "clasp_http-0.1-py3-none-any.whl").unlink()
+    done = run_compat(checkout, "oldest")
+    assert done.returncode == 1
+    assert "error: pip could not install clasp-http" in done.stderr
+    assert list((checkout / "kept").iterdir()) == []
+
+
+def test_no_other_torch_or_numpy_is_laid_over(checkout: Path) -> None:
+    wheel(checkout / "wheels", "transformers", "2.0", "torch>=99")
+    wheel(checkout / "wheels", "torch", "99.0")
+    done = run_compat(checkout, "2.0")
+    assert done.returncode == 1
+    assert "transformers 2.0 does not fit this environment: it requires torch>=99" in done.stderr
+
+
+def test_what_is_tested_is_what_is_imported(checkout: Path) -> None:
+    (checkout / "transformers.py").write_text("__version__ = '2.0'")
+    done = run_compat(checkout, "2.0")
+    assert done.returncode == 1
+    assert "transformers 2.0 is not what is imported" in done.stderr
+
+
+def test_a_failing_release_fails_and_says_where_to_read_on(checkout: Path) -> None:
+    done = run_compat(checkout, "2.0", "oldest", BROKEN="1.0")
+    assert done.returncode == 1
+    assert "transformers 1.0: 0 passed, 1 failed, 1 skipped" in done.stdout
+    (log,) = re.findall(r"pytest said is in (.*)\.$", done.stdout, re.M)
+    assert "test_release" in (checkout / log).read_text()
+    assert "transformers 2.0: 2 passed" in done.stdout
+    assert (checkout / "README.md").read_text() == MARKED, "not all releases ran"
+
+
+@pytest.mark.parametrize("text", ["", "def test_it():\n    import pytest; pytest.skip()", "1 / 0"])
+def test_a_release_that_ran_no_test_fails(checkout: Path, text: str) -> None:
+    (checkout / "tests" / "models" / "test_small.py").write_text(text)
+    assert run_compat(checkout, "2.0").returncode == 1
+
+
+def test_an_unknown_release_is_refused_in_one_sentence(checkout: Path) -> None:
+    done = run_compat(checkout, "1.1")
+    assert done.returncode == 1 and done.stdout == ""
+    assert f"RELEASES=1.1 is none of oldest, newest, 1.0, 2.0, {INSTALLED}" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_readme_without_a_place_for_the_table(checkout: Path) -> None:
+    (checkout / "README.md").write_text("No markers.\n")
+    done = run_compat(checkout)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "README.md has no place for the results" in done.stderr
