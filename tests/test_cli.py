@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -522,8 +523,39 @@ def test_what_cannot_be_done_exits_with_1_and_says_why(case, tmp_path):
     assert "Traceback" not in result.output
 
 
-def test_without_transformers_the_extra_is_named(monkeypatch):
+def no_transformers(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
+    return "transformers is not installed; "
+
+
+def old_transformers(monkeypatch, tmp_path):
+    monkeypatch.setattr(transformers, "__version__", "4.57.6")
+    return "transformers 4.57.6 is too old, 5.17.0 or later is needed; "
+
+
+def broken_transformers(monkeypatch, tmp_path):
+    (tmp_path / "transformers.py").write_text("raise ImportError('huggingface-hub>=9 is required')")
+    monkeypatch.delitem(sys.modules, "transformers")
+    monkeypatch.syspath_prepend(tmp_path)
+    return "transformers cannot be imported (huggingface-hub>=9 is required); "
+
+
+@pytest.mark.parametrize("break_it", [no_transformers, old_transformers, broken_transformers])
+@pytest.mark.parametrize(
+    "command", [("ask", SCENE, QUESTION), ("demo",), ("doctor", "--verify")], ids=lambda c: c[0]
+)
+def test_a_transformers_that_does_not_serve_is_one_sentence(
+    monkeypatch, tmp_path, command, break_it
+):
+    said = break_it(monkeypatch, tmp_path)
+    result = clasp(*command)
+    assert result.exit_code == 1
+    assert message(result) == f'Error: {said}pip install -U "clasp-kernels[hf]"'
+    assert "Traceback" not in result.output
+
+
+def test_without_pillow_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "PIL", None)
     result = clasp("ask", SCENE, QUESTION)
     assert result.exit_code == 1
     assert 'pip install "clasp-kernels[cli]"' in message(result)
@@ -637,6 +669,18 @@ def examined(**changes):
             True,
         ),
         (
+            {"packages": {**HEALTHY["packages"], "transformers": "5.16.1"}},
+            "transformers 5.16.1 is too old, 5.17.0 or later is needed",
+            'pip install -U "clasp-kernels[hf]"',
+            True,
+        ),
+        (
+            {"packages": {**HEALTHY["packages"], "transformers": "99.0.0"}},
+            "transformers 99.0.0 is newer than those that clasp_kernels was tested with, 5.17.0 to",
+            "clasp doctor --verify tells",
+            True,
+        ),
+        (
             {"packages": {**HEALTHY["packages"], "transformers": "not installed"}},
             "not installed: transformers; models cannot be run",
             'pip install "clasp-kernels[hf]"',
@@ -670,6 +714,77 @@ def test_doctor_misses_the_bundled_model(monkeypatch):
     [advice] = doctor.find_advice(HEALTHY)
     assert "tiny_vlm is missing" in advice.problem
     assert not advice.blocking
+
+
+def test_doctor_verifies_that_pruning_is_right():
+    result = clasp("doctor", "--verify")
+    assert result.exit_code == 0, result.output
+    verification = result.stdout[result.stdout.index("control") :]
+    rows = [line.split() for line in verification.splitlines() if line.startswith("llava ")]
+    assert len(rows) >= 8
+    assert all(row[-1] == "ok" for row in rows)
+    assert f"Pruning is right with transformers {transformers.__version__}" in verification
+
+
+def test_doctor_verifies_a_model_as_json():
+    result = clasp("doctor", "--verify", "--model", tiny_vlm_path(), "--json", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    verification = json.loads(result.stdout)["verification"]
+    assert verification["passed"] is True
+    assert {check["family"] for check in verification["checks"]} == {"llava"}
+    assert all(check["difference"] <= check["tolerance"] for check in verification["checks"])
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_doctor_exits_with_1_where_pruning_is_wrong(monkeypatch, as_json):
+    from clasp_kernels.models import llava
+
+    project = llava.LlavaAdapter.project
+    monkeypatch.setattr(
+        llava.LlavaAdapter, "project", lambda self, tokens: project(self, tokens.flip(1))
+    )
+    result = clasp("doctor", "--verify", *(["--json"] if as_json else []))
+    assert result.exit_code == 1
+    if as_json:
+        assert json.loads(result.stdout)["verification"]["passed"] is False
+    else:
+        assert "llava, prefill, one prompt, sdpa: differs by" in result.stdout
+        assert "16 of 18 checks failed with transformers" in result.stdout
+        assert "FAILED" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "said"),
+    [
+        (("--model", "somewhere"), 2, "--model is what --verify checks; give both"),
+        (
+            ("--verify", "--model", "no/such-model"),
+            1,
+            "--model no/such-model cannot be loaded as an image-text model",
+        ),
+    ],
+)
+def test_doctor_refuses_in_words(arguments, exit_code, said, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(doctor, "examine", examined)
+    result = clasp("doctor", *arguments)
+    assert result.exit_code == exit_code
+    assert said in message(result)
+    assert "Traceback" not in result.output
+
+
+def test_doctor_refuses_a_model_of_another_family(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "examine", examined)
+    config = transformers.PaliGemmaConfig(
+        text_config={"model_type": "gemma", "hidden_size": 8, "num_hidden_layers": 1,
+                     "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 300000},
+        vision_config={"model_type": "siglip_vision_model", "hidden_size": 8,
+                       "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8},
+    )  # fmt: skip
+    transformers.PaliGemmaForConditionalGeneration(config).save_pretrained(tmp_path)
+    result = clasp("doctor", "--verify", "--model", tmp_path)
+    assert result.exit_code == 1
+    assert "supported config.model_type, 'llava'; got 'paligemma'" in message(result)
 
 
 def test_the_grid_of_a_token_count():

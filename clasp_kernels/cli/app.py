@@ -198,29 +198,67 @@ def demo(
 
 @app.command()
 def doctor(
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="Also check that pruned models are right here: the masking oracle."
+        ),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_ID",
+            help="With --verify: the model to check; tiny random ones of each family if left out.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")
     ] = False,
+    device: Device = "auto",
 ) -> None:
     """Say which versions and backends are in use and why, and what is missing and how to get it.
 
-    Exits with 1 if the ops cannot run here at all.
+    Exits with 1 if the ops cannot run here at all, or if a check of --verify fails.
 
     [bold]Examples[/]
 
     clasp doctor
 
     clasp doctor --json > report.json
+
+    clasp doctor --verify
+
+    clasp doctor --verify --model llava-hf/llava-1.5-7b-hf
     """
     from clasp_kernels.cli.doctor import examine, print_examination
 
-    with _progress("Looking around"):
-        examination = examine()
-    if as_json:
-        typer.echo(json.dumps(examination.to_dict(), indent=2))
-    else:
-        print_examination(examination, Console())
-    raise typer.Exit(0 if examination.usable else 1)
+    with reported_errors():
+        if model is not None and not verify:
+            raise UsageError("--model is what --verify checks; give both")
+        verification = None
+        with _progress("Looking around") as step:
+            examination = examine()
+            if verify and examination.usable:
+                from clasp_kernels.cli.verifying import run_verification
+
+                step("Comparing pruned models with masked ones")
+                verification = run_verification(model, device)
+        report = examination.to_dict()
+        if verification is not None:
+            report["verification"] = verification.to_dict()
+        if as_json:
+            typer.echo(json.dumps(report, indent=2))
+        else:
+            console = Console()
+            print_examination(examination, console)
+            if verification is not None:
+                from clasp_kernels.cli.verifying import print_verification
+
+                console.print()
+                print_verification(verification, console)
+        passed = verification is None or verification.passed
+        raise typer.Exit(0 if examination.usable and passed else 1)
 
 
 @contextmanager

@@ -196,7 +196,8 @@ def _applied(loaded: LoadedModel, keep: int, profile: Profile | None) -> ClaspHa
 
     try:
         return apply_clasp(loaded.model, budget=keep, profile=profile)
-    except ValueError as error:
+    # RuntimeError: of a transformers that cannot be followed.
+    except (ValueError, RuntimeError) as error:
         raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
 
 

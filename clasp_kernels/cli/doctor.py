@@ -100,6 +100,8 @@ def find_advice(report: Report) -> list[Advice]:
                 blocking=False,
             )
         )
+    elif not any(item.blocking for item in advice):  # without torch, nobody knows what it needs
+        advice += _release_advice(report["packages"]["transformers"])
     try:
         tiny_vlm_path()
     except FileNotFoundError as error:
@@ -111,6 +113,30 @@ def find_advice(report: Report) -> list[Advice]:
             )
         )
     return advice
+
+
+def _release_advice(transformers: str) -> list[Advice]:
+    from clasp_kernels.models.compat import INSTALL, TESTED_RELEASES, is_tested, is_too_old
+
+    if is_too_old(transformers):
+        return [
+            Advice(
+                f"transformers {transformers} is too old, {TESTED_RELEASES[0]} or later is needed; "
+                f"models cannot be run",
+                INSTALL,
+                blocking=False,
+            )
+        ]
+    if not is_tested(transformers):
+        return [
+            Advice(
+                f"transformers {transformers} is newer than those that clasp_kernels was tested "
+                f"with, {TESTED_RELEASES[0]} to {TESTED_RELEASES[-1]}",
+                "clasp doctor --verify tells whether pruning is right with it",
+                blocking=False,
+            )
+        ]
+    return []
 
 
 def print_examination(examination: Examination, console: Console) -> None:
@@ -128,5 +154,5 @@ def print_examination(examination: Examination, console: Console) -> None:
         console.print("Nothing is missing.", style="bold green")
     for item in examination.advice:
         style = "bold red" if item.blocking else "bold yellow"
-        console.print(Text("Missing: ", style=style) + Text(item.problem), soft_wrap=True)
+        console.print(Text("Problem: ", style=style) + Text(item.problem), soft_wrap=True)
         console.print(Text("    Fix: ", style=style) + Text(item.remedy), soft_wrap=True)

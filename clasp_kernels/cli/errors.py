@@ -37,13 +37,16 @@ def reported_errors() -> Iterator[None]:
         yield
     except CommandError as error:
         message, exit_code = str(error), error.exit_code
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError)
         if error.name is None or error.name.split(".")[0] not in ("transformers", "PIL"):
             raise
-        message = (
-            f"{error.name} is not installed; this command needs the [cli] extra: "
-            f'pip install "clasp-kernels[cli]"'
-        )
+        message = str(error)  # of a transformers that is missing, broken or too old
+        if missing:
+            message = (
+                f"{error.name} is not installed; this command needs the [cli] extra: "
+                f'pip install "clasp-kernels[cli]"'
+            )
     else:
         return
     console = Console(stderr=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,35 +77,54 @@ def pick_device(device: str) -> str:
 
 def load_model(path_or_id: str | None, device: str) -> LoadedModel:
     """A model and its processor from a folder or the Hugging Face hub; None is the bundled one."""
-    import torch
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     try:
         source = str(tiny_vlm_path()) if path_or_id is None else path_or_id
     except FileNotFoundError as error:
         raise CommandError(str(error)) from None
-    on = pick_device(device)
-    # A checkpoint's bf16 is slow on most CPUs.
-    dtype: Any = torch.float32 if on == "cpu" else "auto"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            processor = transformers.AutoProcessor.from_pretrained(source)
-            model = transformers.AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
-    # A damaged folder fails in whatever reads it: safetensors, tokenizers, json, torch, ...
-    except Exception as error:
-        raise CommandError(
-            f"--model {source} cannot be loaded as an image-text model: {in_one_line(error)}"
-        ) from None
+    model = load_weights(source, device)
+    import transformers
+
+    with _refusing(source):
+        processor = transformers.AutoProcessor.from_pretrained(source)
     if getattr(processor, "chat_template", None) is None:
         raise CommandError(
             f"--model {source}: its processor has no chat template, so the prompt's layout is "
             f"not known"
         )
     name = "the bundled tiny LLaVA" if path_or_id is None else path_or_id
-    return LoadedModel(model.eval().to(on), processor, name)
+    return LoadedModel(model, processor, name)
+
+
+def load_weights(source: str, device: str) -> Any:
+    """A model alone, from a folder or the Hugging Face hub."""
+    import torch
+
+    from clasp_kernels.models.compat import require_transformers
+
+    require_transformers(warn=False)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    on = pick_device(device)
+    # A checkpoint's bf16 is slow on most CPUs.
+    dtype: Any = torch.float32 if on == "cpu" else "auto"
+    with _refusing(source):
+        model = transformers.AutoModelForImageTextToText.from_pretrained(source, dtype=dtype)
+    return model.eval().to(on)
+
+
+@contextmanager
+def _refusing(source: str) -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    # A damaged folder fails in whatever reads it: safetensors, tokenizers, json, torch, ...
+    except Exception as error:
+        raise CommandError(
+            f"--model {source} cannot be loaded as an image-text model: {in_one_line(error)}"
+        ) from None
 
 
 def load_profile(path: Path) -> Profile:

@@ -21,11 +21,12 @@ import torch
 #: The transformers releases that the tests of ``clasp_kernels.models`` pass on, oldest first.
 TESTED_RELEASES: tuple[str, ...] = ("5.17.0", "5.20.2", "5.23.0", "5.24.0")
 
-_INSTALL = 'pip install -U "clasp-kernels[hf]"'
+#: How to get a transformers that fits.
+INSTALL = 'pip install -U "clasp-kernels[hf]"'
 _CACHE_NAMES = ("cache", "past_key_values")
 
 
-def require_transformers() -> None:
+def require_transformers(warn: bool = True) -> None:
     """Check that transformers is there and not too old; warn once if nobody tested one so new.
 
     Raises:
@@ -39,16 +40,25 @@ def require_transformers() -> None:
             problem = "transformers is not installed"
         else:  # it checks the versions of what it needs while it is imported
             problem = f"transformers cannot be imported ({' '.join(str(error).split())})"
-        raise ImportError(f"{problem}; {_INSTALL}", name="transformers") from None
-    release = _release(transformers.__version__)
-    if release < _release(TESTED_RELEASES[0]):
+        raise ImportError(f"{problem}; {INSTALL}", name="transformers") from None
+    if is_too_old(transformers.__version__):
         raise ImportError(
             f"transformers {transformers.__version__} is too old, {TESTED_RELEASES[0]} or later is "
-            f"needed; {_INSTALL}",
+            f"needed; {INSTALL}",
             name="transformers",
         )
-    if release > _release(TESTED_RELEASES[-1]):
+    if warn and not is_tested(transformers.__version__):
         _warn_untested(transformers.__version__)
+
+
+def is_too_old(version: str) -> bool:
+    """Whether a transformers is older than the oldest that was tested."""
+    return _release(version) < _release(TESTED_RELEASES[0])
+
+
+def is_tested(version: str) -> bool:
+    """Whether a transformers lies within those that were tested."""
+    return not is_too_old(version) and _release(version) <= _release(TESTED_RELEASES[-1])
 
 
 @cache

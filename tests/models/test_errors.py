@@ -221,7 +221,9 @@ def test_bad_forward_argument(handle: ClaspHandle, arguments: dict[str, Any], me
 
 def test_generate_still_catches_typos(handle: ClaspHandle) -> None:
     with pytest.raises(ValueError, match="category"):
-        handle.model.generate(**prompts([1, "image", 7]), pixel_values=images(1), categories="ocr", category="ocr")
+        handle.model.generate(
+            **prompts([1, "image", 7]), pixel_values=images(1), categories="ocr", category="ocr"
+        )
 
 
 def test_part_of_an_image(handle: ClaspHandle) -> None:

@@ -1,65 +1,25 @@
-"""A LLaVA small enough to test with: real classes, random weights, no files."""
+"""A LLaVA small enough to test with, and a profile, images and prompts for it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from clasp_kernels.models.specimens import IMAGE_TOKEN, PAD_TOKEN, tiny_llava
 from clasp_kernels.policy import CategoryPolicy, Profile
 
-IMAGE_TOKEN = 60
-PAD_TOKEN = 0
-VOCABULARY = 64
+__all__ = [
+    "IMAGE_TOKEN",
+    "TOKENS_PER_IMAGE",
+    "image_features",
+    "images",
+    "prompts",
+    "tiny_llava",
+    "tiny_profile",
+]
+
 TOKENS_PER_IMAGE = 36
-
-
-def tiny_llava(
-    *,
-    vision_layers: int = 5,
-    decoder_layers: int = 4,
-    attn_implementation: str = "sdpa",
-    **overrides: object,
-) -> LlavaForConditionalGeneration:
-    """36 patches and a CLS token; decoder layers with 4 heads on 2."""
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=vision_layers,
-            num_attention_heads=4,
-            image_size=24,
-            patch_size=4,
-        ),
-        text_config=LlamaConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=decoder_layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=VOCABULARY,
-            max_position_embeddings=512,
-            pad_token_id=PAD_TOKEN,
-            bos_token_id=1,
-            eos_token_id=None,
-            attn_implementation=attn_implementation,
-        ),
-        image_token_id=IMAGE_TOKEN,
-        **overrides,
-    )
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(config).eval()
-    model.set_attn_implementation(attn_implementation)
-    # The library's initialisation is so small that every token would look alike: attention flat,
-    # logits tied. Larger weights make a wrongly masked or placed token visible.
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                scale = 1.0 if "embed" in name else 1.6 / parameter[0].numel() ** 0.5
-                parameter.normal_(0.0, scale)
-    model.generation_config.pad_token_id = PAD_TOKEN
-    return model
 
 
 def tiny_profile(**overrides: object) -> Profile:
