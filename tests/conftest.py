@@ -15,16 +15,17 @@ from hypothesis import HealthCheck, settings
 # interpret its kernels.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-# Processes that share the tests share the processors: with more threads than there are of those,
-# every parallel region waits for a thread that does not run.
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
 # Before cuBLAS starts: in torch's deterministic mode, which poisons memory, it insists on this.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from on_device import ops_on
 
 from clasp_kernels import backend_report, backends, use_backend
+
+# Processes that share the tests share the processors: with more threads than there are of those,
+# every parallel region waits for a thread that does not run.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
 
 settings.register_profile(
     "clasp",
