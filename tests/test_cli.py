@@ -757,6 +757,8 @@ def test_doctor_exits_with_1_where_pruning_is_wrong(monkeypatch, as_json):
     ("arguments", "exit_code", "said"),
     [
         (("--model", "somewhere"), 2, "--model is what --verify checks; give both"),
+        (("--device", "cpu"), 2, "--device is where --verify runs; give both"),
+        (("--verify", "--device", "cuda:77"), 1, "--device cuda:77 cannot be used here"),
         (
             ("--verify", "--model", "no/such-model"),
             1,

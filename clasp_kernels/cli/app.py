@@ -236,6 +236,8 @@ def doctor(
     with reported_errors():
         if model is not None and not verify:
             raise UsageError("--model is what --verify checks; give both")
+        if device != "auto" and not verify:
+            raise UsageError("--device is where --verify runs; give both")
         verification = None
         with _progress("Looking around") as step:
             examination = examine()

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clasp_kernels.cli.errors import CommandError, in_one_line
-from clasp_kernels.cli.loading import load_weights
+from clasp_kernels.cli.loading import load_weights, pick_device
 
 if TYPE_CHECKING:
     from clasp_kernels.models import Verification
@@ -22,11 +22,13 @@ def run_verification(model: str | None, device: str) -> Verification:
     from clasp_kernels.models import verify
 
     loaded = None if model is None else load_weights(model, device)
+    on = pick_device(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return verify(loaded)
-        except ValueError as error:  # a model that cannot be pruned
+            return verify(loaded, device=on)
+        # Of a model that cannot be pruned.
+        except (TypeError, ValueError, RuntimeError) as error:
             raise CommandError(f"--model {model}: {in_one_line(error)}") from None
 
 
@@ -66,7 +68,7 @@ def print_verification(verification: Verification, console: Console) -> None:
         tested = "" if verification.tested else ", which is not among the tested releases"
         console.print(
             f"Pruning is right with {release}{tested} (torch {verification.torch}, "
-            f"{verification.dtype}).",
+            f"{verification.dtype} on {verification.device}).",
             style="bold green",
             highlight=False,
         )

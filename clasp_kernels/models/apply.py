@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +104,7 @@ def apply_clasp(
     128
     """
     require_transformers()
-    config = getattr(model, "config", None)
-    model_type = getattr(config, "model_type", None)
-    if model_type not in _ADAPTERS:
-        raise ValueError(
-            f"model must have a supported config.model_type, {_names(supported_model_types())}; "
-            f"got {model_type!r} ({type(model).__name__})"
-        )
+    model_type = supported_type(model)
     if InstancePatches.of(model) is not None:
         raise ValueError(
             "model is patched already; remove() its handle before applying again, or call "
@@ -181,6 +176,17 @@ def remove_clasp(model: Any) -> None:
     patches.remove()
 
 
+def supported_type(model: Any) -> str:
+    """The model's ``config.model_type``, or a ValueError that lists the supported ones."""
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in _ADAPTERS:
+        raise ValueError(
+            f"model must have a supported config.model_type, {_names(supported_model_types())}; "
+            f"got {model_type!r} ({type(model).__name__})"
+        )
+    return str(model_type)
+
+
 def _default_profile(model: Any, model_type: str) -> Profile:
     name = getattr(model, "name_or_path", "")
     beside_the_weights = Path(name) / _PROFILE_FILE
@@ -210,11 +216,12 @@ def _find_budget(budget: object, schedule: object) -> int | float:
     scheduled = None if schedule is None else _scheduled_budget(schedule)
     if budget is None:
         return _DEFAULT_BUDGET if scheduled is None else scheduled
-    if not isinstance(budget, (int, float)) or isinstance(budget, bool):
+    if isinstance(budget, bool) or not isinstance(budget, Real):
         raise TypeError(
             f"budget must be an int, the visual tokens kept per image, or a float, the fraction "
             f"of them, got {budget!r}"
         )
+    budget = int(budget) if isinstance(budget, Integral) else float(budget)
     if isinstance(budget, int) and budget < 1:
         raise ValueError(f"budget must be at least 1 visual token per image, got {budget}")
     if isinstance(budget, float) and not 0.0 < budget <= 1.0:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import inspect
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
 import torch
+
+from clasp_kernels._warn import warn_caller
 
 #: The transformers releases that the tests of ``clasp_kernels.models`` pass on, oldest first.
 TESTED_RELEASES: tuple[str, ...] = ("5.17.0", "5.20.2", "5.23.0", "5.24.0")
@@ -63,12 +64,10 @@ def is_tested(version: str) -> bool:
 
 @cache
 def _warn_untested(version: str) -> None:
-    warnings.warn(
+    warn_caller(
         f"transformers {version} is newer than those that clasp_kernels was tested with, "
         f"{TESTED_RELEASES[0]} to {TESTED_RELEASES[-1]}; `clasp doctor --verify` tells in a "
-        f"minute whether pruning is right with it",
-        UserWarning,
-        stacklevel=4,
+        f"minute whether pruning is right with it"
     )
 
 
@@ -97,7 +96,7 @@ def method_signature(model: Any, name: str) -> inspect.Signature:
 def by_name(
     signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A call's arguments by name, those the caller left out left out."""
+    """A call's arguments by name, without those that the caller did not give."""
     arguments = dict(signature.bind(*args, **kwargs).arguments)
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 
@@ -85,6 +86,18 @@ class InstancePatches:
                 )
         self._restore(len(self._installed))
         self._installed = []
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """The objects as they were, for the length of a ``with`` block."""
+        installed = self._installed
+        self.remove()
+        try:
+            yield
+        finally:
+            for patch in installed:
+                setattr(patch.target, patch.name, patch.value)
+            self._installed = installed
 
     def _restore(self, count: int) -> None:
         for patch, replaced in zip(self._installed[:count], self._replaced, strict=False):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from clasp_kernels._warn import warn_caller
 from clasp_kernels.policy import (
     CATEGORIES,
     FALLBACK_CATEGORY,
@@ -31,8 +31,8 @@ def tokenizer_on_disk(model: Any) -> Any | None:
     revision = getattr(model.config, "_commit_hash", None) or "main"
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=True)
-    # What is not there, damaged, or needs a library that is not installed fails in many ways, and
-    # each means that prompts cannot be read, which is told when there is one to read.
+    # A tokenizer that is missing, damaged or needs a library that is not installed raises errors of
+    # many kinds. Each means that prompts cannot be read; the first prompt brings the warning.
     except Exception:
         return None
 
@@ -72,13 +72,11 @@ class PromptCategories:
         if self.warned:
             return
         self.warned = True
-        warnings.warn(
+        warn_caller(
             f"the router cannot read the prompts, as no tokenizer was found on disk beside the "
             f"model's weights: every prompt is {FALLBACK_CATEGORY!r}. Pass processor= to "
             f"apply_clasp(), or categories= to generate() or forward(), one of "
-            f"{', '.join(self.profile.category_names)} per prompt",
-            UserWarning,
-            stacklevel=2,
+            f"{', '.join(self.profile.category_names)} per prompt"
         )
 
     def _check(self, categories: str | Sequence[str], num_prompts: int) -> tuple[str, ...]:

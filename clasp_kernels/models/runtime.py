@@ -27,7 +27,7 @@ from clasp_kernels.models.compat import (
     set_image_features,
 )
 from clasp_kernels.models.generation import GENERATION, Generation, ImageDrafter
-from clasp_kernels.models.history import CachedPast
+from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.models.patching import Patch, PatchedMethod
 from clasp_kernels.models.prefill import (
@@ -104,6 +104,7 @@ class ClaspRuntime:
                 "assists may be pruned)"
             )
         _refuse_encoded_images(arguments)
+        self._refuse_chunks(arguments, has_images)
         categories = arguments.pop("categories", None)
         pixel_values = arguments.pop("pixel_values", None)
         if pixel_values is not None:
@@ -115,6 +116,21 @@ class ClaspRuntime:
                     arguments["assistant_model"], generation
                 )
         return self._generate(**native_cache(arguments, self._forward_cache))
+
+    def _refuse_chunks(self, arguments: Mapping[str, Any], has_images: bool) -> None:
+        """Chunks are cut by the length of the cache, which is not where a pruned prompt ends."""
+        if not has_images and not PrunedHistory.of(arguments.get("cache")):
+            return
+        given, own = arguments.get("generation_config"), self._model.generation_config
+        sizes = [getattr(config, "prefill_chunk_size", None) for config in (given, own)]
+        size = next(
+            (s for s in (arguments.get("prefill_chunk_size"), *sizes) if s is not None), None
+        )
+        if size is not None:
+            raise ValueError(
+                f"prefill_chunk_size must be None where images are pruned, in this call and on a "
+                f"cache of one before, got {size}"
+            )
 
     def _settle(
         self, arguments: Mapping[str, Any], categories: str | Sequence[str] | None
@@ -130,10 +146,9 @@ class ClaspRuntime:
             categories, num_prompts, input_ids, arguments.get("attention_mask")
         )
 
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, **kwargs: Any
-    ) -> dict[str, Any]:
-        kwargs = canonical_cache(kwargs)
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        kwargs = canonical_cache(by_name(self._prepare_signature, args, kwargs))
+        input_ids: torch.Tensor = kwargs.pop("input_ids")
         generation: Generation | None = kwargs.pop(GENERATION, None)
         has_images = generation is not None or kwargs.get("pixel_values") is not None
         first = bool(kwargs.get("is_first_iteration", False))

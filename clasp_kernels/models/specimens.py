@@ -71,8 +71,8 @@ def tiny_llava(
 
 def _with_visible_weights(model_class: Any, config: Any, attn_implementation: str) -> Any:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = model_class(config).eval()
+        torch.default_generator.manual_seed(0)
+        model = model_class(config).eval().float()
         model.set_attn_implementation(attn_implementation)
         # The library's initialisation is so small that every token would look alike: attention
         # flat, logits tied. Larger weights make a wrongly masked or placed token visible.
@@ -88,7 +88,7 @@ def _with_visible_weights(model_class: Any, config: Any, attn_implementation: st
 def _square_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     vision = model.config.vision_config
     size = (count, vision.num_channels, vision.image_size, vision.image_size)
-    return {"pixel_values": torch.randn(size, generator=generator)}
+    return {"pixel_values": torch.randn(size, generator=generator, dtype=torch.float32)}
 
 
 def _cls_attention(model: Any, images: dict[str, torch.Tensor], layers_before: int) -> torch.Tensor:

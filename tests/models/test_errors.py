@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
-from transformers import LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 from clasp_kernels.models import ClaspHandle, apply_clasp
 from clasp_kernels.models.compat import output_cache
@@ -242,6 +247,37 @@ def test_chunked_prefill(handle: ClaspHandle) -> None:
             prefill_chunk_size=8,
             max_new_tokens=2,
         )
+
+
+@pytest.mark.parametrize("set_in", ["argument", "generation_config", "the model's own"])
+def test_chunked_prefill_of_a_later_turn(handle: ClaspHandle, set_in: str) -> None:
+    """Chunks would be cut by the length of the pruned cache, and images fed again as text."""
+    model = handle.model
+    batch = prompts([1, 2, "image", 7])
+    cache = DynamicCache()
+    ids = model.generate(
+        **batch, pixel_values=images(1), categories="ocr", cache=cache, max_new_tokens=3
+    )
+    later = torch.cat([ids, torch.tensor([[3, 4, 5, 6]])], 1)
+    settings: dict[str, Any] = {"max_new_tokens": 2}
+    if set_in == "argument":
+        settings["prefill_chunk_size"] = 2
+    elif set_in == "generation_config":
+        settings["generation_config"] = GenerationConfig(prefill_chunk_size=2)
+    else:
+        model.generation_config.prefill_chunk_size = 2
+    with pytest.raises(ValueError, match=r"prefill_chunk_size must be None .* before, got 2"):
+        model.generate(later, cache=cache, **settings)
+    text = prompts([1, 2, 3, 4, 5])
+    assert model.generate(**text, **settings).shape[1] > 5  # with no images it is all right
+
+
+def test_arguments_of_prepare_by_position(handle: ClaspHandle) -> None:
+    ids = torch.tensor([[1, 2, 3]])
+    cache = DynamicCache()
+    expected = tiny_llava().prepare_inputs_for_generation(ids, 2, cache)["input_ids"]
+    prepared = handle.model.prepare_inputs_for_generation(ids, 2, cache)
+    assert torch.equal(prepared["input_ids"], expected)
 
 
 @pytest.mark.parametrize("main", ["plain", "patched", "itself"])

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
@@ -43,8 +44,11 @@ def test_importing_the_package_imports_no_transformers() -> None:
 
 def test_a_model_alone_keeps_a_quarter(model: LlavaForConditionalGeneration) -> None:
     assert inspect.signature(apply_clasp).parameters["model"].default is inspect.Parameter.empty
-    with pytest.warns(UserWarning, match="every prompt is 'general'"), apply_clasp(model) as handle:
+    with pytest.warns(UserWarning) as caught, apply_clasp(model) as handle:
         model.generate(**one_prompt(), max_new_tokens=2)
+    [warning] = caught
+    assert "every prompt is 'general'" in str(warning.message)
+    assert warning.filename == __file__
     assert kept(handle) == (9,)  # of 36
     assert handle.last.categories == ("general",)
 
@@ -62,6 +66,8 @@ def test_a_model_alone_keeps_a_quarter(model: LlavaForConditionalGeneration) -> 
         (1e-9, 1),
         (0.29, 10),  # 10.44
         (0.375, 14),  # 13.5
+        (np.int64(8), 8),
+        (np.float32(0.5), 18),
     ],
 )
 def test_tokens_or_a_fraction_of_them(

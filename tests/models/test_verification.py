@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import transformers
 from tiny_llava import tiny_llava, tiny_profile
 from transformers import LlavaForConditionalGeneration
 
-from clasp_kernels.models import Verification, apply, apply_clasp, verification, verify
+from clasp_kernels.models import Verification, apply, apply_clasp, oracle, verification, verify
 from clasp_kernels.models.adapter import VisionOutput
 from clasp_kernels.models.history import PrunedHistory
 from clasp_kernels.models.layout import PrunedLayout
@@ -79,7 +80,7 @@ class Fails(LlavaAdapter):
         raise AttributeError("CLIPEncoder has no attribute\nlayers")
 
 
-ALL = {subject.name for subject in verification._SUBJECTS}
+ALL = {task.name for task in oracle.TASKS}
 
 
 @pytest.mark.parametrize(
@@ -221,14 +222,101 @@ def test_free_memory_is_known() -> None:
     [
         ({"families": ["gpt2", "llava"]}, r"families must be among llava.*, got gpt2"),
         ({"families": "llava"}, "families must be a list of names, got 'llava'"),
+        ({"families": 3}, "families must be a list of names, got 3"),
         ({"model": 3}, r"model must have a supported config.model_type, 'llava'.*; got None \(int"),
         ({"model": tiny_llava(), "families": ["llava"]}, "give model or families, not both"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, TypeError), match=said):
         verify(**arguments)
 
 
 def test_no_checks_are_no_pass() -> None:
     assert not verify(families=[]).passed
+
+
+def test_families_may_come_one_by_one() -> None:
+    assert len(verify(families=(name for name in ["llava"])).checks) == 2 * (len(ALL) + 1)
+
+
+def test_too_many_tokens_kept_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right logits are not all: the budget is what the user asked for."""
+    monkeypatch.setattr(TokenSelector, "keep_counts", lambda self, names: [35] * len(names))
+    report = verify()
+    assert failed(report) >= ALL
+    assert any("tokens were kept of the images" in check.problem for check in report.checks)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 2},
+        {"use_cache": False},
+        {"do_sample": True, "num_return_sequences": 2},
+        {"prompt_lookup_num_tokens": 2},
+        {"prefill_chunk_size": 4},
+        {"repetition_penalty": 1.5, "eos_token_id": list(range(60))},
+    ],
+    ids=str,
+)
+def test_a_models_own_settings_do_not_disturb(
+    model: LlavaForConditionalGeneration, settings: dict[str, Any]
+) -> None:
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    own = model.generation_config
+    assert verify(model).passed
+    assert model.generation_config is own
+
+
+def unsupported_tower(model: Any) -> Any:
+    model.config.vision_config.model_type = "siglip_vision_model"
+    return model
+
+
+@pytest.mark.parametrize("wrong", [unsupported_tower, partial(torch.compile, backend="eager")])
+def test_a_model_that_cannot_be_pruned_is_refused(
+    model: LlavaForConditionalGeneration, wrong: Callable[[Any], Any]
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"vision tower must be|give the inner one"):
+        verify(wrong(model))
+
+
+def test_what_the_caller_set_does_not_disturb(model: LlavaForConditionalGeneration) -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert verify().passed
+            assert verify(model).passed
+        assert torch.get_default_dtype() == torch.bfloat16
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_other_devices_generators_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seeded(seed: int) -> None:
+        raise AssertionError("a GPU's generator was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
+    assert verify().passed
+
+
+def test_a_patched_float32_model_is_not_copied(
+    model: LlavaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(self: Any, memo: Any) -> None:
+        raise AssertionError("copied")
+
+    monkeypatch.setattr(type(model), "__deepcopy__", copied, raising=False)
+    with apply_clasp(model, budget=3, profile=tiny_profile()):
+        assert verify(model).passed
+
+
+def test_where_it_ran_is_told() -> None:
+    assert verify(families=["llava"], device="cpu").device == "cpu"
+    with pytest.raises((RuntimeError, AssertionError, NotImplementedError)):
+        verify(families=["llava"], device="nonsense")

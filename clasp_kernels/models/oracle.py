@@ -1,0 +1,371 @@
+"""The masking oracle: a model with dropped tokens masked, beside the same model pruned.
+
+A token that is dropped before the language model has the same effect as one that is there but
+masked as a key in every layer. So the unpatched model, run by itself on the whole prompt with the
+dropped columns masked, must give the logits that the pruned model gives: at every token that
+survives, and at every step that is generated from the pruned cache. The oracle uses nothing of
+this package but the list of columns that were kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from clasp_kernels.models.apply import apply_clasp
+from clasp_kernels.models.compat import output_cache
+from clasp_kernels.models.handle import ClaspHandle
+from clasp_kernels.models.records import PrefillRecord
+from clasp_kernels.models.specimens import SPECIMENS
+from clasp_kernels.policy import CategoryPolicy, Profile
+
+# Of logits.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_SALIENCE_TOLERANCE = 1e-6
+_BUDGET = 0.25
+_STEPS = 3
+
+
+class Comparison(NamedTuple):
+    """How far a pruned model is from the oracle."""
+
+    difference: float
+    tolerance: float
+    """The largest difference that is right."""
+    control: float
+    """The difference from an oracle that masks other tokens."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts, and what a pruned model is asked to do with them."""
+
+    name: str
+    rows: tuple[tuple[int, ...], ...]
+    """For each prompt the number of words before, between and after its images."""
+    run: Callable[[Any, ClaspHandle, dict[str, torch.Tensor]], _Answer]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the pruned model said, and where."""
+
+    ids: torch.Tensor
+    """[rows, columns]: the prompt, and what was generated after it."""
+    logits: Sequence[tuple[int, int, torch.Tensor]]
+    """Row, column and logits, of every token compared."""
+
+
+def compare_logits(family: str, build: Callable[[], Any], task: Task, relative: bool) -> Comparison:
+    """Run a task on a pruned model, and the oracle on the same model once it is unpatched.
+
+    ``relative`` allows a difference in units of the largest logit, where that is above 1.
+
+    Raises:
+        AssertionError: other numbers of tokens were kept than asked for, or the unpatched model's
+            own logits did not come back. What the model raises passes through.
+    """
+    model = build()
+    batch = _batch(family, model, task.rows)
+    before = model(**batch).logits
+    profile = _profile(family)
+    with apply_clasp(model, budget=_BUDGET, profile=profile, fuse_into="selection") as handle:
+        answer = task.run(model, handle, batch)
+        record = handle.last
+    if record is None:
+        raise AssertionError("the images were not pruned")
+    if not torch.equal(model(**batch).logits, before):
+        raise AssertionError("remove() did not bring the model's own logits back")
+    _check_counts(record, profile, batch, model)
+
+    prompts, columns = batch["input_ids"].shape
+    kept = torch.zeros(prompts, columns + 1, dtype=torch.bool)
+    kept.scatter_(1, torch.where(record.columns < 0, columns, record.columns).cpu(), True)
+    kept = kept[:, :columns]
+    is_image = (batch["input_ids"] == model.config.image_token_id).cpu()
+    expected = _oracle(model, batch, answer.ids, kept)
+    tolerance = _TOLERANCE[model.dtype]
+    if relative:
+        largest = max(float(expected[row, at].abs().max()) for row, at, _ in answer.logits)
+        tolerance *= max(1.0, largest)
+    other = _oracle(model, batch, answer.ids, _exchanged(kept, is_image, model.dtype))
+    return Comparison(
+        _largest_difference(answer, expected),
+        tolerance,
+        _largest_difference(answer, other),
+    )
+
+
+def _check_counts(
+    record: PrefillRecord, profile: Profile, batch: dict[str, torch.Tensor], model: Any
+) -> None:
+    """The share of its tokens that the budget names is kept of each image, and no more."""
+    is_image = batch["input_ids"] == model.config.image_token_id
+    per_image = int(is_image.sum()) // sum(record.images_per_prompt)
+    expected = []
+    for name, images in zip(record.categories, record.images_per_prompt, strict=True):
+        share = _BUDGET * profile.categories[name].budget_scale * per_image
+        expected += [max(1, math.floor(share + 0.5))] * images
+    in_columns = [int((row >= 0).sum()) for row in record.columns]
+    dropped = sum(record.images_per_prompt) * per_image - sum(expected)
+    content = int(batch["attention_mask"].sum())
+    if list(record.stages[0].counts) != expected or sum(in_columns) < content - dropped:
+        raise AssertionError(
+            f"{list(record.stages[0].counts)} tokens were kept of the images, {expected} asked for"
+        )
+
+
+def compare_salience(
+    family: str, build: Callable[[], Any], build_eager: Callable[[], Any]
+) -> Comparison:
+    """Whether pivots are the tokens that get most of the attention an eager model returns."""
+    specimen = SPECIMENS[family]
+    model = build()
+    batch = _batch(family, model, _PADDED)
+    pivots_only = Profile(
+        name="verification",
+        model_type=family,
+        layers=(1.0,),
+        source="pivots only",
+        categories={"general": CategoryPolicy((1.0,), 1.0)},
+    )
+    with apply_clasp(model, budget=_BUDGET, profile=pivots_only) as handle:
+        model(**batch, categories="general")
+        record = handle.last
+    if record is None:
+        raise AssertionError("the images were not pruned")
+    eager = build_eager()
+    images = {name: batch[name] for name in batch if name not in ("input_ids", "attention_mask")}
+    indices = record.stages[0].indices
+
+    def overlooked(salience: torch.Tensor) -> float:
+        kept = torch.zeros_like(salience, dtype=torch.bool).scatter_(1, indices, True)
+        worst_kept = salience.masked_fill(~kept, torch.inf).amin(1)
+        best_dropped = salience.masked_fill(kept, -torch.inf).amax(1)
+        return float((best_dropped - worst_kept).clamp_min(0).max())
+
+    return Comparison(
+        overlooked(specimen.salience(eager, images, 0)),
+        _SALIENCE_TOLERANCE,
+        overlooked(specimen.salience(eager, images, 1)),
+    )
+
+
+def _largest_difference(answer: _Answer, expected: torch.Tensor) -> float:
+    differences = [
+        (logits.float() - expected[row, column].float()).abs().max()
+        for row, column, logits in answer.logits
+    ]
+    return float(torch.stack(differences).max())
+
+
+def _exchanged(kept: torch.Tensor, is_image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Other tokens kept in each row's images: one exchanged, or every one in low precision."""
+    kept = kept.clone()
+    for row in range(len(kept)):
+        inside = (kept[row] & is_image[row]).nonzero().flatten()
+        outside = (~kept[row] & is_image[row]).nonzero().flatten()
+        count = min(len(inside), len(outside), 1 if dtype == torch.float32 else len(inside))
+        kept[row, inside[:count]] = False
+        kept[row, outside[:count]] = True
+    return kept
+
+
+def _oracle(
+    model: Any, batch: dict[str, torch.Tensor], ids: torch.Tensor, kept: torch.Tensor
+) -> torch.Tensor:
+    """[rows, columns, vocabulary]: the unpatched model's logits, what was not kept masked."""
+    prompts, length = batch["input_ids"].shape
+    repeats = len(ids) // prompts
+    new = ids.shape[1] - length
+    was_there = batch["attention_mask"].repeat_interleave(repeats, dim=0)
+    hidden = was_there * kept.to(ids.device).repeat_interleave(repeats, dim=0)
+    later = was_there.new_ones(len(ids), new)
+    images = {
+        name: _repeat_images(value, batch, model, repeats)
+        for name, value in batch.items()
+        if name not in ("input_ids", "attention_mask")
+    }
+    logits: torch.Tensor = model(
+        input_ids=ids,
+        attention_mask=torch.cat([hidden, later], 1),
+        position_ids=(torch.cat([was_there, later], 1).cumsum(1) - 1).clamp_min(0),
+        **images,
+    ).logits
+    return logits
+
+
+def _repeat_images(
+    images: torch.Tensor, batch: dict[str, torch.Tensor], model: Any, repeats: int
+) -> torch.Tensor:
+    """Each prompt's images ``repeats`` times."""
+    if repeats == 1:
+        return images
+    in_prompt = (batch["input_ids"] == model.config.image_token_id).sum(1)
+    per_image = int(in_prompt.sum()) // len(images)
+    parts = images.split((in_prompt // per_image).tolist())
+    return torch.cat([part for part in parts for _ in range(repeats)])
+
+
+def _profile(family: str) -> Profile:
+    """Categories that keep different numbers of tokens, so that rows are ragged."""
+    return Profile(
+        name="verification",
+        model_type=family,
+        layers=(0.5, 1.0),
+        source="made to be told apart, not to be good",
+        categories={
+            "general": CategoryPolicy((0.5, 0.5), 0.5),
+            "ocr": CategoryPolicy((0.0, 1.0), 0.75, budget_scale=0.5),
+            "counting": CategoryPolicy((1.0, 0.0), 0.25, budget_scale=1.5),
+        },
+    )
+
+
+def _categories(batch: dict[str, torch.Tensor]) -> list[str]:
+    names = ("general", "ocr", "counting")
+    return [names[row % len(names)] for row in range(len(batch["input_ids"]))]
+
+
+def _batch(family: str, model: Any, rows: tuple[tuple[int, ...], ...]) -> dict[str, torch.Tensor]:
+    """Prompts of random words and images, padded on the left."""
+    generator = torch.Generator().manual_seed(1)
+    config = model.config
+    num_images = sum(len(runs) - 1 for runs in rows)
+    device = input_device(model)
+    images = {
+        name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in SPECIMENS[family].images(model, num_images, generator).items()
+    }
+    features = model.get_image_features(**images, return_dict=True).pooler_output
+    lengths = iter([len(tokens) for tokens in features])
+    vocabulary = config.get_text_config().vocab_size
+
+    def words(count: int) -> list[int]:
+        ids = torch.randint(vocabulary - 1, (count,), generator=generator)
+        return (ids + (ids >= config.image_token_id)).tolist()  # any id but the image's
+
+    prompts = []
+    for runs in rows:
+        ids: list[int] = []
+        for number, count in enumerate(runs):
+            if number:
+                ids += [config.image_token_id] * next(lengths)
+            ids += words(count)
+        prompts.append(ids)
+    width = max(map(len, prompts))
+    padded = [words(width - len(ids)) + ids for ids in prompts]
+    mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    return {
+        "input_ids": torch.tensor(padded, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+        **images,
+    }
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model's inputs go: not where its weights are, if hooks bring those in."""
+    if model.device.type != "meta":
+        return torch.device(model.device)
+    hook = getattr(model, "_hf_hook", None)
+    hooks = [hook, *getattr(hook, "hooks", ())]
+    devices = [getattr(hook, "execution_device", None) for hook in hooks]
+    return torch.device(next((device for device in devices if device is not None), "cpu"))
+
+
+def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    return (attention_mask.cumsum(1) - 1).clamp_min(0)
+
+
+def _prefill(model: Any, handle: ClaspHandle, batch: dict[str, torch.Tensor]) -> _Answer:
+    """A plain forward: every token that survives."""
+    logits = model(
+        **batch,
+        position_ids=_positions(batch["attention_mask"]),
+        categories=_categories(batch),
+    ).logits
+    columns_of = [] if handle.last is None else handle.last.columns.tolist()
+    compared = [
+        (row, column, logits[row, at])
+        for row, columns in enumerate(columns_of)
+        for at, column in enumerate(columns)
+        if column >= 0 and batch["attention_mask"][row, column]
+    ]
+    return _Answer(batch["input_ids"], compared)
+
+
+def _generate(
+    model: Any, handle: ClaspHandle, batch: dict[str, torch.Tensor], **settings: Any
+) -> _Answer:
+    """``generate``: every step."""
+    out = model.generate(
+        **batch,
+        categories=_categories(batch),
+        **{"do_sample": False, **settings},
+        max_new_tokens=_STEPS,
+        min_new_tokens=_STEPS,
+        suppress_tokens=[model.config.image_token_id],
+        disable_compile=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    length = batch["input_ids"].shape[1]
+    compared = [
+        (row, length - 1 + step, logits[row])
+        for step, logits in enumerate(out.logits)
+        for row in range(len(out.sequences))
+    ]
+    return _Answer(out.sequences, compared)
+
+
+def _decode_by_hand(
+    keyword: str, model: Any, handle: ClaspHandle, batch: dict[str, torch.Tensor]
+) -> _Answer:
+    """Forwards with a cache that the caller hands on, under either of its names.
+
+    A prompt alone may do without mask and positions, which are then counted by the cache.
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    alone = len(ids) == 1
+
+    def columns(mask: torch.Tensor, new: int) -> dict[str, torch.Tensor]:
+        if alone:
+            return {}
+        return {"attention_mask": mask, "position_ids": _positions(mask)[:, -new:]}
+
+    inputs = {**batch, **columns(mask, ids.shape[1])}
+    out = model(**inputs, categories=_categories(batch), use_cache=True)
+    compared = []
+    for _ in range(_STEPS):
+        last = out.logits[:, -1]
+        compared += [(row, ids.shape[1] - 1, last[row]) for row in range(len(ids))]
+        words = last.clone()
+        words[:, model.config.image_token_id] = -torch.inf
+        ids = torch.cat([ids, words.argmax(-1, keepdim=True)], 1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        out = model(input_ids=ids[:, -1:], **columns(mask, 1), **{keyword: output_cache(out)})
+    return _Answer(ids, compared)
+
+
+_ONE = ((2, 4),)
+_PADDED = ((2, 3), (1, 2, 5), (4, 6))
+
+TASKS = (
+    Task("prefill, one prompt", _ONE, _prefill),
+    Task("prefill, padded batch", _PADDED, _prefill),
+    Task("generate, one prompt", _ONE, _generate),
+    Task("generate, padded batch", _PADDED, _generate),
+    Task("generate, static cache", _PADDED, partial(_generate, cache_implementation="static")),
+    Task(
+        "generate, two samples",
+        _PADDED,
+        partial(_generate, do_sample=True, num_return_sequences=2),
+    ),
+    Task("decode, cache", _PADDED, partial(_decode_by_hand, "cache")),
+    Task("decode, past_key_values", _ONE, partial(_decode_by_hand, "past_key_values")),
+)
