@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 _SUBMODULES = ("backends", "models", "ops", "policy", "reference")
-# Where names come from; ops unless told here.
+# The modules of the names that are not ops.
 _HOMES = {"backend_report": ".backends", "use_backend": ".backends", "apply_clasp": ".models"}
 
 

@@ -116,27 +116,15 @@ def find_advice(report: Report) -> list[Advice]:
 
 
 def _release_advice(transformers: str) -> list[Advice]:
-    from clasp_kernels.models.compat import INSTALL, TESTED_RELEASES, is_tested, is_too_old
+    from clasp_kernels.models.compat import INSTALL, is_too_old, release_problem
 
+    problem = release_problem(transformers)
+    if not problem:
+        return []
     if is_too_old(transformers):
-        return [
-            Advice(
-                f"transformers {transformers} is too old, {TESTED_RELEASES[0]} or later is needed; "
-                f"models cannot be run",
-                INSTALL,
-                blocking=False,
-            )
-        ]
-    if not is_tested(transformers):
-        return [
-            Advice(
-                f"transformers {transformers} is newer than those that clasp_kernels was tested "
-                f"with, {TESTED_RELEASES[0]} to {TESTED_RELEASES[-1]}",
-                "clasp doctor --verify tells whether pruning is right with it",
-                blocking=False,
-            )
-        ]
-    return []
+        return [Advice(f"{problem}; models cannot be run", INSTALL, blocking=False)]
+    remedy = "clasp doctor --verify tells whether pruning is right with it"
+    return [Advice(problem, remedy, blocking=False)]
 
 
 def print_examination(examination: Examination, console: Console) -> None:

@@ -38,11 +38,10 @@ def reported_errors() -> Iterator[None]:
     except CommandError as error:
         message, exit_code = str(error), error.exit_code
     except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError)
         if error.name is None or error.name.split(".")[0] not in ("transformers", "PIL"):
             raise
-        message = str(error)  # of a transformers that is missing, broken or too old
-        if missing:
+        message = str(error)  # require_transformers says what is wrong and how to mend it
+        if isinstance(error, ModuleNotFoundError):
             message = (
                 f"{error.name} is not installed; this command needs the [cli] extra: "
                 f'pip install "clasp-kernels[cli]"'

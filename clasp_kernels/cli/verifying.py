@@ -21,14 +21,14 @@ def run_verification(model: str | None, device: str) -> Verification:
     """The oracle on tiny models of every family, or on the model in a folder."""
     from clasp_kernels.models import verify
 
-    loaded = None if model is None else load_weights(model, device)
-    on = pick_device(device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if model is None:
+            return verify(device=pick_device(device))
+        loaded = load_weights(model, device)
         try:
-            return verify(loaded, device=on)
-        # Of a model that cannot be pruned.
-        except (TypeError, ValueError, RuntimeError) as error:
+            return verify(loaded)
+        except (TypeError, ValueError, RuntimeError) as error:  # this model cannot be pruned
             raise CommandError(f"--model {model}: {in_one_line(error)}") from None
 
 

@@ -47,7 +47,7 @@ class Adapter(Protocol):
         """Raise a ValueError or TypeError that says what does not fit; change nothing."""
 
     def patches(self) -> list[Patch]:
-        """What has to be in place while ``encode`` is called."""
+        """The patches that ``encode`` needs to be in place."""
 
     def check_call(self, inputs: dict[str, Any]) -> None:
         """Raise a ValueError for forward arguments of this family that pruning cannot honour."""

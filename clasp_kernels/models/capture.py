@@ -26,21 +26,18 @@ _IMPLEMENTATION = "clasp_kernels_capture"
 
 @dataclass
 class CapturedAttention:
-    """What attention was computed from. Empty until the module's forward has run."""
+    """The inputs of one attention module's scores, None until its forward has run."""
 
     query: torch.Tensor | None = None
     """[batch, heads, T, head_dim]."""
     key: torch.Tensor | None = None
     """[batch, key heads, S, head_dim]."""
     scale: float | None = None
-    """What the products of query and key are multiplied by."""
+    """The factor of the products of query and key."""
 
 
 class AttentionListener:
-    """Listens to one attention module once its ``patch()`` is in place.
-
-    >>> # with listener.listen() as captured: tower(pixel_values)
-    """
+    """Listens to one attention module once its ``patch()`` is in place."""
 
     def __init__(self, attention: torch.nn.Module) -> None:
         """
@@ -58,7 +55,7 @@ class AttentionListener:
         self._config = _ListeningConfig(config)
 
     def patch(self) -> Patch:
-        """What lets the module be listened to, and changes nothing while nobody does."""
+        """The patch that ``listen`` needs. It changes nothing while nobody listens."""
         return Patch(self._attention, "config", self._config)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What differs between releases of transformers, and only here.
+"""This module alone knows how releases of transformers differ.
 
 Differences are found by looking at signatures and fields, never by comparing version numbers: a
 release that nobody has seen yet is served if it looks like one of these, and refused in words if
@@ -42,14 +42,23 @@ def require_transformers(warn: bool = True) -> None:
         else:  # it checks the versions of what it needs while it is imported
             problem = f"transformers cannot be imported ({' '.join(str(error).split())})"
         raise ImportError(f"{problem}; {INSTALL}", name="transformers") from None
-    if is_too_old(transformers.__version__):
-        raise ImportError(
-            f"transformers {transformers.__version__} is too old, {TESTED_RELEASES[0]} or later is "
-            f"needed; {INSTALL}",
-            name="transformers",
+    version = transformers.__version__
+    if is_too_old(version):
+        raise ImportError(f"{release_problem(version)}; {INSTALL}", name="transformers")
+    if warn and not is_tested(version):
+        _warn_untested(version)
+
+
+def release_problem(version: str) -> str:
+    """What speaks against a release of transformers; empty if it was tested."""
+    if is_too_old(version):
+        return f"transformers {version} is too old, {TESTED_RELEASES[0]} or later is needed"
+    if not is_tested(version):
+        return (
+            f"transformers {version} is newer than those that clasp_kernels was tested with, "
+            f"{TESTED_RELEASES[0]} to {TESTED_RELEASES[-1]}"
         )
-    if warn and not is_tested(transformers.__version__):
-        _warn_untested(transformers.__version__)
+    return ""
 
 
 def is_too_old(version: str) -> bool:
@@ -65,9 +74,8 @@ def is_tested(version: str) -> bool:
 @cache
 def _warn_untested(version: str) -> None:
     warn_caller(
-        f"transformers {version} is newer than those that clasp_kernels was tested with, "
-        f"{TESTED_RELEASES[0]} to {TESTED_RELEASES[-1]}; `clasp doctor --verify` tells in a "
-        f"minute whether pruning is right with it"
+        f"{release_problem(version)}; `clasp doctor --verify` tells in a minute whether pruning is "
+        f"right with it"
     )
 
 
@@ -124,7 +132,7 @@ def prepare_signature(model: Any) -> inspect.Signature:
 
 
 def cache_name(model: Any, method: str) -> str:
-    """What a model's method calls its cache: "cache" or "past_key_values".
+    """The name of a method's cache argument: "cache" or "past_key_values".
 
     Raises:
         RuntimeError: its signature has neither.

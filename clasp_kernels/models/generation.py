@@ -1,4 +1,4 @@
-"""What one ``generate`` call settles before its first forward, and how it travels there.
+"""The images and categories of one ``generate`` call, on their way to its first forward.
 
 Images and categories go through ``generate`` in one object that transformers can neither expand
 for beams, encode ahead of the prefill, move nor copy; each image is encoded and pruned once.

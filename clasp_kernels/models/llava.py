@@ -77,7 +77,7 @@ class LlavaAdapter:
         """Which vision layer's attention scores the tokens, counted from 0."""
         if self.layers.salience_layer is not None:
             return self.layers.salience_layer
-        # Of several feature layers the deepest: its attention knows most of the image.
+        # The deepest of several feature layers: its attention knows most of the image.
         produced_by = max(self._feature_states) - 1
         if produced_by < 0:
             raise ValueError(
