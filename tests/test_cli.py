@@ -741,7 +741,9 @@ def test_doctor_exits_with_1_where_pruning_is_wrong(monkeypatch, as_json):
 
     project = llava.LlavaAdapter.project
     monkeypatch.setattr(
-        llava.LlavaAdapter, "project", lambda self, tokens: project(self, tokens.flip(1))
+        llava.LlavaAdapter,
+        "project",
+        lambda self, model, tokens: project(self, model, tokens.flip(1)),
     )
     result = clasp("doctor", "--verify", *(["--json"] if as_json else []))
     assert result.exit_code == 1

@@ -33,6 +33,9 @@ class VisionOutput:
 class Adapter(Protocol):
     """One model family. Constructing one checks the model and the profile against each other.
 
+    Methods are told the model anew, as a copy of the one that was checked may call: no adapter
+    keeps it.
+
     Visual tokens are placeholders in ``input_ids``, ``tokens_per_image`` of them per image in
     the order of the rows of ``pixel_values``.
     """
@@ -52,8 +55,8 @@ class Adapter(Protocol):
     def check_call(self, inputs: dict[str, Any]) -> None:
         """Raise a ValueError for forward arguments of this family that pruning cannot honour."""
 
-    def encode(self, pixel_values: torch.Tensor) -> VisionOutput:
+    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
         """Run the vision tower."""
 
-    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+    def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
         """[images, R, D or D'] to [images, R, text width]."""

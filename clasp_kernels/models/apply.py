@@ -12,7 +12,7 @@ from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.compat import require_transformers
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.llava import LlavaAdapter
-from clasp_kernels.models.patching import InstancePatches
+from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.prompts import PromptCategories, tokenizer_on_disk
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.models.selection import TokenSelector
@@ -49,8 +49,10 @@ def apply_clasp(
 ) -> ClaspHandle:
     """Have a Hugging Face multimodal model keep ``budget`` visual tokens per image.
 
-    The model instance is patched, its class and its weights are not, and ``handle.remove()``
-    undoes it. ``generate`` is called as before, with greedy search, sampling or beams, dynamic or
+    The model instance is patched: it gets a class of its own, derived from the one it has. Its
+    weights and other models are not touched, and ``handle.remove()`` undoes it. A patched model
+    can be copied, pickled, compiled, wrapped and unwrapped (PEFT, accelerate, DataParallel, DDP,
+    FSDP). ``generate`` is called as before, with greedy search, sampling or beams, dynamic or
     static caches, padded batches and several images per prompt; the ids it returns hold the whole
     prompt. Each prompt is routed to a category, which decides how vision layers are fused and the
     budget split (CLASP, arXiv 2604.12767).
@@ -105,7 +107,7 @@ def apply_clasp(
     """
     require_transformers()
     model_type = supported_type(model)
-    if InstancePatches.of(model) is not None:
+    if MethodPatches.of(model) is not None:
         raise ValueError(
             "model is patched already; remove() its handle before applying again, or call "
             "remove_clasp(model), which needs no handle and serves copies and loaded models too"
@@ -146,18 +148,19 @@ def apply_clasp(
         PromptCategories(profile, router, tokenizer, adapter.image_token_id),
         compact_positions=positions == "compact",
     )
-    return ClaspHandle(model, runtime, profile, [*adapter.patches(), *runtime.patches()])
+    return ClaspHandle(model, runtime, profile)
 
 
 def remove_clasp(model: Any) -> None:
     """Give a model that ``apply_clasp`` patched its own methods back, without its handle.
 
     For models whose handle is lost, or that never had one: a deep copy of a patched model is
-    patched too, and so is one that was saved whole with ``torch.save`` and loaded again.
+    patched too, and so is one that was saved whole with ``torch.save`` and loaded again. A model
+    that carries no patches is left as it is.
 
     Raises:
-        ValueError: the model carries no patches.
-        RuntimeError: someone has patched on top; nothing is undone.
+        TypeError: ``model`` is no module.
+        ValueError: it only wraps a patched model, which the error names.
 
     >>> import copy
     >>> from transformers import LlavaForConditionalGeneration
@@ -167,13 +170,18 @@ def remove_clasp(model: Any) -> None:
     ...     twin = copy.deepcopy(model)
     >>> remove_clasp(twin)
     """
-    patches = InstancePatches.of(model)
-    if patches is None:
-        raise ValueError(
-            f"model carries no patches of apply_clasp (it is a {type(model).__name__}); of a "
-            f"model that is wrapped, give the inner one"
-        )
-    patches.remove()
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    patches = MethodPatches.of(model)
+    if patches is not None:
+        patches.remove(model)
+        return
+    for name, module in model.named_modules():
+        if MethodPatches.of(module) is not None:
+            raise ValueError(
+                f"model is a {type(model).__name__} around the patched model; give that: "
+                f"model.get_submodule({name!r})"
+            )
 
 
 def supported_type(model: Any) -> str:

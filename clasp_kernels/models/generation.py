@@ -16,12 +16,25 @@ import torch
 GENERATION = "clasp_generation"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Generation:
     """The images of one ``generate`` call and the category of each of its prompts."""
 
     pixel_values: torch.Tensor
     categories: tuple[str, ...]
+    reached: bool = False
+    """Whether a forward of ours has seen it."""
+
+    def check_reached(self) -> None:
+        """
+        Raises:
+            RuntimeError: the first forward was not ours, so the images were never seen.
+        """
+        if not self.reached:
+            raise RuntimeError(
+                "the model's forward was replaced after apply_clasp by one that does not lead to "
+                "it, so the images were not seen; undo that, or remove() the handle and apply again"
+            )
 
     def repeats(self, rows: int) -> int:
         """Rows per prompt: beams or returned sequences."""

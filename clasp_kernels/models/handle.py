@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from clasp_kernels.models.patching import InstancePatches, Patch
+from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.policy import Profile
@@ -15,14 +14,14 @@ from clasp_kernels.policy import Profile
 class ClaspHandle:
     """Holds a model that prunes. As a context manager it removes itself at the end."""
 
-    def __init__(
-        self, model: Any, runtime: ClaspRuntime, profile: Profile, patches: Sequence[Patch]
-    ) -> None:
-        """Set the patches, which the handle then owns."""
+    def __init__(self, model: Any, runtime: ClaspRuntime, profile: Profile) -> None:
+        """Patch the model. The handle owns the patches."""
         self.model = model
         self.profile = profile
         self._runtime = runtime
-        self._patches = InstancePatches(patches)
+        self._patches = MethodPatches(
+            model, runtime.methods, runtime.signatures, runtime.adapter.patches()
+        )
 
     @property
     def last(self) -> PrefillRecord | None:
@@ -30,11 +29,14 @@ class ClaspHandle:
         return self._runtime.last
 
     def remove(self) -> None:
-        """Give the model its own methods back; doing so again changes nothing."""
-        self._patches.remove()
+        """Give the model its own methods back; doing so again changes nothing.
+
+        What others have wrapped around them since (mixed precision, device hooks) stays.
+        """
+        self._patches.remove(self.model)
 
     def __enter__(self) -> ClaspHandle:
-        if self._patches.removed:
+        if not self._patches.installed:
             raise RuntimeError("the handle was removed, so nothing would be pruned; apply again")
         return self
 

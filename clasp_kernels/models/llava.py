@@ -51,14 +51,13 @@ class LlavaAdapter:
                 f"(config.vision_feature_layer); use fuse_into='selection'"
             )
 
-        self._model = model
         num_layers = config.vision_config.num_hidden_layers
         # Counted from the front, hidden_states[0] being what enters the first layer.
         self._feature_states = [
             layer if layer >= 0 else layer + num_layers + 1 for layer in feature_layers
         ]
         self.layers = profile.for_tower(num_layers)
-        attentions = attention_modules(self._tower, num_layers)
+        attentions = attention_modules(image_tower(model), num_layers)
         self._listener = AttentionListener(attentions[self._salience_layer()])
         require_parts(model.model, ("multi_modal_projector",))
 
@@ -67,11 +66,6 @@ class LlavaAdapter:
         self.tokens_per_image = patches + 1 - self._first_token
         self.image_token_id: int = config.image_token_id
         self.text_config = config.get_text_config()
-
-    @property
-    def _tower(self) -> Any:
-        """Asked for anew each time, as it may be wrapped or compiled later."""
-        return image_tower(self._model)
 
     def _salience_layer(self) -> int:
         """Which vision layer's attention scores the tokens, counted from 0."""
@@ -104,10 +98,11 @@ class LlavaAdapter:
             raise ValueError("image_sizes is for vision towers that keep the image's own size")
 
     @torch.no_grad()  # the ops that follow record no graph either
-    def encode(self, pixel_values: torch.Tensor) -> VisionOutput:
+    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
         with self._listener.listen() as captured:
             # All hidden states: those that nobody selects may be None.
-            outputs = self._tower(pixel_values, output_hidden_states=True, return_dict=True)
+            tower = image_tower(model)  # asked for anew, as it may be wrapped or compiled later
+            outputs = tower(pixel_values, output_hidden_states=True, return_dict=True)
         states, query, key = outputs.hidden_states, captured.query, captured.key
         assert query is not None and key is not None and captured.scale is not None
         first = self._first_token
@@ -121,6 +116,6 @@ class LlavaAdapter:
             key_range=(first, key.shape[2]),
         )
 
-    def project(self, tokens: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = self._model.model.multi_modal_projector(tokens)
+    def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = model.model.multi_modal_projector(tokens)
         return projected

@@ -1,11 +1,28 @@
-"""Replacing attributes of objects, and putting them back exactly as they were."""
+"""Replacing methods of one model and attributes of its parts, and putting everything back.
+
+A patched model gets a class of its own, derived from the class it had, with the new methods in it.
+Methods of a class survive what others do to an instance. Copies, unpickled models and the replicas
+of DataParallel get them bound to themselves. accelerate and FSDP, which wrap, re-bind and unwrap
+``forward``, find an ordinary method. Whoever kept hold of one reaches the original through it once
+the patches are removed.
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from types import MethodType
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+# The attribute under which a model holds its patches.
+_RECORD = "_clasp_patches"
+
+Replacement = Callable[..., Any]
+"""Called with the model, the original method bound to it, and the caller's arguments."""
 
 
 class Patch(NamedTuple):
@@ -16,95 +33,234 @@ class Patch(NamedTuple):
     value: Any
 
 
-class PatchedMethod:
-    """Stands where a method was, with a signature for those who inspect it.
+class AttributePatches:
+    """Attributes set on objects, over their classes' or over what they had of their own.
 
-    An object rather than a closure: ``copy.deepcopy(model)`` copies what it refers to, so that a
-    copied model runs on its own weights, where a closure would still reach the first model's.
+    >>> class Cat:
+    ...     sound = "miaow"
+    >>> tom = Cat()
+    >>> patches = AttributePatches([Patch(tom, "sound", "purr")])
+    >>> tom.sound, patches.restore(), tom.sound, vars(tom)
+    ('purr', None, 'miaow', {})
     """
 
-    def __init__(self, replacement: Callable[..., Any], signature: inspect.Signature) -> None:
-        self.replacement = replacement
-        self.patches: InstancePatches | None = None
-        """Those it is one of: copied with it, they know the copy's own methods."""
-        self.__signature__ = signature
+    def __init__(self, patches: Sequence[Patch]) -> None:
+        """Set every attribute, or none and raise a TypeError."""
+        self._patches = list(patches)
+        self._replaced = [vars(patch.target).get(patch.name, _ABSENT) for patch in patches]
+        self.set()
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.replacement(*args, **kwargs)
+    def set(self) -> None:
+        """Set every attribute, or none and raise a TypeError."""
+        for done, patch in enumerate(self._patches, start=1):
+            setattr(patch.target, patch.name, patch.value)
+            if not _is_in_place(patch):
+                for earlier, replaced in zip(self._patches[:done], self._replaced, strict=False):
+                    _put_back(earlier, replaced)
+                raise TypeError(
+                    f"{type(patch.target).__name__} cannot be patched: it does not keep what "
+                    f"{patch.name!r} is set to"
+                )
+
+    def restore(self) -> None:
+        """Put back what was there. What someone else has set since stays."""
+        for patch, replaced in zip(self._patches, self._replaced, strict=True):
+            if _is_in_place(patch):
+                _put_back(patch, replaced)
 
 
-class InstancePatches:
-    """Attributes set on objects, over their classes' or over what they had of their own.
+class MethodPatches:
+    """Methods of one object replaced, and attributes of others with them.
 
     >>> class Cat:
     ...     def speak(self): return "miaow"
     >>> tom = Cat()
-    >>> patches = InstancePatches([Patch(tom, "speak", lambda: "purr")])
-    >>> tom.speak(), patches.remove(), tom.speak(), vars(tom)
-    ('purr', None, 'miaow', {})
+    >>> loudly = {"speak": lambda cat, original: original().upper()}
+    >>> patches = MethodPatches(tom, loudly, {"speak": inspect.signature(tom.speak)})
+    >>> tom.speak(), patches.remove(tom), tom.speak(), vars(tom)
+    ('MIAOW', None, 'miaow', {})
     """
 
     @staticmethod
-    def of(target: object) -> InstancePatches | None:
+    def of(target: object) -> MethodPatches | None:
         """The patches that an object carries, be it a copy of the one they were made for."""
-        for value in vars(target).values():
-            if isinstance(value, PatchedMethod):
-                return value.patches
-        return None
+        patches: MethodPatches | None = vars(target).get(_RECORD)
+        return patches if patches is not None and patches.installed else None
 
-    def __init__(self, patches: Sequence[Patch]) -> None:
-        """Set every attribute, or none and raise a TypeError."""
-        self._installed = list(patches)
-        # Frameworks patch instances too (device hooks replace forward); theirs come back.
-        self._replaced = [vars(patch.target).get(patch.name, _ABSENT) for patch in patches]
-        for done, patch in enumerate(patches, start=1):
-            setattr(patch.target, patch.name, patch.value)
-            if isinstance(patch.value, PatchedMethod):
-                patch.value.patches = self
-            if not _is_in_place(patch):
-                self._restore(done)
-                raise TypeError(
-                    f"{type(patch.target).__name__} cannot be patched: it does not keep what "
-                    f"{patch.name!r} is set to, as wrappers around a model do not; give the model "
-                    f"inside"
-                )
+    def __init__(
+        self,
+        target: Any,
+        methods: Mapping[str, Replacement],
+        signatures: Mapping[str, inspect.Signature],
+        attributes: Sequence[Patch] = (),
+    ) -> None:
+        """Replace every method and set every attribute, or do nothing and raise a TypeError.
 
-    @property
-    def removed(self) -> bool:
-        return not self._installed
-
-    def remove(self) -> None:
-        """Undo, or raise RuntimeError and change nothing if someone has patched on top.
-
-        Doing so again changes nothing.
+        ``signatures`` are those that the methods show, without ``self``.
         """
-        for patch in self._installed:
-            if not _is_in_place(patch):
-                raise RuntimeError(
-                    f"{type(patch.target).__name__}.{patch.name} was replaced after apply_clasp; "
-                    f"undo that first, so that what it wraps stays in place"
-                )
-        self._restore(len(self._installed))
-        self._installed = []
+        self.installed = False
+        self._owner = target
+        self._token = uuid.uuid4().hex
+        self._methods = dict(methods)
+        self._signatures = dict(signatures)
+        self._set_aside: dict[str, Any] = {}
+        self._earlier: MethodPatches | None = None
+        self._attributes = AttributePatches(attributes)
+        try:
+            self._install(target)
+        except TypeError:
+            self._attributes.restore()
+            raise
+
+    def remove(self, target: Any) -> None:
+        """Give an object that carries these patches its own methods and attributes back.
+
+        That is their owner or a shallow copy of it, as deep copies have patches of their own. A
+        wrapper that was put around a method since stays, and then wraps the original. Doing so
+        again changes nothing.
+        """
+        if target is self._owner:
+            self._attributes.restore()
+            self.installed = False
+        self._take_out(target)
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """The objects as they were, for the length of a ``with`` block."""
-        installed = self._installed
-        self.remove()
+        """The owner as it was, for the length of a ``with`` block."""
+        self.remove(self._owner)
         try:
             yield
         finally:
-            for patch in installed:
-                setattr(patch.target, patch.name, patch.value)
-            self._installed = installed
+            self._attributes.set()
+            self._install(self._owner)
 
-    def _restore(self, count: int) -> None:
-        for patch, replaced in zip(self._installed[:count], self._replaced, strict=False):
-            if replaced is _ABSENT:
-                delattr(patch.target, patch.name)
-            else:
-                setattr(patch.target, patch.name, replaced)
+    def _install(self, target: Any) -> None:
+        own, of_its_own = type(target), vars(target)
+        # An object has methods of its own where others wrapped them, as device hooks do.
+        set_aside = {name: of_its_own[name] for name in self._methods if name in of_its_own}
+        try:
+            if self._class_of(target) is None:
+                target.__class__ = _patched_class(own, self._token, self._signatures)
+        except TypeError as error:
+            raise TypeError(f"{own.__name__} cannot be patched: {error}") from None
+        for name in set_aside:
+            del of_its_own[name]
+        self._set_aside, self._earlier = set_aside, of_its_own.get(_RECORD)
+        of_its_own[_RECORD] = self
+        self.installed = True
+
+    def _take_out(self, target: Any) -> None:
+        of_its_own = vars(target)
+        if of_its_own.get(_RECORD) is not self:
+            return
+        patched = self._class_of(target)
+        # If FSDP has derived a class from ours, ours stays between and hands on to the original.
+        if patched is type(target):
+            target.__class__ = patched.__base__
+        wrapped = any(name in of_its_own for name in self._set_aside)
+        for name, value in self._set_aside.items():
+            of_its_own.setdefault(name, value)
+        if wrapped:  # the wrapper leads to our method, and that to what was set aside
+            return
+        if self._earlier is None:
+            del of_its_own[_RECORD]
+        else:
+            of_its_own[_RECORD] = self._earlier
+
+    def _class_of(self, target: Any) -> type | None:
+        """The class that these patches gave an object, if it still has it."""
+        classes = type(target).__mro__
+        return next((known for known in classes if vars(known).get(_RECORD) == self._token), None)
+
+    def _is_put_back(self, target: Any, name: str, value: Any) -> bool:
+        """Whether someone sets a method to what is there without them: ours, or the original."""
+        patched = self._class_of(target)
+        assert patched is not None, "asked by a method of that class"
+        # accelerate binds what it finds around a method to the model once more.
+        while isinstance(value, MethodType) and isinstance(value.__func__, MethodType):
+            value = value.__func__
+        if not isinstance(value, MethodType) or value.__self__ is not target:
+            return value is self._set_aside.get(name, _ABSENT)
+        if value.__func__ is getattr(patched.__base__, name):
+            self._set_aside.pop(name, None)  # as device hooks do when they are removed
+            return True
+        return value.__func__ is vars(patched)[name]
+
+
+# By token, so that copies of an object share its class.
+_classes: WeakValueDictionary[str, type] = WeakValueDictionary()
+
+
+def _patched_class(own: type, token: str, signatures: Mapping[str, inspect.Signature]) -> type:
+    """A class derived from ``own``, with a method in place of each that has a signature here."""
+    if token in _classes:
+        return _classes[token]
+
+    def set_attribute(self: Any, name: str, value: Any) -> None:
+        if name in signatures:
+            patches = _carried(self, token)
+            if (
+                patches is not None
+                and patches.installed
+                and patches._is_put_back(self, name, value)
+            ):
+                vars(self).pop(name, None)
+                return
+        own.__setattr__(self, name, value)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        reduced = own.__reduce_ex__(self, max(2, protocol))
+        if type(self) is not patched or not isinstance(reduced, tuple):
+            return reduced
+        return (_new_instance, (own, token, dict(signatures)), *reduced[2:])
+
+    patched: type = type(own)(
+        own.__name__,
+        (own,),
+        {
+            "__module__": own.__module__,
+            "__qualname__": own.__qualname__,
+            "__doc__": own.__doc__,
+            "__setattr__": set_attribute,
+            "__reduce_ex__": reduce,
+            _RECORD: token,
+            **{name: _method(own, token, name, shown) for name, shown in signatures.items()},
+        },
+    )
+    return _classes.setdefault(token, patched)
+
+
+def _new_instance(own: type, token: str, signatures: Mapping[str, inspect.Signature]) -> Any:
+    patched = _patched_class(own, token, signatures)
+    return patched.__new__(patched)
+
+
+def _method(own: type, token: str, name: str, shown: inspect.Signature) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        original: Callable[..., Any] = partial(getattr(own, name), self)
+        patches = _carried(self, token)
+        if patches is not None:
+            original = patches._set_aside.get(name, original)
+            if patches.installed:
+                return patches._methods[name](self, original, *args, **kwargs)
+        return original(*args, **kwargs)
+
+    # No __wrapped__: whoever unwraps a method that was wrapped since must stop here.
+    method.__name__ = name
+    method.__qualname__ = f"{own.__qualname__}.{name}"
+    method.__doc__ = getattr(own, name).__doc__
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    signature = shown.replace(parameters=[itself, *shown.parameters.values()])
+    method.__signature__ = signature  # type: ignore[attr-defined]
+    return method
+
+
+def _carried(target: Any, token: str) -> MethodPatches | None:
+    """The patches of an object that a method belongs to, removed ones included."""
+    patches: MethodPatches | None = target.__dict__.get(_RECORD)
+    while patches is not None and patches._token != token:
+        patches = patches._earlier
+    return patches
 
 
 class _Absent:
@@ -122,3 +278,10 @@ _ABSENT = _Absent()
 
 def _is_in_place(patch: Patch) -> bool:
     return vars(patch.target).get(patch.name, _ABSENT) is patch.value
+
+
+def _put_back(patch: Patch, replaced: Any) -> None:
+    if replaced is _ABSENT:
+        delattr(patch.target, patch.name)
+    else:
+        setattr(patch.target, patch.name, replaced)

@@ -29,7 +29,7 @@ from clasp_kernels.models.compat import (
 from clasp_kernels.models.generation import GENERATION, Generation, ImageDrafter
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages
-from clasp_kernels.models.patching import Patch, PatchedMethod
+from clasp_kernels.models.patching import Replacement
 from clasp_kernels.models.prefill import (
     check_attention_mask,
     check_inputs,
@@ -45,6 +45,8 @@ from clasp_kernels.models.stopwatch import Stopwatch
 # From prepare_inputs_for_generation to forward: nothing is left to do.
 _PREPARED = "clasp_prepared"
 
+_Method = Callable[..., Any]
+
 
 class ClaspRuntime:
     """One model's pruning: its settings, the methods it had, and the last prefill's record."""
@@ -58,37 +60,35 @@ class ClaspRuntime:
         compact_positions: bool,
     ) -> None:
         self.last: PrefillRecord | None = None
-        self._model = model
+        self.adapter = selector.adapter
         self._selector = selector
-        self._adapter = selector.adapter
         self._prompt_categories = prompt_categories
         self._compact = compact_positions
-        self._generate: Callable[..., Any] = model.generate
-        self._forward: Callable[..., Any] = model.forward
-        self._prepare: Callable[..., Any] = model.prepare_inputs_for_generation
         self._forward_signature = _with_our_keywords(method_signature(model, "forward"))
         self._generate_signature = method_signature(model, "generate")
         self._prepare_signature = prepare_signature(model)
         self._forward_cache = cache_name(model, "forward")
         self._prepare_cache = cache_name(model, "prepare_inputs_for_generation")
 
-    def patches(self) -> list[Patch]:
-        """What makes the model prune."""
-        methods = (
-            ("generate", self.generate, self._generate_signature),
-            ("forward", self.forward, self._forward_signature),
-            (
-                "prepare_inputs_for_generation",
-                self.prepare_inputs_for_generation,
-                self._prepare_signature,
-            ),
-        )
-        return [
-            Patch(self._model, name, PatchedMethod(method, signature))
-            for name, method, signature in methods
-        ]
+    @property
+    def methods(self) -> dict[str, Replacement]:
+        """What makes a model prune. Each is called with the model and its original method."""
+        return {
+            "generate": self.generate,
+            "forward": self.forward,
+            "prepare_inputs_for_generation": self.prepare_inputs_for_generation,
+        }
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
+    @property
+    def signatures(self) -> dict[str, inspect.Signature]:
+        """Of the methods, as the model shows them."""
+        return {
+            "generate": self._generate_signature,
+            "forward": self._forward_signature,
+            "prepare_inputs_for_generation": self._prepare_signature,
+        }
+
+    def generate(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
         arguments = canonical_cache(by_name(self._generate_signature, args, kwargs))
         drafts = getattr(arguments.get("generation_config"), "is_assistant", False)
         has_images = (
@@ -104,33 +104,21 @@ class ClaspRuntime:
                 "assists may be pruned)"
             )
         _refuse_encoded_images(arguments)
-        self._refuse_chunks(arguments, has_images)
+        _refuse_chunks(model, arguments, has_images)
         categories = arguments.pop("categories", None)
         pixel_values = arguments.pop("pixel_values", None)
         if pixel_values is not None:
-            self._adapter.check_call(arguments)
+            self.adapter.check_call(arguments)
             generation = Generation(pixel_values, self._settle(arguments, categories))
             arguments[GENERATION] = generation
             if arguments.get("assistant_model") is not None:
                 arguments["assistant_model"] = ImageDrafter(
                     arguments["assistant_model"], generation
                 )
-        return self._generate(**native_cache(arguments, self._forward_cache))
-
-    def _refuse_chunks(self, arguments: Mapping[str, Any], has_images: bool) -> None:
-        """Chunks are cut by the length of the cache, which is not where a pruned prompt ends."""
-        if not has_images and not PrunedHistory.of(arguments.get("cache")):
-            return
-        given, own = arguments.get("generation_config"), self._model.generation_config
-        sizes = [getattr(config, "prefill_chunk_size", None) for config in (given, own)]
-        size = next(
-            (s for s in (arguments.get("prefill_chunk_size"), *sizes) if s is not None), None
-        )
-        if size is not None:
-            raise ValueError(
-                f"prefill_chunk_size must be None where images are pruned, in this call and on a "
-                f"cache of one before, got {size}"
-            )
+        answer = original(**native_cache(arguments, self._forward_cache))
+        if arguments.get(GENERATION) is not None:
+            arguments[GENERATION].check_reached()
+        return answer
 
     def _settle(
         self, arguments: Mapping[str, Any], categories: str | Sequence[str] | None
@@ -146,7 +134,9 @@ class ClaspRuntime:
             categories, num_prompts, input_ids, arguments.get("attention_mask")
         )
 
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, model: Any, original: _Method, /, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         kwargs = canonical_cache(by_name(self._prepare_signature, args, kwargs))
         input_ids: torch.Tensor = kwargs.pop("input_ids")
         generation: Generation | None = kwargs.pop(GENERATION, None)
@@ -168,7 +158,9 @@ class ClaspRuntime:
             # about to go; forward wants it as it is.
             attention_mask = kwargs.get("attention_mask")
             without_mask = {**kwargs, "attention_mask": None}
-            model_inputs: dict[str, Any] = self._prepare_native(input_ids, without_mask)
+            model_inputs: dict[str, Any] = original(
+                input_ids, **native_cache(without_mask, self._prepare_cache)
+            )
             model_inputs["attention_mask"] = attention_mask
             model_inputs[GENERATION] = generation
             return model_inputs
@@ -184,34 +176,29 @@ class ClaspRuntime:
             kwargs["attention_mask"] = past.mask(kwargs.get("attention_mask"), total)
             if position_ids is not None:
                 kwargs["position_ids"] = past.history.positions(position_ids)
-        model_inputs = self._prepare_native(input_ids, kwargs)
+        model_inputs = original(input_ids, **native_cache(kwargs, self._prepare_cache))
         model_inputs[_PREPARED] = True
         return model_inputs
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
         if kwargs.pop(_PREPARED, False):  # all that compiled decoding traces
-            return self._forward(*args, **kwargs)
+            return original(*args, **kwargs)
         generation: Generation | None = kwargs.pop(GENERATION, None)
         inputs = canonical_cache(by_name(self._forward_signature, args, kwargs))
         _refuse_encoded_images(inputs)
         categories = inputs.pop("categories", None)
         if generation is not None:
+            generation.reached = True
             rows, _, device = input_shape(inputs)
             inputs["pixel_values"] = generation.pixel_values.to(device)
             repeats = generation.repeats(rows)
-            return self._prune_and_forward(inputs, generation.categories, repeats)
+            return self._prune_and_forward(model, original, inputs, generation.categories, repeats)
         if inputs.get("pixel_values") is not None:
-            return self._prune_and_forward(inputs, categories)
+            return self._prune_and_forward(model, original, inputs, categories)
         past = CachedPast.of(inputs.get("cache"))
         if past.history:
             self._continue_from(past, inputs)
-        return self._forward_native(inputs)
-
-    def _prepare_native(self, input_ids: torch.Tensor, arguments: Mapping[str, Any]) -> Any:
-        return self._prepare(input_ids, **native_cache(arguments, self._prepare_cache))
-
-    def _forward_native(self, arguments: Mapping[str, Any]) -> Any:
-        return self._forward(**native_cache(arguments, self._forward_cache))
+        return original(**native_cache(inputs, self._forward_cache))
 
     def _continue_from(self, past: CachedPast, inputs: dict[str, Any]) -> None:
         """Turn the caller's mask and positions into those of a pruned cache."""
@@ -226,6 +213,8 @@ class ClaspRuntime:
 
     def _prune_and_forward(
         self,
+        model: Any,
+        original: _Method,
         inputs: dict[str, Any],
         categories: str | Sequence[str] | None,
         repeats: int = 1,
@@ -233,14 +222,14 @@ class ClaspRuntime:
         """Prune a prompt whose every row comes ``repeats`` times, and run the original on it."""
         rows, length, _ = input_shape(inputs)
         past = CachedPast.of(inputs.get("cache"))
-        self._adapter.check_call(inputs)
+        self.adapter.check_call(inputs)
         check_inputs(inputs, past)
         names = self._prompt_categories.resolve(
             categories, rows // repeats, inputs.get("input_ids"), inputs.get("attention_mask")
         )
-        embed = self._model.get_input_embeddings()
-        images = find_images(self._adapter, embed, inputs, repeats)
-        kept = self._selector.select(inputs["pixel_values"], _per_image(names, images))
+        embed = model.get_input_embeddings()
+        images = find_images(self.adapter, embed, inputs, repeats)
+        kept = self._selector.select(model, inputs["pixel_values"], _per_image(names, images))
         return_dict = inputs.pop("return_dict", None)
         prompt = prune_prompt(
             inputs,
@@ -248,13 +237,15 @@ class ClaspRuntime:
             kept,
             past,
             embed=embed,
-            text_config=self._adapter.text_config,
+            text_config=self.adapter.text_config,
             repeats=repeats,
             compact=self._compact,
         )
         embeds = prompt.inputs["inputs_embeds"]
         with Stopwatch(embeds.device) as prefill_stopwatch:
-            outputs = self._forward_native({**prompt.inputs, "return_dict": True})
+            outputs = original(
+                **native_cache({**prompt.inputs, "return_dict": True}, self._forward_cache)
+            )
         set_image_features(outputs, prompt.image_features)
         cache = output_cache(outputs)
         if cache is not None:
@@ -274,6 +265,20 @@ class ClaspRuntime:
             prefill_stopwatch=prefill_stopwatch,
         )
         return outputs.to_tuple() if return_dict is False else outputs
+
+
+def _refuse_chunks(model: Any, arguments: Mapping[str, Any], has_images: bool) -> None:
+    """Chunks are cut by the length of the cache, which is not where a pruned prompt ends."""
+    if not has_images and not PrunedHistory.of(arguments.get("cache")):
+        return
+    given, own = arguments.get("generation_config"), model.generation_config
+    sizes = [getattr(config, "prefill_chunk_size", None) for config in (given, own)]
+    size = next((s for s in (arguments.get("prefill_chunk_size"), *sizes) if s is not None), None)
+    if size is not None:
+        raise ValueError(
+            f"prefill_chunk_size must be None where images are pruned, in this call and on a "
+            f"cache of one before, got {size}"
+        )
 
 
 def _encoded_images(inputs: Mapping[str, Any]) -> bool:

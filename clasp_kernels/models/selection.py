@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -55,12 +56,14 @@ class TokenSelector:
         wanted = self.budget * limit if isinstance(self.budget, float) else self.budget
         return [min(self.profile.budget(name, wanted), limit) for name in categories]
 
-    def select(self, pixel_values: torch.Tensor, categories: Sequence[str]) -> KeptTokens:
+    def select(
+        self, model: Any, pixel_values: torch.Tensor, categories: Sequence[str]
+    ) -> KeptTokens:
         """Encode the images and keep the tokens that each image's category asks for."""
         counts = self.keep_counts(categories)
         device = pixel_values.device
         with Stopwatch(device) as vision_stopwatch:
-            vision = self.adapter.encode(pixel_values)
+            vision = self.adapter.encode(model, pixel_values)
 
         device = vision.key.device
         with Stopwatch(device) as stage_stopwatch:
@@ -94,4 +97,4 @@ class TokenSelector:
             counts=tuple(counts),
             stopwatch=stage_stopwatch,
         )
-        return KeptTokens(self.adapter.project(tokens), stage, vision_stopwatch)
+        return KeptTokens(self.adapter.project(model, tokens), stage, vision_stopwatch)

@@ -26,7 +26,7 @@ from clasp_kernels.models.oracle import (
     compare_salience,
     input_device,
 )
-from clasp_kernels.models.patching import InstancePatches
+from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.specimens import SPECIMENS
 
 
@@ -176,7 +176,7 @@ def _check_families(families: list[str], device: torch.device) -> list[Check]:
 
 
 def _check_model(model: Any) -> tuple[list[Check], torch.dtype]:
-    patches = InstancePatches.of(model)
+    patches = MethodPatches.of(model)
     with ExitStack() as stack:
         if patches is not None:
             stack.enter_context(patches.lifted())

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.models.capture import AttentionListener
-from clasp_kernels.models.patching import InstancePatches
+from clasp_kernels.models.patching import AttributePatches
 
 
 @pytest.fixture(params=["sdpa", "eager"])
@@ -28,11 +28,11 @@ def attention_of(tower: Any, layer: int = 3) -> Any:
 def test_what_is_captured_makes_the_attention(tower: Any) -> None:
     expected = tower(images(2)).last_hidden_state
     listener = AttentionListener(attention_of(tower))
-    patches = InstancePatches([listener.patch()])
+    patches = AttributePatches([listener.patch()])
     with listener.listen() as captured:
         out = tower(images(2)).last_hidden_state
     assert torch.equal(out, expected)
-    patches.remove()
+    patches.restore()
     tower.set_attn_implementation("eager")
     attention = tower(images(2), output_attentions=True).attentions[3]
     ours = (captured.query @ captured.key.transpose(-1, -2) * captured.scale).softmax(-1)
@@ -43,17 +43,17 @@ def test_nothing_is_seen_while_nobody_listens(tower: Any) -> None:
     expected = tower(images(2)).last_hidden_state
     attention = attention_of(tower)
     own = attention.config
-    patches = InstancePatches([AttentionListener(attention).patch()])
+    patches = AttributePatches([AttentionListener(attention).patch()])
     assert attention.config is not own
     assert attention.config._attn_implementation == own._attn_implementation
     assert torch.equal(tower(images(2)).last_hidden_state, expected)
-    patches.remove()
+    patches.restore()
     assert attention.config is own
 
 
 def test_a_later_change_of_attention_is_followed(tower: Any) -> None:
     listener = AttentionListener(attention_of(tower))
-    patches = InstancePatches([listener.patch()])
+    patches = AttributePatches([listener.patch()])
     for implementation in ("eager", "sdpa"):
         tower.set_attn_implementation(implementation)
         assert attention_of(tower).config._attn_implementation == implementation
@@ -61,13 +61,13 @@ def test_a_later_change_of_attention_is_followed(tower: Any) -> None:
             tower(images(1))
         assert captured.query is not None
     attention_of(tower).config.something_else = 5
-    patches.remove()
+    patches.restore()
     assert attention_of(tower).config.something_else == 5
 
 
 def test_other_layers_and_threads_are_not_listened_to(tower: Any) -> None:
     listener = AttentionListener(attention_of(tower))
-    _patches = InstancePatches([listener.patch()])
+    _patches = AttributePatches([listener.patch()])
     with listener.listen() as captured:
         other = threading.Thread(target=tower, args=(images(2),))
         other.start()
@@ -80,7 +80,7 @@ def test_other_layers_and_threads_are_not_listened_to(tower: Any) -> None:
 
 def test_a_forward_that_did_not_run_is_an_error(tower: Any) -> None:
     listener = AttentionListener(attention_of(tower))
-    _patches = InstancePatches([listener.patch()])
+    _patches = AttributePatches([listener.patch()])
     unheard = pytest.raises(RuntimeError, match="CLIPAttention ran without the attention function")
     with unheard, listener.listen():
         tower.encoder.layers[0](torch.ones(1, 5, 32), attention_mask=None)

@@ -19,7 +19,7 @@ from transformers import (
 
 from clasp_kernels.models import ClaspHandle, apply_clasp
 from clasp_kernels.models.compat import output_cache
-from clasp_kernels.models.patching import InstancePatches, Patch
+from clasp_kernels.models.patching import AttributePatches, Patch
 from clasp_kernels.policy import CategoryPolicy, Schedule
 
 
@@ -137,7 +137,7 @@ def test_an_object_that_does_not_keep_what_is_set(handed_on: str) -> None:
     target = HandsOn()
     vars(target)["first"] = "its own"
     with pytest.raises(TypeError, match=f"HandsOn cannot be patched: .* '{handed_on}' is set to"):
-        InstancePatches([Patch(target, name, 1) for name in ("first", "second", "third")])
+        AttributePatches([Patch(target, name, 1) for name in ("first", "second", "third")])
     assert vars(target) == {"first": "its own"}
     assert vars(inner) == {}
 

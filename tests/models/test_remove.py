@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -109,16 +111,26 @@ def test_an_earlier_instance_patch_comes_back(
     assert model.forward is counted
 
 
-def test_a_later_patch_is_not_thrown_away(model: LlavaForConditionalGeneration) -> None:
+def test_a_later_wrapper_stays_and_then_wraps_the_original(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    logits = model(**prompt).logits
     handle = apply_clasp(model, budget=5, profile=tiny_profile())
     ours = model.forward
-    model.forward = lambda *args, **kwargs: ours(*args, **kwargs)
-    with pytest.raises(RuntimeError, match=r"forward was replaced after apply_clasp"):
-        handle.remove()
-    assert "prepare_inputs_for_generation" in vars(model)  # nothing was undone by halves
-    model.forward = ours
+    calls = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs)
+        return ours(*args, **kwargs)
+
+    model.forward = counted
+    assert model(**prompt, categories="ocr").logits.shape[1] < logits.shape[1]
     handle.remove()
-    assert "forward" not in vars(model)
+    assert model.forward is counted
+    assert torch.equal(model(**prompt).logits, logits)
+    assert len(calls) == 2
+    del model.forward
+    assert torch.equal(model(**prompt).logits, logits)
 
 
 def test_a_deep_copy_runs_on_its_own_weights(
@@ -171,5 +183,21 @@ def test_unpatching_without_the_handle(model: LlavaForConditionalGeneration) -> 
     remove_clasp(model)
     assert "forward" not in vars(model)
     handle.remove()  # there is nothing left to do
-    with pytest.raises(ValueError, match=r"carries no patches of apply_clasp .*LlavaFor"):
-        remove_clasp(model)
+    remove_clasp(model)
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, partial(torch.compile, backend="eager")])
+def test_unpatching_a_wrapper_names_the_model_inside(
+    model: LlavaForConditionalGeneration, wrap: Callable[[Any], Any]
+) -> None:
+    apply_clasp(model, budget=5, profile=tiny_profile())
+    wrapper = wrap(model)
+    with pytest.raises(ValueError, match=r"around the patched model; .*get_submodule\('\w+'\)"):
+        remove_clasp(wrapper)
+    remove_clasp(model)
+    remove_clasp(wrapper)  # there is nothing inside it any more
+
+
+def test_unpatching_what_is_no_model() -> None:
+    with pytest.raises(TypeError, match="must be a torch.nn.Module, got dict"):
+        remove_clasp({})

@@ -11,18 +11,18 @@ from tiny_llava import images, tiny_llava, tiny_profile
 from clasp_kernels import attention_salience, fuse_layers
 from clasp_kernels.models.adapter import VisionOutput
 from clasp_kernels.models.llava import LlavaAdapter
-from clasp_kernels.models.patching import InstancePatches
+from clasp_kernels.models.patching import AttributePatches
 from clasp_kernels.policy import Profile
 
 
 def encode_with(model: Any, profile: Profile) -> VisionOutput:
     """What the adapter gives, for two images."""
     adapter = LlavaAdapter(model, profile, "selection")
-    patches = InstancePatches(adapter.patches())
+    patches = AttributePatches(adapter.patches())
     try:
-        return adapter.encode(images(2))
+        return adapter.encode(model, images(2))
     finally:
-        patches.remove()
+        patches.restore()
 
 
 def encode(profile: Profile, **config: object) -> tuple[VisionOutput, torch.Tensor]:

@@ -53,30 +53,30 @@ def test_a_report_is_json() -> None:
 class Reversed(LlavaAdapter):
     """Hands the language model its tokens in the wrong order."""
 
-    def project(self, tokens: torch.Tensor) -> torch.Tensor:
-        return super().project(tokens.flip(1))
+    def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        return super().project(model, tokens.flip(1))
 
 
 class NextLayer(LlavaAdapter):
     """Hands the projector another layer than it was trained on."""
 
-    def encode(self, pixel_values: torch.Tensor) -> VisionOutput:
-        vision = super().encode(pixel_values)
+    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
+        vision = super().encode(model, pixel_values)
         return VisionOutput(**{**vars(vision), "features": vision.fused_layers[-1]})
 
 
 class LastPatchScores(LlavaAdapter):
     """Scores tokens by another row's attention; what is kept is still treated right."""
 
-    def encode(self, pixel_values: torch.Tensor) -> VisionOutput:
-        vision = super().encode(pixel_values)
+    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
+        vision = super().encode(model, pixel_values)
         return VisionOutput(**{**vars(vision), "query": vision.key[:, :, -1:]})
 
 
 class Fails(LlavaAdapter):
     """Meets a tower that it does not know."""
 
-    def encode(self, pixel_values: torch.Tensor) -> VisionOutput:
+    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
         raise AttributeError("CLIPEncoder has no attribute\nlayers")
 
 
