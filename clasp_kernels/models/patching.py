@@ -176,12 +176,17 @@ class MethodPatches:
         """Whether someone sets a method to what is there without them: ours, or the original."""
         patched = self._class_of(target)
         assert patched is not None, "asked by a method of that class"
-        # accelerate binds what it finds around a method to the model once more.
-        while isinstance(value, MethodType) and isinstance(value.__func__, MethodType):
-            value = value.__func__
+        original, set_aside = getattr(patched.__base__, name), self._set_aside.get(name, _ABSENT)
+        if isinstance(value, MethodType) and isinstance(value.__func__, MethodType):
+            # accelerate unwraps a method as far as it can, and binds what it finds to the model.
+            value, wrapped = value.__func__, set_aside
+            while hasattr(wrapped, "__wrapped__") and wrapped is not original:
+                wrapped = wrapped.__wrapped__
+            if wrapped is original:
+                self._set_aside.pop(name)
         if not isinstance(value, MethodType) or value.__self__ is not target:
-            return value is self._set_aside.get(name, _ABSENT)
-        if value.__func__ is getattr(patched.__base__, name):
+            return value is set_aside
+        if value.__func__ is original:
             self._set_aside.pop(name, None)  # as device hooks do when they are removed
             return True
         return value.__func__ is vars(patched)[name]
@@ -191,22 +196,17 @@ class MethodPatches:
 _classes: WeakValueDictionary[str, type] = WeakValueDictionary()
 
 
-def _patched_class(own: type, token: str, signatures: Mapping[str, inspect.Signature]) -> type:
+def _patched_class(own: Any, token: str, signatures: Mapping[str, inspect.Signature]) -> type:
     """A class derived from ``own``, with a method in place of each that has a signature here."""
     if token in _classes:
         return _classes[token]
 
     def set_attribute(self: Any, name: str, value: Any) -> None:
-        if name in signatures:
-            patches = _carried(self, token)
-            if (
-                patches is not None
-                and patches.installed
-                and patches._is_put_back(self, name, value)
-            ):
-                vars(self).pop(name, None)
-                return
-        own.__setattr__(self, name, value)
+        patches = _carried(self, token) if name in signatures else None
+        if patches is not None and patches.installed and patches._is_put_back(self, name, value):
+            vars(self).pop(name, None)
+        else:
+            own.__setattr__(self, name, value)
 
     def reduce(self: Any, protocol: Any) -> Any:
         reduced = own.__reduce_ex__(self, max(2, protocol))
@@ -230,12 +230,12 @@ def _patched_class(own: type, token: str, signatures: Mapping[str, inspect.Signa
     return _classes.setdefault(token, patched)
 
 
-def _new_instance(own: type, token: str, signatures: Mapping[str, inspect.Signature]) -> Any:
-    patched = _patched_class(own, token, signatures)
+def _new_instance(own: Any, token: str, signatures: Mapping[str, inspect.Signature]) -> Any:
+    patched: Any = _patched_class(own, token, signatures)
     return patched.__new__(patched)
 
 
-def _method(own: type, token: str, name: str, shown: inspect.Signature) -> Callable[..., Any]:
+def _method(own: Any, token: str, name: str, shown: inspect.Signature) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         original: Callable[..., Any] = partial(getattr(own, name), self)
         patches = _carried(self, token)

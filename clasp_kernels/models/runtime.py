@@ -109,6 +109,7 @@ class ClaspRuntime:
         pixel_values = arguments.pop("pixel_values", None)
         if pixel_values is not None:
             self.adapter.check_call(arguments)
+            _check_forward(model)
             generation = Generation(pixel_values, self._settle(arguments, categories))
             arguments[GENERATION] = generation
             if arguments.get("assistant_model") is not None:
@@ -165,6 +166,8 @@ class ClaspRuntime:
             model_inputs[GENERATION] = generation
             return model_inputs
 
+        if generation is not None:
+            generation.check_reached()
         if has_images and not past.history:
             raise ValueError(
                 "the prompt was fed without its images, in chunks; prefill_chunk_size must be "
@@ -267,6 +270,16 @@ class ClaspRuntime:
         return outputs.to_tuple() if return_dict is False else outputs
 
 
+def _check_forward(model: Any) -> None:
+    """Whether ``generate`` will hand on what ours needs, which it looks up in the signature."""
+    if GENERATION not in inspect.signature(model.forward).parameters:
+        raise RuntimeError(
+            f"{type(model).__name__}.forward was replaced after apply_clasp by one that does not "
+            f"show the arguments of what it wraps: wrap it with functools.wraps, or remove() the "
+            f"handle and apply again"
+        )
+
+
 def _refuse_chunks(model: Any, arguments: Mapping[str, Any], has_images: bool) -> None:
     """Chunks are cut by the length of the cache, which is not where a pruned prompt ends."""
     if not has_images and not PrunedHistory.of(arguments.get("cache")):
@@ -304,6 +317,7 @@ def _with_our_keywords(signature: inspect.Signature) -> inspect.Signature:
     ours = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
         for name in ("categories", GENERATION)
+        if name not in signature.parameters  # as in a class that FSDP derived from ours
     ]
     has_var_keyword = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     end = len(parameters) - has_var_keyword

@@ -199,5 +199,5 @@ def test_unpatching_a_wrapper_names_the_model_inside(
 
 
 def test_unpatching_what_is_no_model() -> None:
-    with pytest.raises(TypeError, match="must be a torch.nn.Module, got dict"):
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got dict"):
         remove_clasp({})

@@ -1,0 +1,317 @@
+"""A patched model under those who copy, re-bind, wrap and unwrap an instance's methods."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed
+from accelerate import Accelerator, cpu_offload
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+from tiny_llava import images, prompts, tiny_llava, tiny_profile
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from transformers import LlavaForConditionalGeneration
+
+from clasp_kernels.models import ClaspHandle, apply_clasp, remove_clasp
+
+PROMPT = {**prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4]), "pixel_values": images(2)}
+CATEGORY = {"categories": "ocr"}
+
+
+def patched(model: Any) -> ClaspHandle:
+    return apply_clasp(model, budget=5, profile=tiny_profile())
+
+
+@functools.cache
+def expected(pruned: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits, and ids that were generated, with and without pruning."""
+    model = tiny_llava()
+    category = CATEGORY if pruned else {}
+    if pruned:
+        patched(model)
+    logits = model(**PROMPT, **category).logits
+    return logits, model.generate(**PROMPT, **category, max_new_tokens=4)
+
+
+def assert_prunes(model: Any, pruned: bool = True, atol: float = 0.0) -> None:
+    logits, ids = expected(pruned)
+    category = CATEGORY if pruned else {}
+    given = model(**PROMPT, **category).logits.float()
+    torch.testing.assert_close(given, logits, atol=atol, rtol=0.0)
+    assert torch.equal(model.generate(**PROMPT, **category, max_new_tokens=4), ids)
+
+
+def assert_as_it_was(model: Any) -> None:
+    assert_prunes(model, pruned=False)
+    assert type(model) is LlavaForConditionalGeneration
+    assert "_clasp_patches" not in vars(model)
+
+
+@pytest.mark.parametrize("patch_first", [True, False])
+@pytest.mark.parametrize("keep_fp32_wrapper", [True, False])
+def test_accelerates_prepare_and_unwrap(
+    model: LlavaForConditionalGeneration, patch_first: bool, keep_fp32_wrapper: bool
+) -> None:
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    handle = patched(model) if patch_first else None
+    model = accelerator.prepare(model)
+    handle = handle or patched(model)
+    assert model(**PROMPT, **CATEGORY).logits.shape == expected(True)[0].shape
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=keep_fp32_wrapper)
+    if not keep_fp32_wrapper:
+        assert_prunes(model)
+    handle.remove()
+    remove_clasp(model)
+    assert model(**PROMPT).logits.shape == expected(False)[0].shape
+    if not keep_fp32_wrapper:
+        assert_as_it_was(model)
+
+
+class Counting(ModelHook):
+    """A device hook that only counts the forwards it sees."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+
+    def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        self.forwards += 1
+        return args, kwargs
+
+
+@pytest.mark.parametrize("order", ["hook apply", "apply hook"])
+@pytest.mark.parametrize("unhook_first", [True, False])
+def test_device_hooks_come_and_go(
+    model: LlavaForConditionalGeneration, order: str, unhook_first: bool
+) -> None:
+    hook = Counting()
+    if order == "hook apply":
+        add_hook_to_module(model, hook)
+        handle = patched(model)
+    else:
+        handle = patched(model)
+        add_hook_to_module(model, hook)
+    assert_prunes(model)
+    assert hook.forwards == 5  # one plain, four of generate
+    if unhook_first:
+        remove_hook_from_module(model)
+        assert_prunes(model)
+        handle.remove()
+        assert_as_it_was(model)
+        assert hook.forwards == 5
+    else:
+        handle.remove()
+        assert_as_it_was(model)
+        assert hook.forwards == 10
+        remove_hook_from_module(model)
+        assert_as_it_was(model)
+
+
+def test_a_wrapper_of_ours_reaches_the_hook_below_when_ours_is_gone(
+    model: LlavaForConditionalGeneration,
+) -> None:
+    hook = Counting()
+    add_hook_to_module(model, hook)
+    handle = patched(model)
+    ours = model.forward
+    model.forward = functools.wraps(ours)(lambda *args, **kwargs: ours(*args, **kwargs))
+    handle.remove()
+    assert_prunes(model, pruned=False)
+    assert hook.forwards == 5
+    with patched(model):
+        assert_prunes(model)
+    assert hook.forwards == 10
+    del model.forward
+    assert_prunes(model, pruned=False)
+
+
+def test_the_original_put_back_over_ours(model: LlavaForConditionalGeneration) -> None:
+    """As whoever kept it before ``apply_clasp`` does when they clean up."""
+    original = model.forward
+    handle = patched(model)
+    model.forward = original
+    assert_prunes(model)
+    handle.remove()
+    assert_as_it_was(model)
+
+
+@pytest.mark.parametrize("shows_arguments", [True, False])
+def test_a_forward_that_does_not_lead_to_ours(
+    model: LlavaForConditionalGeneration, shows_arguments: bool
+) -> None:
+    handle = patched(model)
+    ours, other = model.forward, tiny_llava()
+
+    def elsewhere(*args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("clasp_generation", None)
+        return other(*args, **kwargs)
+
+    model.forward = functools.wraps(ours)(elsewhere) if shows_arguments else elsewhere
+    for new_tokens in (1, 3):
+        with pytest.raises(RuntimeError, match="forward was replaced after apply_clasp by one"):
+            model.generate(**PROMPT, **CATEGORY, max_new_tokens=new_tokens)
+    handle.remove()
+    del model.forward
+    assert_as_it_was(model)
+
+
+def test_methods_bound_by_hand(model: LlavaForConditionalGeneration) -> None:
+    handle = patched(model)
+    for name in ("forward", "generate", "prepare_inputs_for_generation"):
+        setattr(model, name, types.MethodType(getattr(model, name).__func__, model))
+    assert_prunes(model)
+    handle.remove()
+    assert_as_it_was(model)
+
+
+def with_another_head(model: Any) -> Any:
+    torch.manual_seed(5)
+    model._modules = dict(model._modules)
+    model._modules["lm_head"] = torch.nn.Linear(32, 64, bias=False)
+    return model
+
+
+@pytest.mark.parametrize("twin_of", [lambda m: m._replicate_for_data_parallel(), copy.copy])
+def test_shallow_copies_run_on_their_own_parts(
+    model: LlavaForConditionalGeneration, twin_of: Any
+) -> None:
+    handle = patched(model)
+    twin = with_another_head(twin_of(model))
+    reference = with_another_head(tiny_llava())
+    with patched(reference):
+        wanted = reference(**PROMPT, **CATEGORY).logits
+    assert torch.equal(twin(**PROMPT, **CATEGORY).logits, wanted)
+    assert_prunes(model)
+    unpatched = copy.copy(model)
+    remove_clasp(unpatched)
+    assert_as_it_was(unpatched)
+    assert_prunes(model)
+    handle.remove()
+    assert_as_it_was(model)
+    assert torch.equal(twin(**PROMPT).logits, reference(**PROMPT).logits)
+
+
+def test_a_functional_call(model: LlavaForConditionalGeneration) -> None:
+    doubled = {"lm_head.weight": 2 * model.lm_head.weight}
+    with patched(model):
+        arguments = {**PROMPT, **CATEGORY}
+        out = torch.func.functional_call(model, doubled, args=(), kwargs=arguments)
+    assert torch.equal(out.logits, 2 * expected(True)[0])
+
+
+@pytest.mark.parametrize("patch_first", [True, False])
+def test_lora(model: LlavaForConditionalGeneration, patch_first: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    handle = patched(model) if patch_first else None
+    config = LoraConfig(target_modules=r".*language_model.*(q_proj|v_proj)", task_type="CAUSAL_LM")
+    adapted = get_peft_model(model, config)
+    handle = handle or patched(adapted.get_base_model())
+    assert_prunes(adapted)
+    with torch.enable_grad():
+        labels = PROMPT["input_ids"].masked_fill(PROMPT["input_ids"] == 60, -100)
+        adapted(**PROMPT, **CATEGORY, labels=labels).loss.backward()
+    gradients = [p.grad for name, p in adapted.named_parameters() if "lora_B" in name]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+    merged = adapted.merge_and_unload()
+    assert_prunes(merged)
+    handle.remove()
+    assert_as_it_was(merged)
+
+
+def test_quantised_weights() -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    model = tiny_llava()
+    quantize_(model.model.language_model, Int8WeightOnlyConfig())
+    logits = model(**PROMPT).logits
+    assert not torch.equal(logits, expected(False)[0])
+    with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
+        assert torch.equal(model(**PROMPT, **CATEGORY).logits, logits)
+    with patched(model):
+        assert model.generate(**PROMPT, **CATEGORY, max_new_tokens=4).shape == (2, 45)
+    assert torch.equal(model(**PROMPT).logits, logits)
+
+
+@pytest.mark.parametrize("classes", [None, ["CLIPEncoderLayer", "LlamaDecoderLayer"]])
+def test_weights_that_are_only_there_while_their_module_runs(
+    model: LlavaForConditionalGeneration, classes: list[str] | None
+) -> None:
+    cpu_offload(model, "cpu", preload_module_classes=classes)
+    handle = patched(model)
+    assert_prunes(model)
+    handle.remove()
+    assert_prunes(model, pruned=False)
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def blocks(model: Any) -> list[torch.nn.Module]:
+    return [*model.model.language_model.layers, *model.model.vision_tower.encoder.layers]
+
+
+@pytest.mark.usefixtures("process_group")
+def test_distributed_data_parallel(model: LlavaForConditionalGeneration) -> None:
+    handle = patched(model)
+    wrapper = torch.nn.parallel.DistributedDataParallel(model)
+    assert torch.equal(wrapper(**PROMPT, **CATEGORY).logits, expected(True)[0])
+    handle.remove()
+    assert torch.equal(wrapper(**PROMPT).logits, expected(False)[0])
+
+
+@pytest.mark.usefixtures("process_group")
+def test_sharded_by_fsdp_1(model: LlavaForConditionalGeneration) -> None:
+    handle = patched(model)
+    wrapper = FullyShardedDataParallel(
+        model,
+        device_id=torch.device("cpu"),
+        auto_wrap_policy=ModuleWrapPolicy({type(block) for block in blocks(model)}),
+    )
+    assert torch.equal(wrapper(**PROMPT, **CATEGORY).logits, expected(True)[0])
+    handle.remove()
+    assert torch.equal(wrapper(**PROMPT).logits, expected(False)[0])
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("patch_first", [True, False])
+def test_sharded_by_fsdp_2(model: LlavaForConditionalGeneration, patch_first: bool) -> None:
+    handle = patched(model) if patch_first else None
+    for block in (*blocks(model), model):
+        fully_shard(block)
+    handle = handle or patched(model)
+    for _ in range(2):
+        assert_prunes(model)
+        handle.remove()
+        assert_prunes(model, pruned=False)
+        handle = patched(model)  # where ours came first, its class is still below FSDP's
+
+
+@pytest.mark.usefixtures("process_group")
+def test_tensor_parallel(model: LlavaForConditionalGeneration) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    mesh = init_device_mesh("cpu", (1,))
+    plan = {"up_proj": ColwiseParallel(), "gate_proj": ColwiseParallel()}
+    for layer in model.model.language_model.layers:
+        parallelize_module(layer.mlp, mesh, {**plan, "down_proj": RowwiseParallel()})
+    with patched(model):
+        assert_prunes(model, atol=1e-5)
