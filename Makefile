@@ -20,6 +20,8 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 CLANG_FORMAT = $(firstword $(wildcard $(VENV)/bin/clang-format) clang-format)
 CPP_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
+# In the environment, every import of transformers would import it too.
+TORCHAO = $(VENV)/torchao
 COMPAT = $(PY) tools/compat.py --overlays $(VENV)/transformers --workers $(WORKERS)
 
 # Stamps live in the environment, so that deleting it deletes them. The package's stamp holds the
@@ -46,8 +48,10 @@ demo: $(PACKAGE)  ## Ask the bundled model questions about images, with all and 
 test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-test-deep: $(PACKAGE)  ## What digs deeper than `make test`: the oldest and the newest transformers
+test-deep: $(PACKAGE)  ## What digs deeper than `make test`: other transformers, quantised models
 	$(COMPAT) oldest newest
+	$(PY) -m pip install -qq --no-deps --target $(TORCHAO) --upgrade torchao==0.18.0
+	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py -k quantised
 
 compat: $(PACKAGE)  ## Test with every supported transformers (RELEASES='oldest 5.23.0' to choose)
 	$(COMPAT) $(RELEASES)

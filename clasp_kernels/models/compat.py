@@ -253,6 +253,32 @@ def uses_flash_attention(config: Any) -> bool:
     return bool(is_flash_attention_requested(config))
 
 
+def attention_window(config: Any) -> int | None:
+    """How many columns back a language model's layers look, where some look back a limited way."""
+    kinds = getattr(config, "layer_types", None)
+    sliding, chunk = (
+        getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")
+    )
+    if kinds is None:  # one kind of layer
+        windows = [sliding if getattr(config, "use_sliding_window", True) else None]
+    else:
+        windows = [
+            sliding if "sliding_attention" in kinds else None,
+            chunk if "chunked_attention" in kinds else None,
+        ]
+    return min((window for window in windows if window is not None), default=None)
+
+
+def makes_cache(model: Any, inputs: Mapping[str, Any]) -> bool:
+    """Whether a forward that is given no cache makes one."""
+    use_cache = inputs.get("use_cache")
+    if use_cache is None:
+        use_cache = getattr(model.config.get_text_config(), "use_cache", False)
+    decoder = model.get_decoder()
+    checkpoints = getattr(decoder, "gradient_checkpointing", False) and decoder.training
+    return bool(use_cache) and not (checkpoints and torch.is_grad_enabled())
+
+
 def _field(outputs: Any, names: Sequence[str]) -> str:
     known = [field.name for field in fields(outputs)] if is_dataclass(outputs) else []
     for name in names:

@@ -2,17 +2,19 @@
 
 The caller, ``generate`` included, goes on counting the columns of the prompt it gave; the cache
 holds fewer. The difference travels with the cache object, never with the model: generations may
-be interleaved, caches copied, and a cache that is dropped takes its history along.
+be interleaved, caches copied, and a cache that is dropped takes its history along. Rows of a cache
+can be selected, repeated and reordered, and its end cropped: its history does the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 _ATTRIBUTE = "_clasp_pruned_history"
+_FOLLOWED = ("batch_select_indices", "batch_repeat_interleave", "reorder_cache", "crop")
 
 
 @dataclass(frozen=True)
@@ -40,26 +42,88 @@ class PrunedHistory:
         return history
 
     def attach(self, cache: Any) -> None:
+        """Have a cache remember this, and follow what is done to the cache."""
         setattr(cache, _ATTRIBUTE, self)
+        for name in _FOLLOWED:
+            if hasattr(type(cache), name):
+                vars(cache)[name] = _FollowedMethod(cache, name)
+
+    @staticmethod
+    def detach(cache: Any) -> None:
+        """Have a cache forget what it remembered."""
+        for name in (_ATTRIBUTE, *_FOLLOWED):
+            vars(cache).pop(name, None)
 
     def __bool__(self) -> bool:
         return self.full_length > 0
 
-    def mask(self, full_mask: torch.Tensor | None, total: int, seen: int) -> torch.Tensor | None:
+    def select_rows(self, rows: torch.Tensor) -> PrunedHistory:
+        """The history of these rows, [n] indices."""
+
+        def of(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values[rows.to(values.device)]
+
+        return replace(
+            self, attention_mask=of(self.attention_mask), renumbering=of(self.renumbering)
+        )
+
+    def repeat_rows(self, repeats: int) -> PrunedHistory:
+        """The history with each row ``repeats`` times."""
+
+        def of(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values.repeat_interleave(repeats, dim=0)
+
+        return replace(
+            self, attention_mask=of(self.attention_mask), renumbering=of(self.renumbering)
+        )
+
+    def crop(self, seen: int) -> PrunedHistory:
+        """The history once the cache is cropped to ``seen`` columns."""
+        cropped = self.pruned_length - seen
+        if cropped <= 0:
+            return self
+        if cropped > self.text_tail:
+            return replace(self, text_tail=-1)  # refused where it is used, unless emptied first
+        mask = self.attention_mask
+        return replace(
+            self,
+            full_length=self.full_length - cropped,
+            pruned_length=seen,
+            text_tail=self.text_tail - cropped,
+            attention_mask=None if mask is None else mask[:, :seen],
+        )
+
+    def check_rows(self, rows: int) -> None:
+        """
+        Raises:
+            ValueError: this remembers another number of rows than the ``rows`` it is used for.
+        """
+        for values in (self.attention_mask, self.renumbering):
+            if values is not None and values.shape[0] != rows:
+                raise ValueError(
+                    f"past_key_values holds {values.shape[0]} pruned rows, but the batch has "
+                    f"{rows}: select or repeat rows by the cache's own methods "
+                    f"({', '.join(_FOLLOWED[:3])})"
+                )
+
+    def mask(
+        self, full_mask: torch.Tensor | None, total: int, seen: int, rows: int
+    ) -> torch.Tensor | None:
         """The caller's mask over ``total`` columns, [rows, total], for the pruned cache.
 
         None stands for all ones. The cache holds ``seen`` columns; where that is less than the
         pruned prompt, speculative decoding has cropped it since.
         """
-        if full_mask is None and self.attention_mask is None:
-            return None
+        self.check_rows(rows)
         cropped = max(0, self.pruned_length - seen)
         if cropped > self.text_tail:
             raise ValueError(
-                f"past_key_values was cropped to {seen} columns, {cropped} less than the pruned "
-                f"prompt, but only its last {self.text_tail} columns are sure to be text: the "
-                f"rest cannot be matched with the prompt any more; start from an empty cache"
+                f"past_key_values was cropped into an image or the padding of the pruned prompt "
+                f"and holds {seen} columns: they cannot be matched with the prompt any more; "
+                f"start from an empty cache"
             )
+        if full_mask is None and self.attention_mask is None:
+            return None
         new_columns = total - self.full_length + cropped
         if full_mask is None:
             assert self.attention_mask is not None
@@ -69,11 +133,6 @@ class PrunedHistory:
         head = self.attention_mask
         if head is None:
             head = tail.new_ones(tail.shape[0], self.pruned_length)
-        if head.shape[0] != tail.shape[0]:
-            raise ValueError(
-                f"past_key_values holds {head.shape[0]} pruned rows, but attention_mask has "
-                f"{tail.shape[0]}: rows of a pruned cache cannot be repeated or selected"
-            )
         head = head[:, : self.pruned_length - cropped].to(tail.device, tail.dtype)
         return torch.cat([head, tail], dim=1)
 
@@ -85,6 +144,29 @@ class PrunedHistory:
 
 
 _NOTHING_PRUNED = PrunedHistory()
+
+
+@dataclass(frozen=True)
+class _FollowedMethod:
+    """A method of one cache, in place of its class's, which its history follows."""
+
+    cache: Any
+    name: str
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        method = getattr(type(self.cache), self.name)
+        result = method(self.cache, *args, **kwargs)
+        history = PrunedHistory.of(self.cache)
+        if history:
+            setattr(self.cache, _ATTRIBUTE, self._follow(history, *args, *kwargs.values()))
+        return result
+
+    def _follow(self, history: PrunedHistory, argument: Any) -> PrunedHistory:
+        if self.name == "crop":
+            return history.crop(int(self.cache.get_seq_length()))
+        if self.name == "batch_repeat_interleave":
+            return history.repeat_rows(argument)
+        return history.select_rows(argument)
 
 
 @dataclass(frozen=True)
@@ -102,8 +184,8 @@ class CachedPast:
         A cache that was emptied for reuse loses its history here, before anything new is in it.
         """
         seen = 0 if cache is None else int(cache.get_seq_length())
-        if seen == 0 and hasattr(cache, _ATTRIBUTE):
-            delattr(cache, _ATTRIBUTE)
+        if seen == 0 and cache is not None:
+            PrunedHistory.detach(cache)
         return cls(PrunedHistory.of(cache), seen)
 
     @classmethod
@@ -120,6 +202,6 @@ class CachedPast:
         """The columns these stand for, as the caller counts them."""
         return self.history.full_length + self.seen - self.history.pruned_length
 
-    def mask(self, full_mask: torch.Tensor | None, total: int) -> torch.Tensor | None:
+    def mask(self, full_mask: torch.Tensor | None, total: int, rows: int) -> torch.Tensor | None:
         """The caller's mask over ``total`` columns, [rows, total], for the pruned cache."""
-        return self.history.mask(full_mask, total, self.seen)
+        return self.history.mask(full_mask, total, self.seen, rows)

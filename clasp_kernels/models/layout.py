@@ -44,6 +44,8 @@ class PrunedLayout:
     """[prompts, pruned length] int64: visual tokens dropped to the left of it."""
     dropped: torch.Tensor
     """[prompts, 1] int64: visual tokens dropped of each prompt."""
+    had_left_padding: torch.Tensor
+    """[prompts, 1] bool: the prompt had padding before its first token."""
     has_padding: bool
 
     @property
@@ -60,6 +62,7 @@ class PrunedLayout:
             is_visual=self.is_visual.repeat_interleave(repeats, dim=0),
             dropped_before=self.dropped_before.repeat_interleave(repeats, dim=0),
             dropped=self.dropped.repeat_interleave(repeats, dim=0),
+            had_left_padding=self.had_left_padding.repeat_interleave(repeats, dim=0),
             has_padding=self.has_padding,
         )
 
@@ -117,5 +120,6 @@ def prune_columns(
         is_visual=is_placeholder.gather(1, source) & ~is_padding,
         dropped_before=dropped_before.gather(1, source),
         dropped=dropped_before[:, -1:],
+        had_left_padding=old_start > 0,
         has_padding=len(set(lengths)) > 1,
     )

@@ -9,13 +9,11 @@ from typing import Any
 import torch
 
 from clasp_kernels.models.adapter import Adapter
-from clasp_kernels.models.compat import uses_flash_attention
+from clasp_kernels.models.columns import check_columns, prune_labels, prune_token_types
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
+from clasp_kernels.models.masking import attention_arguments, prune_mask, without_flash_lengths
 from clasp_kernels.models.selection import KeptTokens
-from clasp_kernels.upload import upload
-
-_NO_LOSS = -100  # the label that loss functions skip
 
 
 @dataclass(frozen=True)
@@ -84,17 +82,9 @@ def find_images(
 def check_inputs(inputs: dict[str, Any], past: CachedPast) -> None:
     """What a prefill with images needs of forward's arguments, whatever the model family."""
     rows, length, _ = input_shape(inputs)
-    check_attention_mask(inputs.get("attention_mask"), rows, past.full_seen + length)
-    labels = inputs.get("labels")
-    if labels is not None and labels.shape != (rows, length):
-        raise ValueError(
-            f"labels must have the prompt's shape {[rows, length]}, got {list(labels.shape)}"
-        )
-    if not isinstance(inputs.get("logits_to_keep", 0), int):
-        raise ValueError(
-            "logits_to_keep must be an int where images are pruned: a tensor of columns would "
-            "count columns that are gone"
-        )
+    total = past.full_seen + length
+    check_attention_mask(inputs.get("attention_mask"), rows, total)
+    check_columns(inputs, rows, length, total)
 
 
 def prune_prompt(
@@ -105,14 +95,18 @@ def prune_prompt(
     *,
     embed: torch.nn.Module,
     text_config: Any,
+    packed: torch.Tensor | None,
     repeats: int,
     compact: bool,
 ) -> PrunedPrompt:
-    """Forward arguments without the dropped columns. ``inputs`` is left as it is."""
+    """Forward arguments without the dropped columns. ``inputs`` is left as it is.
+
+    ``packed`` [rows, columns] numbers the samples that a row holds, None where it holds one.
+    """
     indices = kept.stage.indices.to(images.is_placeholder.device)
     layout = prune_columns(images, indices, kept.stage.counts)
     rows_layout = layout.repeat(repeats)
-    rows, length, _ = input_shape(inputs)
+    _, length, _ = input_shape(inputs)
 
     positions = inputs.get("position_ids")
     if positions is None:  # as the language model would count
@@ -122,7 +116,7 @@ def prune_prompt(
     features = kept.flat_features().to(embeds.device, embeds.dtype).split(kept.stage.counts)
     features = _repeat_per_prompt(features, images.per_prompt, repeats)
     visual = rows_layout.is_visual[..., None].to(embeds.device)
-    mask = _prune_mask(inputs.get("attention_mask"), rows_layout, past, past.full_seen + length)
+    mask = prune_mask(inputs.get("attention_mask"), rows_layout, past, past.full_seen + length)
     renumbering = None
     if compact:
         renumbering = rows_layout.dropped
@@ -136,25 +130,19 @@ def prune_prompt(
         renumbering=renumbering,
     )
 
-    if mask is None and inputs.get("cache") is None:
-        # With neither mask nor cache, transformers takes a gap in position_ids for the start of
-        # another sequence packed into the row, and would cut the prompt in two at every gap.
-        mask = layout.source.new_ones(rows, layout.length)
+    attention = attention_arguments(
+        inputs, mask, packed, rows_layout, past, text_config=text_config, dtype=embeds.dtype
+    )
     pruned = {
-        **inputs,
+        **without_flash_lengths(inputs),
+        **attention,
+        **prune_labels(inputs, rows_layout),
+        **prune_token_types(inputs, rows_layout),
         "inputs_embeds": embeds.masked_scatter(visual, torch.cat(features)),
-        "attention_mask": mask,
         "position_ids": _prune_positions(positions, rows_layout, past, compact),
     }
     for spent in ("input_ids", "pixel_values"):
         pruned.pop(spent, None)
-    if inputs.get("labels") is not None:
-        pruned["labels"] = _prune_labels(inputs["labels"], rows_layout)
-    if rows == 1 and uses_flash_attention(text_config):
-        # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths.
-        for side, total in (("q", layout.length), ("k", past.seen + layout.length)):
-            pruned[f"cu_seq_lens_{side}"] = upload([0, total], embeds.device, torch.int32)
-            pruned[f"max_length_{side}"] = total
     return PrunedPrompt(pruned, layout, history, features)
 
 
@@ -167,20 +155,6 @@ def _prune_embeds(
     return inputs["inputs_embeds"].take_along_dim(layout.source[..., None], dim=1)
 
 
-def _prune_mask(
-    attention_mask: torch.Tensor | None, layout: PrunedLayout, past: CachedPast, total: int
-) -> torch.Tensor | None:
-    """[rows, cached and remaining columns]; None where every column counts."""
-    mask = past.mask(attention_mask, total)
-    if mask is None:
-        if not layout.has_padding:
-            return None
-        mask = (~layout.is_padding).long()
-        return torch.cat([mask.new_ones(mask.shape[0], past.seen), mask], dim=1)
-    mask = mask.to(layout.source.device)
-    return torch.cat([mask[:, : past.seen], layout.take(mask[:, past.seen :])], dim=1)
-
-
 def _prune_positions(
     position_ids: torch.Tensor, layout: PrunedLayout, past: CachedPast, compact: bool
 ) -> torch.Tensor:
@@ -188,13 +162,6 @@ def _prune_positions(
     position_ids = past.history.positions(position_ids.to(device)).expand(rows, -1)
     positions = layout.take(position_ids)
     return positions - layout.dropped_before if compact else positions
-
-
-def _prune_labels(labels: torch.Tensor, layout: PrunedLayout) -> torch.Tensor:
-    labels = layout.take(labels, padding=_NO_LOSS)
-    # Padding that was not there before must not be asked to predict a row's first token.
-    labels[:, 1:].masked_fill_(layout.is_padding[:, :-1], _NO_LOSS)
-    return labels
 
 
 def input_shape(inputs: dict[str, Any]) -> tuple[int, int, torch.device]:

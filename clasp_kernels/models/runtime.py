@@ -29,6 +29,7 @@ from clasp_kernels.models.compat import (
 from clasp_kernels.models.generation import GENERATION, Generation, ImageDrafter
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages
+from clasp_kernels.models.masking import check_window, find_packed
 from clasp_kernels.models.patching import Replacement
 from clasp_kernels.models.prefill import (
     check_attention_mask,
@@ -110,6 +111,7 @@ class ClaspRuntime:
         if pixel_values is not None:
             self.adapter.check_call(arguments)
             _check_forward(model)
+            self._check_length(model, arguments)
             generation = Generation(pixel_values, self._settle(arguments, categories))
             arguments[GENERATION] = generation
             if arguments.get("assistant_model") is not None:
@@ -121,16 +123,21 @@ class ClaspRuntime:
             arguments[GENERATION].check_reached()
         return answer
 
+    def _check_length(self, model: Any, arguments: Mapping[str, Any]) -> None:
+        """Refuse, before anything runs, what a sliding window does not reach."""
+        longest = _setting(model, arguments, "max_length")
+        new_tokens = _setting(model, arguments, "max_new_tokens")
+        if new_tokens is not None:
+            longest = _prompt_shape(arguments)[1] + new_tokens
+        if longest is not None:
+            check_window(self.adapter.text_config, longest)
+
     def _settle(
         self, arguments: Mapping[str, Any], categories: str | Sequence[str] | None
     ) -> tuple[str, ...]:
         """The category of every prompt that ``generate`` was given."""
-        embeds = arguments.get("inputs_embeds")
-        input_ids = arguments.get("input_ids")
-        if input_ids is None:
-            input_ids = arguments.get("inputs")
-        prompt = {"input_ids": input_ids} if embeds is None else {"inputs_embeds": embeds}
-        num_prompts, _, _ = input_shape(prompt)
+        num_prompts, _ = _prompt_shape(arguments)
+        input_ids = _prompt_ids(arguments)
         return self._prompt_categories.resolve(
             categories, num_prompts, input_ids, arguments.get("attention_mask")
         )
@@ -176,7 +183,10 @@ class ClaspRuntime:
         if past.history:
             position_ids = kwargs.get("position_ids")
             total = length if position_ids is None else position_ids.shape[-1]
-            kwargs["attention_mask"] = past.mask(kwargs.get("attention_mask"), total)
+            check_window(self.adapter.text_config, total)
+            kwargs["attention_mask"] = past.mask(
+                kwargs.get("attention_mask"), total, input_ids.shape[0]
+            )
             if position_ids is not None:
                 kwargs["position_ids"] = past.history.positions(position_ids)
         model_inputs = original(input_ids, **native_cache(kwargs, self._prepare_cache))
@@ -207,8 +217,9 @@ class ClaspRuntime:
         """Turn the caller's mask and positions into those of a pruned cache."""
         rows, length, device = input_shape(inputs)
         total = past.full_seen + length
+        check_window(self.adapter.text_config, total)
         check_attention_mask(inputs.get("attention_mask"), rows, total)
-        inputs["attention_mask"] = past.mask(inputs.get("attention_mask"), total)
+        inputs["attention_mask"] = past.mask(inputs.get("attention_mask"), total, rows)
         positions = inputs.get("position_ids")
         if positions is None:
             positions = torch.arange(past.full_seen, total, device=device)[None]
@@ -232,6 +243,9 @@ class ClaspRuntime:
         )
         embed = model.get_input_embeddings()
         images = find_images(self.adapter, embed, inputs, repeats)
+        text_config = self.adapter.text_config
+        check_window(text_config, past.full_seen + length)
+        packed = find_packed(model, text_config, inputs, past, rows=rows, compact=self._compact)
         kept = self._selector.select(model, inputs["pixel_values"], _per_image(names, images))
         return_dict = inputs.pop("return_dict", None)
         prompt = prune_prompt(
@@ -240,7 +254,8 @@ class ClaspRuntime:
             kept,
             past,
             embed=embed,
-            text_config=self.adapter.text_config,
+            text_config=text_config,
+            packed=packed,
             repeats=repeats,
             compact=self._compact,
         )
@@ -270,6 +285,26 @@ class ClaspRuntime:
         return outputs.to_tuple() if return_dict is False else outputs
 
 
+def _setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    """What ``generate`` goes by: its own argument, the given config's, or the model's."""
+    configs = (arguments.get("generation_config"), model.generation_config)
+    values = (arguments.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), None)
+
+
+def _prompt_ids(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    input_ids = arguments.get("input_ids")
+    return arguments.get("inputs") if input_ids is None else input_ids
+
+
+def _prompt_shape(arguments: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of the prompt that ``generate`` was given."""
+    embeds = arguments.get("inputs_embeds")
+    prompt = {"input_ids": _prompt_ids(arguments)} if embeds is None else {"inputs_embeds": embeds}
+    rows, columns, _ = input_shape(prompt)
+    return rows, columns
+
+
 def _check_forward(model: Any) -> None:
     """Whether ``generate`` will hand on what ours needs, which it looks up in the signature."""
     if GENERATION not in inspect.signature(model.forward).parameters:
@@ -284,9 +319,7 @@ def _refuse_chunks(model: Any, arguments: Mapping[str, Any], has_images: bool) -
     """Chunks are cut by the length of the cache, which is not where a pruned prompt ends."""
     if not has_images and not PrunedHistory.of(arguments.get("cache")):
         return
-    given, own = arguments.get("generation_config"), model.generation_config
-    sizes = [getattr(config, "prefill_chunk_size", None) for config in (given, own)]
-    size = next((s for s in (arguments.get("prefill_chunk_size"), *sizes) if s is not None), None)
+    size = _setting(model, arguments, "prefill_chunk_size")
     if size is not None:
         raise ValueError(
             f"prefill_chunk_size must be None where images are pruned, in this call and on a "

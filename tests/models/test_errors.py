@@ -344,7 +344,7 @@ def test_cache_cropped_into_the_image(handle: ClaspHandle) -> None:
     batch = prompts([1, 2, 3], [1, "image", 7])
     out = handle.model(**batch, pixel_values=images(1), categories="ocr", use_cache=True)
     output_cache(out).crop(-3)
-    with pytest.raises(ValueError, match=r"cropped to 7 columns, 3 less .* last 1 columns are"):
+    with pytest.raises(ValueError, match=r"cropped into an image .* holds 7 columns"):
         handle.model(input_ids=torch.tensor([[5], [5]]), past_key_values=output_cache(out))
 
 
@@ -354,7 +354,7 @@ def test_cache_cropped_into_padding_on_the_right(handle: ClaspHandle) -> None:
     out = handle.model(**batch, pixel_values=images(2), categories="ocr", use_cache=True)
     output_cache(out).crop(-1)
     mask = torch.cat([batch["attention_mask"][:, :-1], torch.ones(2, 1).long()], 1)
-    with pytest.raises(ValueError, match=r"cropped to 11 columns, 1 less .* last 0 columns are"):
+    with pytest.raises(ValueError, match=r"cropped into an image or the padding .* holds 11 columns"):
         handle.model(
             input_ids=torch.tensor([[5], [5]]),
             past_key_values=output_cache(out),
@@ -362,13 +362,17 @@ def test_cache_cropped_into_padding_on_the_right(handle: ClaspHandle) -> None:
         )
 
 
-def test_rows_of_a_padded_cache_cannot_be_repeated(handle: ClaspHandle) -> None:
+@pytest.mark.parametrize("mask", [torch.ones(4, 39), None])
+def test_rows_repeated_behind_the_caches_back(
+    handle: ClaspHandle, mask: torch.Tensor | None
+) -> None:
     batch = prompts([1, 2, 3], [1, "image", 7])
     out = handle.model(**batch, pixel_values=images(1), categories="ocr", use_cache=True)
-    output_cache(out).batch_repeat_interleave(2)
-    with pytest.raises(ValueError, match="holds 2 pruned rows, but attention_mask has 4"):
+    for layer in output_cache(out).layers:
+        layer.batch_repeat_interleave(2)
+    with pytest.raises(ValueError, match=r"holds 2 pruned rows, but the batch has 4: .*cache's"):
         handle.model(
             input_ids=torch.full((4, 1), 5),
             past_key_values=output_cache(out),
-            attention_mask=torch.ones(4, 39),
+            attention_mask=mask,
         )

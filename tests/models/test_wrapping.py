@@ -226,10 +226,9 @@ def test_lora(model: LlavaForConditionalGeneration, patch_first: bool) -> None:
 
 
 def test_quantised_weights() -> None:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
+    torchao = pytest.importorskip("torchao.quantization", exc_type=ImportError)
     model = tiny_llava()
-    quantize_(model.model.language_model, Int8WeightOnlyConfig())
+    torchao.quantize_(model.model.language_model, torchao.Int8WeightOnlyConfig())
     logits = model(**PROMPT).logits
     assert not torch.equal(logits, expected(False)[0])
     with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):

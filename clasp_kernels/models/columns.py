@@ -1,0 +1,104 @@
+"""Forward's arguments that have a column for each token: those that follow a pruned prompt.
+
+Any other argument of that shape is refused by name: it would say something about columns that are
+gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from clasp_kernels.models.layout import PrunedLayout
+
+_NO_LOSS = -100  # the label that loss functions skip
+# What else follows the prompt is in ``prefill.py`` and ``masking.py``.
+_FOLLOW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "labels", "shift_labels")
+# Of each token its kind, as some processors tell; 0 stands for padding.
+_TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+_OTHER = ("pixel_values", "cache", "logits_to_keep")
+
+
+def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int) -> None:
+    """Refuse what cannot follow a prompt of ``length`` columns, with the cached ``total``.
+
+    Raises:
+        ValueError: an argument has a column for each token and is not known, or has another shape
+            than it should.
+    """
+    for name in ("labels", "shift_labels", *_TOKEN_TYPES):
+        value = inputs.get(name)
+        if value is not None and tuple(value.shape) != (rows, length):
+            raise ValueError(
+                f"{name} must have the prompt's shape {[rows, length]}, got {list(value.shape)}"
+            )
+    positions = inputs.get("position_ids")
+    if positions is not None and tuple(positions.shape) not in ((rows, length), (1, length)):
+        raise ValueError(
+            f"position_ids must be {[rows, length]} or {[1, length]}, got {list(positions.shape)}"
+        )
+    if not isinstance(inputs.get("logits_to_keep", 0), int):
+        raise ValueError(
+            "logits_to_keep must be an int where images are pruned: a tensor of columns would "
+            "count columns that are gone"
+        )
+    by_column = {length, total, rows * length}
+    for name, value in inputs.items():
+        if name in (*_FOLLOW, *_TOKEN_TYPES, *_OTHER):
+            continue
+        for shape in _shapes(value):
+            if not by_column.isdisjoint(shape):
+                raise ValueError(
+                    f"{name} has the shape {list(shape)}, with something for each of the prompt's "
+                    f"{length} columns; where images are pruned, it is not known how it follows: "
+                    f"leave it out, or remove() the handle"
+                )
+
+
+def prune_labels(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, torch.Tensor]:
+    """``labels`` and ``shift_labels`` of the columns that remain, as far as they were given."""
+    pruned = {}
+    if inputs.get("labels") is not None:
+        pruned["labels"] = _prune_labels(inputs["labels"], layout)
+    if inputs.get("shift_labels") is not None:
+        # Each column has the label of the next there. That of the last column is none of the
+        # prompt's; where sequences are split among processes, it is the next process's first.
+        last = inputs["shift_labels"][:, -1:]
+        labels = inputs["shift_labels"].roll(1, dims=1)
+        labels[:, 0] = _NO_LOSS
+        following = _prune_labels(labels, layout)[:, 1:]
+        pruned["shift_labels"] = torch.cat([following, last], dim=1)
+    return pruned
+
+
+def prune_token_types(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, torch.Tensor]:
+    """The kinds of the tokens that remain, as far as they were given."""
+    given = {name: inputs[name] for name in _TOKEN_TYPES if inputs.get(name) is not None}
+    return {name: layout.take(kinds.to(layout.source.device)) for name, kinds in given.items()}
+
+
+def _prune_labels(labels: torch.Tensor, layout: PrunedLayout) -> torch.Tensor:
+    pruned = layout.take(labels.to(layout.source.device), padding=_NO_LOSS)
+    # Padding that was not there before must not be asked to predict a row's first token.
+    unasked = layout.is_padding[:, :-1] & ~layout.had_left_padding
+    pruned[:, 1:].masked_fill_(unasked, _NO_LOSS)
+    return pruned.to(labels.device)
+
+
+def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
+    """The shapes of the tensors, arrays and lists of numbers in an argument."""
+    if hasattr(value, "shape"):
+        yield tuple(value.shape)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _shapes(item)
+    elif isinstance(value, (list, tuple)) and value:
+        if all(isinstance(item, (int, float)) for item in value):
+            yield (len(value),)
+        elif all(isinstance(item, (list, tuple)) for item in value):
+            yield from ((len(value), *shape) for shape in _shapes(value[0]))
+        else:
+            for item in value:
+                yield from _shapes(item)

@@ -1,0 +1,150 @@
+"""Which columns of a pruned prompt may see each other: padding, packed samples, windows.
+
+Two things that forward reads between the lines are lost when columns go. Without a mask and a
+cache, it takes position ids that do not count up by one for several samples packed into a row. And
+layers with a sliding window count columns, not positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from clasp_kernels.models.compat import attention_window, makes_cache, uses_flash_attention
+from clasp_kernels.models.history import CachedPast
+from clasp_kernels.models.layout import PrunedLayout
+from clasp_kernels.upload import upload
+
+# How FlashAttention is told where the samples of a row end.
+_FLASH_LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+def check_window(text_config: Any, columns: int) -> None:
+    """
+    Raises:
+        ValueError: so many columns, dropped ones counted, are more than a layer looks back. A
+            window that counts kept columns would reach further than the model's.
+    """
+    window = attention_window(text_config)
+    if window is not None and columns > window:
+        raise ValueError(
+            f"the language model has layers that look back {window} tokens, and this prompt with "
+            f"what is generated after it has {columns}, dropped ones counted: pruning would have "
+            f"them look further back; use shorter prompts and max_new_tokens, or remove() the "
+            f"handle"
+        )
+
+
+def find_packed(
+    model: Any,
+    text_config: Any,
+    inputs: Mapping[str, Any],
+    past: CachedPast,
+    *,
+    rows: int,
+    compact: bool,
+) -> torch.Tensor | None:
+    """The number of each column's sample, [rows, columns], where rows hold several samples.
+
+    Found as the unpatched model finds them; None where a row is one sample. Waits for the device
+    where position ids are given.
+
+    Raises:
+        ValueError: the model's attention, or ``compact`` positions, cannot have packed samples.
+    """
+    positions = inputs.get("position_ids")
+    if positions is None or past.seen:
+        return None
+    mask = inputs.get("attention_mask")
+    flash = uses_flash_attention(text_config)
+    if flash:
+        if rows > 1 or (mask is not None and not mask.all()):
+            return None
+        if all(inputs.get(name) is not None for name in _FLASH_LENGTHS):
+            ends = inputs["cu_seq_lens_q"]
+            column = torch.arange(positions.shape[1], device=ends.device)
+            numbers = torch.bucketize(column, ends[1:-1], right=True)[None]
+        else:
+            numbers = (positions == 0).cumsum(-1)
+            numbers = numbers - numbers[:, :1]
+    elif mask is not None or inputs.get("cache") is not None or makes_cache(model, inputs):
+        return None
+    else:
+        numbers = (positions.diff(dim=-1, prepend=positions[:, :1] - 1) != 1).cumsum(-1)
+    if not numbers.any():
+        return None
+    if not flash and text_config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"several samples packed into a row can be pruned with the attention implementations "
+            f"sdpa, eager and FlashAttention, not with {text_config._attn_implementation!r}"
+        )
+    if compact:
+        raise ValueError(
+            "position_ids are those of several samples packed into a row, which cannot be pruned "
+            "with positions='compact'; apply with positions='original'"
+        )
+    return numbers.expand(rows, -1)
+
+
+def prune_mask(
+    attention_mask: torch.Tensor | None, layout: PrunedLayout, past: CachedPast, total: int
+) -> torch.Tensor | None:
+    """[rows, cached and remaining columns]; None where every column counts."""
+    mask = past.mask(attention_mask, total, layout.source.shape[0])
+    if mask is None:
+        if not layout.has_padding:
+            return None
+        mask = (~layout.is_padding).long()
+        return torch.cat([mask.new_ones(mask.shape[0], past.seen), mask], dim=1)
+    mask = mask.to(layout.source.device)
+    return torch.cat([mask[:, : past.seen], layout.take(mask[:, past.seen :])], dim=1)
+
+
+def attention_arguments(
+    inputs: Mapping[str, Any],
+    mask: torch.Tensor | None,
+    packed: torch.Tensor | None,
+    layout: PrunedLayout,
+    past: CachedPast,
+    *,
+    text_config: Any,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """What forward must be told so that it reads nothing into the gaps between positions."""
+    rows, device = layout.source.shape[0], layout.source.device
+    flash = uses_flash_attention(text_config)
+    if packed is not None and not flash:
+        return {"attention_mask": _packed_mask(layout.take(packed.to(device), -1), dtype)}
+    if mask is None and inputs.get("cache") is None:
+        # With neither mask nor cache, every gap would start another sample.
+        mask = layout.source.new_ones(rows, layout.length)
+    arguments: dict[str, Any] = {"attention_mask": mask}
+    if rows == 1 and flash:
+        # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths.
+        lengths = [layout.length]
+        if packed is not None:
+            lengths = layout.take(packed.to(device)).flatten().bincount().tolist()
+        for side, cached in (("q", 0), ("k", past.seen)):
+            ends = [0]
+            for length in lengths:
+                ends.append(ends[-1] + length + cached)
+            arguments[f"cu_seq_lens_{side}"] = upload(ends, device, torch.int32)
+            arguments[f"max_length_{side}"] = max(lengths) + cached
+    return arguments
+
+
+def without_flash_lengths(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments without those that count the columns of a whole prompt's samples."""
+    return {name: value for name, value in inputs.items() if name not in _FLASH_LENGTHS}
+
+
+def _packed_mask(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[rows, 1, columns, columns], added to scores: each column sees its own sample's past."""
+    columns = numbers.shape[1]
+    seen = (numbers[:, :, None] == numbers[:, None, :]) & torch.ones(
+        columns, columns, dtype=torch.bool, device=numbers.device
+    ).tril()
+    mask = torch.zeros(seen.shape, dtype=dtype, device=numbers.device)
+    return mask.masked_fill(~seen, torch.finfo(dtype).min)[:, None]
