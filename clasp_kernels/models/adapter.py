@@ -52,8 +52,9 @@ class Adapter(Protocol):
     def patches(self) -> list[Patch]:
         """The patches that ``encode`` needs to be in place."""
 
-    def check_call(self, inputs: dict[str, Any]) -> None:
-        """Raise a ValueError for forward arguments of this family that pruning cannot honour."""
+    def check_call(self, model: Any, inputs: dict[str, Any]) -> None:
+        """Raise a ValueError for what pruning cannot honour: forward arguments of this family, or
+        settings of the model that have changed since."""
 
     def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
         """Run the vision tower."""

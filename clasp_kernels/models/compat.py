@@ -210,6 +210,11 @@ def require_parts(module: Any, names: Sequence[str]) -> None:
         )
 
 
+def is_overridden(module: Any, name: str, original: type) -> bool:
+    """Whether a method is not the one that the library's class gives it."""
+    return name in vars(module) or getattr(type(module), name) is not getattr(original, name)
+
+
 def output_cache(outputs: Any) -> Any:
     """The cache among a model's outputs, None where it used none."""
     return getattr(outputs, _field(outputs, _CACHE_NAMES))

@@ -8,7 +8,12 @@ import torch
 
 from clasp_kernels.models.adapter import VisionOutput
 from clasp_kernels.models.capture import AttentionListener
-from clasp_kernels.models.compat import attention_modules, image_tower, require_parts
+from clasp_kernels.models.compat import (
+    attention_modules,
+    image_tower,
+    is_overridden,
+    require_parts,
+)
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
@@ -23,7 +28,7 @@ class LlavaAdapter:
     """
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
-        from transformers import LlavaForConditionalGeneration
+        from transformers import LlavaForConditionalGeneration, LlavaModel
 
         config = model.config
         if not isinstance(model, LlavaForConditionalGeneration):
@@ -60,6 +65,11 @@ class LlavaAdapter:
         attentions = attention_modules(image_tower(model), num_layers)
         self._listener = AttentionListener(attentions[self._salience_layer()])
         require_parts(model.model, ("multi_modal_projector",))
+        if is_overridden(model.model, "get_image_features", LlavaModel):
+            raise TypeError(
+                f"{type(model.model).__name__}.get_image_features is not LlavaModel's, and pruning "
+                f"would go past it: images are encoded by the vision tower and the projector alone"
+            )
 
         self._first_token = 1 if self._strategy == "default" else 0  # 0: CLS is a token too
         patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
@@ -83,13 +93,15 @@ class LlavaAdapter:
     def patches(self) -> list[Patch]:
         return [self._listener.patch()]
 
-    def check_call(self, inputs: dict[str, Any]) -> None:
+    def check_call(self, model: Any, inputs: dict[str, Any]) -> None:
         for name, configured in (
             ("vision_feature_layer", self._feature_layer),
             ("vision_feature_select_strategy", self._strategy),
         ):
             value = inputs.get(name)
-            if value is not None and value != configured:
+            if value is None:
+                value = getattr(model.config, name)
+            if value != configured:
                 raise ValueError(
                     f"{name} is {configured!r}, as the model's config had it when apply_clasp was "
                     f"called; got {value!r}: remove() the handle, set it there and apply again"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,7 +164,7 @@ def _prune_positions(
     return positions - layout.dropped_before if compact else positions
 
 
-def input_shape(inputs: dict[str, Any]) -> tuple[int, int, torch.device]:
+def input_shape(inputs: Mapping[str, Any]) -> tuple[int, int, torch.device]:
     """Rows, columns and device of the tokens a forward is given."""
     tokens, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if (tokens is None) == (embeds is None):

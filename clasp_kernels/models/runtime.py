@@ -48,6 +48,11 @@ _PREPARED = "clasp_prepared"
 
 _Method = Callable[..., Any]
 
+_LOST = (
+    "A cache of a pruned prompt must be handed on as the object that the model returned, or as a "
+    "copy.deepcopy of it: one made from its keys and values does not know what was dropped"
+)
+
 
 class ClaspRuntime:
     """One model's pruning: its settings, the methods it had, and the last prefill's record."""
@@ -108,10 +113,11 @@ class ClaspRuntime:
         _refuse_chunks(model, arguments, has_images)
         categories = arguments.pop("categories", None)
         pixel_values = arguments.pop("pixel_values", None)
-        if pixel_values is not None:
-            self.adapter.check_call(arguments)
-            _check_forward(model)
+        if pixel_values is not None or PrunedHistory.of(arguments.get("cache")):
             self._check_length(model, arguments)
+        if pixel_values is not None:
+            self.adapter.check_call(model, arguments)
+            _check_forward(model)
             generation = Generation(pixel_values, self._settle(arguments, categories))
             arguments[GENERATION] = generation
             if arguments.get("assistant_model") is not None:
@@ -180,6 +186,8 @@ class ClaspRuntime:
                 "the prompt was fed without its images, in chunks; prefill_chunk_size must be "
                 "None where images are pruned"
             )
+        if first and past.seen and not past.history:
+            self._check_placeholders(input_ids, past)
         if past.history:
             position_ids = kwargs.get("position_ids")
             total = length if position_ids is None else position_ids.shape[-1]
@@ -211,6 +219,8 @@ class ClaspRuntime:
         past = CachedPast.of(inputs.get("cache"))
         if past.history:
             self._continue_from(past, inputs)
+        elif past.seen:
+            self._check_unpruned(past, inputs)
         return original(**native_cache(inputs, self._forward_cache))
 
     def _continue_from(self, past: CachedPast, inputs: dict[str, Any]) -> None:
@@ -225,6 +235,27 @@ class ClaspRuntime:
             positions = torch.arange(past.full_seen, total, device=device)[None]
         inputs["position_ids"] = past.history.positions(positions)
 
+    def _check_unpruned(self, past: CachedPast, inputs: Mapping[str, Any]) -> None:
+        """Refuse to go on from what looks like a pruned cache that has lost its history."""
+        mask = inputs.get("attention_mask")
+        _, length, _ = input_shape(inputs)
+        columns = mask.shape[1] if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+        if columns is not None and columns != past.seen + length:
+            raise ValueError(
+                f"attention_mask has {columns} columns, but past_key_values holds {past.seen} and "
+                f"{length} are new. {_LOST}"
+            )
+        if length > 1 and inputs.get("input_ids") is not None:
+            self._check_placeholders(inputs["input_ids"], past)
+
+    def _check_placeholders(self, input_ids: torch.Tensor, past: CachedPast) -> None:
+        new = input_ids[:, past.seen :] if input_ids.shape[1] > past.seen else input_ids
+        if (new == self.adapter.image_token_id).any():
+            raise ValueError(
+                f"input_ids has image placeholders past the {past.seen} columns that "
+                f"past_key_values holds, but there are no images. {_LOST}"
+            )
+
     def _prune_and_forward(
         self,
         model: Any,
@@ -236,7 +267,7 @@ class ClaspRuntime:
         """Prune a prompt whose every row comes ``repeats`` times, and run the original on it."""
         rows, length, _ = input_shape(inputs)
         past = CachedPast.of(inputs.get("cache"))
-        self.adapter.check_call(inputs)
+        self.adapter.check_call(model, inputs)
         check_inputs(inputs, past)
         names = self._prompt_categories.resolve(
             categories, rows // repeats, inputs.get("input_ids"), inputs.get("attention_mask")

@@ -76,7 +76,9 @@ def test_a_last_label_that_is_the_next_processs_first(model: LlavaForConditional
         shift[0, -1] = 11
         with_it = model(**call, shift_labels=shift, categories="ocr").loss
     counted = int((shift != -100).sum())
-    expected = (without * (counted - 1) + F.cross_entropy(logits[0, -1], torch.tensor(11))) / counted
+    expected = (
+        without * (counted - 1) + F.cross_entropy(logits[0, -1], torch.tensor(11))
+    ) / counted
     torch.testing.assert_close(with_it, expected)
 
 

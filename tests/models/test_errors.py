@@ -354,7 +354,9 @@ def test_cache_cropped_into_padding_on_the_right(handle: ClaspHandle) -> None:
     out = handle.model(**batch, pixel_values=images(2), categories="ocr", use_cache=True)
     output_cache(out).crop(-1)
     mask = torch.cat([batch["attention_mask"][:, :-1], torch.ones(2, 1).long()], 1)
-    with pytest.raises(ValueError, match=r"cropped into an image or the padding .* holds 11 columns"):
+    with pytest.raises(
+        ValueError, match=r"cropped into an image or the padding .* holds 11 columns"
+    ):
         handle.model(
             input_ids=torch.tensor([[5], [5]]),
             past_key_values=output_cache(out),
@@ -376,3 +378,18 @@ def test_rows_repeated_behind_the_caches_back(
             past_key_values=output_cache(out),
             attention_mask=mask,
         )
+
+
+def test_a_setting_changed_after_patching(handle: ClaspHandle) -> None:
+    handle.model.config.vision_feature_layer = -1
+    with pytest.raises(ValueError, match=r"vision_feature_layer is -2, .* got -1: remove\(\) the"):
+        handle.model(**prompts([1, "image", 7]), pixel_values=images(1), categories="ocr")
+
+
+def test_image_features_of_the_models_own(model: LlavaForConditionalGeneration) -> None:
+    own = model.model.get_image_features
+    model.model.get_image_features = lambda *args, **kwargs: own(*args, **kwargs)
+    with pytest.raises(TypeError, match="get_image_features is not LlavaModel's, and pruning"):
+        apply_clasp(model, budget=8, profile=tiny_profile())
+    del model.model.get_image_features
+    apply_clasp(model, budget=8, profile=tiny_profile())

@@ -66,9 +66,9 @@ def test_rows_that_lose_different_numbers_of_tokens(rows: int) -> None:
     one = prompts([1, "image", *[5] * (sum(LENGTHS) - TOKENS_PER_IMAGE - 1)])["input_ids"]
     both = {
         "input_ids": torch.cat([packed()["input_ids"], one])[:rows],
-        "position_ids": torch.cat(
-            [packed()["position_ids"], torch.arange(sum(LENGTHS))[None]]
-        )[:rows],
+        "position_ids": torch.cat([packed()["position_ids"], torch.arange(sum(LENGTHS))[None]])[
+            :rows
+        ],
         "pixel_values": images(3)[: 1 + rows],
     }
     categories = ["ocr", "spatial"][:rows]

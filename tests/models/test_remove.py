@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,3 +202,17 @@ def test_unpatching_a_wrapper_names_the_model_inside(
 def test_unpatching_what_is_no_model() -> None:
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.Module, got dict"):
         remove_clasp({})
+
+
+def test_saving_and_loading_weights(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    logits = model(**prompt).logits
+    with apply_clasp(model, budget=5, profile=tiny_profile()):
+        model.save_pretrained(tmp_path)
+        patched_class = type(model)
+    loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.config.architectures == ["LlavaForConditionalGeneration"]
+    assert torch.equal(loaded(**prompt).logits, logits)
+    # The class of a patched model makes models that are not patched.
+    assert torch.equal(patched_class.from_pretrained(tmp_path)(**prompt).logits, logits)

@@ -1,0 +1,192 @@
+"""What a cache remembers of a pruned prompt follows what is done to the cache."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import images, prompts, tiny_llava, tiny_profile
+from transformers import DynamicCache, StaticCache
+
+from clasp_kernels.models import apply_clasp
+from clasp_kernels.models.compat import output_cache
+
+# Padded on the left by three, one and no columns; the second loses more tokens than the others.
+ROWS = ([1, "image", 5], [1, 4, 6, "image", 5], [1, 2, 3, 4, "image", 5])
+CATEGORIES = ["ocr", "spatial", "ocr"]
+NEXT = [9, 10]
+
+
+@pytest.fixture(params=["original", "compact"])
+def model(request: pytest.FixtureRequest) -> Any:
+    model = tiny_llava()
+    apply_clasp(model, budget=8, profile=tiny_profile(), positions=request.param)
+    return model
+
+
+def columns(mask: torch.Tensor, new: int) -> dict[str, torch.Tensor]:
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    return {"attention_mask": mask, "position_ids": positions[:, -new:]}
+
+
+def prefill(model: Any, **settings: Any) -> tuple[Any, torch.Tensor]:
+    """The cache of the batch, and its mask."""
+    batch = prompts(*ROWS)
+    mask = batch["attention_mask"]
+    out = model(
+        input_ids=batch["input_ids"],
+        **columns(mask, mask.shape[1]),
+        pixel_values=images(3),
+        categories=CATEGORIES,
+        use_cache=True,
+        **settings,
+    )
+    return output_cache(out), mask
+
+
+def go_on(model: Any, cache: Any, mask: torch.Tensor) -> torch.Tensor:
+    mask = torch.cat([mask, mask.new_ones(len(mask), len(NEXT))], 1)
+    ids = torch.tensor([NEXT] * len(mask))
+    return model(input_ids=ids, past_key_values=cache, **columns(mask, len(NEXT))).logits
+
+
+def alone(model: Any, row: int) -> torch.Tensor:
+    """The logits of NEXT after one row that stands alone."""
+    prompt = prompts([*ROWS[row], *NEXT])
+    pixels = images(3)[row : row + 1]
+    return model(**prompt, pixel_values=pixels, categories=CATEGORIES[row]).logits[:, -len(NEXT) :]
+
+
+def select(cache: Any) -> list[int]:
+    cache.batch_select_indices(torch.tensor([1]))
+    return [1]
+
+
+def reorder(cache: Any) -> list[int]:
+    cache.reorder_cache(torch.tensor([2, 0, 0]))
+    return [2, 0, 0]
+
+
+def repeat(cache: Any) -> list[int]:
+    cache.batch_repeat_interleave(2)
+    return [0, 0, 1, 1, 2, 2]
+
+
+def all_of_it(cache: Any) -> list[int]:
+    return select(cache) and reorder_one(cache)
+
+
+def reorder_one(cache: Any) -> list[int]:
+    cache.batch_repeat_interleave(repeats=2)
+    cache.reorder_cache(beam_idx=torch.tensor([1, 0]))
+    return [1, 1]
+
+
+CHANGES = [select, reorder, repeat, all_of_it]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_rows_of_a_cache(model: Any, change: Callable[[Any], list[int]]) -> None:
+    cache, mask = prefill(model)
+    rows = change(cache)
+    logits = go_on(model, cache, mask[rows])
+    expected = torch.cat([alone(model, row) for row in rows])
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_rows_of_a_static_cache(model: Any) -> None:
+    cache, mask = prefill(model, past_key_values=StaticCache(model.config, max_cache_len=64))
+    rows = reorder(cache)
+    logits = go_on(model, cache, mask[rows])
+    expected = torch.cat([alone(model, row) for row in rows])
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_a_selected_row_goes_on_without_a_mask() -> None:
+    """``generate`` drops a mask of ones; the other row's padding must not come in its place."""
+    model = tiny_llava()
+    apply_clasp(model, budget=8, profile=tiny_profile())
+    cache, _ = prefill(model)
+    cache.batch_select_indices(torch.tensor([2]))
+    row = prompts([*ROWS[2], *NEXT])
+    settings = {"max_new_tokens": 4, "do_sample": False}
+    ids = model.generate(**row, past_key_values=cache, **settings)
+    pixels = images(3)[2:]
+    assert torch.equal(
+        ids, model.generate(**row, pixel_values=pixels, categories=CATEGORIES[2], **settings)
+    )
+
+
+def pickled(cache: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(cache, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, pickled])
+def test_a_copied_cache_follows_by_itself(model: Any, twin_of: Callable[[Any], Any]) -> None:
+    cache, mask = prefill(model)
+    twin = twin_of(cache)
+    rows = select(twin)
+    torch.testing.assert_close(go_on(model, twin, mask[rows]), alone(model, 1), atol=1e-4, rtol=0)
+    expected = torch.cat([alone(model, row) for row in range(3)])
+    torch.testing.assert_close(go_on(model, cache, mask), expected, atol=1e-4, rtol=0)
+
+
+def test_a_cache_cropped_within_the_text_and_filled_again(model: Any) -> None:
+    cache, mask = prefill(model)
+    held = cache.get_seq_length()
+    cache.crop(-1)
+    assert cache.get_seq_length() == held - 1
+    logits = go_on(model, cache, mask[:, :-1])
+    others = [[*row[:-1], *NEXT] for row in ROWS]
+    for number, row in enumerate(others):
+        pixels = images(3)[number : number + 1]
+        out = model(**prompts(row), pixel_values=pixels, categories=CATEGORIES[number])
+        expected = out.logits[:, -len(NEXT) :]
+        torch.testing.assert_close(logits[number][None], expected, atol=1e-4, rtol=0)
+
+
+def test_a_cache_cropped_into_an_image_and_filled_again(model: Any) -> None:
+    cache, mask = prefill(model)
+    for layer in cache.layers:
+        assert layer.keys.shape[2] == 12 + 1  # 8 of each image, and the longest row's text
+    cache.crop(-3)
+    with pytest.raises(ValueError, match="cropped into an image"):
+        go_on(model, cache, mask[:, :-3])
+
+
+def test_an_emptied_cache_forgets(model: Any) -> None:
+    cache, _ = prefill(model)
+    cache.reset()
+    model(**prompts([1, 2, 3]), past_key_values=cache)
+    assert not [name for name in vars(cache) if name.startswith("_clasp")]
+    assert not {"crop", "reorder_cache", "batch_select_indices"} & vars(cache).keys()
+
+
+def rebuilt(cache: Any) -> Any:
+    """A cache of the same keys and values, as some make it to move or to store one."""
+    twin = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        twin.update(layer.keys, layer.values, number)
+    return twin
+
+
+def test_a_cache_that_lost_its_history(model: Any) -> None:
+    cache, mask = prefill(model)
+    with pytest.raises(ValueError, match=r"has 43 columns, but past_key_values holds 13 and 2 are"):
+        go_on(model, rebuilt(cache), mask)
+    row = prompts([*ROWS[0], *NEXT])
+    out = model(**prompts(ROWS[0]), pixel_values=images(1), categories="ocr", use_cache=True)
+    with pytest.raises(ValueError, match=r"image placeholders past the 10 columns .* no images"):
+        model.generate(**row, past_key_values=rebuilt(output_cache(out)), max_new_tokens=2)
+    # A cache that nothing was pruned from goes on as ever.
+    text = prompts([1, 2, 3, 4])
+    held = rebuilt(output_cache(model(**prompts([1, 2]), use_cache=True)))
+    whole = model.generate(**text, max_new_tokens=3)
+    assert torch.equal(model.generate(**text, past_key_values=held, max_new_tokens=3), whole)
