@@ -82,8 +82,7 @@ def prune_token_types(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[s
 def _prune_labels(labels: torch.Tensor, layout: PrunedLayout) -> torch.Tensor:
     pruned = layout.take(labels.to(layout.source.device), padding=_NO_LOSS)
     # Padding that was not there before must not be asked to predict a row's first token.
-    unasked = layout.is_padding[:, :-1] & ~layout.had_left_padding
-    pruned[:, 1:].masked_fill_(unasked, _NO_LOSS)
+    pruned[:, 1:].masked_fill_(layout.is_added[:, :-1], _NO_LOSS)
     return pruned.to(labels.device)
 
 

@@ -271,7 +271,8 @@ def attention_window(config: Any) -> int | None:
             sliding if "sliding_attention" in kinds else None,
             chunk if "chunked_attention" in kinds else None,
         ]
-    return min((window for window in windows if window is not None), default=None)
+    limits = [window for window in windows if window is not None]
+    return min(limits) if limits else None
 
 
 def makes_cache(model: Any, inputs: Mapping[str, Any]) -> bool:

@@ -29,23 +29,23 @@ class PromptImages:
 class PrunedLayout:
     """Where each remaining column came from. Rows are prompts.
 
-    Rows are as wide as the longest is without its padding. A shorter row is padded where it was
-    before, or else on the left. Built on the device from lengths known on the host, so that
-    nothing here waits.
+    Rows are as wide as the longest is without its padding. A shorter row keeps as much padding as
+    it needs on the right and then on the left, and what it lacks is added on the left. Built on the
+    device from lengths known on the host, so that nothing here waits.
     """
 
     source: torch.Tensor
-    """[prompts, pruned length] int64: the column it was; 0 where ``is_padding``."""
+    """[prompts, pruned length] int64: the column it was; 0 where ``is_added``."""
     is_padding: torch.Tensor
-    """[prompts, pruned length] bool."""
+    """[prompts, pruned length] bool: padding that was there, or was added."""
+    is_added: torch.Tensor
+    """[prompts, pruned length] bool: padding that was added."""
     is_visual: torch.Tensor
     """[prompts, pruned length] bool: a visual token that was kept."""
     dropped_before: torch.Tensor
     """[prompts, pruned length] int64: visual tokens dropped to the left of it."""
     dropped: torch.Tensor
     """[prompts, 1] int64: visual tokens dropped of each prompt."""
-    had_left_padding: torch.Tensor
-    """[prompts, 1] bool: the prompt had padding before its first token."""
     has_padding: bool
 
     @property
@@ -59,16 +59,16 @@ class PrunedLayout:
         return PrunedLayout(
             source=self.source.repeat_interleave(repeats, dim=0),
             is_padding=self.is_padding.repeat_interleave(repeats, dim=0),
+            is_added=self.is_added.repeat_interleave(repeats, dim=0),
             is_visual=self.is_visual.repeat_interleave(repeats, dim=0),
             dropped_before=self.dropped_before.repeat_interleave(repeats, dim=0),
             dropped=self.dropped.repeat_interleave(repeats, dim=0),
-            had_left_padding=self.had_left_padding.repeat_interleave(repeats, dim=0),
             has_padding=self.has_padding,
         )
 
     def take(self, columns: torch.Tensor, padding: int = 0) -> torch.Tensor:
-        """The remaining columns of [prompts, columns], ``padding`` where a row has none."""
-        return columns.gather(1, self.source).masked_fill(self.is_padding, padding)
+        """The remaining columns of [prompts, columns], ``padding`` in those that were added."""
+        return columns.gather(1, self.source).masked_fill(self.is_added, padding)
 
 
 def prune_columns(
@@ -112,14 +112,19 @@ def prune_columns(
     source = source.scatter_(1, target, column)[:, :width]
 
     position = torch.arange(width, device=device)
-    is_padding = (position < new_start) | (position >= new_stop)
+    on_left, on_right = position < new_start, position >= new_stop
+    # Padding stays what it was, the nearest to the prompt first.
+    source = source.where(~on_left, position - new_start + old_start)
+    source = source.where(~on_right, position - new_stop + old_stop)
+    is_added, is_padding = source < 0, on_left | on_right
+    source = source.clamp_min(0)
     dropped_before = is_dropped.cumsum(1)
     return PrunedLayout(
         source=source,
         is_padding=is_padding,
+        is_added=is_added,
         is_visual=is_placeholder.gather(1, source) & ~is_padding,
         dropped_before=dropped_before.gather(1, source),
         dropped=dropped_before[:, -1:],
-        had_left_padding=old_start > 0,
         has_padding=len(set(lengths)) > 1,
     )

@@ -29,12 +29,17 @@ def shifted(labels: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_loss_with_every_token_kept(model: LlavaForConditionalGeneration, side: str) -> None:
-    """The label of a padded row's first token counts where it counts unpatched."""
+    """The label of a padded row's first token counts where it counts unpatched.
+
+    Padding predicts it, so padding must stay what it was.
+    """
     call = labelled(side)
-    loss = model(**call).loss
+    call["input_ids"] = call["input_ids"].masked_fill(call["attention_mask"] == 0, 33)
+    expected = model(**call)
     with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
-        kept = model(**call, categories="ocr").loss
-    torch.testing.assert_close(kept, loss, atol=1e-6, rtol=0)
+        kept = model(**call, categories="ocr")
+    torch.testing.assert_close(kept.loss, expected.loss, atol=1e-6, rtol=0)
+    torch.testing.assert_close(kept.logits, expected.logits, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
