@@ -179,6 +179,21 @@ def test_a_copy_gets_earlier_instance_patches_back(model: LlavaForConditionalGen
     assert twin.forward is earlier
 
 
+def test_what_others_set_on_a_part_stays(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    logits = model(**prompt).logits
+    attention = model.model.vision_tower.encoder.layers[3].self_attn
+    handle = apply_clasp(model, budget=5, profile=tiny_profile())
+    attention.config = copy.copy(model.config.vision_config)
+    theirs = attention.config
+    with pytest.raises(RuntimeError, match="CLIPAttention ran without the attention function"):
+        model(**prompt, categories="ocr")
+    handle.remove()
+    assert attention.config is theirs
+    assert torch.equal(model(**prompt).logits, logits)
+
+
 def test_unpatching_without_the_handle(model: LlavaForConditionalGeneration) -> None:
     handle = apply_clasp(model, budget=5, profile=tiny_profile())
     remove_clasp(model)

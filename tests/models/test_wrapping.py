@@ -15,11 +15,12 @@ import torch.distributed
 from accelerate import Accelerator, cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers import LlavaForConditionalGeneration
 
 from clasp_kernels.models import ClaspHandle, apply_clasp, remove_clasp
+from clasp_kernels.models.patching import MethodPatches
 
 PROMPT = {**prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4]), "pixel_values": images(2)}
 CATEGORY = {"categories": "ocr"}
@@ -131,14 +132,34 @@ def test_a_wrapper_of_ours_reaches_the_hook_below_when_ours_is_gone(
     assert_prunes(model, pruned=False)
 
 
-def test_the_original_put_back_over_ours(model: LlavaForConditionalGeneration) -> None:
+def test_a_hook_is_removed_from_a_copy(model: LlavaForConditionalGeneration) -> None:
+    handle = patched(model)
+    add_hook_to_module(model, Counting())
+    twin = copy.deepcopy(model)
+    remove_hook_from_module(twin)
+    assert "forward" not in vars(twin)
+    assert_prunes(twin)
+    remove_clasp(twin)
+    assert_as_it_was(twin)
+    handle.remove()
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_the_original_put_back_over_ours(
+    model: LlavaForConditionalGeneration, wrapped: bool
+) -> None:
     """As whoever kept it before ``apply_clasp`` does when they clean up."""
     original = model.forward
+    if wrapped:
+        bound = model.forward
+        original = functools.wraps(bound)(lambda *args, **kwargs: bound(*args, **kwargs))
+        model.forward = original
     handle = patched(model)
     model.forward = original
     assert_prunes(model)
     handle.remove()
     assert_as_it_was(model)
+    assert vars(model).get("forward") is (original if wrapped else None)
 
 
 @pytest.mark.parametrize("shows_arguments", [True, False])
@@ -293,6 +314,12 @@ def test_sharded_by_fsdp_2(model: LlavaForConditionalGeneration, patch_first: bo
         fully_shard(block)
     handle = handle or patched(model)
     for _ in range(2):
+        assert_prunes(model)
+        patches = MethodPatches.of(model)
+        assert patches is not None
+        with patches.lifted():
+            assert_prunes(model, pruned=False)
+        assert isinstance(model, FSDPModule)
         assert_prunes(model)
         handle.remove()
         assert_prunes(model, pruned=False)
