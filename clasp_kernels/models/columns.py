@@ -66,8 +66,7 @@ def prune_labels(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, t
         # Each column has the label of the next there. That of the last column is none of the
         # prompt's; where sequences are split among processes, it is the next process's first.
         last = inputs["shift_labels"][:, -1:]
-        labels = inputs["shift_labels"].roll(1, dims=1)
-        labels[:, 0] = _NO_LOSS
+        labels = inputs["shift_labels"].roll(1, dims=1)  # nothing predicts a first label
         following = _prune_labels(labels, layout)[:, 1:]
         pruned["shift_labels"] = torch.cat([following, last], dim=1)
     return pruned

@@ -80,10 +80,8 @@ class PrunedHistory:
     def crop(self, seen: int) -> PrunedHistory:
         """The history once the cache is cropped to ``seen`` columns."""
         cropped = self.pruned_length - seen
-        if cropped <= 0:
+        if not 0 < cropped <= self.text_tail:  # too much is refused where the cache is used
             return self
-        if cropped > self.text_tail:
-            return replace(self, text_tail=-1)  # refused where it is used, unless emptied first
         mask = self.attention_mask
         return replace(
             self,

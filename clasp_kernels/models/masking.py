@@ -41,7 +41,6 @@ def find_packed(
     model: Any,
     text_config: Any,
     inputs: Mapping[str, Any],
-    past: CachedPast,
     *,
     rows: int,
     compact: bool,
@@ -55,7 +54,7 @@ def find_packed(
         ValueError: the model's attention, or ``compact`` positions, cannot have packed samples.
     """
     positions = inputs.get("position_ids")
-    if positions is None or past.seen:
+    if positions is None:
         return None
     mask = inputs.get("attention_mask")
     flash = uses_flash_attention(text_config)

@@ -276,7 +276,7 @@ class ClaspRuntime:
         images = find_images(self.adapter, embed, inputs, repeats)
         text_config = self.adapter.text_config
         check_window(text_config, past.full_seen + length)
-        packed = find_packed(model, text_config, inputs, past, rows=rows, compact=self._compact)
+        packed = find_packed(model, text_config, inputs, rows=rows, compact=self._compact)
         kept = self._selector.select(model, inputs["pixel_values"], _per_image(names, images))
         return_dict = inputs.pop("return_dict", None)
         prompt = prune_prompt(

@@ -152,6 +152,14 @@ def test_a_cache_cropped_within_the_text_and_filled_again(model: Any) -> None:
         torch.testing.assert_close(logits[number][None], expected, atol=1e-4, rtol=0)
 
 
+def test_a_cache_cropped_into_an_image_step_by_step(model: Any) -> None:
+    cache, mask = prefill(model)
+    cache.crop(-1)
+    cache.crop(-1)
+    with pytest.raises(ValueError, match="cropped into an image"):
+        go_on(model, cache, mask[:, :-2])
+
+
 def test_a_cache_cropped_into_an_image_and_filled_again(model: Any) -> None:
     cache, mask = prefill(model)
     for layer in cache.layers:

@@ -101,6 +101,7 @@ def handle(model: LlavaForConditionalGeneration) -> ClaspHandle:
         torch.ones(2, 1, 41, 41),
         np.ones((2, 41)),
         [[1] * 41] * 2,
+        [[1, 2]] * 41,
         [1.0] * 41,
         {"inner": [torch.ones(2, 41)]},
     ],

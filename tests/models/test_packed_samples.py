@@ -59,6 +59,27 @@ def test_each_sample_is_pruned_as_if_it_stood_alone(attention: str) -> None:
     assert start == len(together)
 
 
+@pytest.mark.usefixtures("flash")
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
+def test_calls_that_say_it_another_way(attention: str) -> None:
+    """Rows that share their position ids, padding beside them, ids that do not start at 0."""
+    model = with_attention(attention)
+    twice = {name: torch.cat([value] * 2) for name, value in packed().items()}
+    padded = torch.ones_like(packed()["input_ids"])
+    padded[:, 0] = 0
+    calls = [
+        {**twice, "position_ids": packed()["position_ids"]},
+        {**packed(), "attention_mask": padded},
+        {**packed(), "position_ids": packed()["position_ids"] + 3},
+    ]
+    expected = [model(**call, use_cache=False).logits for call in calls]
+    with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
+        for call, logits in zip(calls, expected, strict=True):
+            kept = model(**call, use_cache=False, categories="ocr").logits
+            # Padding that every row begins with is cut off.
+            torch.testing.assert_close(kept, logits[:, -kept.shape[1] :], atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 def test_rows_that_lose_different_numbers_of_tokens(rows: int) -> None:
     """The second row holds one sample, whose category keeps fewer tokens."""
@@ -112,6 +133,19 @@ def test_lengths_that_the_caller_computed() -> None:
         expected = model(**packed(), use_cache=False, categories="ocr").logits
         given = model(**packed(), **lengths, use_cache=False, categories="ocr").logits
     assert torch.equal(given, expected)
+
+
+def test_lengths_of_the_whole_prompt_do_not_go_on() -> None:
+    seen: dict[str, Any] = {}
+    model = tiny_llava()
+    model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
+    ends = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        model(**packed(), use_cache=False, categories="ocr", cu_seq_lens_q=ends, max_length_q=41)
+    assert "attention_mask" in seen
+    assert not [name for name in seen if name.startswith(("cu_seq", "max_length"))]
 
 
 def test_gradient_checkpoints_leave_no_cache() -> None:
