@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import gc
 import logging
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -136,7 +140,7 @@ def test_one_object_can_be_shared_by_threads() -> None:
         with use_backend("cpu"), shared:
             inside.set()
             assert left.wait(60)
-        seen.append(backends._state.forced)
+        seen.append(backends.forced_backend())
 
     thread = threading.Thread(target=other)
     with shared:
@@ -146,6 +150,175 @@ def test_one_object_can_be_shared_by_threads() -> None:
     left.set()
     thread.join()
     assert seen == ["auto"]
+
+
+def test_forcing_holds_for_one_asyncio_task() -> None:
+    """Also where tasks interleave, and in the tasks and threads that one starts."""
+
+    async def inside(name: str) -> list[str]:
+        with use_backend(name):
+            await asyncio.sleep(0)
+            started = asyncio.create_task(read())
+            seen = [backends.forced_backend(), await asyncio.to_thread(backends.forced_backend)]
+        await asyncio.sleep(0)
+        return [*seen, await started, backends.forced_backend()]
+
+    async def read() -> str:
+        await asyncio.sleep(0)
+        return backends.forced_backend()
+
+    async def main() -> list[object]:
+        return list(await asyncio.gather(inside("reference"), read(), inside("cpu"), read()))
+
+    assert asyncio.run(main()) == [
+        ["reference", "reference", "reference", "auto"],
+        "auto",
+        ["cpu", "cpu", "cpu", "auto"],
+        "auto",
+    ]
+    assert backends.forced_backend() == "auto"
+
+
+def test_forcing_in_a_copied_context_stays_there() -> None:
+    block = use_backend("reference")
+    contextvars.copy_context().run(block.__enter__)
+    assert backends.forced_backend() == "auto"
+    with use_backend("cpu"):
+        block.__exit__(None, None, None)  # not entered here
+        assert backends.forced_backend() == "cpu"
+
+
+def test_blocks_left_out_of_order() -> None:
+    """The last one that is still open decides, and nothing is left at the end."""
+
+    def generator(name: str) -> Iterator[str]:
+        with use_backend(name):
+            yield backends.forced_backend()
+
+    first, second = generator("reference"), generator("cpu")
+    assert [next(first), next(second)] == ["reference", "cpu"]
+    first.close()
+    assert backends.forced_backend() == "cpu"
+    second.close()
+    assert backends.forced_backend() == "auto"
+
+    shared, other = use_backend("reference"), use_backend("cpu")
+    seen = []
+    for step in (shared.__enter__, other.__enter__, shared.__enter__):
+        step()
+        seen.append(backends.forced_backend())
+    for block in (shared, shared, other):
+        block.__exit__(None, None, None)
+        seen.append(backends.forced_backend())
+    assert seen == ["reference", "cpu", "reference", "cpu", "cpu", "auto"]
+
+
+def test_an_async_generator_keeps_its_backend_to_its_task() -> None:
+    async def steps() -> AsyncIterator[str]:
+        with use_backend("reference"):
+            for _ in range(2):
+                await asyncio.sleep(0)
+                yield backends.forced_backend()
+
+    async def consume() -> list[str]:
+        return [step async for step in steps()] + [backends.forced_backend()]
+
+    async def abandon() -> str:
+        generator = steps()
+        await anext(generator)
+        del generator  # closed by the event loop, in a context of its own
+        gc.collect()
+        await asyncio.sleep(0)
+        return "abandoned"
+
+    async def main() -> list[object]:
+        return list(await asyncio.gather(consume(), abandon(), asyncio.sleep(0)))
+
+    assert asyncio.run(main())[:2] == [["reference", "reference", "auto"], "abandoned"]
+    assert backends.forced_backend() == "auto"
+
+
+def test_compiled_code_follows_the_task_that_calls_it() -> None:
+    graphs: list[list[str]] = []
+
+    def record(module: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        called = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+
+        def run(*arguments: object) -> object:
+            graphs.append(called[:1])
+            return module.forward(*arguments)
+
+        return run
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: select_pivots(x, 2), fullgraph=True, backend=record)
+
+    async def forced(name: str) -> None:
+        with use_backend(name):
+            await asyncio.sleep(0)
+            compiled(SALIENCE)
+            await asyncio.sleep(0)
+            compiled(SALIENCE)
+
+    async def main() -> None:
+        await asyncio.gather(forced("reference"), forced("auto"))
+
+    for _ in range(2):
+        asyncio.run(main())
+    expected = [["clasp_kernels.select_pivots.reference"], ["clasp_kernels.select_pivots.default"]]
+    assert graphs == expected * 4
+
+
+def test_a_graph_break_inside_a_block() -> None:
+    seen = []
+
+    @torch.compiler.disable
+    def look(salience: torch.Tensor) -> None:
+        called = which_overload(lambda: select_pivots(salience, 1))
+        seen.append(
+            (backends.forced_backend(), *which_overload(lambda: select_pivots(salience, 1)))
+        )
+
+    def function(salience: torch.Tensor) -> torch.Tensor:
+        with use_backend("reference"):
+            look(salience + 1)
+            best = select_pivots(salience, 2)
+        look(salience + 1)
+        return best
+
+    @torch.compiler.disable
+    def fail() -> None:
+        with use_backend("cpu"):
+            raise KeyError
+
+    def failing(salience: torch.Tensor) -> torch.Tensor:
+        with use_backend("reference"):
+            best = select_pivots(salience, 2)
+            fail()
+            return best
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="eager")
+    for _ in range(2):
+        assert compiled(SALIENCE).tolist() == [[1, 2]]
+    assert seen == [("reference", "select_pivots.reference"), ("auto", "select_pivots")] * 2
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            torch.compile(failing, backend="eager")(SALIENCE)
+        assert backends.forced_backend() == "auto"
+
+
+def test_forcing_while_exporting() -> None:
+    class Best(torch.nn.Module):
+        def forward(self, salience: torch.Tensor) -> torch.Tensor:
+            with use_backend("reference"):
+                return select_pivots(salience, 2)
+
+    for strict in (False, True):
+        program = torch.export.export(Best(), (SALIENCE,), strict=strict)
+        called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        assert called == ["clasp_kernels.select_pivots.reference"]
+    assert backends.forced_backend() == "auto"
 
 
 def test_compiled_code_follows_what_is_forced() -> None:
