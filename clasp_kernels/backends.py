@@ -129,7 +129,22 @@ def overload(op: str, device: torch.device) -> Callable[..., Any]:
 # calls for an OpOverload, without its frame in Python: dispatch modes and subclasses see no other.
 @functools.cache
 def _entry_point(op: str, device: torch.device, forced: str) -> Callable[..., Any]:
-    return _resolve(op, _settle_once(op, device.type, forced))._op
+    call = _resolve(op, _settle_once(op, device.type, forced))._op
+    return _with_torch_error(call) if device.type == "cuda" and op in _cuda.load().ops else call
+
+
+def _with_torch_error(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Restores the type of torch's error, of which only the text comes through the CUDA kernels."""
+
+    def run(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except RuntimeError as error:
+            if type(error) is RuntimeError and str(error).startswith("CUDA out of memory."):
+                raise torch.OutOfMemoryError(str(error)) from None
+            raise
+
+    return run
 
 
 def _resolve(op: str, name: str) -> OpOverload:
