@@ -22,3 +22,13 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
     )
+
+
+def extension_in(folder: str) -> str:
+    """Code to begin with, so that the ops look for the C++ extension in another folder."""
+    return f"""
+import pathlib, sys, clasp_kernels
+assert type(sys.meta_path.pop(0)).__name__ == "Waiting"  # with torch it would import the ops
+import clasp_kernels._native
+clasp_kernels._native.PACKAGE = pathlib.Path({folder!r})
+"""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreter import python
+from interpreter import extension_in, python
 
 import clasp_kernels
 from clasp_kernels import _native, _triton, backend_report, backends, select_pivots, use_backend
@@ -32,11 +32,60 @@ assert not heavy, heavy
 import clasp_kernels.ops
 heavy = {"transformers", "triton"} & set(sys.modules)
 assert not heavy, heavy
-import torch
-torch.ops.clasp_kernels.merge_tokens.default
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import clasp_kernels, torch",
+        "import torch, clasp_kernels",
+        "import clasp_kernels.reference, torch",
+        "import clasp_kernels._triton, torch",
+        "import clasp_kernels.cli.app, clasp_kernels.policy, torch",
+    ],
+)
+def test_a_saved_program_finds_the_ops_once_the_package_is_imported(
+    first: str, tmp_path: Path
+) -> None:
+    class Best(torch.nn.Module):
+        def forward(self, salience: torch.Tensor) -> torch.Tensor:
+            return select_pivots(salience, 2)
+
+    torch.export.save(torch.export.export(Best(), (SALIENCE,)), tmp_path / "best.pt2")
+    torch.jit.save(torch.jit.trace(Best(), (SALIENCE,)), tmp_path / "best.pt")
+    code = f"""
+{first}
+import sys
+heavy = {{"transformers", "triton", "torch._dynamo"}} & set(sys.modules)
+assert not heavy, heavy
+assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("clasp")]
+for module in (torch, clasp_kernels._with_torch, clasp_kernels.reference):
+    assert "clasp" not in type(module.__loader__).__module__, module
+    assert module.__spec__.loader is module.__loader__, module
+salience = torch.tensor({SALIENCE.tolist()})
+print(torch.jit.load({str(tmp_path / "best.pt")!r})(salience))
+print(torch.export.load({str(tmp_path / "best.pt2")!r}).module()(salience))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == 2 * "tensor([[1, 2]])\n"
+
+
+def test_without_torch_the_package_still_tells_its_version() -> None:
+    code = """
+import sys, clasp_kernels
+sys.path.clear()
+for _ in range(2):
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        print(clasp_kernels.__version__, error.name)
+"""
+    done = python(code)
+    assert done.stdout == 2 * f"{clasp_kernels.__version__} torch\n", done.stderr
 
 
 def test_every_public_name_resolves() -> None:
@@ -482,13 +531,14 @@ def test_a_gpu_that_triton_does_not_support_is_served_by_the_reference(monkeypat
     assert seen == [(SALIENCE, SALIENCE)]
 
 
-# In a fresh interpreter, before the ops are imported: there is no extension to be found.
-WITHOUT_EXTENSION = """
-import pathlib, clasp_kernels._native as native
-native.PACKAGE = pathlib.Path("/nonexistent")
+# In a fresh interpreter: there is no extension to be found.
+WITHOUT_EXTENSION = (
+    extension_in("/nonexistent")
+    + """
 import threading, torch, clasp_kernels
 features, salience = torch.randn(1, 6, 3), torch.rand(1, 6)
 """
+)
 
 
 def test_environment_forces_for_the_whole_process() -> None:

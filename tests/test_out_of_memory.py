@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreter import python
+from interpreter import extension_in, python
 
 from clasp_kernels import _native, backends
 
@@ -29,8 +29,6 @@ CALLS = {
 }
 CODE = """
 import resource, torch
-import clasp_kernels._native as native
-native.PACKAGE = native.Path(PACKAGE)
 from clasp_kernels import *
 torch.set_num_threads(2)
 select_tokens(torch.zeros(2, 8, 4), torch.zeros(2, 8), 2, 1)  # starts the threads
@@ -48,7 +46,7 @@ except Exception as error:
 
 
 def what_is_raised(call: str, package: Path = _native.PACKAGE) -> str:
-    done = python(CODE.replace("PACKAGE)", f"{str(package)!r})").replace("CALL", CALLS[call]))
+    done = python(extension_in(str(package)) + CODE.replace("CALL", CALLS[call]))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
