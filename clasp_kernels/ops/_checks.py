@@ -106,10 +106,12 @@ class Arguments:
         if is_int(value):
             return self.count(name, value), None
         if isinstance(value, Tensor):
-            if value.device.type != "cpu" or torch.compiler.is_compiling():
+            mapped = without_vmap(value).dim() > value.dim()
+            if value.device.type != "cpu" or torch.compiler.is_compiling() or mapped:
+                where = "that vmap maps over" if mapped else f"on {value.device}"
                 raise TypeError(
                     f"{self.op}: {name} is the width of the output and must be known on the host, "
-                    f"got a tensor (on {value.device}); pass an int or a list of B ints."
+                    f"got a tensor ({where}); pass an int or a list of B ints."
                 )
             self._per_image_tensor(name, value)
             value = value.tolist()
@@ -179,6 +181,7 @@ class Arguments:
         """Every index is in least..size-1. Reads values, so only where :func:`may_read` allows."""
         if value.numel() == 0 or not may_read(value):
             return
+        value = without_vmap(value)
         lowest, highest = (bound.item() for bound in value.aminmax())
         if lowest < least or highest >= size:
             wrong = lowest if lowest < least else highest
@@ -190,8 +193,11 @@ class Arguments:
         """No index but -1 twice in a row of [B, P]; reads values as :meth:`indices_in_range`."""
         if value.shape[-1] < 2 or value.numel() == 0 or not may_read(value):
             return
+        images, values = value.shape[0], without_vmap(value)
+        if values is not value:  # more images, which are counted within what vmap maps over
+            values = values.reshape(-1, value.shape[-1])
         # A Python set: on a row's few indices, one torch call would take as long as all of this.
-        for image, row in enumerate(value.tolist()):
+        for image, row in enumerate(values.tolist()):
             if len(set(row)) == len(row):
                 continue
             used = sorted(index for index in row if index >= 0)
@@ -199,7 +205,7 @@ class Arguments:
                 if index == following:
                     raise ValueError(
                         f"{self.op}: {name} must name a token at most once per image, "
-                        f"got {index} more than once for image {image}."
+                        f"got {index} more than once for image {image % images}."
                     )
 
 
@@ -233,3 +239,15 @@ def may_read(tensor: Tensor) -> bool:
     if os.environ.get("CLASP_KERNELS_STRICT") != "1":
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def without_vmap(tensor: Tensor) -> Tensor:
+    """The values of all that vmap maps over, in dimensions before those that ``tensor`` has."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        mapped = functorch.is_batchedtensor(tensor)
+        dim = functorch.maybe_get_bdim(tensor) if mapped else 0
+        tensor = functorch.get_unwrapped(tensor)
+        if mapped:
+            tensor = tensor.movedim(dim, 0)
+    return tensor

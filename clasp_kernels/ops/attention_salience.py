@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, reference
-from ._checks import FLOATS, Arguments, is_int, may_read
+from ._checks import FLOATS, Arguments, is_int, may_read, without_vmap
 from ._library import define_op
 
 LARGEST_SCALE = torch.finfo(torch.float32).max
@@ -98,6 +98,7 @@ def attention_salience(
 def _check_weights(query_weights: Tensor) -> None:
     if query_weights.numel() == 0 or not may_read(query_weights):
         return
+    query_weights = without_vmap(query_weights)
     least, most = (bound.item() for bound in query_weights.aminmax())
     if not (least >= 0 and most < math.inf):  # both are NaN if any weight is
         wrong = ~((query_weights >= 0) & (query_weights < math.inf))

@@ -614,3 +614,26 @@ def test_values_that_are_not_checked_do_what_is_documented() -> None:
             assert sorted(picked) == [-1, 0, 2, 3, 4]
         with pytest.raises((RuntimeError, IndexError)):
             complete(tokens, torch.tensor([[5]]), 5, None)
+
+
+def test_values_are_checked_under_vmap() -> None:
+    for indices, message in [
+        (SELECTED + 1, "indices must lie in -1..4 (a token, or -1 for none), got 5."),
+        (SELECTED - 1, "indices must lie in -1..4 (a token, or -1 for none), got -2."),
+    ]:
+        many = torch.stack([SELECTED, indices, SELECTED], -1)
+        with pytest.raises(ValueError) as raised:
+            torch.vmap(gather_tokens, in_dims=(None, -1))(FEATURES, many)
+        assert str(raised.value) == f"gather_tokens: {message}"
+    many = torch.stack([SELECTED, torch.tensor([[0, 1], [3, 3]])], 1)
+    with pytest.raises(ValueError, match="got 3 more than once for image 1"):
+        torch.vmap(merge_tokens, in_dims=(None, None, 1))(FEATURES, FEATURES, many)
+    with pytest.raises(
+        ValueError, match=r"query_weights must be finite and not negative, got -1\.0"
+    ):
+        torch.vmap(lambda w: attention_salience(QUERY, KEY, query_weights=w))(-torch.ones(3, B, 3))
+    with pytest.raises(TypeError, match=r"k is the width .* got a tensor \(that vmap maps over\)"):
+        torch.vmap(select_pivots, in_dims=(None, 0))(SALIENCE, torch.ones(4, B, dtype=torch.int64))
+    shares = torch.tensor([[1, 2], [3, 1]])
+    mapped = torch.vmap(lambda pivots: select_tokens(FEATURES, SALIENCE, 3, pivots)[1])(shares)
+    assert mapped.sum(-1).equal(shares)
