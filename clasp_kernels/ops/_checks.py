@@ -19,6 +19,7 @@ MASK = (torch.bool,)
 LARGEST_COUNT = 2**31 - 1
 
 _CPU = torch.device("cpu")
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _INTS = (int, torch.SymInt)
 
 _TRACING_MODES = (
@@ -181,7 +182,8 @@ class Arguments:
         """Every index is in least..size-1. Reads values, so only where :func:`may_read` allows."""
         if value.numel() == 0 or not may_read(value):
             return
-        value = without_vmap(value)
+        if _is_wrapped(value):
+            value = without_vmap(value)
         lowest, highest = (bound.item() for bound in value.aminmax())
         if lowest < least or highest >= size:
             wrong = lowest if lowest < least else highest
@@ -193,11 +195,11 @@ class Arguments:
         """No index but -1 twice in a row of [B, P]; reads values as :meth:`indices_in_range`."""
         if value.shape[-1] < 2 or value.numel() == 0 or not may_read(value):
             return
-        images, values = value.shape[0], without_vmap(value)
-        if values is not value:  # more images, which are counted within what vmap maps over
-            values = values.reshape(-1, value.shape[-1])
+        images, width = value.shape
+        if _is_wrapped(value):  # more images, which are counted within what vmap maps over
+            value = without_vmap(value).reshape(-1, width)
         # A Python set: on a row's few indices, one torch call would take as long as all of this.
-        for image, row in enumerate(values.tolist()):
+        for image, row in enumerate(value.tolist()):
             if len(set(row)) == len(row):
                 continue
             used = sorted(index for index in row if index >= 0)
@@ -244,7 +246,7 @@ def may_read(tensor: Tensor) -> bool:
 def without_vmap(tensor: Tensor) -> Tensor:
     """The values of all that vmap maps over, in dimensions before those that ``tensor`` has."""
     functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
+    while _is_wrapped(tensor):
         mapped = functorch.is_batchedtensor(tensor)
         dim = functorch.maybe_get_bdim(tensor) if mapped else 0
         tensor = functorch.get_unwrapped(tensor)
