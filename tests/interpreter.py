@@ -24,11 +24,16 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+# Code to begin with: the ops are left to who imports them, though torch is imported as well.
+WITHOUT_OPS = """
+import sys, clasp_kernels
+assert type(sys.meta_path.pop(0)).__name__ == "Waiting"
+"""
+
+
 def extension_in(folder: str) -> str:
     """Code to begin with, so that the ops look for the C++ extension in another folder."""
-    return f"""
-import pathlib, sys, clasp_kernels
-assert type(sys.meta_path.pop(0)).__name__ == "Waiting"  # with torch it would import the ops
-import clasp_kernels._native
+    return f"""{WITHOUT_OPS}
+import pathlib, clasp_kernels._native
 clasp_kernels._native.PACKAGE = pathlib.Path({folder!r})
 """
