@@ -207,14 +207,18 @@ class NinjaBuildExt(build_ext):
         # System includes: warnings in torch's headers are not ours to fix.
         system = [flag for path in include_dirs for flag in ("-isystem", path)]
         shared = [*DEFINES, f"-I{ROOT / 'csrc'}", *system]
-        cxx_flags = [*CXX_FLAGS, *shared, *shlex.split(os.environ.get("CXXFLAGS", ""))]
+        # Errors name the line that they come from; the machine that built it is not theirs to name.
+        prefixes = [f"-fmacro-prefix-map={path}/=" for path in (ROOT, *include_dirs)]
+        cxx_flags = [*CXX_FLAGS, *prefixes, *shared]
+        cxx_flags += shlex.split(os.environ.get("CXXFLAGS", ""))
         link_flags = [f"-L{path}" for path in library_dirs]
         # pip gives editable builds a fresh temporary directory each time; a directory of our own,
         # one per torch, is what makes a second build free.
         parts = [torch_version, *compiler, *include_dirs]
         nvcc_flags = []
         if cuda is not None:
-            nvcc_flags = [*NVCC_FLAGS, *shared, *cuda.compile_flags(compiler)]
+            nvcc_flags = [*NVCC_FLAGS, *(f"-Xcompiler={flag}" for flag in prefixes), *shared]
+            nvcc_flags += cuda.compile_flags(compiler)
             nvcc_variables = ("NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN")
             parts += [cuda.nvcc, cuda.version]
             parts += [os.environ.get(name, "") for name in nvcc_variables]

@@ -1,7 +1,8 @@
 """Fused kernels for CLASP: prompt-aware pruning of visual tokens in multimodal LLMs.
 
 Names are imported on first use, so that importing the package costs nothing; in particular it
-imports neither transformers nor Triton.
+imports neither transformers nor Triton, nor torch. Saved programs find the ops all the same: they
+are registered with ``torch.ops`` as soon as both this package and torch are imported.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from . import _with_torch
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -56,3 +58,6 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_SUBMODULES})
+
+
+_with_torch.register_ops()

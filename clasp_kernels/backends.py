@@ -8,6 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,25 +28,44 @@ ENVIRONMENT = "CLASP_KERNELS_BACKEND"
 _FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT) or "auto"  # set but empty is as good as unset
 
 
+# What is forced in this context; ``_state`` while nothing is.
+_forced: ContextVar[Any] = ContextVar("clasp_kernels_backend")
+# The blocks that this context is in, outermost first. The last one that is left open decides, so
+# blocks may be left in any order.
+_blocks: ContextVar[tuple[use_backend, ...]] = ContextVar("clasp_kernels_blocks", default=())
+
+
 class _State(threading.local):
-    """What is forced in this thread. Compiled graphs guard on it and follow a change."""
+    """What is forced, as Dynamo can read it: it traces no ContextVar.
+
+    It takes a property whose getter is a builtin for an attribute: it reads the value once and
+    guards on it, so compiled code asks the context it runs in. The getter is handed this object as
+    what to return for an unset variable.
+    """
+
+    forced = property(_forced.get)
 
     def __init__(self) -> None:
-        self.forced = _FROM_ENVIRONMENT
-        self.outer: list[str] = []  # what the blocks this thread is in will restore
+        # The blocks that compiled code has entered and not left. While there are any, this thread
+        # is in compiled code or in what that calls at a graph break, and no task can change.
+        self.traced: list[str] = []
 
 
 _state = _State()
 
 
 class use_backend:
-    """Forces a backend within a ``with`` block, for the current thread.
+    """Forces a backend within a ``with`` block, for the current thread or asyncio task.
 
     Args:
         name: "auto", "reference", "cpu", "triton" or "cuda".
 
     An op that the backend cannot serve raises RuntimeError when it is called; nothing falls back.
     For a whole process set ``CLASP_KERNELS_BACKEND``, which is read at import.
+
+    The choice is kept in a context variable: a task or ``asyncio.to_thread`` started in the block
+    inherits it, a new thread does not, and no other task sees it. A generator shares its caller's
+    context: a block that it yields from holds for the caller until the generator goes on.
 
     >>> import torch
     >>> from clasp_kernels import select_pivots, use_backend
@@ -60,8 +80,10 @@ class use_backend:
         self.name = name
 
     def __enter__(self) -> use_backend:
-        _state.outer.append(_state.forced)
-        _state.forced = self.name
+        if torch.compiler.is_dynamo_compiling() or _state.traced:
+            _state.traced.append(self.name)
+        else:
+            _set_blocks((*_blocks.get(), self))
         return self
 
     def __exit__(
@@ -70,12 +92,34 @@ class use_backend:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _state.forced = _state.outer.pop()
+        if _state.traced:
+            _state.traced.pop()
+            return
+        blocks = _blocks.get()
+        # Not among them where another context is leaving, as an abandoned async generator's may.
+        for index in reversed(range(len(blocks))):
+            if blocks[index] is self:
+                _set_blocks(blocks[:index] + blocks[index + 1 :])
+                return
+
+
+def _set_blocks(blocks: tuple[use_backend, ...]) -> None:
+    _blocks.set(blocks)
+    _forced.set(blocks[-1].name if blocks else _state)
+
+
+def forced_backend() -> str:
+    """What is forced in this context, "auto" if nothing is."""
+    forced = _state.traced[-1] if _state.traced else _state.forced
+    return _FROM_ENVIRONMENT if forced is _state else forced
 
 
 def overload(op: str, device: torch.device) -> Callable[..., Any]:
     """The torch op to call for tensors on ``device``; raises where the forced backend cannot."""
-    forced = _state.forced
+    # As forced_backend() does; calling it takes as long as all of this.
+    forced = _state.traced[-1] if _state.traced else _state.forced
+    if forced is _state:
+        forced = _FROM_ENVIRONMENT
     if torch.compiler.is_compiling():
         return _resolve(op, _settle(op, device.type, forced))
     return _entry_point(op, device, forced)
@@ -85,7 +129,22 @@ def overload(op: str, device: torch.device) -> Callable[..., Any]:
 # calls for an OpOverload, without its frame in Python: dispatch modes and subclasses see no other.
 @functools.cache
 def _entry_point(op: str, device: torch.device, forced: str) -> Callable[..., Any]:
-    return _resolve(op, _settle_once(op, device.type, forced))._op
+    call = _resolve(op, _settle_once(op, device.type, forced))._op
+    return _with_torch_error(call) if device.type == "cuda" and op in _cuda.load().ops else call
+
+
+def _with_torch_error(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Restores the type of torch's error, of which only the text comes through the CUDA kernels."""
+
+    def run(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except RuntimeError as error:
+            if type(error) is RuntimeError and str(error).startswith("CUDA out of memory."):
+                raise torch.OutOfMemoryError(str(error)) from None
+            raise
+
+    return run
 
 
 def _resolve(op: str, name: str) -> OpOverload:
@@ -228,7 +287,7 @@ class BackendReport:
     """Which backend serves each op here, and why. Printing it gives a table."""
 
     forced: str
-    """"auto", or the backend forced in this thread."""
+    """"auto", or the backend forced in this context."""
     native: _native.NativeStatus
     cuda: _cuda.CudaStatus
     ops: tuple[ServedOp, ...]
@@ -264,7 +323,7 @@ def backend_report() -> BackendReport:
     from .ops import _library  # registers the ops, and with them loads the extension
 
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    forced = _state.forced
+    forced = forced_backend()
     native = _native.load()
     native.check()
     rows = [

@@ -22,3 +22,18 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=300,
     )
+
+
+# Code to begin with: the ops are left to who imports them, though torch is imported as well.
+WITHOUT_OPS = """
+import sys, clasp_kernels
+assert type(sys.meta_path.pop(0)).__name__ == "Waiting"
+"""
+
+
+def extension_in(folder: str) -> str:
+    """Code to begin with, so that the ops look for the C++ extension in another folder."""
+    return f"""{WITHOUT_OPS}
+import pathlib, clasp_kernels._native
+clasp_kernels._native.PACKAGE = pathlib.Path({folder!r})
+"""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import gc
 import logging
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from interpreter import python
+from interpreter import extension_in, python
 
 import clasp_kernels
 from clasp_kernels import _native, _triton, backend_report, backends, select_pivots, use_backend
@@ -28,11 +32,60 @@ assert not heavy, heavy
 import clasp_kernels.ops
 heavy = {"transformers", "triton"} & set(sys.modules)
 assert not heavy, heavy
-import torch
-torch.ops.clasp_kernels.merge_tokens.default
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import clasp_kernels, torch",
+        "import torch, clasp_kernels",
+        "import clasp_kernels.reference, torch",
+        "import clasp_kernels._triton, torch",
+        "import clasp_kernels.cli.app, clasp_kernels.policy, torch",
+    ],
+)
+def test_a_saved_program_finds_the_ops_once_the_package_is_imported(
+    first: str, tmp_path: Path
+) -> None:
+    class Best(torch.nn.Module):
+        def forward(self, salience: torch.Tensor) -> torch.Tensor:
+            return select_pivots(salience, 2)
+
+    torch.export.save(torch.export.export(Best(), (SALIENCE,)), tmp_path / "best.pt2")
+    torch.jit.save(torch.jit.trace(Best(), (SALIENCE,)), tmp_path / "best.pt")
+    code = f"""
+{first}
+import sys
+heavy = {{"transformers", "triton", "torch._dynamo"}} & set(sys.modules)
+assert not heavy, heavy
+assert not [finder for finder in sys.meta_path if type(finder).__module__.startswith("clasp")]
+for module in (torch, clasp_kernels._with_torch, clasp_kernels.reference):
+    assert "clasp" not in type(module.__loader__).__module__, module
+    assert module.__spec__.loader is module.__loader__, module
+salience = torch.tensor({SALIENCE.tolist()})
+print(torch.jit.load({str(tmp_path / "best.pt")!r})(salience))
+print(torch.export.load({str(tmp_path / "best.pt2")!r}).module()(salience))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == 2 * "tensor([[1, 2]])\n"
+
+
+def test_without_torch_the_package_still_tells_its_version() -> None:
+    code = """
+import sys, clasp_kernels
+sys.path.clear()
+for _ in range(2):
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        print(clasp_kernels.__version__, error.name)
+"""
+    done = python(code)
+    assert done.stdout == 2 * f"{clasp_kernels.__version__} torch\n", done.stderr
 
 
 def test_every_public_name_resolves() -> None:
@@ -136,7 +189,7 @@ def test_one_object_can_be_shared_by_threads() -> None:
         with use_backend("cpu"), shared:
             inside.set()
             assert left.wait(60)
-        seen.append(backends._state.forced)
+        seen.append(backends.forced_backend())
 
     thread = threading.Thread(target=other)
     with shared:
@@ -146,6 +199,173 @@ def test_one_object_can_be_shared_by_threads() -> None:
     left.set()
     thread.join()
     assert seen == ["auto"]
+
+
+def test_forcing_holds_for_one_asyncio_task() -> None:
+    """Also where tasks interleave, and in the tasks and threads that one starts."""
+
+    async def inside(name: str) -> list[str]:
+        with use_backend(name):
+            await asyncio.sleep(0)
+            started = asyncio.create_task(read())
+            seen = [backends.forced_backend(), await asyncio.to_thread(backends.forced_backend)]
+        await asyncio.sleep(0)
+        return [*seen, await started, backends.forced_backend()]
+
+    async def read() -> str:
+        await asyncio.sleep(0)
+        return backends.forced_backend()
+
+    async def main() -> list[object]:
+        return list(await asyncio.gather(inside("reference"), read(), inside("cpu"), read()))
+
+    assert asyncio.run(main()) == [
+        ["reference", "reference", "reference", "auto"],
+        "auto",
+        ["cpu", "cpu", "cpu", "auto"],
+        "auto",
+    ]
+    assert backends.forced_backend() == "auto"
+
+
+def test_forcing_in_a_copied_context_stays_there() -> None:
+    block = use_backend("reference")
+    contextvars.copy_context().run(block.__enter__)
+    assert backends.forced_backend() == "auto"
+    with use_backend("cpu"):
+        block.__exit__(None, None, None)  # not entered here
+        assert backends.forced_backend() == "cpu"
+
+
+def test_blocks_left_out_of_order() -> None:
+    """The last one that is still open decides, and nothing is left at the end."""
+
+    def generator(name: str) -> Iterator[str]:
+        with use_backend(name):
+            yield backends.forced_backend()
+
+    first, second = generator("reference"), generator("cpu")
+    assert [next(first), next(second)] == ["reference", "cpu"]
+    first.close()
+    assert backends.forced_backend() == "cpu"
+    second.close()
+    assert backends.forced_backend() == "auto"
+
+    shared, other = use_backend("reference"), use_backend("cpu")
+    seen = []
+    for step in (shared.__enter__, other.__enter__, shared.__enter__):
+        step()
+        seen.append(backends.forced_backend())
+    for block in (shared, shared, other):
+        block.__exit__(None, None, None)
+        seen.append(backends.forced_backend())
+    assert seen == ["reference", "cpu", "reference", "cpu", "cpu", "auto"]
+
+
+def test_an_async_generator_keeps_its_backend_to_its_task() -> None:
+    async def steps() -> AsyncIterator[str]:
+        with use_backend("reference"):
+            for _ in range(2):
+                await asyncio.sleep(0)
+                yield backends.forced_backend()
+
+    async def consume() -> list[str]:
+        return [step async for step in steps()] + [backends.forced_backend()]
+
+    async def abandon() -> str:
+        generator = steps()
+        await anext(generator)
+        del generator  # closed by the event loop, in a context of its own
+        gc.collect()
+        await asyncio.sleep(0)
+        return "abandoned"
+
+    async def main() -> list[object]:
+        return list(await asyncio.gather(consume(), abandon(), asyncio.sleep(0)))
+
+    assert asyncio.run(main())[:2] == [["reference", "reference", "auto"], "abandoned"]
+    assert backends.forced_backend() == "auto"
+
+
+def test_compiled_code_follows_the_task_that_calls_it() -> None:
+    graphs: list[list[str]] = []
+
+    def record(module: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        called = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+
+        def run(*arguments: object) -> object:
+            graphs.append(called[:1])
+            return module.forward(*arguments)
+
+        return run
+
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: select_pivots(x, 2), fullgraph=True, backend=record)
+
+    async def forced(name: str) -> None:
+        with use_backend(name):
+            await asyncio.sleep(0)
+            compiled(SALIENCE)
+            await asyncio.sleep(0)
+            compiled(SALIENCE)
+
+    async def main() -> None:
+        await asyncio.gather(forced("reference"), forced("auto"))
+
+    for _ in range(2):
+        asyncio.run(main())
+    expected = [["clasp_kernels.select_pivots.reference"], ["clasp_kernels.select_pivots.default"]]
+    assert graphs == expected * 4
+
+
+def test_a_graph_break_inside_a_block() -> None:
+    seen = []
+
+    @torch.compiler.disable
+    def look(salience: torch.Tensor) -> None:
+        called = which_overload(lambda: select_pivots(salience, 1))
+        seen.append((backends.forced_backend(), *called))
+
+    def function(salience: torch.Tensor) -> torch.Tensor:
+        with use_backend("reference"):
+            look(salience + 1)
+            best = select_pivots(salience, 2)
+        look(salience + 1)
+        return best
+
+    @torch.compiler.disable
+    def fail() -> None:
+        with use_backend("cpu"):
+            raise KeyError
+
+    def failing(salience: torch.Tensor) -> torch.Tensor:
+        with use_backend("reference"):
+            best = select_pivots(salience, 2)
+            fail()
+            return best
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend="eager")
+    for _ in range(2):
+        assert compiled(SALIENCE).tolist() == [[1, 2]]
+    assert seen == [("reference", "select_pivots.reference"), ("auto", "select_pivots")] * 2
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            torch.compile(failing, backend="eager")(SALIENCE)
+        assert backends.forced_backend() == "auto"
+
+
+def test_forcing_while_exporting() -> None:
+    class Best(torch.nn.Module):
+        def forward(self, salience: torch.Tensor) -> torch.Tensor:
+            with use_backend("reference"):
+                return select_pivots(salience, 2)
+
+    for strict in (False, True):
+        program = torch.export.export(Best(), (SALIENCE,), strict=strict)
+        called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        assert called == ["clasp_kernels.select_pivots.reference"]
+    assert backends.forced_backend() == "auto"
 
 
 def test_compiled_code_follows_what_is_forced() -> None:
@@ -311,13 +531,14 @@ def test_a_gpu_that_triton_does_not_support_is_served_by_the_reference(monkeypat
     assert seen == [(SALIENCE, SALIENCE)]
 
 
-# In a fresh interpreter, before the ops are imported: there is no extension to be found.
-WITHOUT_EXTENSION = """
-import pathlib, clasp_kernels._native as native
-native.PACKAGE = pathlib.Path("/nonexistent")
+# In a fresh interpreter: there is no extension to be found.
+WITHOUT_EXTENSION = (
+    extension_in("/nonexistent")
+    + """
 import threading, torch, clasp_kernels
 features, salience = torch.randn(1, 6, 3), torch.rand(1, 6)
 """
+)
 
 
 def test_environment_forces_for_the_whole_process() -> None:

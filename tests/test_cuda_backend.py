@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreter import python
+from interpreter import WITHOUT_OPS, python
 
 import clasp_kernels.ops  # registers them, before a test changes what there is to register
 from clasp_kernels import _cuda, _triton, backend_report, backends, use_backend
@@ -255,7 +255,9 @@ def test_one_that_is_not_there_says_why_and_how_to_build_it(tmp_path, info, prob
 
 
 # A library stands in for the extension: it registers from Python what that registers from C++.
-IN_PLACE = """
+IN_PLACE = (
+    WITHOUT_OPS
+    + """
 import warnings
 warnings.simplefilter("error")
 import pathlib, torch, clasp_kernels._cuda as cuda, clasp_kernels._native as native
@@ -278,6 +280,7 @@ for op in clasp_kernels.ops._library.OP_NAMES:
     assert cuda.registered(op), op
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"clasp_kernels::{op}.triton", "CUDA")
 """
+)
 
 
 def test_it_takes_its_place_before_triton_and_without_a_warning() -> None:

@@ -154,7 +154,7 @@ def choose_cuda_too(op, device, forced):
 backends.choose = choose_cuda_too
 
 def pytest_runtest_call(item):
-    design, backend = os.environ.get("CLASP_KERNELS_CUDA_DESIGN"), backends._state.forced
+    design, backend = os.environ.get("CLASP_KERNELS_CUDA_DESIGN"), backends.forced_backend()
     print("CALLED", item.name, backend, design)
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NoReturn, TypeGuard
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
 
+from .. import _integers
 from ..upload import upload
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -19,7 +21,9 @@ MASK = (torch.bool,)
 LARGEST_COUNT = 2**31 - 1
 
 _CPU = torch.device("cpu")
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _INTS = (int, torch.SymInt)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 _TRACING_MODES = (
     torch._C._TorchDispatchModeKey.FAKE,
@@ -88,13 +92,14 @@ class Arguments:
 
     def count(self, name: str, value: object) -> int:
         """A size that is not negative."""
-        if not is_int(value):
+        count = as_int(value)
+        if count is None:
             raise TypeError(f"{self.op}: {name} must be an int, got {type(value).__name__}.")
-        if value < 0:
-            raise ValueError(f"{self.op}: {name} must be 0 or more, got {value}.")
-        if value > LARGEST_COUNT:
-            raise ValueError(f"{self.op}: {name} must be at most {LARGEST_COUNT}, got {value}.")
-        return value
+        if count < 0:
+            raise ValueError(f"{self.op}: {name} must be 0 or more, got {count}.")
+        if count > LARGEST_COUNT:
+            raise ValueError(f"{self.op}: {name} must be at most {LARGEST_COUNT}, got {count}.")
+        return count
 
     def count_per_image(self, name: str, value: object) -> tuple[int, Tensor | None]:
         """The largest count, and the counts as [B] int64 where they differ between images.
@@ -103,13 +108,16 @@ class Arguments:
         """
         if type(value) is int and 0 <= value <= LARGEST_COUNT:
             return value, None
-        if is_int(value):
+        if as_int(value) is not None:
             return self.count(name, value), None
         if isinstance(value, Tensor):
-            if value.device.type != "cpu" or torch.compiler.is_compiling():
+            where = "" if may_read(value) and value.is_cpu else f"on {value.device}"
+            if not where and without_vmap(value).dim() > value.dim():
+                where = "that vmap maps over"
+            if where:
                 raise TypeError(
                     f"{self.op}: {name} is the width of the output and must be known on the host, "
-                    f"got a tensor (on {value.device}); pass an int or a list of B ints."
+                    f"got a tensor ({where}); pass an int or a list of B ints."
                 )
             self._per_image_tensor(name, value)
             value = value.tolist()
@@ -132,12 +140,13 @@ class Arguments:
 
     def share_per_image(self, name: str, value: object, most: int) -> tuple[int, Tensor | None]:
         """Like :meth:`count_per_image` for counts clamped to 1..most, which shape no output."""
+        share = as_int(value)
+        if share is not None:
+            return min(max(share, 1), most), None
         if isinstance(value, Tensor):
             self._per_image_tensor(name, value)
             # To the host without blocking, the values would be read before they are there.
             return most, value.to(self.device, non_blocking=self.device.type != "cpu")
-        if is_int(value):
-            return min(max(value, 1), most), None
         shares = [min(max(share, 1), most) for share in self._per_image_list(name, value)]
         largest = max(shares) if shares else 0
         if all(share == largest for share in shares):
@@ -145,23 +154,28 @@ class Arguments:
         return largest, upload(shares, self.device)
 
     def _per_image_list(self, name: str, value: object) -> list[int]:
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes, bytearray)):
+        if isinstance(value, (str, bytes, bytearray)) or not (
+            isinstance(value, Sequence) or _is_array(value)
+        ):
             raise TypeError(
                 f"{self.op}: {name} must be an int or one int per image, "
                 f"got {type(value).__name__}."
             )
+        counts = []
         for image, item in enumerate(value):
-            if not is_int(item):
+            count = as_int(item)
+            if count is None:
                 raise TypeError(
                     f"{self.op}: {name} must hold ints, got {type(item).__name__} "
                     f"for image {image}."
                 )
-        if len(value) != self.sizes["B"]:
+            counts.append(count)
+        if len(counts) != self.sizes["B"]:
             raise ValueError(
                 f"{self.op}: {name} must hold one int per image, B = {self.sizes['B']}, "
-                f"got {len(value)}."
+                f"got {len(counts)}."
             )
-        return list(value)
+        return counts
 
     def _per_image_tensor(self, name: str, value: Tensor) -> None:
         """As :meth:`tensor` for [B] int64, but on any device."""
@@ -179,6 +193,8 @@ class Arguments:
         """Every index is in least..size-1. Reads values, so only where :func:`may_read` allows."""
         if value.numel() == 0 or not may_read(value):
             return
+        if _is_wrapped(value):
+            value = without_vmap(value)
         lowest, highest = (bound.item() for bound in value.aminmax())
         if lowest < least or highest >= size:
             wrong = lowest if lowest < least else highest
@@ -190,6 +206,9 @@ class Arguments:
         """No index but -1 twice in a row of [B, P]; reads values as :meth:`indices_in_range`."""
         if value.shape[-1] < 2 or value.numel() == 0 or not may_read(value):
             return
+        images, width = value.shape
+        if _is_wrapped(value):  # more images, which are counted within what vmap maps over
+            value = without_vmap(value).reshape(-1, width)
         # A Python set: on a row's few indices, one torch call would take as long as all of this.
         for image, row in enumerate(value.tolist()):
             if len(set(row)) == len(row):
@@ -199,7 +218,7 @@ class Arguments:
                 if index == following:
                     raise ValueError(
                         f"{self.op}: {name} must name a token at most once per image, "
-                        f"got {index} more than once for image {image}."
+                        f"got {index} more than once for image {image % images}."
                     )
 
 
@@ -211,8 +230,24 @@ def _short(name: torch.dtype | torch.layout) -> str:
     return str(name).removeprefix("torch.")
 
 
-def is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, _INTS) and not isinstance(value, bool)
+def as_int(value: object) -> int | None:
+    """``value`` as an int, also one that is traced; None if it is none.
+
+    A tensor of no dimensions counts on the CPU, where reading it makes no one wait.
+    """
+    if isinstance(value, _INTS) and not isinstance(value, bool):
+        return value  # type: ignore[return-value]
+    if isinstance(value, Tensor):
+        if value.dim() or value.dtype not in _INTEGERS or not value.is_cpu or not may_read(value):
+            return None
+        return None if without_vmap(value).dim() else int(value.item())
+    return _integers.as_int(value)
+
+
+def _is_array(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether it is a row of a NumPy array's kind."""
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(value, numpy.ndarray) and value.ndim == 1
 
 
 def may_read(tensor: Tensor) -> bool:
@@ -233,3 +268,15 @@ def may_read(tensor: Tensor) -> bool:
     if os.environ.get("CLASP_KERNELS_STRICT") != "1":
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+def without_vmap(tensor: Tensor) -> Tensor:
+    """The values of all that vmap maps over, in dimensions before those that ``tensor`` has."""
+    functorch = torch._C._functorch
+    while _is_wrapped(tensor):
+        mapped = functorch.is_batchedtensor(tensor)
+        dim = functorch.maybe_get_bdim(tensor) if mapped else 0
+        tensor = functorch.get_unwrapped(tensor)
+        if mapped:
+            tensor = tensor.movedim(dim, 0)
+    return tensor

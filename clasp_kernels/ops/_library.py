@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _cuda, _triton
+from ._vmap import batching_rule
 
 NAMESPACE = "clasp_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
@@ -24,7 +25,12 @@ _REFERENCES: dict[str, Callable[..., Any]] = {}
 
 
 def define_op(
-    name: str, signature: str, *, reference: Callable[..., Any], fake: Callable[..., Any]
+    name: str,
+    signature: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    vmap: Callable[[Callable[..., Any]], Callable[..., Any]] = batching_rule,
 ) -> None:
     """Registers ``name``, ``name.reference`` and ``name.triton``, none of which records a graph."""
     for overload in (name, f"{name}.reference", f"{name}.triton"):
@@ -32,7 +38,11 @@ def define_op(
         # Without this, torch's default for ops that lack a derivative makes outputs require grad
         # and warns in backward. Kernels see tensors that require grad and must not record.
         LIBRARY.impl(overload, torch.library.fallthrough_kernel, "Autograd")
-        torch.library.register_fake(f"{NAMESPACE}::{overload}", fake, lib=LIBRARY)
+        qualified = f"{NAMESPACE}::{overload}"
+        torch.library.register_fake(qualified, fake, lib=LIBRARY)
+        kind = overload.partition(".")[2] or "default"
+        op = getattr(getattr(torch.ops.clasp_kernels, name), kind)
+        torch.library.register_vmap(qualified, vmap(op), lib=LIBRARY)
     for overload in (name, f"{name}.reference"):
         LIBRARY.impl(overload, reference, "CompositeExplicitAutograd")
     if _triton.installed():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, reference
-from ._checks import FLOATS, Arguments, is_int, may_read
+from ._checks import FLOATS, Arguments, as_int, may_read, without_vmap
 from ._library import define_op
 
 LARGEST_SCALE = torch.finfo(torch.float32).max
@@ -98,6 +98,7 @@ def attention_salience(
 def _check_weights(query_weights: Tensor) -> None:
     if query_weights.numel() == 0 or not may_read(query_weights):
         return
+    query_weights = without_vmap(query_weights)
     least, most = (bound.item() for bound in query_weights.aminmax())
     if not (least >= 0 and most < math.inf):  # both are NaN if any weight is
         wrong = ~((query_weights >= 0) & (query_weights < math.inf))
@@ -112,13 +113,13 @@ def _check_range(key_range: tuple[int, int] | None, keys: int) -> tuple[int, int
         if keys == 0:
             raise ValueError("attention_salience: key must have at least one position, got S = 0.")
         return 0, keys
-    if not (
-        isinstance(key_range, (tuple, list)) and len(key_range) == 2 and all(map(is_int, key_range))
-    ):
+    start = stop = None
+    if isinstance(key_range, (tuple, list)) and len(key_range) == 2:
+        start, stop = as_int(key_range[0]), as_int(key_range[1])
+    if start is None or stop is None:
         raise TypeError(
             f"attention_salience: key_range must be two ints (start, stop), got {key_range!r}."
         )
-    start, stop = key_range
     if not 0 <= start < stop <= keys:
         raise ValueError(
             "attention_salience: key_range must be non-empty and inside 0..S = "

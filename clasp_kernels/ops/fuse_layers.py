@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import backends, reference
 from ._checks import FLOATS, INDEX, Arguments
 from ._library import define_op
+from ._vmap import fuse_layers_rule
 
 NORMALIZATIONS = (None, "l2", "rms")
 
@@ -111,4 +112,5 @@ define_op(
     "(Tensor[] hidden_states, Tensor weights, Tensor? category_ids, str normalize) -> Tensor",
     reference=reference.fuse_layers,
     fake=_fake,
+    vmap=fuse_layers_rule,
 )

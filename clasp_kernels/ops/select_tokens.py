@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from .. import backends, reference
@@ -22,6 +23,12 @@ class Selection(NamedTuple):
     """[B, R] bool, aligned with ``indices``; False where unused."""
     counts: Tensor
     """[B] int64, how many each image kept."""
+
+
+# So that torch.export.save writes a program that returns one, and torch.load reads what torch.save
+# wrote without being told to trust the file.
+pytree._register_namedtuple(Selection, serialized_type_name="clasp_kernels.Selection")
+torch.serialization.add_safe_globals([Selection])
 
 
 def select_tokens(

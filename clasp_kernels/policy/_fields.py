@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
+
+from clasp_kernels import _integers
 
 
-def is_int(value: object) -> TypeGuard[int]:
-    """An int that is not a bool (JSON's ``true`` must not pass for 1)."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_int(value: object) -> bool:
+    """An integer, NumPy's among them, that is not a bool (JSON's ``true`` must not pass for 1)."""
+    return _integers.as_int(value) is not None
 
 
 def finite_number(field: str, value: object, allowed: str) -> float:
     """``value`` as a float, or a ValueError that names ``field``."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{field} must be {allowed}, got {value!r}")
     return float(value)
+
+
+def listed(value: Any) -> object:
+    """A row of an array as a list; anything else as it is."""
+    return value.tolist() if getattr(value, "ndim", 0) == 1 else value
 
 
 def round_half_up(value: float) -> int:

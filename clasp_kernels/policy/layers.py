@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import TypeGuard
 
-from clasp_kernels.policy._fields import is_int, round_half_up
+from clasp_kernels._integers import as_int
+from clasp_kernels.policy._fields import listed, round_half_up
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,12 @@ def check_layers(layers: object, profile_format: int) -> tuple[int, ...] | tuple
     if profile_format == 1:
         allowed = "negative layer indices (all that format 1 has)"
     refusal = f"layers must be a non-empty list of {allowed}, each once, from shallow to deep, got "
+    layers = listed(layers)
     if not isinstance(layers, Sequence) or isinstance(layers, str) or not layers:
         raise ValueError(f"{refusal}{layers!r}")
     checked: tuple[int, ...] | tuple[float, ...]
     if all(_is_negative_index(layer) for layer in layers):
-        checked = tuple(layers)
+        checked = tuple(map(int, layers))
     elif profile_format > 1 and all(_is_depth(layer) for layer in layers):
         checked = tuple(map(float, layers))
     else:
@@ -71,8 +74,10 @@ def check_layers(layers: object, profile_format: int) -> tuple[int, ...] | tuple
 
 def check_salience_layer(layer: object, profile_format: int) -> int | float | None:
     """``layer`` as None, a negative index or a relative depth above 0, or a ValueError."""
-    if layer is None or _is_negative_index(layer):
-        return layer
+    if layer is None:
+        return None
+    if _is_negative_index(layer):
+        return int(layer)
     if profile_format == 1:
         raise ValueError(
             f"salience_layer must be null or a negative layer index (all that format 1 has), "
@@ -87,8 +92,9 @@ def check_salience_layer(layer: object, profile_format: int) -> int | float | No
 
 
 def _is_negative_index(layer: object) -> TypeGuard[int]:
-    return is_int(layer) and layer < 0
+    index = as_int(layer)
+    return index is not None and index < 0
 
 
 def _is_depth(layer: object) -> TypeGuard[float]:
-    return (is_int(layer) or isinstance(layer, float)) and 0 <= layer <= 1
+    return not isinstance(layer, bool) and isinstance(layer, Real) and 0 <= float(layer) <= 1

@@ -52,11 +52,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from clasp_kernels._integers import as_int
 from clasp_kernels.policy._fields import (
     as_mapping,
     finite_number,
-    is_int,
     known_fields,
+    listed,
     read_json,
     round_half_up,
     write_json,
@@ -116,7 +117,7 @@ class Profile:
     format: int = PROFILE_FORMAT
 
     def __post_init__(self) -> None:
-        _check_format(self.format)
+        object.__setattr__(self, "format", _check_format(self.format))
         for field in ("name", "model_type", "source"):
             value = getattr(self, field)
             if not isinstance(value, str) or not value.strip():
@@ -152,8 +153,7 @@ class Profile:
         if missing:
             raise ValueError(f"profile is missing field(s) {', '.join(map(repr, missing))}")
         known_fields("profile", data, _REQUIRED + _OPTIONAL)
-        _check_format(data["format"])
-        layers = check_layers(data["layers"], data["format"])
+        layers = check_layers(data["layers"], _check_format(data["format"]))
         categories = {
             name: _policy_from_dict(f"categories.{name}", entry, layers)
             for name, entry in as_mapping("categories", data["categories"]).items()
@@ -252,8 +252,10 @@ class Profile:
         >>> profile.for_tower(5).states
         (4, 5)
         """
-        if not is_int(num_layers) or num_layers < 1:
+        count = as_int(num_layers)
+        if count is None or count < 1:
             raise ValueError(f"num_layers must be an integer of at least 1, got {num_layers!r}")
+        num_layers = count
         for use, layer in (
             ("fuses layer", self.layers[0]),
             ("takes salience from layer", self.salience_layer),
@@ -292,9 +294,10 @@ class Profile:
 
     def pivot_count(self, category: str, budget: int) -> int:
         """How many of ``budget`` kept tokens are pivots: the ratio, rounded, within 1..budget."""
-        if not is_int(budget) or budget < 1:
+        count = as_int(budget)
+        if count is None or count < 1:
             raise ValueError(f"budget must be an integer of at least 1, got {budget!r}")
-        return min(budget, max(1, round_half_up(self._policy(category).pivot_ratio * budget)))
+        return min(count, max(1, round_half_up(self._policy(category).pivot_ratio * count)))
 
     def _policy(self, category: str) -> CategoryPolicy:
         if category not in self.categories:
@@ -305,12 +308,14 @@ class Profile:
         return self.categories[category]
 
 
-def _check_format(value: object) -> None:
-    if not is_int(value) or value not in _FORMATS:
+def _check_format(value: object) -> int:
+    number = as_int(value)
+    if number is None or number not in _FORMATS:
         raise ValueError(
             f"format must be {' or '.join(map(str, _FORMATS))}, the versions this package reads, "
             f"got {value!r}"
         )
+    return number
 
 
 def _policy_from_dict(field: str, entry: object, layers: Sequence[float]) -> CategoryPolicy:
@@ -333,7 +338,7 @@ def _policy_from_dict(field: str, entry: object, layers: Sequence[float]) -> Cat
 def _check_policy(field: str, policy: object, layers: Sequence[float]) -> CategoryPolicy:
     if not isinstance(policy, CategoryPolicy):
         raise ValueError(f"{field} must be a CategoryPolicy, got {type(policy).__name__}")
-    weights: object = policy.layer_weights
+    weights = listed(policy.layer_weights)
     if not isinstance(weights, Sequence) or isinstance(weights, str) or len(weights) != len(layers):
         raise ValueError(
             f"{field}.layer_weights must have one number per fused layer, "

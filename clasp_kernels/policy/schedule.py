@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from clasp_kernels.policy._fields import is_int
+from clasp_kernels._integers import as_int
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -30,15 +30,20 @@ class Schedule:
                 f"tokens_after must map at least one decoder layer to the tokens kept, "
                 f"got {tokens_after!r}"
             )
-        for layer, tokens in tokens_after.items():
-            if not is_int(layer) or layer < 0:
-                raise ValueError(f"a decoder layer must be an integer of at least 0, got {layer!r}")
-            if not is_int(tokens) or tokens < 1:
+        kept = {}
+        for given_layer, given_tokens in tokens_after.items():
+            layer, tokens = as_int(given_layer), as_int(given_tokens)
+            if layer is None or layer < 0:
+                raise ValueError(
+                    f"a decoder layer must be an integer of at least 0, got {given_layer!r}"
+                )
+            if tokens is None or tokens < 1:
                 raise ValueError(
                     f"tokens kept after layer {layer} must be an integer of at least 1, "
-                    f"got {tokens!r}"
+                    f"got {given_tokens!r}"
                 )
-        stages = tuple(sorted(tokens_after.items()))
+            kept[layer] = tokens
+        stages = tuple(sorted(kept.items()))
         for (layer, tokens), (next_layer, next_tokens) in pairwise(stages):
             if next_tokens >= tokens:
                 raise ValueError(

@@ -11,6 +11,8 @@
 #include <optional>
 #include <vector>
 
+#include "common/failures.h"
+#include "common/outputs.h"
 #include "core/matrix.h"
 #include "core/salience.h"
 #include "cpu/arguments.h"
@@ -118,7 +120,7 @@ Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, 
   const std::vector<float> shares = row_shares(query_weights, B, T);
 
   const int64_t N = stop - start;
-  Tensor salience = torch::stable::new_empty(query, {B, N}, ScalarType::Float);
+  Tensor salience = empty<2>({B, N}, aoti_torch_dtype_float32());
   auto* out = salience.mutable_data_ptr<float>();
   const int64_t num_slots = std::min(num_heads, kMaxSlots);
   const int64_t num_together = std::min(B, std::max<int64_t>(1, kMaxUnits / num_slots));
@@ -183,5 +185,5 @@ Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, 
 }  // namespace clasp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CPU, m) {
-  m.impl("attention_salience", TORCH_BOX(&clasp::cpu::attention_salience));
+  m.impl("attention_salience", CLASP_BOX(&clasp::cpu::attention_salience));
 }

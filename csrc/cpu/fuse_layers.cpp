@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "common/failures.h"
 #include "common/outputs.h"
 #include "core/fusion.h"
 #include "core/matrix.h"
@@ -94,5 +95,5 @@ Tensor fuse_layers(const std::vector<Tensor>& hidden_states, const Tensor& weigh
 }  // namespace clasp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CPU, m) {
-  m.impl("fuse_layers", TORCH_BOX(&clasp::cpu::fuse_layers));
+  m.impl("fuse_layers", CLASP_BOX(&clasp::cpu::fuse_layers));
 }

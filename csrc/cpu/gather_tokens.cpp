@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "common/failures.h"
 #include "common/outputs.h"
 #include "core/gathering.h"
 #include "core/scalar.h"
@@ -39,5 +40,5 @@ Tensor gather_tokens(const Tensor& tokens, const Tensor& indices) {
 }  // namespace clasp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CPU, m) {
-  m.impl("gather_tokens", TORCH_BOX(&clasp::cpu::gather_tokens));
+  m.impl("gather_tokens", CLASP_BOX(&clasp::cpu::gather_tokens));
 }

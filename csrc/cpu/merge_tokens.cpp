@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "common/failures.h"
 #include "common/outputs.h"
 #include "core/merging.h"
 #include "core/scalar.h"
@@ -44,5 +45,5 @@ Tensor merge_tokens(const Tensor& tokens, const Tensor& features, const Tensor& 
 }  // namespace clasp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CPU, m) {
-  m.impl("merge_tokens", TORCH_BOX(&clasp::cpu::merge_tokens));
+  m.impl("merge_tokens", CLASP_BOX(&clasp::cpu::merge_tokens));
 }

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 
 #include "cpu/capability.h"
 #include "cpu/subnormals.h"
@@ -12,12 +14,21 @@
 namespace clasp::cpu {
 
 // body(begin, end) over ranges that cover 0..count, of at least `grain` unless there is one only.
+// Throws what a body throws, the first if several do: through torch it would lose type and text.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
-  torch::stable::parallel_for(0, count, grain, [&body](int64_t begin, int64_t end) {
+  std::exception_ptr error;
+  std::mutex mutex;
+  torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     const KeepSubnormals keep;
-    body(begin, end);
+    try {
+      body(begin, end);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (!error) error = std::current_exception();
+    }
   });
+  if (error) std::rethrow_exception(error);
 }
 
 // The grain for what memory bounds: as many items, of `item_bytes` each to read, as a thread should

@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "common/failures.h"
 #include "common/outputs.h"
 #include "core/matrix.h"
 #include "core/pivots.h"
@@ -56,5 +57,5 @@ Tensor select_pivots(const Tensor& salience, int64_t num_pivots, const std::opti
 }  // namespace clasp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CPU, m) {
-  m.impl("select_pivots", TORCH_BOX(&clasp::cpu::select_pivots));
+  m.impl("select_pivots", CLASP_BOX(&clasp::cpu::select_pivots));
 }

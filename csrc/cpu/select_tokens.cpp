@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "common/failures.h"
 #include "common/outputs.h"
 #include "core/completion.h"
 #include "core/matrix.h"
@@ -89,6 +90,6 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
 }  // namespace clasp::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CPU, m) {
-  m.impl("complete_tokens", TORCH_BOX(&clasp::cpu::complete_tokens));
-  m.impl("select_tokens", TORCH_BOX(&clasp::cpu::select_tokens));
+  m.impl("complete_tokens", CLASP_BOX(&clasp::cpu::complete_tokens));
+  m.impl("select_tokens", CLASP_BOX(&clasp::cpu::select_tokens));
 }

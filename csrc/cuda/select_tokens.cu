@@ -16,6 +16,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/failures.h"
 #include "common/outputs.h"
 #include "core/block_output.h"
 #include "core/image_budget.h"
@@ -132,7 +133,8 @@ class Launcher {
   Launcher(const Features<T>& features, const Job& job, Place place)
       : features_(features), job_(job), place_(place), is_aligned_(is_aligned(features)) {
     void* stream;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(place.device_index, &stream));
+    check_torch(aoti_torch_get_current_cuda_stream(place.device_index, &stream),
+                "get_current_cuda_stream");
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
@@ -385,6 +387,6 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
 }  // namespace clasp::cuda
 
 STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CUDA, m) {
-  m.impl("complete_tokens", TORCH_BOX(&clasp::cuda::complete_tokens));
-  m.impl("select_tokens", TORCH_BOX(&clasp::cuda::select_tokens));
+  m.impl("complete_tokens", CLASP_BOX(&clasp::cuda::complete_tokens));
+  m.impl("select_tokens", CLASP_BOX(&clasp::cuda::select_tokens));
 }

@@ -46,7 +46,7 @@ def serve() -> None:
         return choose(op, device, forced)
 
     def overload_too(op: str, device: torch.device) -> Callable[..., Any]:
-        if backends._state.forced == "cuda" and op in CUDA_OPS:
+        if backends.forced_backend() == "cuda" and op in CUDA_OPS:
             return getattr(torch.ops.clasp_simt, op).default
         return overload(op, device)
 

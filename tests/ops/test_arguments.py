@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from inputs import calls
@@ -614,3 +617,103 @@ def test_values_that_are_not_checked_do_what_is_documented() -> None:
             assert sorted(picked) == [-1, 0, 2, 3, 4]
         with pytest.raises((RuntimeError, IndexError)):
             complete(tokens, torch.tensor([[5]]), 5, None)
+
+
+def test_values_are_checked_under_vmap() -> None:
+    for indices, message in [
+        (SELECTED + 1, "indices must lie in -1..4 (a token, or -1 for none), got 5."),
+        (SELECTED - 1, "indices must lie in -1..4 (a token, or -1 for none), got -2."),
+    ]:
+        many = torch.stack([SELECTED, indices, SELECTED], -1)
+        with pytest.raises(ValueError) as raised:
+            torch.vmap(gather_tokens, in_dims=(None, -1))(FEATURES, many)
+        assert str(raised.value) == f"gather_tokens: {message}"
+    many = torch.stack([SELECTED, torch.tensor([[0, 1], [3, 3]])], 1)
+    with pytest.raises(ValueError, match="got 3 more than once for image 1"):
+        torch.vmap(merge_tokens, in_dims=(None, None, 1))(FEATURES, FEATURES, many)
+    with pytest.raises(
+        ValueError, match=r"query_weights must be finite and not negative, got -1\.0"
+    ):
+        torch.vmap(lambda w: attention_salience(QUERY, KEY, query_weights=w))(-torch.ones(3, B, 3))
+    with pytest.raises(TypeError, match=r"k is the width .* got a tensor \(that vmap maps over\)"):
+        torch.vmap(select_pivots, in_dims=(None, 0))(SALIENCE, torch.ones(4, B, dtype=torch.int64))
+    shares = torch.tensor([[1, 2], [3, 1]])
+    mapped = torch.vmap(lambda pivots: select_tokens(FEATURES, SALIENCE, 3, pivots)[1])(shares)
+    assert mapped.sum(-1).equal(shares)
+
+
+class Few(enum.IntEnum):
+    TWO = 2
+
+
+class Index:
+    def __index__(self) -> int:
+        return 2
+
+
+TWOS = [
+    numpy.int64(2), numpy.int32(2), numpy.uint8(2), numpy.array(2), Few.TWO, Index(),
+    torch.tensor(2), torch.tensor(2, dtype=torch.int32),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("two", TWOS, ids=lambda two: f"{type(two).__name__}-{two!r}"[:40])
+def test_integers_to_python_are_integers(two: Any) -> None:
+    random = torch.Generator().manual_seed(1)
+    features, salience = torch.randn(B, N, D, generator=random), torch.rand(B, N, generator=random)
+    for call in (
+        lambda two: select_pivots(salience, two),
+        lambda two: select_pivots(salience, [two, 1]),
+        lambda two: complete_tokens(features, SELECTED, two),
+        lambda two: select_tokens(features, salience, two, two)[0],
+        lambda two: select_tokens(features, salience, (two, 3), [two, two])[0],
+        lambda two: prune_tokens(features, features, salience, two, two)[0],
+        lambda two: attention_salience(QUERY, KEY, key_range=(0, two)),
+        lambda two: attention_salience(QUERY, KEY, key_range=[two, 5]),
+    ):
+        assert torch.equal(call(two), call(2))
+
+
+@pytest.mark.parametrize(
+    "counts", [numpy.array([1, 2]), numpy.array([1, 2], numpy.int8), range(1, 3)], ids=repr
+)
+def test_rows_of_integers_are_one_per_image(counts: Any) -> None:
+    salience = torch.rand(B, N)
+    assert torch.equal(select_pivots(salience, counts), select_pivots(salience, [1, 2]))
+    for mine, lists in zip(
+        select_tokens(salience[..., None], salience, counts, counts),
+        select_tokens(salience[..., None], salience, [1, 2], [1, 2]),
+        strict=True,
+    ):
+        assert torch.equal(mine, lists)
+
+
+@pytest.mark.parametrize(
+    "no_integer",
+    [numpy.bool_(True), numpy.float32(2), numpy.array(True), torch.tensor(True), torch.tensor(2.0),
+     numpy.array([[1, 2]])],
+    ids=repr,
+)  # fmt: skip
+def test_booleans_and_floats_are_no_integers(no_integer: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"k must"):
+        select_pivots(SALIENCE, no_integer)
+    with pytest.raises(TypeError, match="num_tokens must be an int"):
+        complete_tokens(FEATURES, SELECTED, no_integer)
+    with pytest.raises(TypeError, match="k must hold ints"):
+        select_pivots(SALIENCE, [no_integer, 1])
+    with pytest.raises(TypeError, match="key_range must be two ints"):
+        attention_salience(QUERY, KEY, key_range=(0, no_integer))
+    for counts in (numpy.array([1.0, 2.0]), numpy.array([True, False])):
+        with pytest.raises(TypeError, match="k must hold ints"):
+            select_pivots(SALIENCE, counts)
+
+
+def test_scales_may_be_any_real_number() -> None:
+    expected = attention_salience(QUERY + 1, KEY + 1, scale=0.5)
+    for scale in (numpy.float32(0.5), numpy.float16(0.5), numpy.float64(0.5), Fraction(1, 2)):
+        assert torch.equal(attention_salience(QUERY + 1, KEY + 1, scale=scale), expected)
+    for scale in (numpy.float32("inf"), numpy.float16("nan")):
+        with pytest.raises(ValueError, match="scale must be finite"):
+            attention_salience(QUERY, KEY, scale=scale)
+    with pytest.raises(TypeError, match="scale must be a number"):
+        attention_salience(QUERY, KEY, scale=numpy.bool_(True))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -238,3 +240,80 @@ def test_reference_reads_nothing_back_to_the_host(op: str) -> None:
     arguments = handed_to_torch(op, calls()[op].arguments)
     with NoSync():
         getattr(reference, op)(*arguments)
+
+
+def mapped_calls(served: str) -> list[dict[str, Any]]:
+    """Calls that differ in their tensors alone."""
+    call = calls()[served]
+    shared = {"k": 4, "budget": 6, "pivot_counts": 3}
+    made = []
+    for order in ([0, 1, 2], [2, 0, 1], [1, 1, 0], [0, 2, 2]):
+        taken = call.take(order)
+        made.append({name: shared.get(name, value) for name, value in taken.items()})
+    return made
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_vmap_gives_what_single_calls_give(served: str, dim: int) -> None:
+    """Values are checked and nothing falls back to a loop over calls."""
+    made = mapped_calls(served)
+    names = [name for name, value in made[0].items() if isinstance(value, (Tensor, list))]
+    rest = {name: value for name, value in made[0].items() if name not in names}
+
+    def stacked(values: tuple[Any, ...]) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.stack(values, dim)
+        return [torch.stack(layers, dim) for layers in zip(*values, strict=True)]
+
+    def call(*values: Any) -> tuple[Tensor, ...]:
+        return run(served, dict(zip(names, values, strict=True)) | rest)
+
+    inputs = [stacked(tuple(one[name] for one in made)) for name in names]
+    expected = [
+        torch.stack(outputs) for outputs in zip(*(run(served, m) for m in made), strict=True)
+    ]
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        assert_same_bits(torch.vmap(call, in_dims=dim)(*inputs), tuple(expected))
+        for index in range(len(names)):  # and each argument on its own
+            one = [inputs[i] if i == index else made[0][name] for i, name in enumerate(names)]
+            dims = tuple(dim if i == index else None for i in range(len(names)))
+            mapped = torch.vmap(call, in_dims=dims)(*one)
+            for single, other in enumerate(made):
+                arguments = made[0] | {names[index]: other[names[index]]}
+                assert_same_bits(tuple(out[single] for out in mapped), run(served, arguments))
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(True)
+
+
+def test_vmap_within_vmap(served: str) -> None:
+    name = "hidden_states" if served == "fuse_layers" else next(iter(calls()[served].arguments))
+    arguments = mapped_calls(served)[0]
+    value = arguments[name]
+    twice = tensors_mapped({name: value}, lambda tensor: torch.stack([tensor, 2 * tensor]))[name]
+    again = tensors_mapped({name: twice}, lambda tensor: torch.stack([tensor] * 3, 1))[name]
+
+    def call(changed: Any) -> tuple[Tensor, ...]:
+        return run(served, arguments | {name: changed})
+
+    mapped = torch.vmap(torch.vmap(call), in_dims=1, out_dims=1)(again)
+    for index, factor in enumerate((1, 2)):
+        scaled = tensors_mapped({name: value}, functools.partial(torch.mul, factor))[name]
+        for output, single in zip(mapped, call(scaled), strict=True):
+            assert_same_bits((output[index],), (torch.stack([single] * 3),))
+
+
+def test_torch_func_gives_no_derivative(served: str) -> None:
+    """As autograd: outputs do not depend on inputs, as far as derivatives go."""
+    arguments = mapped_calls(served)[0]
+    name = next(name for name, value in arguments.items() if isinstance(value, (Tensor, list)))
+    value = arguments[name][0] if isinstance(arguments[name], list) else arguments[name]
+
+    def call(changed: Tensor) -> Tensor:
+        changes = [changed] * 3 if name == "hidden_states" else changed
+        return run(served, arguments | {name: changes})[0].float()
+
+    assert not torch.func.grad(lambda changed: call(changed).sum() + 0 * changed.sum())(value).any()
+    output, tangent = torch.func.jvp(call, (value,), (torch.ones_like(value),))
+    assert_same_bits((output,), (call(value),))
+    assert not tangent.any()

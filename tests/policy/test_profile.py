@@ -1,8 +1,10 @@
 """Profiles: what the bundled ones say, what files may say, and every refusal."""
 
+import dataclasses
 import json
 import math
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -416,3 +418,29 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path):
     for kind in (Profile, Router):
         with pytest.raises(ValueError, match=r"latin\.json is not UTF-8 text: .* at byte 13"):
             kind.load(path)
+
+
+def test_numbers_may_be_those_of_numpy(tmp_path):
+    weights = numpy.array([0.25, 0.75], numpy.float32)
+    policy = CategoryPolicy(weights, numpy.float64(0.5), numpy.int64(2))
+    made = Profile(
+        "name", "llava", numpy.array([-3, -1]), "source", {"general": policy}, numpy.int32(-2)
+    )
+    plain = Profile(
+        "name", "llava", (-3, -1), "source", {"general": CategoryPolicy((0.25, 0.75), 0.5, 2)}, -2
+    )
+    assert made == plain
+    made.save(tmp_path / "profile.json")
+    assert Profile.load(tmp_path / "profile.json") == plain
+    assert made.budget("general", numpy.float32(3.5)) == 7
+    assert made.pivot_count("general", numpy.int16(10)) == 5
+    assert made.for_tower(numpy.int64(4)) == plain.for_tower(4)
+    depths = Profile(
+        "name", "llava", numpy.array([0.5, 1.0], numpy.float32), "source", {"general": policy}
+    )
+    assert depths.layers == (0.5, 1.0)
+    with pytest.raises(ValueError, match="budget must be an integer"):
+        made.pivot_count("general", numpy.bool_(True))
+    with pytest.raises(ValueError, match="pivot_ratio must be a number"):
+        boolean = dataclasses.replace(policy, pivot_ratio=numpy.bool_(True))
+        dataclasses.replace(made, categories={"general": boolean})

@@ -1,5 +1,6 @@
 """Schedules: what they hold and what they refuse."""
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +55,11 @@ def test_stages_come_in_layer_order_whatever_order_they_are_given_in(pairs):
 def test_a_bad_schedule_is_named(stages, message):
     with pytest.raises(ValueError, match=message):
         Schedule(stages)
+
+
+def test_layers_and_tokens_may_be_integers_of_numpy():
+    schedule = Schedule({numpy.int64(2): numpy.int32(8), 6: numpy.uint8(4)})
+    assert repr(schedule) == "Schedule({2: 8, 6: 4})"
+    for stages in ({numpy.bool_(True): 8}, {2: numpy.bool_(True)}, {2: numpy.float32(8)}):
+        with pytest.raises(ValueError, match="must be an integer"):
+            Schedule(stages)
