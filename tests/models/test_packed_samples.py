@@ -70,8 +70,9 @@ def test_calls_that_say_it_another_way(attention: str) -> None:
     calls = [
         {**twice, "position_ids": packed()["position_ids"]},
         {**packed(), "attention_mask": padded},
-        {**packed(), "position_ids": packed()["position_ids"] + 3},
     ]
+    if attention == "sdpa":  # FlashAttention's wrapper looks for position 0
+        calls.append({**packed(), "position_ids": packed()["position_ids"] + 3})
     expected = [model(**call, use_cache=False).logits for call in calls]
     with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
         for call, logits in zip(calls, expected, strict=True):
