@@ -77,11 +77,13 @@ def apply_clasp(
         merge: give each kept token the mean of itself and the dropped tokens most like it.
 
     Logits of a plain ``forward`` have the pruned length: ``handle.last.columns`` says which
-    prompt column each was. ``labels`` are pruned along. No gradient reaches the vision tower. A
-    static cache has the size ``generate`` gives it, that of the full prompt; pass a smaller one
-    to save its memory as well. Reordering a cache by hand (``cache.reorder_cache``) across prompts
-    that differ in length or padding is not supported: what was dropped of each row stays with the
-    row.
+    prompt column each was. ``labels``, ``shift_labels`` and token types are pruned along; any other
+    argument with a column for each token is refused. Samples packed into one row, told apart by
+    position ids that start again, stay apart; they share the row's category. No gradient reaches
+    the vision tower. A static cache has the size ``generate`` gives it, that of the full prompt;
+    pass a smaller one to save its memory as well. What was dropped is remembered by the cache
+    object and its deep copies, not by a new cache that is made of its keys and values. Where layers
+    have a sliding window, a prompt with its answer may not be longer than that.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, or a model already patched.
