@@ -170,9 +170,9 @@ def test_a_cache_cropped_into_an_image_and_filled_again(model: Any) -> None:
 
 
 def test_an_emptied_cache_forgets(model: Any) -> None:
-    cache, _ = prefill(model)
+    cache, _ = prefill(model, past_key_values=StaticCache(model.config, max_cache_len=64))
     cache.reset()
-    model(**prompts([1, 2, 3]), past_key_values=cache)
+    model(**prompts(*[[1, 2, 3]] * 3), past_key_values=cache)
     assert not [name for name in vars(cache) if name.startswith("_clasp")]
     assert not {"crop", "reorder_cache", "batch_select_indices"} & vars(cache).keys()
 
