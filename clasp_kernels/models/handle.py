@@ -7,7 +7,7 @@ from typing import Any
 
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.records import PrefillRecord
-from clasp_kernels.models.runtime import ClaspRuntime
+from clasp_kernels.models.runtime import ClaspRuntime, guard_images
 from clasp_kernels.policy import Profile
 
 
@@ -20,7 +20,11 @@ class ClaspHandle:
         self.profile = profile
         self._runtime = runtime
         self._patches = MethodPatches(
-            model, runtime.methods, runtime.signatures, runtime.adapter.patches()
+            model,
+            runtime.methods,
+            runtime.signatures,
+            runtime.adapter.patches(),
+            [guard_images(model.base_model)],
         )
 
     @property
@@ -32,7 +36,12 @@ class ClaspHandle:
         """Give the model its own methods back; doing so again changes nothing.
 
         What others have wrapped around them since (mixed precision, device hooks) stays.
+
+        Raises:
+            RuntimeError: the model is generating in another thread, which would go on unpatched.
         """
+        if self._patches.installed:
+            self._runtime.check_idle()
         self._patches.remove(self.model)
 
     def __enter__(self) -> ClaspHandle:

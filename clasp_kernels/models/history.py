@@ -8,13 +8,16 @@ can be selected, repeated and reordered, and its end cropped: its history does t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 
 _ATTRIBUTE = "_clasp_pruned_history"
-_FOLLOWED = ("batch_select_indices", "batch_repeat_interleave", "reorder_cache", "crop")
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,13 @@ class PrunedHistory:
     def attach(self, cache: Any) -> None:
         """Have a cache remember this, and follow what is done to the cache."""
         setattr(cache, _ATTRIBUTE, self)
-        for name in _FOLLOWED:
-            if hasattr(type(cache), name):
-                vars(cache)[name] = _FollowedMethod(cache, name)
+        cache.__class__ = _pruned_class(_own_class(cache))
 
     @staticmethod
     def detach(cache: Any) -> None:
         """Have a cache forget what it remembered."""
-        for name in (_ATTRIBUTE, *_FOLLOWED):
-            vars(cache).pop(name, None)
+        vars(cache).pop(_ATTRIBUTE, None)
+        cache.__class__ = _own_class(cache)
 
     def __bool__(self) -> bool:
         return self.full_length > 0
@@ -101,7 +102,7 @@ class PrunedHistory:
                 raise ValueError(
                     f"past_key_values holds {values.shape[0]} pruned rows, but the batch has "
                     f"{rows}: select or repeat rows by the cache's own methods "
-                    f"({', '.join(_FOLLOWED[:3])})"
+                    f"(batch_select_indices, batch_repeat_interleave, reorder_cache)"
                 )
 
     def mask(
@@ -144,27 +145,75 @@ class PrunedHistory:
 _NOTHING_PRUNED = PrunedHistory()
 
 
-@dataclass(frozen=True)
-class _FollowedMethod:
-    """A method of one cache, in place of its class's, which its history follows."""
+# Whether a forward of a patched model is running.
+_forwarding: ContextVar[bool] = ContextVar("clasp_kernels_forwarding", default=False)
 
-    cache: Any
-    name: str
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        method = getattr(type(self.cache), self.name)
-        result = method(self.cache, *args, **kwargs)
-        history = PrunedHistory.of(self.cache)
+@contextmanager
+def forwarding() -> Iterator[None]:
+    """Let caches of pruned prompts be read and extended within a ``with`` block."""
+    before = _forwarding.set(True)
+    try:
+        yield
+    finally:
+        _forwarding.reset(before)
+
+
+class _PrunedCache:
+    """What a cache gets over its own class when it holds a pruned prompt."""
+
+    def update(self, *args: Any, **kwargs: Any) -> Any:
+        # Compiled regions cannot read a context variable; those of ours are entered by ours.
+        if not torch.compiler.is_compiling() and not _forwarding.get():
+            raise RuntimeError(
+                "past_key_values holds a pruned prompt, which only the model that apply_clasp "
+                "patched can go on from: apply it again, or start from an empty cache"
+            )
+        return super().update(*args, **kwargs)  # type: ignore[misc]
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        self._follow(lambda history: history.select_rows(indices))
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        self._follow(lambda history: history.select_rows(beam_idx))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        self._follow(lambda history: history.repeat_rows(repeats))
+
+    def crop(self, *args: Any, **kwargs: Any) -> None:
+        super().crop(*args, **kwargs)  # type: ignore[misc]
+        self._follow(lambda history: history.crop(int(self.get_seq_length())))  # type: ignore[attr-defined]
+
+    def _follow(self, change: Callable[[PrunedHistory], PrunedHistory]) -> None:
+        history = PrunedHistory.of(self)
         if history:
-            setattr(self.cache, _ATTRIBUTE, self._follow(history, *args, *kwargs.values()))
-        return result
+            setattr(self, _ATTRIBUTE, change(history))
 
-    def _follow(self, history: PrunedHistory, argument: Any) -> PrunedHistory:
-        if self.name == "crop":
-            return history.crop(int(self.cache.get_seq_length()))
-        if self.name == "batch_repeat_interleave":
-            return history.repeat_rows(argument)
-        return history.select_rows(argument)
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        reduced = super().__reduce_ex__(max(2, protocol))
+        return (_new_cache, (_own_class(self),), *reduced[2:])
+
+
+@cache
+def _pruned_class(own: type) -> type:
+    """The class of a pruned cache that was of class ``own``.
+
+    Methods in the cache itself would hold it in a cycle, and be those of another in its copies.
+    """
+    names = {"__module__": own.__module__, "__qualname__": own.__qualname__}
+    return type(own)(own.__name__, (_PrunedCache, own), names)
+
+
+def _own_class(cache: Any) -> type:
+    return type(cache).__bases__[1] if isinstance(cache, _PrunedCache) else type(cache)
+
+
+def _new_cache(own: type) -> Any:
+    pruned: Any = _pruned_class(own)
+    return pruned.__new__(pruned)
 
 
 @dataclass(frozen=True)
@@ -181,8 +230,10 @@ class CachedPast:
 
         A cache that was emptied for reuse loses its history here, before anything new is in it.
         """
-        seen = 0 if cache is None else int(cache.get_seq_length())
-        if seen == 0 and cache is not None:
+        if not hasattr(cache, "get_seq_length"):  # none, or pages that many requests share
+            return cls(_NOTHING_PRUNED, 0)
+        seen = int(cache.get_seq_length())
+        if seen == 0:
             PrunedHistory.detach(cache)
         return cls(PrunedHistory.of(cache), seen)
 
@@ -190,7 +241,7 @@ class CachedPast:
     def of_running(cls, cache: Any) -> CachedPast:
         """Look at the cache of a generation that is past its first forward, without waiting."""
         history = PrunedHistory.of(cache)
-        seen = 0 if cache is None else cache.get_seq_length()
+        seen = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
         # Where the length is on the device the cache is static. Those are never cropped, and that
         # is all the length is asked for.
         return cls(history, history.pruned_length if isinstance(seen, torch.Tensor) else seen)

@@ -22,16 +22,17 @@ class PromptImages:
     spans: tuple[tuple[int, int], ...]
     """Each prompt's columns between its padding: start and stop."""
     text_tail: int
-    """How many of the last columns can hold no image and no padding that may go."""
+    """How many of the last columns hold no image. They stay as they are."""
 
 
 @dataclass(frozen=True)
 class PrunedLayout:
     """Where each remaining column came from. Rows are prompts.
 
-    Rows are as wide as the longest is without its padding. A shorter row keeps as much padding as
-    it needs on the right and then on the left, and what it lacks is added on the left. Built on the
-    device from lengths known on the host, so that nothing here waits.
+    Padding on the right stays, so that the last columns remain the last. Rows are as wide as the
+    longest is without its padding on the left; a shorter row keeps as much of that as it needs,
+    and what it lacks is added before it. Built on the device from lengths known on the host, so
+    that nothing here waits.
     """
 
     source: torch.Tensor
@@ -95,12 +96,11 @@ def prune_columns(
         tokens = sum(counts[image : image + in_prompt])
         lengths.append(stop - start - in_prompt * per_image + tokens)
         image += in_prompt
-    width = max(lengths)
+    on_right = [columns - stop for _, stop in images.spans]
+    width = max(length + padding for length, padding in zip(lengths, on_right, strict=True))
     edges = []
-    for length, (start, stop) in zip(lengths, images.spans, strict=True):
-        slack = width - length
-        left = slack - min(slack, columns - stop)  # padding on the right stays there if it can
-        edges.append((start, stop, left, left + length))
+    for length, padding, (start, stop) in zip(lengths, on_right, images.spans, strict=True):
+        edges.append((start, stop, width - padding - length, width - padding))
     # [prompts, 1] each: between which columns a prompt was, and between which it will be.
     old_start, old_stop, new_start, new_stop = upload(edges, device).T.unsqueeze(-1)
 
@@ -112,11 +112,11 @@ def prune_columns(
     source = source.scatter_(1, target, column)[:, :width]
 
     position = torch.arange(width, device=device)
-    on_left, on_right = position < new_start, position >= new_stop
+    before, after = position < new_start, position >= new_stop
     # Padding stays what it was, the nearest to the prompt first.
-    source = source.where(~on_left, position - new_start + old_start)
-    source = source.where(~on_right, position - new_stop + old_stop)
-    is_added, is_padding = source < 0, on_left | on_right
+    source = source.where(~before, position - new_start + old_start)
+    source = source.where(~after, position - new_stop + old_stop)
+    is_added, is_padding = source < 0, before | after
     source = source.clamp_min(0)
     dropped_before = is_dropped.cumsum(1)
     return PrunedLayout(
@@ -126,5 +126,5 @@ def prune_columns(
         is_visual=is_placeholder.gather(1, source) & ~is_padding,
         dropped_before=dropped_before.gather(1, source),
         dropped=dropped_before[:, -1:],
-        has_padding=len(set(lengths)) > 1,
+        has_padding=any(length < width for length in lengths),
     )

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import inspect
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
-from weakref import WeakValueDictionary
 
 # The attribute under which a model holds its patches.
 _RECORD = "_clasp_patches"
+# Where accelerate keeps the forward that a model's device hook wraps.
+_HOOKED = "_old_forward"
 
 Replacement = Callable[..., Any]
 """Called with the model, the original method bound to it, and the caller's arguments."""
@@ -85,7 +87,10 @@ class MethodPatches:
     def of(target: object) -> MethodPatches | None:
         """The patches that an object carries, be it a copy of the one they were made for."""
         patches: MethodPatches | None = vars(target).get(_RECORD)
-        return patches if patches is not None and patches.installed else None
+        if patches is None or not patches.installed:
+            return None
+        patches._claim(target)
+        return patches
 
     def __init__(
         self,
@@ -93,23 +98,31 @@ class MethodPatches:
         methods: Mapping[str, Replacement],
         signatures: Mapping[str, inspect.Signature],
         attributes: Sequence[Patch] = (),
+        parts: Sequence[tuple[Any, MethodPatches]] = (),
     ) -> None:
         """Replace every method and set every attribute, or do nothing and raise a TypeError.
 
-        ``signatures`` are those that the methods show, without ``self``.
+        ``signatures`` are those that the methods show, without ``self``. ``parts`` are other
+        objects and their patches, which come and go with these.
         """
         self.installed = False
-        self._owner = target
+        self._owner: weakref.ref[Any] | None = weakref.ref(target)  # a cycle would keep it alive
         self._token = uuid.uuid4().hex
         self._methods = dict(methods)
         self._signatures = dict(signatures)
         self._set_aside: dict[str, Any] = {}
         self._earlier: MethodPatches | None = None
-        self._attributes = AttributePatches(attributes)
+        self._parts = tuple(parts)
         try:
-            self._install(target)
+            self._attributes = AttributePatches(attributes)
+            try:
+                self._install(target)
+            except TypeError:
+                self._attributes.restore()
+                raise
         except TypeError:
-            self._attributes.restore()
+            for part, patches in self._parts:
+                patches.remove(part)
             raise
 
     def remove(self, target: Any) -> None:
@@ -119,25 +132,41 @@ class MethodPatches:
         wrapper that was put around a method since stays, and then wraps the original. Doing so
         again changes nothing.
         """
-        if target is self._owner:
+        if self._claim(target):
             self._attributes.restore()
             self.installed = False
+            for part, patches in self._parts:
+                patches.remove(part)
         self._take_out(target)
 
     @contextmanager
-    def lifted(self) -> Iterator[None]:
+    def lifted(self, target: Any) -> Iterator[None]:
         """The owner as it was, for the length of a ``with`` block."""
-        self.remove(self._owner)
+        self.remove(target)
         try:
             yield
         finally:
             self._attributes.set()
-            self._install(self._owner)
+            for part, patches in self._parts:
+                patches._install(part)
+            self._install(target)
+
+    def _claim(self, target: Any) -> bool:
+        """Whether an object owns these patches. Of copied patches, it is who first asks."""
+        if self._owner is None:
+            self._owner = weakref.ref(target)
+        return self._owner() is target
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_owner": None}  # a weak reference would name the first owner
 
     def _install(self, target: Any) -> None:
         own, of_its_own = type(target), vars(target)
         # An object has methods of its own where others wrapped them, as device hooks do.
         set_aside = {name: of_its_own[name] for name in self._methods if name in of_its_own}
+        hooked = "forward" in set_aside and _is_bound(of_its_own.get(_HOOKED), target, own.forward)
+        if hooked:
+            del set_aside["forward"]  # the hook stays around ours, which needs what it brings in
         try:
             if self._class_of(target) is None:
                 target.__class__ = _patched_class(own, self._token, self._signatures)
@@ -145,6 +174,8 @@ class MethodPatches:
             raise TypeError(f"{own.__name__} cannot be patched: {error}") from None
         for name in set_aside:
             del of_its_own[name]
+        if hooked:
+            _rehook(target, type(target).forward)
         self._set_aside, self._earlier = set_aside, of_its_own.get(_RECORD)
         of_its_own[_RECORD] = self
         self.installed = True
@@ -154,6 +185,8 @@ class MethodPatches:
         if of_its_own.get(_RECORD) is not self:
             return
         patched = self._class_of(target)
+        if _is_bound(of_its_own.get(_HOOKED), target, getattr(patched, "forward", None)):
+            _rehook(target, getattr(patched.__base__, "forward", None))
         # If FSDP has derived a class from ours, ours stays between and hands on to the original.
         if patched is type(target):
             target.__class__ = patched.__base__
@@ -193,7 +226,7 @@ class MethodPatches:
 
 
 # By token, so that copies of an object share its class.
-_classes: WeakValueDictionary[str, type] = WeakValueDictionary()
+_classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
 
 
 def _patched_class(own: Any, token: str, signatures: Mapping[str, inspect.Signature]) -> type:
@@ -253,6 +286,20 @@ def _method(own: Any, token: str, name: str, shown: inspect.Signature) -> Callab
     signature = shown.replace(parameters=[itself, *shown.parameters.values()])
     method.__signature__ = signature  # type: ignore[attr-defined]
     return method
+
+
+def _is_bound(method: Any, target: Any, function: Any) -> bool:
+    return (
+        isinstance(method, MethodType) and method.__self__ is target and method.__func__ is function
+    )
+
+
+def _rehook(target: Any, function: Any) -> None:
+    """Have a device hook run another forward, and show its signature."""
+    method = MethodType(function, target)
+    vars(target)[_HOOKED] = method
+    if hasattr(vars(target).get("forward"), "__wrapped__"):
+        vars(target)["forward"].__wrapped__ = method
 
 
 def _carried(target: Any, token: str) -> MethodPatches | None:

@@ -60,8 +60,10 @@ def find_images(
         if count % adapter.tokens_per_image:
             raise ValueError(
                 f"prompt {row} has {count} image placeholders, which is not a multiple of the "
-                f"{adapter.tokens_per_image} tokens each image takes; a prompt is pruned in one "
-                f"piece, so neither cut it nor set prefill_chunk_size"
+                f"{adapter.tokens_per_image} tokens that the model makes of an image. Either the "
+                f"processor counts otherwise (its patch_size, num_additional_image_tokens and "
+                f"vision_feature_select_strategy must be the model's), or the prompt was cut: by "
+                f"a tokenizer's max_length, or by prefill_chunk_size"
             )
     per_prompt = tuple(count // adapter.tokens_per_image for count in counts)
     given = inputs["pixel_values"].shape[0]
@@ -75,7 +77,7 @@ def find_images(
         tokens_per_image=adapter.tokens_per_image,
         per_prompt=per_prompt,
         spans=tuple(zip(starts, stops, strict=True)),
-        text_tail=columns - max(last_images) if min(stops) == columns else 0,
+        text_tail=columns - max(last_images),
     )
 
 
@@ -85,6 +87,23 @@ def check_inputs(inputs: dict[str, Any], past: CachedPast) -> None:
     total = past.full_seen + length
     check_attention_mask(inputs.get("attention_mask"), rows, total)
     check_columns(inputs, rows, length, total)
+
+
+def check_logits_to_keep(
+    inputs: Mapping[str, Any], images: PromptImages, counts: Sequence[int]
+) -> None:
+    """
+    Raises:
+        ValueError: the last columns asked for are not the last columns of a pruned prompt.
+    """
+    wanted = int(inputs.get("logits_to_keep") or 0)
+    dropped = sum(counts) < len(counts) * images.tokens_per_image
+    if dropped and wanted > images.text_tail:
+        raise ValueError(
+            f"logits_to_keep is {wanted}, but only the last {images.text_tail} columns are those "
+            f"of the prompt as it was given, before them tokens of images are dropped: take "
+            f"all logits, and handle.last.columns tells which column each is of"
+        )
 
 
 def prune_prompt(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from clasp_kernels.models.compat import (
     cache_bytes,
     cache_name,
     canonical_cache,
+    image_tower,
     method_signature,
     native_cache,
     output_cache,
@@ -27,13 +29,14 @@ from clasp_kernels.models.compat import (
     set_image_features,
 )
 from clasp_kernels.models.generation import GENERATION, Generation, ImageDrafter
-from clasp_kernels.models.history import CachedPast, PrunedHistory
+from clasp_kernels.models.history import CachedPast, PrunedHistory, forwarding
 from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.models.masking import check_window, find_packed
-from clasp_kernels.models.patching import Replacement
+from clasp_kernels.models.patching import MethodPatches, Replacement
 from clasp_kernels.models.prefill import (
     check_attention_mask,
     check_inputs,
+    check_logits_to_keep,
     find_images,
     input_shape,
     prune_prompt,
@@ -66,6 +69,7 @@ class ClaspRuntime:
         compact_positions: bool,
     ) -> None:
         self.last: PrefillRecord | None = None
+        self._generating: list[None] = []  # one for each generate that is running
         self.adapter = selector.adapter
         self._selector = selector
         self._prompt_categories = prompt_categories
@@ -94,7 +98,25 @@ class ClaspRuntime:
             "prepare_inputs_for_generation": self._prepare_signature,
         }
 
+    def check_idle(self) -> None:
+        """
+        Raises:
+            RuntimeError: a generation is running.
+        """
+        if self._generating:
+            raise RuntimeError(
+                "the model is generating, in another thread or further up in this one, and would "
+                "go on unpatched: let it finish before the handle is removed"
+            )
+
     def generate(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
+        self._generating.append(None)
+        try:
+            return self._generate(model, original, *args, **kwargs)
+        finally:
+            self._generating.pop()
+
+    def _generate(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
         arguments = canonical_cache(by_name(self._generate_signature, args, kwargs))
         drafts = getattr(arguments.get("generation_config"), "is_assistant", False)
         has_images = (
@@ -183,8 +205,8 @@ class ClaspRuntime:
             generation.check_reached()
         if has_images and not past.history:
             raise ValueError(
-                "the prompt was fed without its images, in chunks; prefill_chunk_size must be "
-                "None where images are pruned"
+                "the prompt was fed without its images: in chunks (prefill_chunk_size must be None "
+                "where images are pruned), or by a loop that does not set is_first_iteration=True"
             )
         if first and past.seen and not past.history:
             self._check_placeholders(input_ids, past)
@@ -202,8 +224,15 @@ class ClaspRuntime:
         return model_inputs
 
     def forward(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.pop(_PREPARED, False):  # all that compiled decoding traces
-            return original(*args, **kwargs)
+        if kwargs.pop(_PREPARED, False):
+            if torch.compiler.is_compiling():  # all that compiled decoding traces
+                return original(*args, **kwargs)
+            with forwarding():
+                return original(*args, **kwargs)
+        with forwarding():
+            return self._forward(model, original, *args, **kwargs)
+
+    def _forward(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
         generation: Generation | None = kwargs.pop(GENERATION, None)
         inputs = canonical_cache(by_name(self._forward_signature, args, kwargs))
         _refuse_encoded_images(inputs)
@@ -265,10 +294,16 @@ class ClaspRuntime:
         repeats: int = 1,
     ) -> Any:
         """Prune a prompt whose every row comes ``repeats`` times, and run the original on it."""
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise RuntimeError(
+                "a patched model cannot be traced or exported whole: which columns remain is "
+                "settled for each prompt anew; remove() the handle, or export the ops"
+            )
         rows, length, _ = input_shape(inputs)
         past = CachedPast.of(inputs.get("cache"))
         self.adapter.check_call(model, inputs)
         check_inputs(inputs, past)
+        _check_weights(model)
         names = self._prompt_categories.resolve(
             categories, rows // repeats, inputs.get("input_ids"), inputs.get("attention_mask")
         )
@@ -277,6 +312,7 @@ class ClaspRuntime:
         text_config = self.adapter.text_config
         check_window(text_config, past.full_seen + length)
         packed = find_packed(model, text_config, inputs, rows=rows, compact=self._compact)
+        check_logits_to_keep(inputs, images, self._selector.keep_counts(_per_image(names, images)))
         kept = self._selector.select(model, inputs["pixel_values"], _per_image(names, images))
         return_dict = inputs.pop("return_dict", None)
         prompt = prune_prompt(
@@ -314,6 +350,43 @@ class ClaspRuntime:
             prefill_stopwatch=prefill_stopwatch,
         )
         return outputs.to_tuple() if return_dict is False else outputs
+
+
+def guard_images(inner: Any) -> tuple[Any, MethodPatches]:
+    """Patches of the model inside, which encodes images by itself, and would not prune them."""
+    signature = method_signature(inner, "forward")
+    position = list(signature.parameters).index("pixel_values")
+    guard = _Guard(position)
+    return inner, MethodPatches(inner, {"forward": guard}, {"forward": signature})
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """A forward that lets no images through."""
+
+    position: int
+
+    def __call__(self, inner: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
+        given = args[self.position : self.position + 1]
+        if kwargs.get("pixel_values") is not None or any(image is not None for image in given):
+            raise RuntimeError(
+                f"images came to the forward of {type(inner).__name__} past that of the patched "
+                f"model, where they would not be pruned: call the model itself (some trainers "
+                f"replace its forward), or remove() the handle"
+            )
+        return original(*args, **kwargs)
+
+
+def _check_weights(model: Any) -> None:
+    """Embeddings and vision tower must be there, or be brought in when they run."""
+    for part in (model.get_input_embeddings(), image_tower(model)):
+        hooked = any(hasattr(module, "_hf_hook") for module in part.modules())
+        if not hooked and any(weight.is_meta for weight in part.parameters()):
+            raise RuntimeError(
+                f"the weights of {type(part).__name__} are on the meta device, and no hook of its "
+                f"own brings them in: images are pruned before the forward of the part around it "
+                f"runs; offload it by itself"
+            )
 
 
 def _setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:

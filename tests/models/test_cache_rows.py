@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from transformers import DynamicCache, StaticCache
 
-from clasp_kernels.models import apply_clasp
+from clasp_kernels.models import apply_clasp, remove_clasp
 from clasp_kernels.models.compat import output_cache
 
 # Padded on the left by three, one and no columns; the second loses more tokens than the others.
@@ -198,3 +200,69 @@ def test_a_cache_that_lost_its_history(model: Any) -> None:
     held = rebuilt(output_cache(model(**prompts([1, 2]), use_cache=True)))
     whole = model.generate(**text, max_new_tokens=3)
     assert torch.equal(model.generate(**text, past_key_values=held, max_new_tokens=3), whole)
+
+
+def test_a_cache_cropped_within_the_padding_on_the_right() -> None:
+    model = tiny_llava()
+    apply_clasp(model, budget=8, profile=tiny_profile())
+    rows = ([1, "image", 7], [1, "image", 7, 3, 4])
+    batch = prompts(*rows, padding_side="right")
+    out = model(**batch, pixel_values=images(2), categories="ocr", use_cache=True)
+    cache = output_cache(out)
+    cache.crop(-1)
+    mask = batch["attention_mask"][:, :-1]
+    positions = mask.sum(1, keepdim=True)
+    logits = model(
+        input_ids=torch.tensor([[5], [5]]),
+        past_key_values=cache,
+        attention_mask=torch.cat([mask, torch.ones(2, 1).long()], 1),
+        position_ids=positions,
+    ).logits
+    for number, row in enumerate(([1, "image", 7, 5], [1, "image", 7, 3, 5])):
+        pixels = images(2)[number : number + 1]
+        expected = model(**prompts(row), pixel_values=pixels, categories="ocr").logits[:, -1:]
+        torch.testing.assert_close(logits[number][None], expected, atol=1e-4, rtol=0)
+
+
+def by_class(cache: Any) -> Any:
+    type(cache).reorder_cache(cache, torch.tensor([2, 0, 0]))
+    return cache
+
+
+def shallow(cache: Any) -> Any:
+    twin = copy.copy(cache)
+    twin.reorder_cache(torch.tensor([2, 0, 0]))
+    return twin
+
+
+@pytest.mark.parametrize("change", [by_class, shallow])
+def test_rows_reordered_in_other_ways(model: Any, change: Callable[[Any], Any]) -> None:
+    cache, mask = prefill(model)
+    logits = go_on(model, change(cache), mask[[2, 0, 0]])
+    expected = torch.cat([alone(model, row) for row in (2, 0, 0)])
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_a_pruned_cache_is_no_unpatched_models(model: Any) -> None:
+    cache, mask = prefill(model)
+    held = copy.deepcopy(cache)
+    ids = torch.tensor([NEXT] * 3)
+    with pytest.raises(RuntimeError, match="pruned prompt, which only the model that apply_clasp"):
+        model.model(input_ids=ids, past_key_values=cache)
+    remove_clasp(model)
+    with pytest.raises(RuntimeError, match="pruned prompt, which only the model that apply_clasp"):
+        go_on(model, held, mask)
+    with pytest.raises(RuntimeError, match="pruned prompt, which only the model that apply_clasp"):
+        longer = prompts(*[[*row, *NEXT] for row in ROWS])
+        model.generate(**longer, past_key_values=held, max_new_tokens=2)
+
+
+def test_a_cache_is_freed_with_its_last_reference(model: Any) -> None:
+    cache, _ = prefill(model)
+    alive = weakref.ref(cache)
+    gc.disable()
+    try:
+        del cache
+        assert alive() is None
+    finally:
+        gc.enable()

@@ -167,3 +167,33 @@ def test_a_tiny_model_without_padding_tokens() -> None:
     loss = model(**call).loss
     with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
         torch.testing.assert_close(model(**call, categories="ocr").loss, loss)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_last_columns_stay_the_last(model: LlavaForConditionalGeneration, side: str) -> None:
+    """Padding that all rows share on the right stays, so that ``logits_to_keep`` counts from it."""
+    batch = {**prompts(*ROWS, padding_side=side), "pixel_values": images(2)}
+    batch["input_ids"] = torch.nn.functional.pad(batch["input_ids"], (0, 2))
+    batch["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, 2))
+    tail = (
+        batch["input_ids"].shape[1]
+        - int((batch["input_ids"] == IMAGE_TOKEN).nonzero()[:, 1].max())
+        - 1
+    )
+    unpruned = model(**batch).logits
+    with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
+        kept = model(**batch, categories="ocr", logits_to_keep=20).logits
+        torch.testing.assert_close(kept, unpruned[:, -20:], atol=1e-5, rtol=0)
+    with apply_clasp(model, budget=8, profile=tiny_profile()) as handle:
+        every = model(**batch, categories=["ocr", "spatial"]).logits
+        last = model(**batch, categories=["ocr", "spatial"], logits_to_keep=tail).logits
+        assert torch.equal(last, every[:, -tail:])
+        assert handle.last is not None
+        columns = handle.last.columns[:, -tail:]
+        shown = torch.arange(batch["input_ids"].shape[1])[-tail:].expand(2, -1)
+        real = batch["attention_mask"][:, -tail:] == 1
+        assert torch.equal(columns[real], shown[real])
+        with pytest.raises(
+            ValueError, match=rf"logits_to_keep is {tail + 1}, but only the last {tail} "
+        ):
+            model(**batch, categories="ocr", logits_to_keep=tail + 1)

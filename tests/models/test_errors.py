@@ -348,22 +348,6 @@ def test_cache_cropped_into_the_image(handle: ClaspHandle) -> None:
         handle.model(input_ids=torch.tensor([[5], [5]]), past_key_values=output_cache(out))
 
 
-def test_cache_cropped_into_padding_on_the_right(handle: ClaspHandle) -> None:
-    """The last columns are text in the longest row alone, so none of them can be taken back."""
-    batch = prompts([1, "image", 7], [1, "image", 7, 3, 4], padding_side="right")
-    out = handle.model(**batch, pixel_values=images(2), categories="ocr", use_cache=True)
-    output_cache(out).crop(-1)
-    mask = torch.cat([batch["attention_mask"][:, :-1], torch.ones(2, 1).long()], 1)
-    with pytest.raises(
-        ValueError, match=r"cropped into an image or the padding .* holds 11 columns"
-    ):
-        handle.model(
-            input_ids=torch.tensor([[5], [5]]),
-            past_key_values=output_cache(out),
-            attention_mask=mask,
-        )
-
-
 @pytest.mark.parametrize("mask", [torch.ones(4, 39), None])
 def test_rows_repeated_behind_the_caches_back(
     handle: ClaspHandle, mask: torch.Tensor | None

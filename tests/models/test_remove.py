@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -231,3 +233,39 @@ def test_saving_and_loading_weights(
     assert torch.equal(loaded(**prompt).logits, logits)
     # The class of a patched model makes models that are not patched.
     assert torch.equal(patched_class.from_pretrained(tmp_path)(**prompt).logits, logits)
+
+
+def test_a_patched_model_is_freed_with_its_last_reference() -> None:
+    """A cycle would keep its weights until the collector of cycles runs."""
+    model = tiny_llava()
+    gc.collect()
+    gc.disable()
+    try:
+        alive = weakref.ref(model)
+        handle = apply_clasp(model, budget=5, profile=tiny_profile())
+        del model, handle
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_removing_while_the_model_generates(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    """What is generated would go on unpatched, on a pruned cache."""
+    refused = []
+
+    def stop(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        with pytest.raises(RuntimeError, match="the model is generating, in another thread or fur"):
+            handle.remove()
+        refused.append(1)
+        return torch.zeros(len(ids), dtype=torch.bool)
+
+    handle = apply_clasp(model, budget=5, profile=tiny_profile())
+    expected = model.generate(**prompt, max_new_tokens=4, categories="ocr")
+    settings = {"max_new_tokens": 4, "categories": "ocr", "stopping_criteria": [stop]}
+    assert torch.equal(model.generate(**prompt, **settings), expected)
+    assert len(refused) == 4
+    with pytest.raises(ValueError, match="unknown category"):
+        model.generate(**prompt, categories="poetry")
+    handle.remove()

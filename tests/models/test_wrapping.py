@@ -17,8 +17,9 @@ from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_mod
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
-from transformers import LlavaForConditionalGeneration
+from transformers import GenerationConfig, LlavaForConditionalGeneration
 
+from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.models import ClaspHandle, apply_clasp, remove_clasp
 from clasp_kernels.models.patching import MethodPatches
 
@@ -211,10 +212,12 @@ def test_shallow_copies_run_on_their_own_parts(
     assert_prunes(model)
     unpatched = copy.copy(model)
     remove_clasp(unpatched)
-    assert_as_it_was(unpatched)
+    with pytest.raises(RuntimeError, match="images came to the forward of LlavaModel past that"):
+        unpatched(**PROMPT)  # it shares the model inside with one that is patched
     assert_prunes(model)
     handle.remove()
-    assert_as_it_was(model)
+    for released in (model, unpatched):
+        assert_as_it_was(released)
     assert torch.equal(twin(**PROMPT).logits, reference(**PROMPT).logits)
 
 
@@ -317,7 +320,7 @@ def test_sharded_by_fsdp_2(model: LlavaForConditionalGeneration, patch_first: bo
         assert_prunes(model)
         patches = MethodPatches.of(model)
         assert patches is not None
-        with patches.lifted():
+        with patches.lifted(model):
             assert_prunes(model, pruned=False)
         assert isinstance(model, FSDPModule)
         assert_prunes(model)
@@ -341,3 +344,75 @@ def test_tensor_parallel(model: LlavaForConditionalGeneration) -> None:
         parallelize_module(layer.mlp, mesh, {**plan, "down_proj": RowwiseParallel()})
     with patched(model):
         assert_prunes(model, atol=1e-5)
+
+
+def test_images_past_the_patched_forward(model: LlavaForConditionalGeneration) -> None:
+    """As trainers do that replace forward by one that calls the model inside and the head."""
+    handle = patched(model)
+    for call in (
+        lambda: model.model(**PROMPT),
+        lambda: model.base_model(PROMPT["input_ids"], PROMPT["pixel_values"]),
+    ):
+        with pytest.raises(RuntimeError, match="images came to the forward of LlavaModel past"):
+            call()
+    text = prompts([1, 2, 3])
+    assert torch.isfinite(model.model(**text).last_hidden_state).all()
+    handle.remove()
+    assert model.model(**PROMPT).last_hidden_state.shape[1] == 41
+
+
+@pytest.mark.parametrize("patch_first", [True, False])
+def test_a_hook_that_brings_in_the_whole_model(
+    model: LlavaForConditionalGeneration, patch_first: bool
+) -> None:
+    handle = patched(model) if patch_first else None
+    cpu_offload(model, "cpu", preload_module_classes=["LlavaForConditionalGeneration"])
+    handle = handle or patched(model)
+    assert_prunes(model)
+    handle.remove()
+    assert_prunes(model, pruned=False)
+
+
+@pytest.mark.parametrize("patch_first", [True, False])
+def test_a_hook_that_brings_in_what_we_reach_past(
+    model: LlavaForConditionalGeneration, patch_first: bool
+) -> None:
+    handle = patched(model) if patch_first else None
+    cpu_offload(model, "cpu", preload_module_classes=["LlavaModel"])
+    handle = handle or patched(model)
+    with pytest.raises(RuntimeError, match=r"are on the meta device, .* offload it by itself"):
+        model(**PROMPT, **CATEGORY)
+    handle.remove()
+    assert_prunes(model, pruned=False)
+
+
+def test_what_cannot_be_traced_whole(model: LlavaForConditionalGeneration) -> None:
+    patched(model)
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+            return self.model(input_ids=ids, pixel_values=pixels, categories="ocr").logits
+
+    inputs = (PROMPT["input_ids"], PROMPT["pixel_values"])
+    with pytest.raises(RuntimeError, match="cannot be traced or exported whole"):
+        torch.jit.trace(Logits(), inputs)
+    with pytest.raises(RuntimeError, match="cannot be traced or exported whole"):
+        torch.export.export(Logits(), inputs, strict=False)
+
+
+def test_continuous_batching_of_text() -> None:
+    model = LlavaForConditionalGeneration.from_pretrained(tiny_vlm_path()).eval()
+    config = GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0)
+
+    def answers() -> list[Any]:
+        out = model.generate_batch([[1, 4, 5, 6]], generation_config=config, progress_bar=False)
+        return [answer.generated_tokens for answer in out.values()]
+
+    expected = answers()
+    with apply_clasp(model):
+        assert answers() == expected
+    assert len(expected[0]) == 3
