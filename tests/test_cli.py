@@ -15,18 +15,16 @@ import torch
 import transformers
 from PIL import Image
 from rich.console import Console
-from typer.testing import CliRunner
+from running import QUESTION, SCENE, clasp, message
 
 from clasp_kernels.bundled import bundled_path, tiny_vlm_path
 from clasp_kernels.cli import doctor, loading, main, report
-from clasp_kernels.cli.app import app
 from clasp_kernels.cli.comparison import (
     Comparison,
     PhaseClock,
     Phases,
     Run,
     compare,
-    image_as_seen,
     patch_grid,
 )
 from clasp_kernels.cli.demo import DemoAnswer, DemoResults
@@ -35,20 +33,7 @@ from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile
 from clasp_kernels.visualize import COMPLETION_COLOR, PIVOT_COLOR
 
-SCENE = str(bundled_path("demo", "scene_5.png"))
-QUESTION = "What does the sign say?"
 NUM_TOKENS = 144
-
-
-def clasp(*arguments, columns=200):
-    # Wide, so that no sentence is folded.
-    runner = CliRunner(env={"COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns)})
-    return runner.invoke(app, [str(argument) for argument in arguments])
-
-
-def message(result):
-    """What stands on stderr, boxes and line breaks taken out."""
-    return " ".join(result.stderr.replace("│", " ").split())
 
 
 @pytest.fixture(scope="module")
@@ -365,7 +350,7 @@ def a_truncated_image(folder):
 def broken_metadata(folder):
     path = folder / "exif.webp"
     Image.new("RGB", (8, 8)).save(path, exif=b"Exif\0\0no TIFF header")
-    return [path], f"IMAGE: {path} cannot be read: not a TIFF file"
+    return [path], f"IMAGE: {path} cannot be read, its EXIF data is damaged: not a TIFF file"
 
 
 def a_broken_header(folder):
@@ -377,7 +362,9 @@ def a_broken_header(folder):
 def pixels_without_a_scale(folder):
     path = folder / "depth.tiff"
     Image.new("F", (8, 8)).save(path)
-    return [path], f"IMAGE: {path} has 32-bit pixels (Pillow's mode F)"
+    return [
+        path
+    ], f"IMAGE: {path} cannot be shown to a model: it has 32-bit pixels (Pillow's mode F)"
 
 
 def more_pixels_than_pillow_reads(folder):
@@ -419,7 +406,7 @@ def weights_that_do_not_fit(folder):
     config = json.loads((tiny_vlm_path() / "config.json").read_text())
     config["text_config"]["vocab_size"] = 100
     arguments, said = damaged_model(folder, "config.json", json.dumps(config))
-    return arguments, said + "You set `ignore_mismatched_sizes`"
+    return arguments, said + "its weights are not those of its config.json: "
 
 
 def a_broken_chat_template(folder):
@@ -529,7 +516,7 @@ def no_transformers(monkeypatch, tmp_path):
 
 
 def old_transformers(monkeypatch, tmp_path):
-    monkeypatch.setattr(transformers, "__version__", "4.57.6")
+    monkeypatch.setattr("transformers.__version__", "4.57.6")  # of the module there is by now
     return "transformers 4.57.6 is too old, 5.17.0 or later is needed; "
 
 
@@ -788,31 +775,13 @@ def test_doctor_refuses_a_model_of_another_family(tmp_path, monkeypatch):
     transformers.PaliGemmaForConditionalGeneration(config).save_pretrained(tmp_path)
     result = clasp("doctor", "--verify", "--model", tmp_path)
     assert result.exit_code == 1
-    assert "supported config.model_type, 'llava'; got 'paligemma'" in message(result)
+    assert "cannot be pruned: its model_type must be 'llava', got 'paligemma'" in message(result)
 
 
 def test_the_grid_of_a_token_count():
     assert patch_grid(144) == (12, 12, 0)
     assert patch_grid(577) == (24, 24, 1)
     assert patch_grid(143) is None
-
-
-class Processor:
-    """An image processor that cuts out the middle, as CLIP's does."""
-
-    do_center_crop = True
-    size = {"shortest_edge": 336}  # noqa: RUF012
-    crop_size = {"height": 336, "width": 336}  # noqa: RUF012
-
-
-def test_the_picture_shows_what_a_centre_crop_leaves(loaded):
-    image = Image.new("RGB", (400, 200), "white")
-    image.paste((255, 0, 0), (100, 0, 300, 200))
-    cropping = type(loaded)(loaded.model, type("P", (), {"image_processor": Processor()})(), "")
-    seen = image_as_seen(cropping, image)
-    assert seen.size == (200, 200)
-    assert seen.getcolors() == [(200 * 200, (255, 0, 0))]
-    assert image_as_seen(loaded, image) is image  # the bundled one resizes the whole image
 
 
 def test_auto_prefers_a_gpu(monkeypatch):

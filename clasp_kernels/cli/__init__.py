@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> None:
     """Run ``clasp``; without the [cli] extra, say how to get it."""
     try:
-        from clasp_kernels.cli.app import app
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
-            raise
-        sys.exit(
-            f"clasp: {error.name} is not installed; the command line needs the [cli] extra: "
-            'pip install "clasp-kernels[cli]"'
-        )
-    app(prog_name="clasp")
+        _keep_docstrings()
+        from clasp_kernels.cli.terminal import prepared_terminal
+
+        with prepared_terminal():
+            try:
+                from clasp_kernels.cli.app import app
+            except ModuleNotFoundError as error:
+                if error.name not in ("typer", "rich"):
+                    raise
+                sys.exit(
+                    f"clasp: {error.name} is not installed; the command line needs the [cli] "
+                    'extra: pip install "clasp-kernels[cli]"'
+                )
+            app(prog_name="clasp")
+    except KeyboardInterrupt:  # Typer's own handling begins only inside a command
+        sys.exit(130)
+
+
+def _keep_docstrings() -> None:
+    """Under ``python -OO`` start again with ``-O``: transformers cannot be imported without its
+    docstrings, which it reads, and the help of the commands is docstrings as well."""
+    if sys.flags.optimize < 2:
+        return
+    last = len(sys.orig_argv) - len(sys.argv) + 1  # the interpreter's own arguments end here
+    given = sys.orig_argv[1:last]
+    options = [option for option in given if option not in ("-O", "-OO")]
+    if options == given and os.environ.get("PYTHONOPTIMIZE") == "1":
+        return  # asked for in a way that is not known here, and would be again
+    command = [sys.executable, *options, *sys.orig_argv[last:]]
+    os.execve(sys.executable, command, {**os.environ, "PYTHONOPTIMIZE": "1"})

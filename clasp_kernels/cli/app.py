@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from clasp_kernels._version import __version__
 from clasp_kernels.cli.errors import CommandError, UsageError, reported_errors
-
-if TYPE_CHECKING:
-    from PIL import Image
+from clasp_kernels.cli.files import as_text, check_writable, save
+from clasp_kernels.cli.terminal import result_console
 
 app = typer.Typer(
     name="clasp",
@@ -35,7 +34,7 @@ Device = Annotated[
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"clasp_kernels {__version__}")
+        print(f"clasp_kernels {__version__}")
         raise typer.Exit
 
 
@@ -50,7 +49,7 @@ def clasp(
 
 @app.command()
 def ask(
-    image: Annotated[Path, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
+    image: Annotated[str, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     keep: Keep = 16,
     model: Annotated[
@@ -62,11 +61,9 @@ def ask(
         ),
     ] = None,
     profile: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             metavar="FILE",
-            exists=True,
-            dir_okay=False,
             help="Profile JSON; the model's own or its family's if left out.",
             show_default=False,
         ),
@@ -80,8 +77,8 @@ def ask(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(metavar="PNG", help="Where to put the picture of what was kept.")
-    ] = Path("out/map.png"),
+        str, typer.Option(metavar="PNG", help="Where to put the picture of what was kept.")
+    ] = "out/map.png",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON on stdout and nothing else.")
     ] = False,
@@ -101,17 +98,18 @@ def ask(
     clasp ask photo.jpg "Where is the cat?" --category spatial --json
     """
     with reported_errors():
-        from clasp_kernels.cli import report
-        from clasp_kernels.cli.comparison import compare
+        from clasp_kernels.cli.comparison import NoPicture, compare
         from clasp_kernels.cli.loading import load_image, load_model, load_profile
+        from clasp_kernels.cli.report import caption, comparison_dict, comparison_table, overlay
         from clasp_kernels.visualize import selection_picture
 
+        question = as_text("QUESTION", question)
         if not question.strip():
             raise UsageError("QUESTION must hold a word, got only blanks")
-        _check_writable(out)
+        path = check_writable(out, not_over=(image, profile))
         with _progress("Loading the model") as step:
             picture = load_image(image)
-            chosen = load_profile(profile) if profile else None
+            chosen = load_profile(profile) if profile is not None else None
             loaded = load_model(model, device)
             comparison = compare(
                 loaded,
@@ -124,52 +122,53 @@ def ask(
                 on_step=step,
             )
             step("Drawing")
-            drawn = report.overlay(loaded, picture, comparison, size=576)
-            unwritten = None
-            if drawn is not None:
-                seen, overlay = drawn
-                page = selection_picture(seen, overlay, question, report.caption(comparison))
-                try:
-                    _save(page, out)
-                except CommandError as error:  # reported after the answer, which took long
-                    unwritten = error
+            undrawn = unwritten = None
+            try:
+                seen, drawn = overlay(loaded, picture, comparison, size=576)
+                save(selection_picture(seen, drawn, question, caption(comparison)), path)
+            except NoPicture as error:
+                undrawn = f"No picture: {error}."
+            except CommandError as error:  # reported after the answer, which took long
+                unwritten = error
         if as_json:
             answer = {
-                "image": str(image),
+                "image": image,
                 "model": loaded.name,
                 "device": str(loaded.model.device),
-                **report.comparison_dict(comparison),
-                "picture": str(out) if drawn is not None and unwritten is None else None,
+                **comparison_dict(comparison),
+                "picture": out if undrawn is None and unwritten is None else None,
             }
-            typer.echo(json.dumps(answer, indent=2))
-            if unwritten is not None:
-                raise unwritten
-            return
-        console = Console()
-        console.print(question, style="bold", markup=False, highlight=False)
-        console.print(
-            f"Category {comparison.category}: {comparison.reason}", markup=False, highlight=False
-        )
-        console.print()
-        console.print(report.comparison_table(comparison))
-        console.print(
-            f"Times: median of {comparison.timed_runs} after a warm-up. Model: {loaded.name} on "
-            f"{loaded.model.device}.",
-            style="dim",
-            markup=False,
-            highlight=False,
-        )
+            print(json.dumps(answer, indent=2))
+            if undrawn is not None:
+                print(undrawn, file=sys.stderr)
+        else:
+            console = result_console()
+            console.print(question, style="bold", markup=False, highlight=False)
+            console.print(
+                f"Category {comparison.category}: {comparison.reason}",
+                markup=False,
+                highlight=False,
+            )
+            console.print()
+            console.print(comparison_table(comparison))
+            console.print(
+                f"Times: median of {comparison.timed_runs} after a warm-up. Model: "
+                f"{loaded.name} on {loaded.model.device}.",
+                style="dim",
+                markup=False,
+                highlight=False,
+            )
+            if undrawn is not None:
+                console.print(undrawn, style="yellow", markup=False, highlight=False)
+            elif unwritten is None:
+                console.print(f"Picture: {path}", markup=False, highlight=False, soft_wrap=True)
         if unwritten is not None:
             raise unwritten
-        if drawn is None:
-            console.print("No picture: this model's tokens form no square grid.", style="yellow")
-        else:
-            console.print(f"Picture: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where pictures go.")] = Path("out"),
+    out: Annotated[str, typer.Option(metavar="FOLDER", help="Where pictures go.")] = "out",
     keep: Keep = 16,
     device: Device = "auto",
 ) -> None:
@@ -184,13 +183,14 @@ def demo(
     with reported_errors():
         from clasp_kernels.cli.demo import demo_table, run_demo
 
-        sheet = out / "contact_sheet.png"
-        _check_writable(sheet)
+        if not out:
+            raise UsageError("--out must name a folder, got an empty argument")
+        sheet = check_writable(os.path.join(out, "contact_sheet.png"))
         with _progress("Loading the model") as step:
             results = run_demo(keep, device, on_step=step)
             step("Drawing")
-            _save(results.contact_sheet(), sheet)
-        console = Console()
+            save(results.contact_sheet(), sheet)
+        console = result_console()
         console.print(demo_table(results))
         console.print(results.summary(), markup=False, highlight=False)
         console.print(f"Picture: {sheet}", markup=False, highlight=False, soft_wrap=True)
@@ -246,13 +246,13 @@ def doctor(
 
                 step("Comparing pruned models with masked ones")
                 verification = run_verification(model, device)
-        report = examination.to_dict()
+        answer = examination.to_dict()
         if verification is not None:
-            report["verification"] = verification.to_dict()
+            answer["verification"] = verification.to_dict()
         if as_json:
-            typer.echo(json.dumps(report, indent=2))
+            print(json.dumps(answer, indent=2))
         else:
-            console = Console()
+            console = result_console()
             print_examination(examination, console)
             if verification is not None:
                 from clasp_kernels.cli.verifying import print_verification
@@ -267,32 +267,6 @@ def doctor(
 def _progress(first_step: str) -> Iterator[Callable[[str], None]]:
     """A spinner on stderr, which leaves stdout to the result; silent where there is no terminal."""
     console = Console(stderr=True)
-    with console.status(first_step + " ...") as status:
+    spinner = "dots" if console.encoding.startswith("utf") else "line"
+    with console.status(first_step + " ...", spinner=spinner) as status:
         yield lambda step: status.update(step + " ...")
-
-
-def _check_writable(path: Path) -> None:
-    """Refuse, before any work, a picture's path that could not be written after it."""
-    from clasp_kernels.visualize import check_format
-
-    try:
-        check_format(path)
-        if path.is_dir():
-            raise OSError("it is a folder")
-        # What is there already: the file itself, or the first folder above it.
-        there = next(place for place in (path, *path.absolute().parents) if place.exists())
-        if there != path and not there.is_dir():
-            raise OSError(f"{there} is no folder")
-        if not os.access(there, os.W_OK):
-            raise OSError(f"no permission to write {there}")
-    except (OSError, ValueError) as error:
-        raise CommandError(f"--out {path} cannot be written: {error}") from None
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    from clasp_kernels.visualize import save_picture
-
-    try:
-        save_picture(picture, path)
-    except (OSError, ValueError) as error:  # ValueError: sides that the format cannot hold
-        raise CommandError(f"--out {path} cannot be written: {error}") from None

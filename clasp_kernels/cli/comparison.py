@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line
+from clasp_kernels.cli.errors import CommandError, UsageError, refusing_as
 from clasp_kernels.cli.loading import LoadedModel
+from clasp_kernels.cli.prompt import prepare
 from clasp_kernels.policy import FALLBACK_CATEGORY, Profile, Router
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ def compare(
     if the model is not one that can be pruned.
     """
     model = loaded.model
-    inputs = _prepare(loaded, image, question)
+    # What cannot be pruned is refused before any work.
+    with _applied(loaded, 1, profile) as handle:
+        name, reason = _categorise(question, category, handle.profile)
+    inputs = prepare(loaded, image, question)
     num_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
     if not 1 <= keep <= num_tokens:
         raise UsageError(
@@ -90,10 +94,9 @@ def compare(
             f"image, got {keep}"
         )
     asker = _Asker(loaded, inputs, max_new_tokens)
-    # Pruned first: what cannot be pruned is refused before any long work.
+    # Pruned first, as it needs less memory and time to fail.
     on_step(f"Warming up with {keep} of {num_tokens} visual tokens")
-    with _applied(loaded, keep, profile) as handle:
-        name, reason = _categorise(question, category, handle.profile)
+    with _applied(loaded, keep, profile):
         asker.warm_up(name)
     on_step(f"Warming up with all {num_tokens} visual tokens")
     asker.warm_up()
@@ -111,7 +114,7 @@ def compare(
             record = handle.last
         on_step(f"Answering with all {num_tokens} visual tokens, {run}")
         asker.ask(full)
-    assert record is not None
+    assert record is not None  # for the type checker: each pruned answer leaves one
     [stage] = record.stages
     count = stage.counts[0]
     return Comparison(
@@ -139,40 +142,48 @@ def patch_grid(num_tokens: int) -> tuple[int, int, int] | None:
     return None
 
 
+class NoPicture(ValueError):
+    """What the model saw, or where its tokens lie in it, is not known."""
+
+
 def image_as_seen(loaded: LoadedModel, image: Image.Image) -> Image.Image:
-    """The part of the image that the patch grid covers: what a centre crop would leave."""
+    """What the patch grid covers: the model's own input, its normalisation undone.
+
+    Whatever an image processor resizes, crops, pads or squashes is then in the picture. Raises
+    NoPicture if the pixels are not those of one RGB image, or what was done to them is not known.
+    """
+    import torch
+    from PIL import Image
+
     processor = loaded.processor.image_processor
-    if not getattr(processor, "do_center_crop", False):
-        return image
-    crop, size = processor.crop_size, processor.size
-    # CLIP brings the shorter side to ``shortest_edge`` and cuts the crop out of the middle.
-    shortest = size.get("shortest_edge") or min(size["height"], size["width"])
-    scale = min(image.width, image.height) / shortest
-    width = min(image.width, round(crop["width"] * scale))
-    height = min(image.height, round(crop["height"] * scale))
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
-
-
-def _prepare(loaded: LoadedModel, image: Image.Image, question: str) -> Any:
-    tokenizer = loaded.processor.tokenizer
-    placeholder = tokenizer.convert_ids_to_tokens(loaded.model.config.image_token_id)
-    if placeholder in question:
-        raise UsageError(
-            f"QUESTION must not contain {placeholder!r}, which stands for an image in the prompts "
-            f"of {loaded.name}, got {question!r}"
+    with refusing_as(f"the image processor of {loaded.name} cannot prepare this image"):
+        pixels = processor(images=image, return_tensors="pt")["pixel_values"]
+    if pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
+        raise NoPicture(
+            f"the model's input has the shape {list(pixels.shape)}, not that of one RGB image"
         )
-    content = [{"type": "image"}, {"type": "text", "text": question}]
     try:
-        prompt = loaded.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
+        values = pixels[0].double()
+        if processor.do_normalize:
+            scale, shift = (
+                torch.as_tensor(each, dtype=torch.double).reshape(-1, 1, 1)
+                for each in (processor.image_std, processor.image_mean)
+            )
+            values = values * scale + shift
+        if processor.do_rescale:
+            values = values / processor.rescale_factor
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        values = torch.tensor(math.nan)  # not described as transformers' own processors are
+    # Smoothing may overshoot by some; NaN is no number either.
+    if not ((values > -64) & (values < 255 + 64)).all():
+        raise NoPicture(
+            f"how the image processor of {loaded.name}, {type(processor).__name__}, changes "
+            f"colours is not known"
         )
-    except Exception as error:  # a template is a program of the model's, which may raise anything
-        raise CommandError(
-            f"the chat template of {loaded.name} does not work: {in_one_line(error)}"
-        ) from None
-    inputs = loaded.processor(images=image, text=prompt, return_tensors="pt")
-    return inputs.to(loaded.model.device, loaded.model.dtype)
+    seen = Image.fromarray(values.clamp(0, 255).round().byte().permute(1, 2, 0).numpy())
+    # The tower cuts whole patches; what is left at the right and at the bottom it does not see.
+    patch = loaded.model.config.vision_config.patch_size
+    return seen.crop((0, 0, seen.width // patch * patch, seen.height // patch * patch))
 
 
 def _categorise(question: str, category: str | None, profile: Profile) -> tuple[str, str]:
@@ -196,8 +207,8 @@ def _applied(loaded: LoadedModel, keep: int, profile: Profile | None) -> ClaspHa
 
     try:
         return apply_clasp(loaded.model, budget=keep, profile=profile)
-    # RuntimeError: of a transformers that cannot be followed.
-    except (ValueError, RuntimeError) as error:
+    # TypeError: another class of model. RuntimeError: a transformers that cannot be followed.
+    except (TypeError, ValueError, RuntimeError) as error:
         raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
 
 
@@ -244,11 +255,20 @@ class _Asker:
     ) -> torch.Tensor:
         import torch
 
-        with torch.inference_mode():
+        # What a generation config may ask for instead of one greedy answer that is timed.
+        greedy = {
+            "do_sample": False,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "return_dict_in_generate": False,
+            "use_cache": True,
+        }
+        with refusing_as(f"{self._loaded.name} cannot answer"), torch.inference_mode():
             output: torch.Tensor = self._loaded.model.generate(
                 **self._inputs,
                 **({} if category is None else {"categories": [category]}),
-                do_sample=False,
+                **greedy,
+                tokenizer=self._loaded.processor.tokenizer,  # for stop_strings
                 max_new_tokens=max_new_tokens,
                 streamer=clock,
             )

@@ -44,12 +44,11 @@ class DemoResults:
         cards = []
         for answer in self.answers:
             comparison = answer.comparison
-            drawn = report.overlay(self.loaded, answer.image, comparison, size=432)
-            assert drawn is not None, "the bundled model has a square grid"
+            _, drawn = report.overlay(self.loaded, answer.image, comparison, size=432)
             full, kept = comparison.all_tokens, comparison.kept_tokens
             cards.append(
                 Card(
-                    overlay=drawn[1],
+                    overlay=drawn,
                     title=comparison.question,
                     lines=(
                         f"{full.visual_tokens} tokens: {full.answer}",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-import typer
-from rich.console import Console
+# Nothing heavy and no Typer here: what is said before those are imported is said with this.
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class CommandError(Exception):
@@ -25,16 +27,79 @@ def in_one_line(error: Exception) -> str:
     """
     >>> in_one_line(ValueError("two\\nlines")), in_one_line(KeyError())
     ('two lines', 'KeyError')
+    >>> in_one_line(FileNotFoundError(2, "No such file or directory", "a/long/path"))
+    'No such file or directory'
     """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # whoever catches it names the path
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for it"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: Exception) -> str:
+    """
+    >>> first_line(ValueError("\\nno such device\\nDebug: ...")), first_line(KeyError())
+    ('no such device', 'KeyError')
+    >>> first_line(ValueError("Error in field 'x':\\n  must be a number"))
+    "Error in field 'x': must be a number"
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether there was no memory: Python's, a GPU's, or that of torch on the CPU.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: ..."))
+    True
+    """
+    import torch
+
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def refusing_as(said: str) -> Iterator[None]:
+    """What a library or a checkpoint's file raises, as a CommandError that begins with ``said``.
+
+    What this package raises is let through, unless it is a ValueError, its way to refuse: any
+    other error of ours is a fault of ours, whose traceback is wanted.
+    """
+    try:
+        yield
+    except CommandError:
+        raise
+    # A checkpoint's template, processor, tokenizer and configs can make libraries raise anything.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise CommandError(f"{said}: out of memory ({first_line(error)})") from None
+        raised_by = traceback.extract_tb(error.__traceback__)[-1].filename
+        if raised_by.startswith(_PACKAGE) and not isinstance(error, ValueError):
+            raise
+        raise CommandError(f"{said}: {_named(error)}") from None
+
+
+def _named(error: Exception) -> str:
+    """The first line of what a library says; its kind as well where the words alone say little."""
+    line = first_line(error)
+    if isinstance(error, (LookupError, TypeError, AttributeError)):
+        return f"{type(error).__name__}: {line}"
+    return line
 
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
     """Show a CommandError, or a missing extra, as one message on stderr, and exit."""
+    import typer
+
     exit_code = 1
     try:
         yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
     except CommandError as error:
         message, exit_code = str(error), error.exit_code
     except ImportError as error:
@@ -48,7 +113,14 @@ def reported_errors() -> Iterator[None]:
             )
     else:
         return
-    console = Console(stderr=True)
+    report(message)
+    raise typer.Exit(exit_code)
+
+
+def report(message: str) -> None:
+    """One sentence on stderr, whatever characters it holds and however narrow the terminal is."""
+    from rich.console import Console
+
+    console = Console(stderr=True, emoji=False)
     console.print("[bold red]Error:[/] ", end="")
     console.print(message, markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(exit_code)

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from clasp_kernels.cli.comparison import Comparison, image_as_seen, patch_grid
+from clasp_kernels.cli.comparison import Comparison, NoPicture, image_as_seen, patch_grid
 from clasp_kernels.cli.loading import LoadedModel
 
 if TYPE_CHECKING:
@@ -79,13 +79,15 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
 
 def overlay(
     loaded: LoadedModel, image: Image.Image, comparison: Comparison, size: int
-) -> tuple[Image.Image, Image.Image] | None:
-    """The image as the model sees it, and what was kept; None if its tokens form no square grid."""
+) -> tuple[Image.Image, Image.Image]:
+    """The image as the model sees it, and what was kept; NoPicture if that is not known."""
     from clasp_kernels.visualize import draw_selection
 
     grid = patch_grid(comparison.all_tokens.visual_tokens)
     if grid is None:
-        return None
+        raise NoPicture(
+            f"the model's {comparison.all_tokens.visual_tokens} tokens form no square grid"
+        )
     rows, columns, leading = grid
     seen = image_as_seen(loaded, image)
     patches = [

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clasp_kernels.cli.errors import CommandError, in_one_line
+from clasp_kernels.cli.errors import CommandError, in_one_line, refusing_as
 from clasp_kernels.cli.loading import load_weights, pick_device
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ def run_verification(model: str | None, device: str) -> Verification:
             return verify(device=pick_device(device))
         loaded = load_weights(model, device)
         try:
-            return verify(loaded)
-        except (TypeError, ValueError, RuntimeError) as error:  # this model cannot be pruned
+            with refusing_as(f"--model {model}"):
+                return verify(loaded)
+        except (TypeError, RuntimeError) as error:  # this model cannot be pruned
             raise CommandError(f"--model {model}: {in_one_line(error)}") from None
 
 

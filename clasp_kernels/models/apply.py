@@ -13,6 +13,7 @@ from clasp_kernels.models.compat import require_transformers
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.llava import LlavaAdapter
 from clasp_kernels.models.patching import MethodPatches
+from clasp_kernels.models.prefill import check_dtype
 from clasp_kernels.models.prompts import PromptCategories, tokenizer_on_disk
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.models.selection import TokenSelector
@@ -21,7 +22,6 @@ from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
 _ADAPTERS: dict[str, type[Adapter]] = {"llava": LlavaAdapter}
 _FUSE_INTO = ("projector", "selection")
 _POSITIONS = ("original", "compact")
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DEFAULT_BUDGET = 0.25
 _PROFILE_FILE = "clasp_profile.json"
 
@@ -134,16 +134,15 @@ def apply_clasp(
         )
     if router is None:
         router = Router()
-    if not callable(router):
+    if not callable(router) or isinstance(router, type):
         raise TypeError(
-            f"router must be callable with a list of prompts, got {type(router).__name__}"
+            f"router must be callable with a list of prompts, such as Router(), got {router!r}"
         )
     tokenizer = _find_tokenizer(processor, model)
     if fuse_into is None:
         fuse_into = profile.fuse_into or "projector"
     adapter = _ADAPTERS[model_type](model, profile, fuse_into)
-    if model.dtype not in _DTYPES:
-        raise ValueError(f"the model's dtype must be {_names(_DTYPES)}, got {model.dtype}")
+    check_dtype(model.dtype)
     runtime = ClaspRuntime(
         model,
         TokenSelector(adapter, profile, budget, fuse_into, merge),

@@ -74,8 +74,9 @@ class AttentionListener:
         if captured.query is None:
             raise RuntimeError(
                 f"{type(self._attention).__name__} ran without the attention function that its "
-                f"config names, so its query and key were not captured; `clasp doctor --verify` "
-                f"tells what works with the installed transformers"
+                f"config names, so its query and key were not captured: if it was replaced after "
+                f"apply_clasp, apply again; `clasp doctor --verify` tells what works with the "
+                f"installed transformers"
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from clasp_kernels._integers import as_int
 from clasp_kernels.models.layout import PrunedLayout
 
 _NO_LOSS = -100  # the label that loss functions skip
@@ -28,9 +29,11 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
         ValueError: an argument has a column for each token and is not known, or has another shape
             than it should.
     """
-    for name in ("labels", "shift_labels", *_TOKEN_TYPES):
+    for name in ("labels", "shift_labels", "position_ids", *_TOKEN_TYPES):
         value = inputs.get(name)
-        if value is not None and tuple(value.shape) != (rows, length):
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+        if name != "position_ids" and value is not None and value.shape != (rows, length):
             raise ValueError(
                 f"{name} must have the prompt's shape {[rows, length]}, got {list(value.shape)}"
             )
@@ -39,10 +42,11 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
         raise ValueError(
             f"position_ids must be {[rows, length]} or {[1, length]}, got {list(positions.shape)}"
         )
-    if not isinstance(inputs.get("logits_to_keep", 0), int):
+    wanted = inputs.get("logits_to_keep")
+    if wanted is not None and as_int(wanted) is None:
         raise ValueError(
-            "logits_to_keep must be an int where images are pruned: a tensor of columns would "
-            "count columns that are gone"
+            f"logits_to_keep must be an integer where images are pruned, as a tensor of columns "
+            f"would count columns that are gone, got {wanted!r}"
         )
     by_column = {length, total, rows * length}
     for name, value in inputs.items():

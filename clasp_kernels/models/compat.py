@@ -157,7 +157,10 @@ def canonical_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
     given = {name: canonical.pop(name) for name in _CACHE_NAMES if name in canonical}
     caches = [cache for cache in given.values() if cache is not None]
     if any(cache is not caches[0] for cache in caches):
-        raise ValueError("pass one of cache and past_key_values, which are names of the same thing")
+        raise ValueError(
+            "cache and past_key_values are names of one argument, and hold different caches; pass "
+            "one (PEFT's prefix tuning adds its own, and cannot be combined with pruning)"
+        )
     if given:
         canonical["cache"] = caches[0] if caches else None
     return canonical
@@ -291,8 +294,8 @@ def _field(outputs: Any, names: Sequence[str]) -> str:
         if name in known:
             return name
     raise RuntimeError(
-        f"{type(outputs).__name__} of {_installed()} has no field {' or '.join(names)}; "
-        f"{_way_out()}"
+        f"{type(outputs).__name__}, which the model returned, has no field {' or '.join(names)}: "
+        f"its forward is not that of {_installed()}; {_way_out()}"
     )
 
 

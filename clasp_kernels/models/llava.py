@@ -106,6 +106,12 @@ class LlavaAdapter:
                     f"{name} is {configured!r}, as the model's config had it when apply_clasp was "
                     f"called; got {value!r}: remove() the handle, set it there and apply again"
                 )
+        if model.config.image_token_id != self.image_token_id:
+            raise ValueError(
+                f"config.image_token_id is {model.config.image_token_id}, but was "
+                f"{self.image_token_id} when apply_clasp was called: remove() the handle and apply "
+                f"again"
+            )
         if inputs.get("image_sizes") is not None:
             raise ValueError("image_sizes is for vision towers that keep the image's own size")
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from clasp_kernels._integers import as_int
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.columns import check_columns, prune_labels, prune_token_types
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.masking import attention_arguments, prune_mask, without_flash_lengths
 from clasp_kernels.models.selection import KeptTokens
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,38 @@ def find_images(
     )
 
 
+def check_dtype(dtype: torch.dtype) -> None:
+    """
+    Raises:
+        ValueError: no op computes in this dtype.
+    """
+    if dtype not in _DTYPES:
+        names = " or ".join(map(str, _DTYPES))
+        raise ValueError(f"the model's dtype must be {names}, got {dtype}")
+
+
+def check_images(pixel_values: Any) -> None:
+    """
+    Raises:
+        TypeError: the images are no tensor [images, channels, height, width].
+    """
+    if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
+        is_tensor = isinstance(pixel_values, torch.Tensor)
+        got = list(pixel_values.shape) if is_tensor else type(pixel_values).__name__
+        raise TypeError(
+            f"pixel_values must be a tensor [images, channels, height, width], got {got}"
+        )
+
+
 def check_inputs(inputs: dict[str, Any], past: CachedPast) -> None:
     """What a prefill with images needs of forward's arguments, whatever the model family."""
     rows, length, _ = input_shape(inputs)
+    cache = inputs.get("cache")
+    if cache is not None and not hasattr(cache, "get_seq_length"):
+        raise TypeError(
+            f"past_key_values must be a Cache of transformers that is not paged where images are "
+            f"pruned, got {type(cache).__name__}"
+        )
     total = past.full_seen + length
     check_attention_mask(inputs.get("attention_mask"), rows, total)
     check_columns(inputs, rows, length, total)
@@ -96,7 +128,7 @@ def check_logits_to_keep(
     Raises:
         ValueError: the last columns asked for are not the last columns of a pruned prompt.
     """
-    wanted = int(inputs.get("logits_to_keep") or 0)
+    wanted = as_int(inputs.get("logits_to_keep")) or 0
     dropped = sum(counts) < len(counts) * images.tokens_per_image
     if dropped and wanted > images.text_tail:
         raise ValueError(
@@ -152,7 +184,7 @@ def prune_prompt(
     attention = attention_arguments(
         inputs, mask, packed, rows_layout, past, text_config=text_config, dtype=embeds.dtype
     )
-    pruned = {
+    pruned: dict[str, Any] = {
         **without_flash_lengths(inputs),
         **attention,
         **prune_labels(inputs, rows_layout),
@@ -160,6 +192,8 @@ def prune_prompt(
         "inputs_embeds": embeds.masked_scatter(visual, torch.cat(features)),
         "position_ids": _prune_positions(positions, rows_layout, past, compact),
     }
+    if inputs.get("logits_to_keep") is not None:
+        pruned["logits_to_keep"] = as_int(inputs["logits_to_keep"])
     for spent in ("input_ids", "pixel_values"):
         pruned.pop(spent, None)
     return PrunedPrompt(pruned, layout, history, features)
@@ -190,6 +224,10 @@ def input_shape(inputs: Mapping[str, Any]) -> tuple[int, int, torch.device]:
         raise ValueError("pass exactly one of input_ids and inputs_embeds")
     given = embeds if tokens is None else tokens
     assert given is not None
+    name, dims = ("inputs_embeds", 3) if tokens is None else ("input_ids", 2)
+    if not isinstance(given, torch.Tensor) or given.ndim != dims:
+        got = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise TypeError(f"{name} must be a tensor of {dims} dimensions, rows first, got {got}")
     return given.shape[0], given.shape[1], given.device
 
 

@@ -35,6 +35,8 @@ from clasp_kernels.models.masking import check_window, find_packed
 from clasp_kernels.models.patching import MethodPatches, Replacement
 from clasp_kernels.models.prefill import (
     check_attention_mask,
+    check_dtype,
+    check_images,
     check_inputs,
     check_logits_to_keep,
     find_images,
@@ -138,6 +140,8 @@ class ClaspRuntime:
         if pixel_values is not None or PrunedHistory.of(arguments.get("cache")):
             self._check_length(model, arguments)
         if pixel_values is not None:
+            check_images(pixel_values)
+            _check_generate(model, arguments)
             self.adapter.check_call(model, arguments)
             _check_forward(model)
             generation = Generation(pixel_values, self._settle(arguments, categories))
@@ -300,6 +304,7 @@ class ClaspRuntime:
                 "settled for each prompt anew; remove() the handle, or export the ops"
             )
         rows, length, _ = input_shape(inputs)
+        check_images(inputs["pixel_values"])
         past = CachedPast.of(inputs.get("cache"))
         self.adapter.check_call(model, inputs)
         check_inputs(inputs, past)
@@ -377,8 +382,19 @@ class _Guard:
         return original(*args, **kwargs)
 
 
+def _check_generate(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Settings of ``generate`` that pruning cannot honour, and a mask of another shape."""
+    implementation = _setting(model, arguments, "cache_implementation")
+    if implementation == "paged":
+        raise ValueError("cache_implementation must not be 'paged' where images are pruned")
+    mask, shape = arguments.get("attention_mask"), _prompt_shape(arguments)
+    if arguments.get("inputs_embeds") is None:
+        check_attention_mask(mask, *shape)
+
+
 def _check_weights(model: Any) -> None:
     """Embeddings and vision tower must be there, or be brought in when they run."""
+    check_dtype(model.get_input_embeddings().weight.dtype)
     for part in (model.get_input_embeddings(), image_tower(model)):
         hooked = any(hasattr(module, "_hf_hook") for module in part.modules())
         if not hooked and any(weight.is_meta for weight in part.parameters()):

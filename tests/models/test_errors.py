@@ -7,6 +7,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
@@ -20,7 +21,7 @@ from transformers import (
 from clasp_kernels.models import ClaspHandle, apply_clasp
 from clasp_kernels.models.compat import output_cache
 from clasp_kernels.models.patching import AttributePatches, Patch
-from clasp_kernels.policy import CategoryPolicy, Schedule
+from clasp_kernels.policy import CategoryPolicy, Router, Schedule
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ from clasp_kernels.policy import CategoryPolicy, Schedule
             {"profile": tiny_profile(salience_layer=-6)},
             r"takes salience from layer -6, but the vision tower has 5 layers: -5..-1 are",
         ),
-        ({"router": "rules.json"}, r"router must be callable with a list of prompts, got str"),
+        ({"router": "rules.json"}, r"router must be callable with a list of prompts, .* got 'rules"),
         ({"processor": 3}, r"processor must be the model's processor or tokenizer, got int"),
         ({"schedule": {2: 8}}, r"schedule must be a .*Schedule, got dict"),
         (
@@ -209,7 +210,7 @@ def handle(model: LlavaForConditionalGeneration) -> ClaspHandle:
         ({"vision_feature_layer": -1}, r"vision_feature_layer is -2, as .* got -1: remove\(\)"),
         ({"vision_feature_select_strategy": "full"}, r"is 'default', as .* got 'full'"),
         ({"image_sizes": torch.ones(2, 2)}, r"image_sizes is for vision towers that keep"),
-        ({"logits_to_keep": torch.tensor([1])}, r"logits_to_keep must be an int where images"),
+        ({"logits_to_keep": torch.tensor([1])}, r"logits_to_keep must be an integer where images"),
         (
             {"labels": torch.ones(2, 7)},
             r"labels must have the prompt's shape \[2, 41\], got \[2, 7",
@@ -377,3 +378,60 @@ def test_image_features_of_the_models_own(model: LlavaForConditionalGeneration) 
         apply_clasp(model, budget=8, profile=tiny_profile())
     del model.model.get_image_features
     apply_clasp(model, budget=8, profile=tiny_profile())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pixel_values": images(2).numpy()}, r"pixel_values must be a tensor \[.*got ndarray"),
+        ({"pixel_values": [images(1)] * 2}, r"pixel_values must be a tensor \[.*got list"),
+        ({"pixel_values": images(1)[0]}, r"pixel_values must be a tensor .*got \[3, 24, 24\]"),
+        ({"input_ids": torch.ones(41).long()}, r"input_ids must be .* 2 dimensions, .*got \[41\]"),
+        ({"input_ids": [[1, 2]]}, r"input_ids must be a tensor of 2 dimensions, .*got list"),
+        ({"labels": [[1] * 41] * 2}, "labels must be a tensor, got list"),
+        ({"position_ids": [[1] * 41] * 2}, "position_ids must be a tensor, got list"),
+        ({"past_key_values": ((1, 2),)}, "past_key_values must be a Cache .* got tuple"),
+    ],
+)
+def test_arguments_of_another_type(
+    handle: ClaspHandle, arguments: dict[str, Any], message: str
+) -> None:
+    batch = prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4])
+    call = {**batch, "pixel_values": images(2), "categories": "ocr", **arguments}
+    with pytest.raises(TypeError, match=message):
+        handle.model(**call)
+    if "labels" not in arguments and "past_key_values" not in arguments:
+        with pytest.raises(TypeError, match=message):
+            handle.model.generate(**call, max_new_tokens=2)
+
+
+def test_settings_of_generate_that_do_not_fit(handle: ClaspHandle) -> None:
+    batch = prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4])
+    call = {**batch, "pixel_values": images(2), "categories": "ocr"}
+    with pytest.raises(ValueError, match="cache_implementation must not be 'paged'"):
+        handle.model.generate(**call, cache_implementation="paged")
+    call["attention_mask"] = call["attention_mask"][:, 1:]
+    with pytest.raises(ValueError, match=r"attention_mask must be \[2, 41\], .* got \[2, 40\]"):
+        handle.model.generate(**call)
+
+
+def test_changes_since_patching(handle: ClaspHandle) -> None:
+    call = {**prompts([1, "image", 7]), "pixel_values": images(1), "categories": "ocr"}
+    handle.model.config.image_token_id = 61
+    with pytest.raises(ValueError, match="image_token_id is 61, but was 60 when apply_clasp"):
+        handle.model(**call)
+    handle.model.config.image_token_id = 60
+    handle.model.double()
+    with pytest.raises(ValueError, match=r"dtype must be torch.float32 or .* got torch.float64"):
+        handle.model(**{**call, "pixel_values": images(1).double()})
+
+
+def test_the_last_logits_counted_by_another_integer(handle: ClaspHandle) -> None:
+    call = {**prompts([1, "image", 7]), "pixel_values": images(1), "categories": "ocr"}
+    one = handle.model(**call, logits_to_keep=1).logits
+    assert torch.equal(handle.model(**call, logits_to_keep=np.int64(1)).logits, one)
+
+
+def test_the_class_of_a_router(model: LlavaForConditionalGeneration) -> None:
+    with pytest.raises(TypeError, match=r"such as Router\(\), got <class"):
+        apply_clasp(model, budget=8, profile=tiny_profile(), router=Router)

@@ -1,0 +1,99 @@
+"""The files that a command line names: what can be wrong with them before they are opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def as_text(argument: str, value: str) -> str:
+    """``value`` as the text its bytes are in UTF-8, whatever the locale made of them.
+
+    >>> as_text("QUESTION", "caf\\udcc3\\udca9?")  # read in the C locale
+    'café?'
+    """
+    try:
+        value.encode()
+        return value
+    except UnicodeEncodeError:  # Python puts surrogates for bytes that the locale does not know
+        pass
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeError:
+        raise UsageError(f"{argument} is not valid UTF-8: {value!a}") from None
+
+
+def check_readable(argument: str, name: str) -> Path:
+    """The path of a regular file. Anything else could keep a reader waiting, or never end."""
+    if not name:
+        raise UsageError(f"{argument} must name a file, got an empty argument")
+    try:
+        mode = os.stat(name).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if "://" in name:
+            raise UsageError(
+                f"{argument} must be a file here, as URLs are not fetched: download {name} first"
+            ) from None
+        raise UsageError(f"{argument}: there is no file {name}") from None
+    except OSError as error:
+        raise CommandError(f"{argument}: {name} cannot be read: {in_one_line(error)}") from None
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{argument}: {name} is a folder, not a file")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{argument}: {name} is a device or a pipe, not a file")
+    return Path(name)
+
+
+def check_writable(name: str, *, not_over: tuple[str | None, ...] = ()) -> Path:
+    """The path of a picture; refused, before any work, if it could not be written after it.
+
+    ``not_over``: the files that the command reads, which must survive it.
+    """
+    from clasp_kernels.visualize import check_format
+
+    if not name:
+        raise UsageError("--out must name a file, got an empty argument")
+    path = Path(name)
+    try:
+        check_format(path)
+        if path.is_dir():
+            raise OSError("it is a folder")
+        # What is there already: the file itself, or the first folder above it.
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        if there != path and not there.is_dir():
+            raise OSError(f"{there} is no folder")
+        if there.is_fifo() or there.is_socket():
+            raise OSError("it is a pipe or a socket")
+        if not os.access(there, os.W_OK):
+            raise OSError(f"no permission to write {there}")
+        read = next((one for one in not_over if one and _is_same_file(name, one)), None)
+    except ImportError:
+        raise
+    except Exception as error:  # of the many formats that Pillow writes, each has errors of its own
+        raise CommandError(f"--out {name} cannot be written: {in_one_line(error)}") from None
+    if read:
+        raise UsageError(f"--out {name} would overwrite {read}, which is read")
+    return path
+
+
+def _is_same_file(name: str, other: str) -> bool:
+    return os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a picture, or say why it could not be."""
+    from clasp_kernels.visualize import save_picture
+
+    try:
+        save_picture(picture, path)
+    except ImportError:
+        raise
+    except Exception as error:  # as above; the disk may be full by now
+        raise CommandError(f"--out {path} cannot be written: {in_one_line(error)}") from None

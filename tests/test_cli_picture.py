@@ -1,0 +1,140 @@
+"""The picture lays the grid of patches over what the model saw, however that was made."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from running import QUESTION, clasp, message, variant
+
+from clasp_kernels.cli.comparison import NoPicture, image_as_seen
+from clasp_kernels.cli.loading import load_model
+
+RED, BLACK = (255, 0, 0), (0, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    return load_model(None, "cpu")
+
+
+def wide():
+    """300 x 100, a red square in the middle of white."""
+    image = Image.new("RGB", (300, 100), "white")
+    image.paste(RED, (100, 0, 200, 100))
+    return image
+
+
+def seen_by(bundled, tmp_path, **settings):
+    model = variant(tmp_path, "processor_config.json", {"image_processor": settings})
+    processor = type(bundled.processor).from_pretrained(model)
+    return np.asarray(image_as_seen(type(bundled)(bundled.model, processor, "it"), wide()))
+
+
+def is_near(pixels, color):
+    return np.abs(pixels.astype(int) - color).max(-1) <= 2
+
+
+def test_padding_to_a_square(bundled, tmp_path):
+    seen = seen_by(bundled, tmp_path, image_processor_type="LlavaImageProcessor", do_pad=True)
+    assert seen.shape == (96, 96, 3)
+    grey = is_near(seen, 127)
+    assert grey[:30].all() and grey[66:].all()
+    assert is_near(seen, RED)[36:60, 36:60].all()
+    assert is_near(seen, 255)[36:60, :28].all()
+
+
+def test_squashing_to_a_square(bundled, tmp_path):
+    seen = seen_by(bundled, tmp_path)
+    assert is_near(seen, RED)[:, 36:60].all()
+    assert is_near(seen, 255)[:, :28].all()
+
+
+CENTRE = {"do_center_crop": True, "crop_size": {"height": 96, "width": 96}}
+
+
+def test_a_centre_crop(bundled, tmp_path):
+    seen = seen_by(bundled, tmp_path, size={"shortest_edge": 96}, **CENTRE)
+    assert is_near(seen, RED)[:, 4:-4].all()
+
+
+def test_a_centre_crop_without_resizing(bundled, tmp_path):
+    seen = seen_by(bundled, tmp_path, do_resize=False, **CENTRE)
+    assert seen.shape == (96, 96, 3)
+    assert is_near(seen, RED).all()
+
+
+def test_a_centre_crop_that_is_larger_than_the_image(bundled, tmp_path):
+    seen = seen_by(bundled, tmp_path, size={"height": 48, "width": 48}, **CENTRE)
+    # The border is what was filled in, black before normalisation.
+    assert is_near(seen, BLACK)[:22].all()
+    assert is_near(seen, RED)[30:66, 42:54].all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"do_rescale": False, "do_normalize": False},
+        {"image_mean": [0.1, 0.4, 0.7], "image_std": [0.2, 0.3, 0.9]},
+        {"rescale_factor": 1 / 127.5},
+        {"image_processor_type": "ViTImageProcessor"},
+        {"image_processor_type": "SiglipImageProcessor"},
+    ],
+)
+def test_colours_are_those_of_the_image(bundled, tmp_path, settings):
+    seen = seen_by(bundled, tmp_path, **settings)
+    assert is_near(seen, RED)[:, 36:60].all()
+    assert is_near(seen, 255)[:, :28].all()
+
+
+def test_what_the_last_patches_do_not_reach_is_not_in_the_picture(bundled, tmp_path):
+    assert seen_by(bundled, tmp_path, size={"height": 100, "width": 103}).shape == (96, 96, 3)
+
+
+class Strange:
+    """An image processor that does not say what it does, as remote code may not."""
+
+    def __init__(self, pixels, **said):
+        self.pixels = pixels
+        vars(self).update(said)
+
+    def __call__(self, images, return_tensors):
+        return {"pixel_values": self.pixels}
+
+
+NORMAL = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False}
+
+
+@pytest.mark.parametrize(
+    ("processor", "said"),
+    [
+        (Strange(torch.zeros(1, 3, 96, 96)), "Strange, changes colours is not known"),
+        (Strange(torch.full((1, 3, 96, 96), -3.0), **NORMAL), "changes colours is not known"),
+        (Strange(torch.full((1, 3, 96, 96), torch.nan), **NORMAL), "colours is not known"),
+        (Strange(torch.zeros(1, 5, 3, 96, 96), **NORMAL), r"shape \[1, 5, 3, 96, 96\], not that"),
+        (Strange(torch.zeros(1, 1, 96, 96), **NORMAL), r"shape \[1, 1, 96, 96\], not that of one"),
+    ],
+)
+def test_what_is_not_known_is_not_drawn(bundled, processor, said):
+    model = type(bundled)(bundled.model, SimpleNamespace(image_processor=processor), "it")
+    with pytest.raises(NoPicture, match=said):
+        image_as_seen(model, wide())
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_answer_without_a_picture_says_why(monkeypatch, tmp_path, options):
+    def unknown(*_, **__):
+        raise NoPicture("nobody knows")
+
+    monkeypatch.setattr("clasp_kernels.cli.report.overlay", unknown)
+    wide().save(tmp_path / "wide.png")
+    out = tmp_path / "map.png"
+    result = clasp("ask", tmp_path / "wide.png", QUESTION, "--out", out, *options)
+    assert result.exit_code == 0
+    said = message(result) if options else result.stdout
+    assert "No picture: nobody knows." in said
+    assert not out.exists()
+    assert ('"picture": null' in result.stdout) == bool(options)
