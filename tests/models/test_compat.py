@@ -161,7 +161,10 @@ def test_outputs_without_a_known_field() -> None:
     class Outputs(ModelOutput):
         logits: torch.Tensor | None = None
 
-    with pytest.raises(RuntimeError, match=r"Outputs, which the model returned, has no field cache or past_key_values"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"Outputs, which the model returned, has no field cache or past_key_values",
+    ):
         compat.output_cache(Outputs(logits=torch.ones(1)))
 
 
