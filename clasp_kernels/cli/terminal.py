@@ -25,7 +25,11 @@ class ResultOutput(io.TextIOWrapper):
     A reader that has gone, as ``head`` does, stays a BrokenPipeError: nobody wants the rest.
     """
 
+    escaped = False
+    """Whether a character was shown as an escape."""
+
     def write(self, text: str, /) -> int:
+        self.escaped = self.escaped or not _fits(text, self.encoding)
         with self._refusing():
             return super().write(text)
 
@@ -58,6 +62,14 @@ class Messages(io.TextIOWrapper):
             super().flush()
 
 
+def _fits(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _lost(reason: str | None) -> str:
     return f"the result cannot be written to stdout: {reason}"
 
@@ -84,6 +96,11 @@ def prepared_terminal() -> Iterator[None]:
         except SystemExit as request:
             exit_code = request.code
         output.flush()
+        if output.escaped:
+            messages.write(
+                f"Note: stdout is {output.encoding}, and what that cannot show is printed as "
+                f"escapes; PYTHONIOENCODING=utf-8 changes it.\n"
+            )
     except (CommandError, BrokenPipeError) as error:
         if isinstance(error, CommandError):
             messages.write(f"Error: {error}\n")

@@ -79,8 +79,9 @@ def apply_clasp(
     Logits of a plain ``forward`` have the pruned length: ``handle.last.columns`` says which
     prompt column each was. ``labels``, ``shift_labels`` and token types are pruned along; any other
     argument with a column for each token is refused. Samples packed into one row, told apart by
-    position ids that start again, stay apart; they share the row's category. No gradient reaches
-    the vision tower. A static cache has the size ``generate`` gives it, that of the full prompt;
+    position ids that start again, stay apart; they share the row's category. A loss that is made
+    outside of the model, of its logits and whole labels (label smoothing), does not fit. No gradient
+    reaches the vision tower, which is said once in a warning if it should be trained. A static cache has the size ``generate`` gives it, that of the full prompt;
     pass a smaller one to save its memory as well. What was dropped is remembered by the cache
     object and its deep copies, not by a new cache that is made of its keys and values. Where layers
     have a sliding window, a prompt with its answer may not be longer than that.

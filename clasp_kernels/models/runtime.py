@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from clasp_kernels._warn import warn_caller
 from clasp_kernels.models.compat import (
     by_name,
     cache_bytes,
@@ -71,6 +72,7 @@ class ClaspRuntime:
         compact_positions: bool,
     ) -> None:
         self.last: PrefillRecord | None = None
+        self._told_frozen = False
         self._generating: list[None] = []  # one for each generate that is running
         self.adapter = selector.adapter
         self._selector = selector
@@ -268,6 +270,18 @@ class ClaspRuntime:
             positions = torch.arange(past.full_seen, total, device=device)[None]
         inputs["position_ids"] = past.history.positions(positions)
 
+    def _warn_of_training(self, model: Any) -> None:
+        """Say once that the vision tower is not trained, if someone seems to want that."""
+        if self._told_frozen or not (model.training and torch.is_grad_enabled()):
+            return
+        self._told_frozen = True
+        if any(parameter.requires_grad for parameter in image_tower(model).parameters()):
+            warn_caller(
+                "parameters of the vision tower require gradients, but none reach it through "
+                "pruning: they are not trained (DistributedDataParallel stops at them); freeze it "
+                "with requires_grad_(False)"
+            )
+
     def _check_unpruned(self, past: CachedPast, inputs: Mapping[str, Any]) -> None:
         """Refuse to go on from what looks like a pruned cache that has lost its history."""
         mask = inputs.get("attention_mask")
@@ -309,6 +323,8 @@ class ClaspRuntime:
         self.adapter.check_call(model, inputs)
         check_inputs(inputs, past)
         _check_weights(model)
+        if inputs.get("labels") is not None:
+            self._warn_of_training(model)
         names = self._prompt_categories.resolve(
             categories, rows // repeats, inputs.get("input_ids"), inputs.get("attention_mask")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -253,3 +254,25 @@ def test_a_stopwatch_measures_its_block() -> None:
     assert seconds >= 0.05
     time.sleep(0.01)
     assert watch.seconds == seconds  # stopped
+
+
+def test_a_vision_tower_that_is_not_frozen_is_told_once(
+    model: LlavaForConditionalGeneration,
+) -> None:
+    batch = {**prompts([1, "image", 7, 8]), "pixel_values": images(1), "categories": "ocr"}
+    labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE_TOKEN, -100)
+    model.train()
+    with torch.enable_grad(), apply_clasp(model, budget=8, profile=tiny_profile()):
+        with pytest.warns(UserWarning, match=r"vision tower require gradients, .* freeze it"):
+            model(**batch, labels=labels).loss.backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(**batch, labels=labels)
+    model.model.vision_tower.requires_grad_(False)
+    with (
+        torch.enable_grad(),
+        apply_clasp(model, budget=8, profile=tiny_profile()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("error")
+        model(**batch, labels=labels)
