@@ -46,9 +46,10 @@ demo: $(PACKAGE)  ## Ask the bundled model questions about images, with all and 
 	$(PY) -m clasp_kernels.cli demo --out out $(ARGS)
 
 test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m 'not deep' $(ARGS)
 
-test-deep: $(PACKAGE)  ## What digs deeper than `make test`: other transformers, quantised models
+test-deep: $(PACKAGE)  ## What digs deeper than `make test`: builds, emulators, other transformers
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m deep
 	$(COMPAT) oldest newest
 	$(PY) -m pip install -qq --no-deps --target $(TORCHAO) --upgrade torchao==0.18.0
 	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py -k quantised

@@ -14,6 +14,8 @@ import pytest
 import torch
 from building import ROOT, assert_one_sentence, build_extension, copy_project, run
 
+pytestmark = pytest.mark.deep
+
 
 def build_wheel(project: Path) -> subprocess.CompletedProcess[str]:
     return run(

@@ -60,7 +60,10 @@ else:
     sys.exit(subprocess.run(empty).returncode)
 """
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="there is no c++")
+pytestmark = [
+    pytest.mark.deep,
+    pytest.mark.skipif(shutil.which("c++") is None, reason="there is no c++"),
+]
 
 
 @dataclass

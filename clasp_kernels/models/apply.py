@@ -76,15 +76,16 @@ def apply_clasp(
         positions: "original" keeps each token's position; "compact" renumbers what remains.
         merge: give each kept token the mean of itself and the dropped tokens most like it.
 
-    Logits of a plain ``forward`` have the pruned length: ``handle.last.columns`` says which
-    prompt column each was. ``labels``, ``shift_labels`` and token types are pruned along; any other
+    Logits of a plain ``forward`` have the pruned length: ``handle.last.columns`` says which prompt
+    column each was. ``labels``, ``shift_labels`` and token types are pruned along; any other
     argument with a column for each token is refused. Samples packed into one row, told apart by
     position ids that start again, stay apart; they share the row's category. A loss that is made
-    outside of the model, of its logits and whole labels (label smoothing), does not fit. No gradient
-    reaches the vision tower, which is said once in a warning if it should be trained. A static cache has the size ``generate`` gives it, that of the full prompt;
-    pass a smaller one to save its memory as well. What was dropped is remembered by the cache
-    object and its deep copies, not by a new cache that is made of its keys and values. Where layers
-    have a sliding window, a prompt with its answer may not be longer than that.
+    outside of the model, of its logits and whole labels (label smoothing), does not fit. No
+    gradient reaches the vision tower, which is said once in a warning if it should be trained. A
+    static cache has the size ``generate`` gives it, that of the full prompt; pass a smaller one to
+    save its memory as well. What was dropped is remembered by the cache object and its deep copies,
+    not by a new cache that is made of its keys and values. Where layers have a sliding window, a
+    prompt with its answer may not be longer than that.
 
     Raises:
         ValueError, TypeError: an argument that does not fit, or a model already patched.

@@ -21,6 +21,8 @@ from inputs import DTYPES
 
 from clasp_kernels import _cuda, backend_report, backends, use_backend
 
+pytestmark = pytest.mark.deep
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SIZES = [large.Size(3, 13, 7), large.Size(2, 9, 1), large.Size(1, 1, 5)]

@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cuda_on_host
 import harness
 
+pytestmark = pytest.mark.deep
+
 OPS = torch.ops.clasp_simt
 DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
 DESIGNS = ("cluster", "matrix", "steps")

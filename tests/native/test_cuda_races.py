@@ -18,6 +18,8 @@ import checks
 import harness
 from arrays import encode
 
+pytestmark = pytest.mark.deep
+
 DESIGNS = [("small cluster", 4), ("cluster", 2), ("matrix", 1), ("steps", 1)]
 
 
