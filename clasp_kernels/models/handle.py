@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from clasp_kernels.models.guards import guard_images
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.records import PrefillRecord
-from clasp_kernels.models.runtime import ClaspRuntime, guard_images
+from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.policy import Profile
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,13 +29,23 @@ from clasp_kernels.models.compat import (
     set_image_features,
 )
 from clasp_kernels.models.generation import GENERATION, Generation, ImageDrafter
+from clasp_kernels.models.guards import (
+    check_forward,
+    check_generate,
+    check_weights,
+    encoded_images,
+    prompt_ids,
+    prompt_shape,
+    refuse_chunks,
+    refuse_encoded_images,
+    setting,
+)
 from clasp_kernels.models.history import CachedPast, PrunedHistory, forwarding
 from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.models.masking import check_window, find_packed
-from clasp_kernels.models.patching import MethodPatches, Replacement
+from clasp_kernels.models.patching import Replacement
 from clasp_kernels.models.prefill import (
     check_attention_mask,
-    check_dtype,
     check_images,
     check_inputs,
     check_logits_to_keep,
@@ -126,7 +135,7 @@ class ClaspRuntime:
         has_images = (
             arguments.get("pixel_values") is not None
             or arguments.get(GENERATION) is not None
-            or _encoded_images(arguments)
+            or encoded_images(arguments)
         )
         if drafts and has_images:
             # An assistant's first forward is not marked as one and its prompt has grown since the
@@ -135,17 +144,17 @@ class ClaspRuntime:
                 "an assistant model cannot be pruned; remove() its handle (the model that it "
                 "assists may be pruned)"
             )
-        _refuse_encoded_images(arguments)
-        _refuse_chunks(model, arguments, has_images)
+        refuse_encoded_images(arguments)
+        refuse_chunks(model, arguments, has_images)
         categories = arguments.pop("categories", None)
         pixel_values = arguments.pop("pixel_values", None)
         if pixel_values is not None or PrunedHistory.of(arguments.get("cache")):
             self._check_length(model, arguments)
         if pixel_values is not None:
             check_images(pixel_values)
-            _check_generate(model, arguments)
+            check_generate(model, arguments)
             self.adapter.check_call(model, arguments)
-            _check_forward(model)
+            check_forward(model)
             generation = Generation(pixel_values, self._settle(arguments, categories))
             arguments[GENERATION] = generation
             if arguments.get("assistant_model") is not None:
@@ -159,10 +168,10 @@ class ClaspRuntime:
 
     def _check_length(self, model: Any, arguments: Mapping[str, Any]) -> None:
         """Refuse, before anything runs, what a sliding window does not reach."""
-        longest = _setting(model, arguments, "max_length")
-        new_tokens = _setting(model, arguments, "max_new_tokens")
+        longest = setting(model, arguments, "max_length")
+        new_tokens = setting(model, arguments, "max_new_tokens")
         if new_tokens is not None:
-            longest = _prompt_shape(arguments)[1] + new_tokens
+            longest = prompt_shape(arguments)[1] + new_tokens
         if longest is not None:
             check_window(self.adapter.text_config, longest)
 
@@ -170,8 +179,8 @@ class ClaspRuntime:
         self, arguments: Mapping[str, Any], categories: str | Sequence[str] | None
     ) -> tuple[str, ...]:
         """The category of every prompt that ``generate`` was given."""
-        num_prompts, _ = _prompt_shape(arguments)
-        input_ids = _prompt_ids(arguments)
+        num_prompts, _ = prompt_shape(arguments)
+        input_ids = prompt_ids(arguments)
         return self._prompt_categories.resolve(
             categories, num_prompts, input_ids, arguments.get("attention_mask")
         )
@@ -241,7 +250,7 @@ class ClaspRuntime:
     def _forward(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
         generation: Generation | None = kwargs.pop(GENERATION, None)
         inputs = canonical_cache(by_name(self._forward_signature, args, kwargs))
-        _refuse_encoded_images(inputs)
+        refuse_encoded_images(inputs)
         categories = inputs.pop("categories", None)
         if generation is not None:
             generation.reached = True
@@ -322,7 +331,7 @@ class ClaspRuntime:
         past = CachedPast.of(inputs.get("cache"))
         self.adapter.check_call(model, inputs)
         check_inputs(inputs, past)
-        _check_weights(model)
+        check_weights(model)
         if inputs.get("labels") is not None:
             self._warn_of_training(model)
         names = self._prompt_categories.resolve(
@@ -371,108 +380,6 @@ class ClaspRuntime:
             prefill_stopwatch=prefill_stopwatch,
         )
         return outputs.to_tuple() if return_dict is False else outputs
-
-
-def guard_images(inner: Any) -> tuple[Any, MethodPatches]:
-    """Patches of the model inside, which encodes images by itself, and would not prune them."""
-    signature = method_signature(inner, "forward")
-    position = list(signature.parameters).index("pixel_values")
-    guard = _Guard(position)
-    return inner, MethodPatches(inner, {"forward": guard}, {"forward": signature})
-
-
-@dataclass(frozen=True)
-class _Guard:
-    """A forward that lets no images through."""
-
-    position: int
-
-    def __call__(self, inner: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
-        given = args[self.position : self.position + 1]
-        if kwargs.get("pixel_values") is not None or any(image is not None for image in given):
-            raise RuntimeError(
-                f"images came to the forward of {type(inner).__name__} past that of the patched "
-                f"model, where they would not be pruned: call the model itself (some trainers "
-                f"replace its forward), or remove() the handle"
-            )
-        return original(*args, **kwargs)
-
-
-def _check_generate(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Settings of ``generate`` that pruning cannot honour, and a mask of another shape."""
-    implementation = _setting(model, arguments, "cache_implementation")
-    if implementation == "paged":
-        raise ValueError("cache_implementation must not be 'paged' where images are pruned")
-    mask, shape = arguments.get("attention_mask"), _prompt_shape(arguments)
-    if arguments.get("inputs_embeds") is None:
-        check_attention_mask(mask, *shape)
-
-
-def _check_weights(model: Any) -> None:
-    """Embeddings and vision tower must be there, or be brought in when they run."""
-    check_dtype(model.get_input_embeddings().weight.dtype)
-    for part in (model.get_input_embeddings(), image_tower(model)):
-        hooked = any(hasattr(module, "_hf_hook") for module in part.modules())
-        if not hooked and any(weight.is_meta for weight in part.parameters()):
-            raise RuntimeError(
-                f"the weights of {type(part).__name__} are on the meta device, and no hook of its "
-                f"own brings them in: images are pruned before the forward of the part around it "
-                f"runs; offload it by itself"
-            )
-
-
-def _setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
-    """What ``generate`` goes by: its own argument, the given config's, or the model's."""
-    configs = (arguments.get("generation_config"), model.generation_config)
-    values = (arguments.get(name), *(getattr(config, name, None) for config in configs))
-    return next((value for value in values if value is not None), None)
-
-
-def _prompt_ids(arguments: Mapping[str, Any]) -> torch.Tensor | None:
-    input_ids = arguments.get("input_ids")
-    return arguments.get("inputs") if input_ids is None else input_ids
-
-
-def _prompt_shape(arguments: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and columns of the prompt that ``generate`` was given."""
-    embeds = arguments.get("inputs_embeds")
-    prompt = {"input_ids": _prompt_ids(arguments)} if embeds is None else {"inputs_embeds": embeds}
-    rows, columns, _ = input_shape(prompt)
-    return rows, columns
-
-
-def _check_forward(model: Any) -> None:
-    """Whether ``generate`` will hand on what ours needs, which it looks up in the signature."""
-    if GENERATION not in inspect.signature(model.forward).parameters:
-        raise RuntimeError(
-            f"{type(model).__name__}.forward was replaced after apply_clasp by one that does not "
-            f"show the arguments of what it wraps: wrap it with functools.wraps, or remove() the "
-            f"handle and apply again"
-        )
-
-
-def _refuse_chunks(model: Any, arguments: Mapping[str, Any], has_images: bool) -> None:
-    """Chunks are cut by the length of the cache, which is not where a pruned prompt ends."""
-    if not has_images and not PrunedHistory.of(arguments.get("cache")):
-        return
-    size = _setting(model, arguments, "prefill_chunk_size")
-    if size is not None:
-        raise ValueError(
-            f"prefill_chunk_size must be None where images are pruned, in this call and on a "
-            f"cache of one before, got {size}"
-        )
-
-
-def _encoded_images(inputs: Mapping[str, Any]) -> bool:
-    return (inputs.get("mm_encoder_outputs") or {}).get("image") is not None
-
-
-def _refuse_encoded_images(inputs: Mapping[str, Any]) -> None:
-    if _encoded_images(inputs):
-        raise ValueError(
-            "mm_encoder_outputs holds images that are encoded already, too late to prune them; "
-            "pass pixel_values instead"
-        )
 
 
 def _per_image(categories: Sequence[str], images: PromptImages) -> list[str]:

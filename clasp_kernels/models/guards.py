@@ -1,0 +1,121 @@
+"""What a patched model refuses before anything runs, because pruning could not follow it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clasp_kernels.models.compat import image_tower, method_signature
+from clasp_kernels.models.generation import GENERATION
+from clasp_kernels.models.history import PrunedHistory
+from clasp_kernels.models.patching import MethodPatches
+from clasp_kernels.models.prefill import check_attention_mask, check_dtype, input_shape
+
+
+def guard_images(inner: Any) -> tuple[Any, MethodPatches]:
+    """Patches of the model inside, which encodes images by itself, and would not prune them."""
+    signature = method_signature(inner, "forward")
+    position = list(signature.parameters).index("pixel_values")
+    guard = _Guard(position)
+    return inner, MethodPatches(inner, {"forward": guard}, {"forward": signature})
+
+
+@dataclass(frozen=True)
+class _Guard:
+    """A forward that lets no images through."""
+
+    position: int
+
+    def __call__(
+        self, inner: Any, original: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        given = args[self.position : self.position + 1]
+        if kwargs.get("pixel_values") is not None or any(image is not None for image in given):
+            raise RuntimeError(
+                f"images came to the forward of {type(inner).__name__} past that of the patched "
+                f"model, where they would not be pruned: call the model itself (some trainers "
+                f"replace its forward), or remove() the handle"
+            )
+        return original(*args, **kwargs)
+
+
+def check_generate(model: Any, arguments: Mapping[str, Any]) -> None:
+    """Settings of ``generate`` that pruning cannot honour, and a mask of another shape."""
+    implementation = setting(model, arguments, "cache_implementation")
+    if implementation == "paged":
+        raise ValueError("cache_implementation must not be 'paged' where images are pruned")
+    mask, shape = arguments.get("attention_mask"), prompt_shape(arguments)
+    if arguments.get("inputs_embeds") is None:
+        check_attention_mask(mask, *shape)
+
+
+def check_weights(model: Any) -> None:
+    """Embeddings and vision tower must be there, or be brought in when they run."""
+    check_dtype(model.get_input_embeddings().weight.dtype)
+    for part in (model.get_input_embeddings(), image_tower(model)):
+        if not any(weight.is_meta for weight in part.parameters()):
+            continue
+        if not any(hasattr(module, "_hf_hook") for module in part.modules()):
+            raise RuntimeError(
+                f"the weights of {type(part).__name__} are on the meta device, and no hook of its "
+                f"own brings them in: images are pruned before the forward of the part around it "
+                f"runs; offload it by itself"
+            )
+
+
+def setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    """What ``generate`` goes by: its own argument, the given config's, or the model's."""
+    configs = (arguments.get("generation_config"), model.generation_config)
+    values = (arguments.get(name), *(getattr(config, name, None) for config in configs))
+    return next((value for value in values if value is not None), None)
+
+
+def prompt_ids(arguments: Mapping[str, Any]) -> torch.Tensor | None:
+    input_ids = arguments.get("input_ids")
+    return arguments.get("inputs") if input_ids is None else input_ids
+
+
+def prompt_shape(arguments: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of the prompt that ``generate`` was given."""
+    embeds = arguments.get("inputs_embeds")
+    prompt = {"input_ids": prompt_ids(arguments)} if embeds is None else {"inputs_embeds": embeds}
+    rows, columns, _ = input_shape(prompt)
+    return rows, columns
+
+
+def check_forward(model: Any) -> None:
+    """Whether ``generate`` will hand on what ours needs, which it looks up in the signature."""
+    if GENERATION not in inspect.signature(model.forward).parameters:
+        raise RuntimeError(
+            f"{type(model).__name__}.forward was replaced after apply_clasp by one that does not "
+            f"show the arguments of what it wraps: wrap it with functools.wraps, or remove() the "
+            f"handle and apply again"
+        )
+
+
+def refuse_chunks(model: Any, arguments: Mapping[str, Any], has_images: bool) -> None:
+    """Chunks are cut by the length of the cache, which is not where a pruned prompt ends."""
+    if not has_images and not PrunedHistory.of(arguments.get("cache")):
+        return
+    size = setting(model, arguments, "prefill_chunk_size")
+    if size is not None:
+        raise ValueError(
+            f"prefill_chunk_size must be None where images are pruned, in this call and on a "
+            f"cache of one before, got {size}"
+        )
+
+
+def encoded_images(inputs: Mapping[str, Any]) -> bool:
+    return (inputs.get("mm_encoder_outputs") or {}).get("image") is not None
+
+
+def refuse_encoded_images(inputs: Mapping[str, Any]) -> None:
+    if encoded_images(inputs):
+        raise ValueError(
+            "mm_encoder_outputs holds images that are encoded already, too late to prune them; "
+            "pass pixel_values instead"
+        )
