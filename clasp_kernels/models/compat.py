@@ -171,6 +171,12 @@ def native_cache(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {name if key == "cache" else key: value for key, value in arguments.items()}
 
 
+def has_foreign_cache(arguments: Mapping[str, Any]) -> bool:
+    """Whether a forward's cache is none that prompts are pruned in, as continuous batching's."""
+    caches = [arguments.get(name) for name in _CACHE_NAMES]
+    return any(cache is not None and not hasattr(cache, "get_seq_length") for cache in caches)
+
+
 def image_tower(model: Any) -> Any:
     """The module that encodes images.
 

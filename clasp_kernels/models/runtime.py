@@ -21,6 +21,7 @@ from clasp_kernels.models.compat import (
     cache_bytes,
     cache_name,
     canonical_cache,
+    has_foreign_cache,
     image_tower,
     method_signature,
     native_cache,
@@ -249,7 +250,10 @@ class ClaspRuntime:
 
     def _forward(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
         generation: Generation | None = kwargs.pop(GENERATION, None)
-        inputs = canonical_cache(by_name(self._forward_signature, args, kwargs))
+        given = by_name(self._forward_signature, args, kwargs)
+        if generation is None and given.get("pixel_values") is None and has_foreign_cache(given):
+            return original(*args, **kwargs)  # releases give it other names than ours
+        inputs = canonical_cache(given)
         refuse_encoded_images(inputs)
         categories = inputs.pop("categories", None)
         if generation is not None:
