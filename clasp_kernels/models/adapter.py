@@ -52,6 +52,9 @@ class Adapter(Protocol):
     def patches(self) -> list[Patch]:
         """The patches that ``encode`` needs to be in place."""
 
+    def inner_model(self, model: Any) -> Any:
+        """The module inside whose forward would encode images by itself."""
+
     def check_call(self, model: Any, inputs: dict[str, Any]) -> None:
         """Raise a ValueError for what pruning cannot honour: forward arguments of this family, or
         settings of the model that have changed since."""

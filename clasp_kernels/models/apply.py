@@ -164,6 +164,7 @@ def remove_clasp(model: Any) -> None:
     Raises:
         TypeError: ``model`` is no module.
         ValueError: it only wraps a patched model, which the error names.
+        RuntimeError: the model is generating, and would go on unpatched.
 
     >>> import copy
     >>> from transformers import LlavaForConditionalGeneration

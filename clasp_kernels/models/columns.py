@@ -19,7 +19,7 @@ _NO_LOSS = -100  # the label that loss functions skip
 _FOLLOW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "labels", "shift_labels")
 # Of each token its kind, as some processors tell; 0 stands for padding.
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
-_OTHER = ("pixel_values", "cache", "logits_to_keep")
+_OTHER = ("pixel_values", "cache", "logits_to_keep", "cache_position")
 
 
 def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int) -> None:

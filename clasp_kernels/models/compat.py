@@ -221,7 +221,9 @@ def require_parts(module: Any, names: Sequence[str]) -> None:
 
 def is_overridden(module: Any, name: str, original: type) -> bool:
     """Whether a method is not the one that the library's class gives it."""
-    return name in vars(module) or getattr(type(module), name) is not getattr(original, name)
+    method = inspect.unwrap(getattr(module, name))  # a compiled one does the same
+    function = inspect.unwrap(getattr(method, "__func__", method))
+    return function is not inspect.unwrap(getattr(original, name))
 
 
 def output_cache(outputs: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 
 from clasp_kernels.models.compat import image_tower, method_signature
 from clasp_kernels.models.generation import GENERATION
-from clasp_kernels.models.history import PrunedHistory
+from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.prefill import check_attention_mask, check_dtype, input_shape
 
@@ -19,8 +19,7 @@ from clasp_kernels.models.prefill import check_attention_mask, check_dtype, inpu
 def guard_images(inner: Any) -> tuple[Any, MethodPatches]:
     """Patches of the model inside, which encodes images by itself, and would not prune them."""
     signature = method_signature(inner, "forward")
-    position = list(signature.parameters).index("pixel_values")
-    guard = _Guard(position)
+    guard = _Guard(list(signature.parameters))
     return inner, MethodPatches(inner, {"forward": guard}, {"forward": signature})
 
 
@@ -28,13 +27,13 @@ def guard_images(inner: Any) -> tuple[Any, MethodPatches]:
 class _Guard:
     """A forward that lets no images through."""
 
-    position: int
+    names: Sequence[str]
 
     def __call__(
         self, inner: Any, original: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Any:
-        given = args[self.position : self.position + 1]
-        if kwargs.get("pixel_values") is not None or any(image is not None for image in given):
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if given.get("pixel_values") is not None:
             raise RuntimeError(
                 f"images came to the forward of {type(inner).__name__} past that of the patched "
                 f"model, where they would not be pruned: call the model itself (some trainers "
@@ -48,9 +47,12 @@ def check_generate(model: Any, arguments: Mapping[str, Any]) -> None:
     implementation = setting(model, arguments, "cache_implementation")
     if implementation == "paged":
         raise ValueError("cache_implementation must not be 'paged' where images are pruned")
-    mask, shape = arguments.get("attention_mask"), prompt_shape(arguments)
-    if arguments.get("inputs_embeds") is None:
-        check_attention_mask(mask, *shape)
+    rows, columns = prompt_shape(arguments)
+    mask = arguments.get("attention_mask")
+    seen = CachedPast.of(arguments.get("cache")).full_seen
+    # Of a later turn the caller may give all ids, or those that are new.
+    if mask is not None and getattr(mask, "shape", None) != (rows, columns + seen):
+        check_attention_mask(mask, rows, columns)
 
 
 def check_weights(model: Any) -> None:

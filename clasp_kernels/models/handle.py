@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
+from clasp_kernels._warn import warn_caller
 from clasp_kernels.models.guards import guard_images
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.records import PrefillRecord
@@ -25,7 +26,8 @@ class ClaspHandle:
             runtime.methods,
             runtime.signatures,
             runtime.adapter.patches(),
-            [guard_images(model.base_model)],
+            [guard_images(runtime.adapter.inner_model(model))],
+            runtime.check_idle,
         )
 
     @property
@@ -41,8 +43,6 @@ class ClaspHandle:
         Raises:
             RuntimeError: the model is generating in another thread, which would go on unpatched.
         """
-        if self._patches.installed:
-            self._runtime.check_idle()
         self._patches.remove(self.model)
 
     def __enter__(self) -> ClaspHandle:
@@ -56,4 +56,9 @@ class ClaspHandle:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.remove()
+        try:
+            self.remove()
+        except RuntimeError as busy:  # must not take the place of what went wrong in the block
+            if error is None:
+                raise
+            warn_caller(f"the model stays patched: {busy}")

@@ -60,22 +60,18 @@ class PrunedHistory:
 
     def select_rows(self, rows: torch.Tensor) -> PrunedHistory:
         """The history of these rows, [n] indices."""
-
-        def of(values: torch.Tensor | None) -> torch.Tensor | None:
-            return None if values is None else values[rows.to(values.device)]
-
-        return replace(
-            self, attention_mask=of(self.attention_mask), renumbering=of(self.renumbering)
-        )
+        return self._of_rows(lambda values: values[rows.to(values.device)])
 
     def repeat_rows(self, repeats: int) -> PrunedHistory:
         """The history with each row ``repeats`` times."""
+        return self._of_rows(lambda values: values.repeat_interleave(repeats, dim=0))
 
-        def of(values: torch.Tensor | None) -> torch.Tensor | None:
-            return None if values is None else values.repeat_interleave(repeats, dim=0)
-
+    def _of_rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PrunedHistory:
+        mask, renumbering = self.attention_mask, self.renumbering
         return replace(
-            self, attention_mask=of(self.attention_mask), renumbering=of(self.renumbering)
+            self,
+            attention_mask=None if mask is None else change(mask),
+            renumbering=None if renumbering is None else change(renumbering),
         )
 
     def crop(self, seen: int) -> PrunedHistory:
@@ -150,8 +146,15 @@ _forwarding: ContextVar[bool] = ContextVar("clasp_kernels_forwarding", default=F
 
 
 @contextmanager
-def forwarding() -> Iterator[None]:
-    """Let caches of pruned prompts be read and extended within a ``with`` block."""
+def reading(history: PrunedHistory) -> Iterator[None]:
+    """Let the cache of a pruned prompt be extended within a ``with`` block.
+
+    Where nothing was pruned there is nothing to let, and no context variable to set, which
+    compiled code cannot.
+    """
+    if not history:
+        yield
+        return
     before = _forwarding.set(True)
     try:
         yield
@@ -164,7 +167,9 @@ class _PrunedCache:
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
         # Compiled regions cannot read a context variable; those of ours are entered by ours.
-        if not torch.compiler.is_compiling() and not _forwarding.get():
+        unread = not torch.compiler.is_compiling() and not _forwarding.get()
+        # A backward pass may run a forward again, whose activations were not kept.
+        if unread and torch._C._current_graph_task_id() == -1:
             raise RuntimeError(
                 "past_key_values holds a pruned prompt, which only the model that apply_clasp "
                 "patched can go on from: apply it again, or start from an empty cache"

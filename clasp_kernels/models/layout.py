@@ -22,17 +22,17 @@ class PromptImages:
     spans: tuple[tuple[int, int], ...]
     """Each prompt's columns between its padding: start and stop."""
     text_tail: int
-    """How many of the last columns hold no image. They stay as they are."""
+    """How many of the last columns hold no image."""
 
 
 @dataclass(frozen=True)
 class PrunedLayout:
     """Where each remaining column came from. Rows are prompts.
 
-    Padding on the right stays, so that the last columns remain the last. Rows are as wide as the
-    longest is without its padding on the left; a shorter row keeps as much of that as it needs,
-    and what it lacks is added before it. Built on the device from lengths known on the host, so
-    that nothing here waits.
+    Rows are as wide as the longest is without its padding. A shorter row keeps as much padding as
+    it needs on the right and then on the left, and what it lacks is added on the left. Where
+    padding on the right is to be kept, all of it stays, so that the last columns remain the last.
+    Built on the device from lengths known on the host, so that nothing here waits.
     """
 
     source: torch.Tensor
@@ -48,6 +48,8 @@ class PrunedLayout:
     dropped: torch.Tensor
     """[prompts, 1] int64: visual tokens dropped of each prompt."""
     has_padding: bool
+    keeps_right: bool
+    """Whether the last columns are the prompt's last columns, in every row."""
 
     @property
     def length(self) -> int:
@@ -65,6 +67,7 @@ class PrunedLayout:
             dropped_before=self.dropped_before.repeat_interleave(repeats, dim=0),
             dropped=self.dropped.repeat_interleave(repeats, dim=0),
             has_padding=self.has_padding,
+            keeps_right=self.keeps_right,
         )
 
     def take(self, columns: torch.Tensor, padding: int = 0) -> torch.Tensor:
@@ -73,7 +76,7 @@ class PrunedLayout:
 
 
 def prune_columns(
-    images: PromptImages, indices: torch.Tensor, counts: Sequence[int]
+    images: PromptImages, indices: torch.Tensor, counts: Sequence[int], *, keep_right: bool
 ) -> PrunedLayout:
     """Lay out prompts of which each image keeps the visual tokens that ``indices`` names.
 
@@ -97,10 +100,13 @@ def prune_columns(
         lengths.append(stop - start - in_prompt * per_image + tokens)
         image += in_prompt
     on_right = [columns - stop for _, stop in images.spans]
-    width = max(length + padding for length, padding in zip(lengths, on_right, strict=True))
+    keep_right = keep_right or not any(on_right)
+    least = on_right if keep_right else [0] * len(lengths)
+    width = max(length + padding for length, padding in zip(lengths, least, strict=True))
     edges = []
     for length, padding, (start, stop) in zip(lengths, on_right, images.spans, strict=True):
-        edges.append((start, stop, width - padding - length, width - padding))
+        new_stop = width - min(padding, width - length)
+        edges.append((start, stop, new_stop - length, new_stop))
     # [prompts, 1] each: between which columns a prompt was, and between which it will be.
     old_start, old_stop, new_start, new_stop = upload(edges, device).T.unsqueeze(-1)
 
@@ -127,4 +133,5 @@ def prune_columns(
         dropped_before=dropped_before.gather(1, source),
         dropped=dropped_before[:, -1:],
         has_padding=any(length < width for length in lengths),
+        keeps_right=keep_right,
     )

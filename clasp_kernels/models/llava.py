@@ -65,9 +65,10 @@ class LlavaAdapter:
         attentions = attention_modules(image_tower(model), num_layers)
         self._listener = AttentionListener(attentions[self._salience_layer()])
         require_parts(model.model, ("multi_modal_projector",))
-        if is_overridden(model.model, "get_image_features", LlavaModel):
+        inner = self.inner_model(model)
+        if is_overridden(inner, "get_image_features", LlavaModel):
             raise TypeError(
-                f"{type(model.model).__name__}.get_image_features is not LlavaModel's, and pruning "
+                f"{type(inner).__name__}.get_image_features is not LlavaModel's, and pruning "
                 f"would go past it: images are encoded by the vision tower and the projector alone"
             )
 
@@ -89,6 +90,12 @@ class LlavaAdapter:
                 f"no attention produces; name a salience_layer in the profile"
             )
         return produced_by
+
+    def inner_model(self, model: Any) -> Any:
+        from transformers import LlavaModel
+
+        inside = model.base_model.modules()  # itself, or inside what it is wrapped in
+        return next(module for module in inside if isinstance(module, LlavaModel))
 
     def patches(self) -> list[Patch]:
         return [self._listener.patch()]

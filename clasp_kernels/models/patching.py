@@ -35,6 +35,10 @@ class Patch(NamedTuple):
     value: Any
 
 
+def _may_go() -> None:
+    """Nothing stands in the way of removing patches."""
+
+
 class AttributePatches:
     """Attributes set on objects, over their classes' or over what they had of their own.
 
@@ -99,11 +103,13 @@ class MethodPatches:
         signatures: Mapping[str, inspect.Signature],
         attributes: Sequence[Patch] = (),
         parts: Sequence[tuple[Any, MethodPatches]] = (),
+        check: Callable[[], None] = _may_go,
     ) -> None:
         """Replace every method and set every attribute, or do nothing and raise a TypeError.
 
         ``signatures`` are those that the methods show, without ``self``. ``parts`` are other
-        objects and their patches, which come and go with these.
+        objects and their patches, which come and go with these. ``check`` raises where they may
+        not go now.
         """
         self.installed = False
         self._owner: weakref.ref[Any] | None = weakref.ref(target)  # a cycle would keep it alive
@@ -113,6 +119,7 @@ class MethodPatches:
         self._set_aside: dict[str, Any] = {}
         self._earlier: MethodPatches | None = None
         self._parts = tuple(parts)
+        self._check = check
         try:
             self._attributes = AttributePatches(attributes)
             try:
@@ -133,6 +140,8 @@ class MethodPatches:
         again changes nothing.
         """
         if self._claim(target):
+            if self.installed:
+                self._check()
             self._attributes.restore()
             self.installed = False
             for part, patches in self._parts:
@@ -140,20 +149,23 @@ class MethodPatches:
         self._take_out(target)
 
     @contextmanager
-    def lifted(self, target: Any) -> Iterator[None]:
-        """The owner as it was, for the length of a ``with`` block."""
-        self.remove(target)
+    def lifted(self) -> Iterator[None]:
+        """The owner as it was, for the length of a ``with`` block: our methods only hand on."""
+        self._check()
+        self._attributes.restore()
+        everyone = [self, *(patches for _, patches in self._parts)]
+        for patches in everyone:
+            patches.installed = False
         try:
             yield
         finally:
             self._attributes.set()
-            for part, patches in self._parts:
-                patches._install(part)
-            self._install(target)
+            for patches in everyone:
+                patches.installed = True
 
     def _claim(self, target: Any) -> bool:
         """Whether an object owns these patches. Of copied patches, it is who first asks."""
-        if self._owner is None:
+        if self._owner is None or self._owner() is None:
             self._owner = weakref.ref(target)
         return self._owner() is target
 
@@ -168,8 +180,7 @@ class MethodPatches:
         if hooked:
             del set_aside["forward"]  # the hook stays around ours, which needs what it brings in
         try:
-            if self._class_of(target) is None:
-                target.__class__ = _patched_class(own, self._token, self._signatures)
+            target.__class__ = _patched_class(own, self._token, self._signatures)
         except TypeError as error:
             raise TypeError(f"{own.__name__} cannot be patched: {error}") from None
         for name in set_aside:

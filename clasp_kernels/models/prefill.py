@@ -155,7 +155,10 @@ def prune_prompt(
     ``packed`` [rows, columns] numbers the samples that a row holds, None where it holds one.
     """
     indices = kept.stage.indices.to(images.is_placeholder.device)
-    layout = prune_columns(images, indices, kept.stage.counts)
+    # Who asks for the last columns counts padding, which then stays.
+    layout = prune_columns(
+        images, indices, kept.stage.counts, keep_right=bool(inputs.get("logits_to_keep"))
+    )
     rows_layout = layout.repeat(repeats)
     _, length, _ = input_shape(inputs)
 
@@ -176,7 +179,7 @@ def prune_prompt(
     history = PrunedHistory(
         full_length=past.full_seen + length,
         pruned_length=past.seen + layout.length,
-        text_tail=images.text_tail,
+        text_tail=images.text_tail if layout.keeps_right else 0,
         attention_mask=None if mask is None else mask.bool(),
         renumbering=renumbering,
     )
@@ -194,7 +197,7 @@ def prune_prompt(
     }
     if inputs.get("logits_to_keep") is not None:
         pruned["logits_to_keep"] = as_int(inputs["logits_to_keep"])
-    for spent in ("input_ids", "pixel_values"):
+    for spent in ("input_ids", "pixel_values", "cache_position"):  # no release reads the last
         pruned.pop(spent, None)
     return PrunedPrompt(pruned, layout, history, features)
 

@@ -39,9 +39,8 @@ from clasp_kernels.models.guards import (
     prompt_shape,
     refuse_chunks,
     refuse_encoded_images,
-    setting,
 )
-from clasp_kernels.models.history import CachedPast, PrunedHistory, forwarding
+from clasp_kernels.models.history import CachedPast, PrunedHistory, reading
 from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.models.masking import check_window, find_packed
 from clasp_kernels.models.patching import Replacement
@@ -112,6 +111,9 @@ class ClaspRuntime:
             "prepare_inputs_for_generation": self._prepare_signature,
         }
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_generating": []}  # a copy generates nothing
+
     def check_idle(self) -> None:
         """
         Raises:
@@ -150,7 +152,7 @@ class ClaspRuntime:
         categories = arguments.pop("categories", None)
         pixel_values = arguments.pop("pixel_values", None)
         if pixel_values is not None or PrunedHistory.of(arguments.get("cache")):
-            self._check_length(model, arguments)
+            self._check_length(arguments)
         if pixel_values is not None:
             check_images(pixel_values)
             check_generate(model, arguments)
@@ -167,10 +169,17 @@ class ClaspRuntime:
             arguments[GENERATION].check_reached()
         return answer
 
-    def _check_length(self, model: Any, arguments: Mapping[str, Any]) -> None:
-        """Refuse, before anything runs, what a sliding window does not reach."""
-        longest = setting(model, arguments, "max_length")
-        new_tokens = setting(model, arguments, "max_new_tokens")
+    def _check_length(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse, before anything runs, an answer that was asked for past a sliding window.
+
+        What the model's own settings allow may never be reached, and is refused where it is.
+        """
+        given = arguments.get("generation_config")
+        asked = [
+            getattr(given, name, None) if arguments.get(name) is None else arguments[name]
+            for name in ("max_length", "max_new_tokens")
+        ]
+        longest, new_tokens = asked
         if new_tokens is not None:
             longest = prompt_shape(arguments)[1] + new_tokens
         if longest is not None:
@@ -243,12 +252,8 @@ class ClaspRuntime:
         if kwargs.pop(_PREPARED, False):
             if torch.compiler.is_compiling():  # all that compiled decoding traces
                 return original(*args, **kwargs)
-            with forwarding():
+            with reading(PrunedHistory.of(kwargs.get(self._forward_cache))):
                 return original(*args, **kwargs)
-        with forwarding():
-            return self._forward(model, original, *args, **kwargs)
-
-    def _forward(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
         generation: Generation | None = kwargs.pop(GENERATION, None)
         given = by_name(self._forward_signature, args, kwargs)
         if generation is None and given.get("pixel_values") is None and has_foreign_cache(given):
@@ -261,7 +266,8 @@ class ClaspRuntime:
             rows, _, device = input_shape(inputs)
             inputs["pixel_values"] = generation.pixel_values.to(device)
             repeats = generation.repeats(rows)
-            return self._prune_and_forward(model, original, inputs, generation.categories, repeats)
+            names = generation.categories
+            return self._prune_and_forward(model, original, inputs, names, repeats)
         if inputs.get("pixel_values") is not None:
             return self._prune_and_forward(model, original, inputs, categories)
         past = CachedPast.of(inputs.get("cache"))
@@ -269,7 +275,10 @@ class ClaspRuntime:
             self._continue_from(past, inputs)
         elif past.seen:
             self._check_unpruned(past, inputs)
-        return original(**native_cache(inputs, self._forward_cache))
+        if not past.history:
+            return original(**native_cache(inputs, self._forward_cache))
+        with reading(past.history):
+            return original(**native_cache(inputs, self._forward_cache))
 
     def _continue_from(self, past: CachedPast, inputs: dict[str, Any]) -> None:
         """Turn the caller's mask and positions into those of a pruned cache."""
@@ -299,8 +308,10 @@ class ClaspRuntime:
         """Refuse to go on from what looks like a pruned cache that has lost its history."""
         mask = inputs.get("attention_mask")
         _, length, _ = input_shape(inputs)
-        columns = mask.shape[1] if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-        if columns is not None and columns != past.seen + length:
+        columns = mask.shape[1] if isinstance(mask, torch.Tensor) and mask.ndim == 2 else 0
+        # A static cache may have a mask over all that it can hold.
+        fixed = getattr(inputs["cache"], "is_compileable", False)
+        if columns > past.seen + length and not fixed:
             raise ValueError(
                 f"attention_mask has {columns} columns, but past_key_values holds {past.seen} and "
                 f"{length} are new. {_LOST}"
@@ -322,9 +333,14 @@ class ClaspRuntime:
         original: _Method,
         inputs: dict[str, Any],
         categories: str | Sequence[str] | None,
-        repeats: int = 1,
+        repeats: int | None = None,
     ) -> Any:
-        """Prune a prompt whose every row comes ``repeats`` times, and run the original on it."""
+        """Prune a prompt and run the original on it.
+
+        In ``generate`` every row comes ``repeats`` times.
+        """
+        generates = repeats is not None
+        repeats = repeats or 1
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             raise RuntimeError(
                 "a patched model cannot be traced or exported whole: which columns remain is "
@@ -346,7 +362,9 @@ class ClaspRuntime:
         text_config = self.adapter.text_config
         check_window(text_config, past.full_seen + length)
         packed = find_packed(model, text_config, inputs, rows=rows, compact=self._compact)
-        check_logits_to_keep(inputs, images, self._selector.keep_counts(_per_image(names, images)))
+        if not generates:  # which asks for the last there is
+            counts = self._selector.keep_counts(_per_image(names, images))
+            check_logits_to_keep(inputs, images, counts)
         kept = self._selector.select(model, inputs["pixel_values"], _per_image(names, images))
         return_dict = inputs.pop("return_dict", None)
         prompt = prune_prompt(
@@ -361,7 +379,7 @@ class ClaspRuntime:
             compact=self._compact,
         )
         embeds = prompt.inputs["inputs_embeds"]
-        with Stopwatch(embeds.device) as prefill_stopwatch:
+        with reading(past.history), Stopwatch(embeds.device) as prefill_stopwatch:
             outputs = original(
                 **native_cache({**prompt.inputs, "return_dict": True}, self._forward_cache)
             )

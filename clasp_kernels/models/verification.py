@@ -179,7 +179,7 @@ def _check_model(model: Any) -> tuple[list[Check], torch.dtype]:
     patches = MethodPatches.of(model)
     with ExitStack() as stack:
         if patches is not None:
-            stack.enter_context(patches.lifted(model))
+            stack.enter_context(patches.lifted())
         with apply_clasp(model):  # what cannot be pruned at all is refused here, in words
             pass
         subject = _in_float32(model)

@@ -207,10 +207,17 @@ def test_a_cache_cropped_within_the_padding_on_the_right() -> None:
     apply_clasp(model, budget=8, profile=tiny_profile())
     rows = ([1, "image", 7], [1, "image", 7, 3, 4])
     batch = prompts(*rows, padding_side="right")
-    out = model(**batch, pixel_values=images(2), categories="ocr", use_cache=True)
-    cache = output_cache(out)
-    cache.crop(-1)
+    settings = {"pixel_values": images(2), "categories": "ocr", "use_cache": True}
+    cache = output_cache(model(**batch, **settings))
+    cache.crop(-1)  # the longest row's last word, and padding that was cut off before
     mask = batch["attention_mask"][:, :-1]
+    longer = torch.cat([mask, torch.ones(2, 1).long()], 1)
+    with pytest.raises(ValueError, match="cropped into an image or the padding"):
+        ids = torch.tensor([[5], [5]])
+        model(input_ids=ids, past_key_values=cache, attention_mask=longer)
+    # Who asks for the last columns keeps the padding.
+    cache = output_cache(model(**batch, **settings, logits_to_keep=1))
+    cache.crop(-1)
     positions = mask.sum(1, keepdim=True)
     logits = model(
         input_ids=torch.tensor([[5], [5]]),

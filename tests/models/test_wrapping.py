@@ -320,7 +320,7 @@ def test_sharded_by_fsdp_2(model: LlavaForConditionalGeneration, patch_first: bo
         assert_prunes(model)
         patches = MethodPatches.of(model)
         assert patches is not None
-        with patches.lifted(model):
+        with patches.lifted():
             assert_prunes(model, pruned=False)
         assert isinstance(model, FSDPModule)
         assert_prunes(model)

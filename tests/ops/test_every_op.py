@@ -253,6 +253,7 @@ def mapped_calls(served: str) -> list[dict[str, Any]]:
     return made
 
 
+@pytest.mark.cpu_tensors("what moves tensors asks for storages, which mapped tensors do not have")
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_vmap_gives_what_single_calls_give(served: str, dim: int) -> None:
     """Values are checked and nothing falls back to a loop over calls."""
@@ -286,6 +287,7 @@ def test_vmap_gives_what_single_calls_give(served: str, dim: int) -> None:
         torch._C._functorch._set_vmap_fallback_enabled(True)
 
 
+@pytest.mark.cpu_tensors("what moves tensors asks for storages, which mapped tensors do not have")
 def test_vmap_within_vmap(served: str) -> None:
     name = "hidden_states" if served == "fuse_layers" else next(iter(calls()[served].arguments))
     arguments = mapped_calls(served)[0]
