@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import typer.rich_utils  # noqa: F401 - it reads the terminal's width once, as it is outside of tests
 from typer.testing import CliRunner
 
 import clasp_kernels

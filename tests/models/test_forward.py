@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from tiny_llava import IMAGE_TOKEN, image_features, images, prompts, tiny_llava, tiny_profile
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 from clasp_kernels import prune_tokens
 from clasp_kernels.models import apply_clasp, selection, stopwatch
+from clasp_kernels.models.compat import output_cache
 
 
 @pytest.fixture
@@ -276,3 +277,48 @@ def test_a_vision_tower_that_is_not_frozen_is_told_once(
     ):
         warnings.simplefilter("error")
         model(**batch, labels=labels)
+
+
+@pytest.mark.parametrize("row", [[5, 6, "image"], ["image"]])
+def test_generating_after_a_prompt_that_ends_in_an_image(
+    model: LlavaForConditionalGeneration, row: list[int | str]
+) -> None:
+    batch = {**prompts(row), "pixel_values": images(1)}
+    expected = model.generate(**batch, max_new_tokens=3)
+    with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
+        assert torch.equal(model.generate(**batch, max_new_tokens=3, categories="ocr"), expected)
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        assert model.generate(**batch, max_new_tokens=3, categories="ocr").shape == expected.shape
+
+
+def test_a_later_turn_that_gives_its_new_ids_alone(model: LlavaForConditionalGeneration) -> None:
+    first, second = prompts([1, 2, 3]), prompts([4, "image", 5])
+    whole = {name: torch.cat([first[name], second[name]], 1) for name in first}
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        settings = {"pixel_values": images(1), "categories": "ocr", "max_new_tokens": 3}
+        expected = model.generate(**whole, **settings)
+        cache = output_cache(model(**first, use_cache=True))
+        ids = model.generate(
+            input_ids=second["input_ids"],
+            attention_mask=whole["attention_mask"],
+            past_key_values=cache,
+            **settings,
+        )
+    assert torch.equal(ids[:, -3:], expected[:, -3:])
+
+
+def test_a_static_mask_of_text(model: LlavaForConditionalGeneration) -> None:
+    cache = StaticCache(model.config.get_text_config(), max_cache_len=16)
+    mask = torch.zeros(1, 16, dtype=torch.int64)
+    mask[:, :4] = 1
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache, attention_mask=mask)
+        model(input_ids=torch.tensor([[4]]), past_key_values=cache, attention_mask=mask)
+
+
+def test_a_cache_position_is_left_out(
+    model: LlavaForConditionalGeneration, inputs: dict[str, Any]
+) -> None:
+    with apply_clasp(model, budget=8, profile=tiny_profile()):
+        expected = model(**inputs).logits
+        assert torch.equal(model(**inputs, cache_position=torch.arange(41)).logits, expected)

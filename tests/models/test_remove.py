@@ -269,3 +269,34 @@ def test_removing_while_the_model_generates(
     with pytest.raises(ValueError, match="unknown category"):
         model.generate(**prompt, categories="poetry")
     handle.remove()
+
+
+def test_a_copy_made_while_generating_can_be_unpatched(
+    model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
+) -> None:
+    twins = []
+
+    def stop(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        twins.append(copy.deepcopy(model))
+        with pytest.raises(RuntimeError, match="the model is generating"):
+            remove_clasp(model)
+        return torch.ones(len(ids), dtype=torch.bool)
+
+    handle = apply_clasp(model, budget=5, profile=tiny_profile())
+    model.generate(**prompt, categories="ocr", stopping_criteria=[stop], use_cache=False)
+    remove_clasp(twins[0])
+    handle.remove()
+    assert torch.equal(twins[0](**prompt).logits, model(**prompt).logits)
+
+
+def test_an_error_in_the_block_is_not_hidden(model: LlavaForConditionalGeneration) -> None:
+    handle = apply_clasp(model, budget=5, profile=tiny_profile())
+    handle._runtime._generating.append(None)  # another thread's
+    with (
+        pytest.warns(UserWarning, match="the model stays patched: the model is generating"),
+        pytest.raises(ZeroDivisionError),
+        handle,
+    ):
+        1 / 0  # noqa: B018
+    handle._runtime._generating.pop()
+    handle.remove()

@@ -416,3 +416,56 @@ def test_continuous_batching_of_text() -> None:
     with apply_clasp(model):
         assert answers() == expected
     assert len(expected[0]) == 3
+
+
+def test_verifying_a_model_whose_forward_was_wrapped(model: LlavaForConditionalGeneration) -> None:
+    handle = patched(model)
+    ours = model.forward
+    model.forward = functools.wraps(ours)(lambda *args, **kwargs: ours(*args, **kwargs))
+    patches = MethodPatches.of(model)
+    assert patches is not None
+    for _ in range(2):
+        with patches.lifted():
+            assert_prunes(model, pruned=False)
+        assert_prunes(model)
+    handle.remove()
+    assert_prunes(model, pruned=False)
+
+
+def test_activations_that_are_computed_again(model: LlavaForConditionalGeneration) -> None:
+    """As FSDP's users wrap blocks: the recomputation extends a cache that was pruned by then."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+        apply_activation_checkpointing,
+    )
+
+    handle = patched(model)
+    layers = type(model.model.language_model.layers[0])
+    prompt = {**prompts([1, "image", 5, 6]), "pixel_values": images(1), **CATEGORY}
+    labels = prompt["input_ids"].masked_fill(prompt["input_ids"] == 60, -100)
+    model.model.vision_tower.requires_grad_(False)
+    with torch.enable_grad():
+        model(**prompt, labels=labels).loss.backward()
+        wanted = model.lm_head.weight.grad.clone()
+        model.zero_grad()
+        apply_activation_checkpointing(model, check_fn=lambda part: isinstance(part, layers))
+        model(**prompt, labels=labels).loss.backward()
+    torch.testing.assert_close(model.lm_head.weight.grad, wanted)
+    handle.remove()
+
+
+def test_a_forward_of_text_compiles_and_exports(model: LlavaForConditionalGeneration) -> None:
+    text = prompts([1, 2, 3])["input_ids"]
+    with patched(model):
+        expected = model(input_ids=text, use_cache=False).logits
+        whole = torch.compile(model, backend="eager", fullgraph=True)
+        assert torch.equal(whole(input_ids=text, use_cache=False).logits, expected)
+
+
+def test_a_model_inside_that_was_compiled_before(model: LlavaForConditionalGeneration) -> None:
+    model.model = torch.compile(model.model, backend="eager")
+    handle = patched(model)
+    torch.testing.assert_close(model(**PROMPT, **CATEGORY).logits, expected(True)[0])
+    with pytest.raises(RuntimeError, match="images came to the forward of LlavaModel past"):
+        model.model(**PROMPT)
+    handle.remove()
+    torch.testing.assert_close(model(**PROMPT).logits, expected(False)[0])

@@ -305,6 +305,7 @@ def test_vmap_within_vmap(served: str) -> None:
             assert_same_bits((output[index],), (torch.stack([single] * 3),))
 
 
+@pytest.mark.cpu_tensors("what moves tensors asks for storages, which wrapped tensors do not have")
 def test_torch_func_gives_no_derivative(served: str) -> None:
     """As autograd: outputs do not depend on inputs, as far as derivatives go."""
     arguments = mapped_calls(served)[0]
