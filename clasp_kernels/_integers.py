@@ -1,4 +1,4 @@
-"""What counts as an integer: all that Python takes for an index, and no bool."""
+"""Integers in arguments: NumPy's and others that Python takes for an index count, bools do not."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ ENVIRONMENT = "CLASP_KERNELS_BACKEND"
 _FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT) or "auto"  # set but empty is as good as unset
 
 
-# What is forced in this context; ``_state`` while nothing is.
+# The name of the backend that is forced in this context. ``_state`` stands for none.
 _forced: ContextVar[Any] = ContextVar("clasp_kernels_backend")
 # The blocks that this context is in, outermost first. The last one that is left open decides, so
 # blocks may be left in any order.
@@ -36,11 +36,11 @@ _blocks: ContextVar[tuple[use_backend, ...]] = ContextVar("clasp_kernels_blocks"
 
 
 class _State(threading.local):
-    """What is forced, as Dynamo can read it: it traces no ContextVar.
+    """The forced backend in a form that Dynamo can read, as Dynamo traces no ContextVar.
 
-    It takes a property whose getter is a builtin for an attribute: it reads the value once and
-    guards on it, so compiled code asks the context it runs in. The getter is handed this object as
-    what to return for an unset variable.
+    Dynamo treats a property whose getter is a builtin as an attribute: it reads the value once and
+    guards on it, so compiled code asks the context it runs in. ``ContextVar.get`` is called with
+    this object as its default, so this object stands for an unset variable.
     """
 
     forced = property(_forced.get)
@@ -109,14 +109,14 @@ def _set_blocks(blocks: tuple[use_backend, ...]) -> None:
 
 
 def forced_backend() -> str:
-    """What is forced in this context, "auto" if nothing is."""
+    """The name of the backend that is forced in this context, "auto" if none is."""
     forced = _state.traced[-1] if _state.traced else _state.forced
     return _FROM_ENVIRONMENT if forced is _state else forced
 
 
 def overload(op: str, device: torch.device) -> Callable[..., Any]:
     """The torch op to call for tensors on ``device``; raises where the forced backend cannot."""
-    # As forced_backend() does; calling it takes as long as all of this.
+    # forced_backend() written out: the call would double the time of this function.
     forced = _state.traced[-1] if _state.traced else _state.forced
     if forced is _state:
         forced = _FROM_ENVIRONMENT

@@ -1,4 +1,4 @@
-"""What can be known of ``--model`` before anything is loaded: here at once, or asked of the hub."""
+"""Checks of ``--model`` before anything is loaded: on the disk, then one question to the hub."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check_name(path_or_id: str) -> None:
 
 
 def find_checkpoint(path_or_id: str) -> Checkpoint:
-    """Where a model is. Raises a CommandError, before any long work, if that is nowhere."""
+    """The folder or the hub's id of a model. Raises a CommandError if there is no such model."""
     if os.path.isdir(path_or_id):
         return Checkpoint(path_or_id, local_only=True)
     if not _may_be_an_id(path_or_id):

@@ -83,7 +83,7 @@ def compare(
     if the model is not one that can be pruned.
     """
     model = loaded.model
-    # What cannot be pruned is refused before any work.
+    # Applied once for its checks, so that an unsuitable model is refused before any work.
     with _applied(loaded, 1, profile) as handle:
         name, reason = _categorise(question, category, handle.profile)
     inputs = prepare(loaded, image, question)
@@ -143,11 +143,12 @@ def patch_grid(num_tokens: int) -> tuple[int, int, int] | None:
 
 
 class NoPicture(ValueError):
-    """What the model saw, or where its tokens lie in it, is not known."""
+    """No picture can be drawn: the image that the model saw, or the places of its tokens in that
+    image, are not known."""
 
 
 def image_as_seen(loaded: LoadedModel, image: Image.Image) -> Image.Image:
-    """What the patch grid covers: the model's own input, its normalisation undone.
+    """The image under the patch grid: the model's own input, its normalisation undone.
 
     Whatever an image processor resizes, crops, pads or squashes is then in the picture. Raises
     NoPicture if the pixels are not those of one RGB image, or what was done to them is not known.
@@ -255,7 +256,7 @@ class _Asker:
     ) -> torch.Tensor:
         import torch
 
-        # What a generation config may ask for instead of one greedy answer that is timed.
+        # A model's generation config may ask for other things than one greedy answer.
         greedy = {
             "do_sample": False,
             "num_beams": 1,

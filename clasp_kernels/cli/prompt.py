@@ -52,6 +52,8 @@ def prepare(loaded: LoadedModel, image: Image.Image, question: str) -> Any:
 
 
 def _check_numbers(loaded: LoadedModel, inputs: Any, vocabulary: int) -> None:
+    from clasp_kernels.models.llava import tokens_per_image
+
     largest = int(inputs["input_ids"].max())
     if largest >= vocabulary:  # on a GPU no later error would say so
         raise CommandError(
@@ -72,16 +74,10 @@ def _check_numbers(loaded: LoadedModel, inputs: Any, vocabulary: int) -> None:
             f"do_center_crop in processor_config.json"
         )
     made = int((inputs["input_ids"] == loaded.model.config.image_token_id).sum())
-    wanted = _tokens_per_image(loaded.model.config)
+    wanted = tokens_per_image(loaded.model.config)
     if made != wanted:
         raise CommandError(
             f"the processor of {loaded.name} makes {made} image tokens of this image, the model "
             f"{wanted}: check patch_size, num_additional_image_tokens and "
             f"vision_feature_select_strategy in processor_config.json"
         )
-
-
-def _tokens_per_image(config: Any) -> int:
-    """A LLaVA's: its patches, and the CLS token unless the model drops it."""
-    patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-    return patches + (config.vision_feature_select_strategy != "default")

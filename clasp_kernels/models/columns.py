@@ -26,18 +26,17 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
     """Refuse what cannot follow a prompt of ``length`` columns, with the cached ``total``.
 
     Raises:
+        TypeError: an argument that follows the prompt is no tensor.
         ValueError: an argument has a column for each token and is not known, or has another shape
             than it should.
     """
-    for name in ("labels", "shift_labels", "position_ids", *_TOKEN_TYPES):
-        value = inputs.get(name)
-        if value is not None and not isinstance(value, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-        if name != "position_ids" and value is not None and value.shape != (rows, length):
+    for name in ("labels", "shift_labels", *_TOKEN_TYPES):
+        value = _tensor(inputs, name)
+        if value is not None and value.shape != (rows, length):
             raise ValueError(
                 f"{name} must have the prompt's shape {[rows, length]}, got {list(value.shape)}"
             )
-    positions = inputs.get("position_ids")
+    positions = _tensor(inputs, "position_ids")
     if positions is not None and tuple(positions.shape) not in ((rows, length), (1, length)):
         raise ValueError(
             f"position_ids must be {[rows, length]} or {[1, length]}, got {list(positions.shape)}"
@@ -80,6 +79,13 @@ def prune_token_types(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[s
     """The kinds of the tokens that remain, as far as they were given."""
     given = {name: inputs[name] for name in _TOKEN_TYPES if inputs.get(name) is not None}
     return {name: layout.take(kinds.to(layout.source.device)) for name, kinds in given.items()}
+
+
+def _tensor(inputs: Mapping[str, Any], name: str) -> torch.Tensor | None:
+    value = inputs.get(name)
+    if value is not None and not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    return value
 
 
 def _prune_labels(labels: torch.Tensor, layout: PrunedLayout) -> torch.Tensor:

@@ -171,10 +171,17 @@ def native_cache(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {name if key == "cache" else key: value for key, value in arguments.items()}
 
 
+def is_foreign_cache(cache: Any) -> bool:
+    """Whether something given as a cache is none that prompts are pruned in.
+
+    Continuous batching's is one: it has pages that many requests share.
+    """
+    return cache is not None and not hasattr(cache, "get_seq_length")
+
+
 def has_foreign_cache(arguments: Mapping[str, Any]) -> bool:
-    """Whether a forward's cache is none that prompts are pruned in, as continuous batching's."""
-    caches = [arguments.get(name) for name in _CACHE_NAMES]
-    return any(cache is not None and not hasattr(cache, "get_seq_length") for cache in caches)
+    """Whether a forward is given such a cache, under any of the names of caches."""
+    return any(is_foreign_cache(arguments.get(name)) for name in _CACHE_NAMES)
 
 
 def image_tower(model: Any) -> Any:

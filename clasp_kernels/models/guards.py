@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,27 +19,21 @@ from clasp_kernels.models.prefill import check_attention_mask, check_dtype, inpu
 def guard_images(inner: Any) -> tuple[Any, MethodPatches]:
     """Patches of the model inside, which encodes images by itself, and would not prune them."""
     signature = method_signature(inner, "forward")
-    guard = _Guard(list(signature.parameters))
-    return inner, MethodPatches(inner, {"forward": guard}, {"forward": signature})
+    guarded = partial(_forward_without_images, tuple(signature.parameters))
+    return inner, MethodPatches(inner, {"forward": guarded}, {"forward": signature})
 
 
-@dataclass(frozen=True)
-class _Guard:
-    """A forward that lets no images through."""
-
-    names: Sequence[str]
-
-    def __call__(
-        self, inner: Any, original: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Any:
-        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        if given.get("pixel_values") is not None:
-            raise RuntimeError(
-                f"images came to the forward of {type(inner).__name__} past that of the patched "
-                f"model, where they would not be pruned: call the model itself (some trainers "
-                f"replace its forward), or remove() the handle"
-            )
-        return original(*args, **kwargs)
+def _forward_without_images(
+    names: Sequence[str], inner: Any, original: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    if given.get("pixel_values") is not None:
+        raise RuntimeError(
+            f"images came to the forward of {type(inner).__name__} past that of the patched "
+            f"model, where they would not be pruned: call the model itself (some trainers "
+            f"replace its forward), or remove() the handle"
+        )
+    return original(*args, **kwargs)
 
 
 def check_generate(model: Any, arguments: Mapping[str, Any]) -> None:
@@ -71,9 +65,14 @@ def check_weights(model: Any) -> None:
 
 def setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
     """What ``generate`` goes by: its own argument, the given config's, or the model's."""
-    configs = (arguments.get("generation_config"), model.generation_config)
-    values = (arguments.get(name), *(getattr(config, name, None) for config in configs))
-    return next((value for value in values if value is not None), None)
+    value = given_setting(arguments, name)
+    return getattr(model.generation_config, name, None) if value is None else value
+
+
+def given_setting(arguments: Mapping[str, Any], name: str) -> Any:
+    """What the caller of ``generate`` asks for: its own argument, or the given config's."""
+    value = arguments.get(name)
+    return getattr(arguments.get("generation_config"), name, None) if value is None else value
 
 
 def prompt_ids(arguments: Mapping[str, Any]) -> torch.Tensor | None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from clasp_kernels.models.compat import is_foreign_cache
+
 _ATTRIBUTE = "_clasp_pruned_history"
 
 
@@ -235,7 +237,7 @@ class CachedPast:
 
         A cache that was emptied for reuse loses its history here, before anything new is in it.
         """
-        if not hasattr(cache, "get_seq_length"):  # none, or pages that many requests share
+        if cache is None or is_foreign_cache(cache):
             return cls(_NOTHING_PRUNED, 0)
         seen = int(cache.get_seq_length())
         if seen == 0:
@@ -246,7 +248,7 @@ class CachedPast:
     def of_running(cls, cache: Any) -> CachedPast:
         """Look at the cache of a generation that is past its first forward, without waiting."""
         history = PrunedHistory.of(cache)
-        seen = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
+        seen = 0 if cache is None or is_foreign_cache(cache) else cache.get_seq_length()
         # Where the length is on the device the cache is static. Those are never cropped, and that
         # is all the length is asked for.
         return cls(history, history.pruned_length if isinstance(seen, torch.Tensor) else seen)

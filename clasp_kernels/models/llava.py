@@ -20,6 +20,13 @@ from clasp_kernels.policy import Profile
 _VISION_TOWERS = ("clip_vision_model",)
 
 
+def tokens_per_image(config: Any) -> int:
+    """Visual tokens of an image: its patches, and the CLS token unless the model drops it."""
+    vision = config.vision_config
+    patches: int = (vision.image_size // vision.patch_size) ** 2
+    return patches + (config.vision_feature_select_strategy != "default")
+
+
 class LlavaAdapter:
     """``LlavaForConditionalGeneration`` with a CLIP tower.
 
@@ -73,8 +80,7 @@ class LlavaAdapter:
             )
 
         self._first_token = 1 if self._strategy == "default" else 0  # 0: CLS is a token too
-        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-        self.tokens_per_image = patches + 1 - self._first_token
+        self.tokens_per_image = tokens_per_image(config)
         self.image_token_id: int = config.image_token_id
         self.text_config = config.get_text_config()
 

@@ -35,10 +35,6 @@ class Patch(NamedTuple):
     value: Any
 
 
-def _may_go() -> None:
-    """Nothing stands in the way of removing patches."""
-
-
 class AttributePatches:
     """Attributes set on objects, over their classes' or over what they had of their own.
 
@@ -103,7 +99,7 @@ class MethodPatches:
         signatures: Mapping[str, inspect.Signature],
         attributes: Sequence[Patch] = (),
         parts: Sequence[tuple[Any, MethodPatches]] = (),
-        check: Callable[[], None] = _may_go,
+        check: Callable[[], None] | None = None,
     ) -> None:
         """Replace every method and set every attribute, or do nothing and raise a TypeError.
 
@@ -140,7 +136,7 @@ class MethodPatches:
         again changes nothing.
         """
         if self._claim(target):
-            if self.installed:
+            if self.installed and self._check is not None:
                 self._check()
             self._attributes.restore()
             self.installed = False
@@ -151,7 +147,8 @@ class MethodPatches:
     @contextmanager
     def lifted(self) -> Iterator[None]:
         """The owner as it was, for the length of a ``with`` block: our methods only hand on."""
-        self._check()
+        if self._check is not None:
+            self._check()
         self._attributes.restore()
         everyone = [self, *(patches for _, patches in self._parts)]
         for patches in everyone:
@@ -228,12 +225,10 @@ class MethodPatches:
                 wrapped = wrapped.__wrapped__
             if wrapped is original:
                 self._set_aside.pop(name)
-        if not isinstance(value, MethodType) or value.__self__ is not target:
-            return value is set_aside
-        if value.__func__ is original:
+        if _is_bound(value, target, original):
             self._set_aside.pop(name, None)  # as device hooks do when they are removed
             return True
-        return value.__func__ is vars(patched)[name]
+        return value is set_aside or _is_bound(value, target, vars(patched)[name])
 
 
 # By token, so that copies of an object share its class.

@@ -11,6 +11,7 @@ import torch
 from clasp_kernels._integers import as_int
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.columns import check_columns, prune_labels, prune_token_types
+from clasp_kernels.models.compat import is_foreign_cache
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.masking import attention_arguments, prune_mask, without_flash_lengths
@@ -111,7 +112,7 @@ def check_inputs(inputs: dict[str, Any], past: CachedPast) -> None:
     """What a prefill with images needs of forward's arguments, whatever the model family."""
     rows, length, _ = input_shape(inputs)
     cache = inputs.get("cache")
-    if cache is not None and not hasattr(cache, "get_seq_length"):
+    if is_foreign_cache(cache):
         raise TypeError(
             f"past_key_values must be a Cache of transformers that is not paged where images are "
             f"pruned, got {type(cache).__name__}"

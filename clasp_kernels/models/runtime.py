@@ -35,6 +35,7 @@ from clasp_kernels.models.guards import (
     check_generate,
     check_weights,
     encoded_images,
+    given_setting,
     prompt_ids,
     prompt_shape,
     refuse_chunks,
@@ -174,12 +175,8 @@ class ClaspRuntime:
 
         What the model's own settings allow may never be reached, and is refused where it is.
         """
-        given = arguments.get("generation_config")
-        asked = [
-            getattr(given, name, None) if arguments.get(name) is None else arguments[name]
-            for name in ("max_length", "max_new_tokens")
-        ]
-        longest, new_tokens = asked
+        longest = given_setting(arguments, "max_length")
+        new_tokens = given_setting(arguments, "max_new_tokens")
         if new_tokens is not None:
             longest = prompt_shape(arguments)[1] + new_tokens
         if longest is not None:
@@ -275,8 +272,6 @@ class ClaspRuntime:
             self._continue_from(past, inputs)
         elif past.seen:
             self._check_unpruned(past, inputs)
-        if not past.history:
-            return original(**native_cache(inputs, self._forward_cache))
         with reading(past.history):
             return original(**native_cache(inputs, self._forward_cache))
 
@@ -362,10 +357,11 @@ class ClaspRuntime:
         text_config = self.adapter.text_config
         check_window(text_config, past.full_seen + length)
         packed = find_packed(model, text_config, inputs, rows=rows, compact=self._compact)
+        image_categories = _per_image(names, images)
         if not generates:  # which asks for the last there is
-            counts = self._selector.keep_counts(_per_image(names, images))
+            counts = self._selector.keep_counts(image_categories)
             check_logits_to_keep(inputs, images, counts)
-        kept = self._selector.select(model, inputs["pixel_values"], _per_image(names, images))
+        kept = self._selector.select(model, inputs["pixel_values"], image_categories)
         return_dict = inputs.pop("return_dict", None)
         prompt = prune_prompt(
             inputs,

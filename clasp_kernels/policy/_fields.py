@@ -9,13 +9,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from clasp_kernels import _integers
-
-
-def is_int(value: object) -> bool:
-    """An integer, NumPy's among them, that is not a bool (JSON's ``true`` must not pass for 1)."""
-    return _integers.as_int(value) is not None
-
 
 def finite_number(field: str, value: object, allowed: str) -> float:
     """``value`` as a float, or a ValueError that names ``field``."""

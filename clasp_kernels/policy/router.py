@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clasp_kernels._integers import as_int
 from clasp_kernels.policy._fields import (
     as_mapping,
     finite_number,
-    is_int,
     known_fields,
     read_json,
     write_json,
@@ -89,7 +89,7 @@ class Router:
     def __init__(self, rules: Mapping[str, Any] | None = None) -> None:
         rules = as_mapping("router rules", DEFAULT_RULES if rules is None else rules)
         known_fields("router rules", rules, ("format", "fallback", "categories", "neutral"))
-        if not is_int(rules.get("format")) or rules["format"] != ROUTER_FORMAT:
+        if as_int(rules.get("format")) != ROUTER_FORMAT:
             raise ValueError(
                 f"format must be {ROUTER_FORMAT}, the version this package reads, "
                 f"got {rules.get('format')!r}"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import gc
-import io
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tiny_llava import images, prompts, tiny_llava, tiny_profile
+from tiny_llava import images, prompts, saved_and_loaded, tiny_llava, tiny_profile
 from transformers import DynamicCache, StaticCache
 
 from clasp_kernels.models import apply_clasp, remove_clasp
@@ -123,14 +121,7 @@ def test_a_selected_row_goes_on_without_a_mask() -> None:
     )
 
 
-def pickled(cache: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(cache, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize("twin_of", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, saved_and_loaded])
 def test_a_copied_cache_follows_by_itself(model: Any, twin_of: Callable[[Any], Any]) -> None:
     cache, mask = prefill(model)
     twin = twin_of(cache)
@@ -264,12 +255,9 @@ def test_a_pruned_cache_is_no_unpatched_models(model: Any) -> None:
         model.generate(**longer, past_key_values=held, max_new_tokens=2)
 
 
+@pytest.mark.usefixtures("no_collector")
 def test_a_cache_is_freed_with_its_last_reference(model: Any) -> None:
     cache, _ = prefill(model)
     alive = weakref.ref(cache)
-    gc.disable()
-    try:
-        del cache
-        assert alive() is None
-    finally:
-        gc.enable()
+    del cache
+    assert alive() is None

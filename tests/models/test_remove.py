@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
-import io
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llava import images, prompts, tiny_llava, tiny_profile
+from tiny_llava import images, prompts, saved_and_loaded, tiny_llava, tiny_profile
 from transformers import LlavaForConditionalGeneration
 
 from clasp_kernels.models import apply_clasp, remove_clasp
@@ -147,13 +145,6 @@ def test_a_deep_copy_runs_on_its_own_weights(
         assert torch.equal(model(**prompt, categories="ocr").logits, logits)
 
 
-def saved_and_loaded(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
 @pytest.mark.parametrize("twin_of", [copy.deepcopy, saved_and_loaded])
 def test_a_copy_can_be_unpatched_without_a_handle(
     model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor], twin_of: Any
@@ -235,18 +226,14 @@ def test_saving_and_loading_weights(
     assert torch.equal(patched_class.from_pretrained(tmp_path)(**prompt).logits, logits)
 
 
+@pytest.mark.usefixtures("no_collector")
 def test_a_patched_model_is_freed_with_its_last_reference() -> None:
     """A cycle would keep its weights until the collector of cycles runs."""
     model = tiny_llava()
-    gc.collect()
-    gc.disable()
-    try:
-        alive = weakref.ref(model)
-        handle = apply_clasp(model, budget=5, profile=tiny_profile())
-        del model, handle
-        assert alive() is None
-    finally:
-        gc.enable()
+    alive = weakref.ref(model)
+    handle = apply_clasp(model, budget=5, profile=tiny_profile())
+    del model, handle
+    assert alive() is None
 
 
 def test_removing_while_the_model_generates(

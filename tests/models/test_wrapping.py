@@ -361,13 +361,18 @@ def test_images_past_the_patched_forward(model: LlavaForConditionalGeneration) -
     assert model.model(**PROMPT).last_hidden_state.shape[1] == 41
 
 
+def patched_and_offloaded(model: Any, whole: str, patch_first: bool) -> ClaspHandle:
+    """Hooks bring in the weights of this class as a whole, put on after or before ours."""
+    handle = patched(model) if patch_first else None
+    cpu_offload(model, "cpu", preload_module_classes=[whole])
+    return handle or patched(model)
+
+
 @pytest.mark.parametrize("patch_first", [True, False])
 def test_a_hook_that_brings_in_the_whole_model(
     model: LlavaForConditionalGeneration, patch_first: bool
 ) -> None:
-    handle = patched(model) if patch_first else None
-    cpu_offload(model, "cpu", preload_module_classes=["LlavaForConditionalGeneration"])
-    handle = handle or patched(model)
+    handle = patched_and_offloaded(model, "LlavaForConditionalGeneration", patch_first)
     assert torch.equal(model(**PROMPT, **CATEGORY).logits, expected(True)[0])
     handle.remove()
     assert torch.equal(model(**PROMPT).logits, expected(False)[0])
@@ -377,9 +382,7 @@ def test_a_hook_that_brings_in_the_whole_model(
 def test_a_hook_that_brings_in_what_we_reach_past(
     model: LlavaForConditionalGeneration, patch_first: bool
 ) -> None:
-    handle = patched(model) if patch_first else None
-    cpu_offload(model, "cpu", preload_module_classes=["LlavaModel"])
-    handle = handle or patched(model)
+    handle = patched_and_offloaded(model, "LlavaModel", patch_first)
     with pytest.raises(RuntimeError, match=r"are on the meta device, .* offload it by itself"):
         model(**PROMPT, **CATEGORY)
     handle.remove()

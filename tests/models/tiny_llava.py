@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ __all__ = [
     "image_features",
     "images",
     "prompts",
+    "saved_and_loaded",
     "tiny_llava",
     "tiny_profile",
 ]
@@ -67,3 +69,11 @@ def image_features(outputs: Any) -> torch.Tensor:
     if hasattr(outputs, "image_outputs"):
         return torch.cat(outputs.image_outputs.pooler_output)
     return outputs.image_hidden_states
+
+
+def saved_and_loaded(value: Any) -> Any:
+    """What ``torch.save`` makes of it, read again."""
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
