@@ -738,7 +738,7 @@ def test_doctor_exits_with_1_where_pruning_is_wrong(monkeypatch, as_json):
         assert json.loads(result.stdout)["verification"]["passed"] is False
     else:
         assert "llava, prefill, one prompt, sdpa: differs by" in result.stdout
-        assert "16 of 18 checks failed with transformers" in result.stdout
+        assert "26 of 28 checks failed with transformers" in result.stdout
         assert "FAILED" in result.stdout
 
 

@@ -22,6 +22,8 @@ from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
 _ADAPTERS: dict[str, type[Adapter]] = {"llava": LlavaAdapter}
 _FUSE_INTO = ("projector", "selection")
 _POSITIONS = ("original", "compact")
+_SALIENCE_ROWS = ("last", "instruction")
+_COMPLETION_ON = ("hidden", "fused")
 _DEFAULT_BUDGET = 0.25
 _PROFILE_FILE = "clasp_profile.json"
 
@@ -46,6 +48,8 @@ def apply_clasp(
     fuse_into: str | None = None,
     positions: str = "original",
     merge: bool = False,
+    salience_rows: str = "last",
+    completion_on: str = "hidden",
 ) -> ClaspHandle:
     """Have a Hugging Face multimodal model keep ``budget`` visual tokens per image.
 
@@ -61,7 +65,8 @@ def apply_clasp(
         model: a model whose ``config.model_type`` is among ``supported_model_types()``.
         budget: visual tokens kept per image: an int, or a float in (0, 1] for the fraction of
             them; 0.25 unless ``schedule`` says otherwise. A category's ``budget_scale`` stretches
-            it. An image that has no more tokens is left whole.
+            it. An image that has no more tokens is left whole. Beside a ``schedule`` it must be
+            what that keeps on average over the decoder's layers, within half a token.
         profile: what each category does. By default the ``clasp_profile.json`` in the folder the
             model was loaded from, else the one bundled for its family.
         router: called with prompts, gives a category name for each; by default ``Router()``.
@@ -69,12 +74,20 @@ def apply_clasp(
             router. By default the tokenizer on disk that belongs to the model's weights, if there
             is one; if not, prompts are "general", said once in a warning. ``categories=``, a name
             or one name per prompt, which ``generate`` and ``forward`` take, goes before the router.
-        schedule: where tokens are dropped; only ``Schedule.input(budget)`` is supported so far.
+        schedule: where tokens are dropped, and how many stay: before the decoder, by default, or
+            between its layers, as ``Schedule({2: 128, 6: 64, 15: 32})`` says. Inside the decoder
+            pivots are the visual tokens that the instruction attends to most in the layer just run.
+            Hidden states, masks and the cache of every later layer shrink; positions stay.
         fuse_into: "projector" feeds the fused layers to the projector, as in the paper;
             "selection" only chooses tokens by them. By default what the profile says, else
             "projector".
         positions: "original" keeps each token's position; "compact" renumbers what remains.
-        merge: give each kept token the mean of itself and the dropped tokens most like it.
+        merge: give each kept token the mean of itself and the dropped tokens most like it; before
+            the decoder only.
+        salience_rows: whose attention counts inside the decoder: "last", that of the prompt's last
+            token, or "instruction", of all tokens after the prompt's last image.
+        completion_on: by which features tokens complete each other inside the decoder: "hidden",
+            the hidden states there, or "fused", the fused features of the vision tower.
 
     Logits of a plain ``forward`` have the pruned length: ``handle.last.columns`` says which prompt
     column each was. ``labels``, ``shift_labels`` and token types are pruned along; any other
@@ -82,8 +95,8 @@ def apply_clasp(
     position ids that start again, stay apart; they share the row's category. A loss that is made
     outside of the model, of its logits and whole labels (label smoothing), does not fit. No
     gradient reaches the vision tower, which is said once in a warning if it should be trained. A
-    static cache has the size ``generate`` gives it, that of the full prompt; pass a smaller one to
-    save its memory as well. What was dropped is remembered by the cache object and its deep copies,
+    static cache that ``generate`` makes is as long, in each layer, as what is kept there; one that
+    is given stays as it is. What was dropped is remembered by the cache object and its deep copies,
     not by a new cache that is made of its keys and values. Where layers have a sliding window, a
     prompt with its answer may not be longer than that.
 
@@ -116,12 +129,18 @@ def apply_clasp(
             "model is patched already; remove() its handle before applying again, or call "
             "remove_clasp(model), which needs no handle and serves copies and loaded models too"
         )
-    budget = _find_budget(budget, schedule)
+    budget = _check_budget(budget)
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise TypeError(
+            f"schedule must be a clasp_kernels.policy.Schedule, got {type(schedule).__name__}"
+        )
     if fuse_into is not None:
         _check_choice("fuse_into", fuse_into, _FUSE_INTO)
     _check_choice("positions", positions, _POSITIONS)
     if not isinstance(merge, bool):
         raise TypeError(f"merge must be True or False, got {merge!r}")
+    _check_choice("salience_rows", salience_rows, _SALIENCE_ROWS)
+    _check_choice("completion_on", completion_on, _COMPLETION_ON)
     if profile is None:
         profile = _default_profile(model, model_type)
     if not isinstance(profile, Profile):
@@ -145,9 +164,19 @@ def apply_clasp(
         fuse_into = profile.fuse_into or "projector"
     adapter = _ADAPTERS[model_type](model, profile, fuse_into)
     check_dtype(model.dtype)
+    num_layers = adapter.text_config.num_hidden_layers
+    if schedule is None:
+        schedule = Schedule.input(_DEFAULT_BUDGET if budget is None else budget)
+    else:
+        _check_schedule(schedule, budget, adapter.tokens_per_image, num_layers)
+    if any(schedule.layers):
+        _check_inside(positions, merge)
+    selector = TokenSelector(
+        adapter, profile, schedule, fuse_into, merge, salience_rows, completion_on
+    )
     runtime = ClaspRuntime(
         model,
-        TokenSelector(adapter, profile, budget, fuse_into, merge),
+        selector,
         PromptCategories(profile, router, tokenizer, adapter.image_token_id),
         compact_positions=positions == "compact",
     )
@@ -223,11 +252,10 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {_names(allowed)}, got {value!r}")
 
 
-def _find_budget(budget: object, schedule: object) -> int | float:
-    """The budget that was asked for, by itself or by the schedule, both of them checked."""
-    scheduled = None if schedule is None else _scheduled_budget(schedule)
+def _check_budget(budget: object) -> int | float | None:
+    """The budget as a number of Python, None where it was left out."""
     if budget is None:
-        return _DEFAULT_BUDGET if scheduled is None else scheduled
+        return None
     if isinstance(budget, bool) or not isinstance(budget, Real):
         raise TypeError(
             f"budget must be an int, the visual tokens kept per image, or a float, the fraction "
@@ -241,25 +269,38 @@ def _find_budget(budget: object, schedule: object) -> int | float:
             f"budget as a float is the fraction of visual tokens kept, above 0 and at most 1, got "
             f"{budget}; for a number of tokens give an int"
         )
-    if scheduled is not None and scheduled != budget:
-        raise ValueError(
-            f"schedule {schedule} keeps {scheduled} tokens, but budget is {budget}; they must "
-            f"agree, or budget may be left out"
-        )
     return budget
 
 
-def _scheduled_budget(schedule: object) -> int:
-    if not isinstance(schedule, Schedule):
-        raise TypeError(
-            f"schedule must be a clasp_kernels.policy.Schedule, got {type(schedule).__name__}"
-        )
-    if not schedule.prunes_input_only:
+def _check_schedule(
+    schedule: Schedule, budget: int | float | None, num_tokens: int, num_layers: int
+) -> None:
+    """Whether a schedule fits the model, and the budget beside it."""
+    schedule.check_fits(num_tokens, num_layers)
+    mean = schedule.average(num_tokens, num_layers)
+    if budget is None:
+        return
+    wanted = budget * num_tokens if isinstance(budget, float) else min(budget, num_tokens)
+    if abs(mean - wanted) > 0.5:
         raise ValueError(
-            f"schedule {schedule} drops tokens inside the language model, which is not supported "
-            f"yet; use Schedule.input(tokens) or leave it out"
+            f"schedule {schedule!r} keeps {mean:.4g} of {num_tokens} visual tokens on average over "
+            f"{num_layers} decoder layers, but budget is {budget}; they must agree within half a "
+            f"token, or budget may be left out"
         )
-    return schedule.stages[0][1]
+
+
+def _check_inside(positions: str, merge: bool) -> None:
+    """Settings that pruning inside the decoder cannot honour."""
+    if positions != "original":
+        raise ValueError(
+            f"positions must be 'original' where a schedule drops tokens inside the decoder, whose "
+            f"layers before have seen them there, got {positions!r}"
+        )
+    if merge:
+        raise ValueError(
+            "merge must be False where a schedule drops tokens inside the decoder: hidden states "
+            "there stand for their position too, and are not averaged"
+        )
 
 
 def _names(allowed: tuple[object, ...]) -> str:

@@ -35,12 +35,18 @@ class CapturedAttention:
     scale: float | None = None
     """The factor of the products of query and key."""
 
+    def every(self, repeats: int) -> CapturedAttention:
+        """Of rows that come ``repeats`` times, each once."""
+        assert self.query is not None and self.key is not None
+        return CapturedAttention(self.query[::repeats], self.key[::repeats], self.scale)
+
 
 class AttentionListener:
     """Listens to one attention module once its ``patch()`` is in place."""
 
-    def __init__(self, attention: torch.nn.Module) -> None:
-        """
+    def __init__(self, attention: torch.nn.Module, *, when_compiled: bool = True) -> None:
+        """Without ``when_compiled``, code that is compiled is never listened to, nor slowed down.
+
         Raises:
             TypeError: the module does not choose its attention function by its config.
         """
@@ -52,7 +58,7 @@ class AttentionListener:
             )
         _register()
         self._attention = attention
-        self._config = _ListeningConfig(config)
+        self._config = _ListeningConfig(config, when_compiled)
 
     def patch(self) -> Patch:
         """The patch that ``listen`` needs. It changes nothing while nobody listens."""
@@ -83,21 +89,23 @@ class AttentionListener:
 class _ListeningConfig:
     """A config in all but one thing: while listened to, it names our attention function."""
 
-    def __init__(self, config: Any) -> None:
-        vars(self)["_config"] = config
+    def __init__(self, config: Any, when_compiled: bool) -> None:
+        vars(self).update(_config=config, _when_compiled=when_compiled)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_attn_implementation":
+        # No context variable can be read within one graph.
+        listens = self._when_compiled or not torch.compiler.is_compiling()
+        if name == "_attn_implementation" and listens:
             listening = _listening.get()
             if listening is not None and listening[0] is self:
                 return _IMPLEMENTATION
-        return getattr(vars(self)["_config"], name)
+        return getattr(self._config, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(vars(self)["_config"], name, value)
+        setattr(self._config, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:  # __getattr__ would answer for a copy half made
-        return _ListeningConfig, (vars(self)["_config"],)
+        return _ListeningConfig, (self._config, self._when_compiled)
 
 
 # A context variable, as the forwards of other threads and tasks are none of ours.

@@ -16,7 +16,9 @@ from clasp_kernels.models.layout import PrunedLayout
 
 _NO_LOSS = -100  # the label that loss functions skip
 # What else follows the prompt is in ``prefill.py`` and ``masking.py``.
-_FOLLOW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids", "labels", "shift_labels")
+_FOLLOW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
+#: What losses are made of.
+LABELS = ("labels", "shift_labels")
 # Of each token its kind, as some processors tell; 0 stands for padding.
 _TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 _OTHER = ("pixel_values", "cache", "logits_to_keep", "cache_position")
@@ -30,7 +32,7 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
         ValueError: an argument has a column for each token and is not known, or has another shape
             than it should.
     """
-    for name in ("labels", "shift_labels", *_TOKEN_TYPES):
+    for name in (*LABELS, *_TOKEN_TYPES):
         value = _tensor(inputs, name)
         if value is not None and value.shape != (rows, length):
             raise ValueError(
@@ -49,7 +51,7 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
         )
     by_column = {length, total, rows * length}
     for name, value in inputs.items():
-        if name in (*_FOLLOW, *_TOKEN_TYPES, *_OTHER):
+        if name in (*_FOLLOW, *LABELS, *_TOKEN_TYPES, *_OTHER):
             continue
         for shape in _shapes(value):
             if not by_column.isdisjoint(shape):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -217,6 +217,88 @@ def attention_modules(tower: torch.nn.Module, num_layers: int) -> list[torch.nn.
     return found
 
 
+def decoder_layers(model: Any) -> list[torch.nn.Module]:
+    """The layers of a model's decoder, first layer first, checked for what pruning them needs.
+
+    Raises:
+        RuntimeError: the decoder has no such list, or does not hand its keywords on to its layers.
+    """
+    decoder = model.get_decoder()
+    layers = getattr(decoder, "layers", None)
+    expected = model.config.get_text_config().num_hidden_layers
+    if not isinstance(layers, torch.nn.ModuleList) or len(layers) != expected:
+        raise RuntimeError(
+            f"{type(decoder).__name__} of {_installed()} has no list of {expected} decoder layers, "
+            f"so nothing can be pruned between them; {_way_out()}"
+        )
+    for part in (decoder, *layers):
+        parameters = method_signature(part, "forward").parameters.values()
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            raise RuntimeError(
+                f"{type(part).__name__}.forward of {_installed()} takes no further keywords, by "
+                f"which decoder layers learn what is pruned; {_way_out()}"
+            )
+    return list(layers)
+
+
+def layer_masks(
+    model: Any,
+    queries: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    cache: Any,
+    layers: range,
+) -> list[Any]:
+    """The mask that each of some decoder layers should get, which all hold the same columns.
+
+    As transformers makes it for the model's attention implementation. ``queries`` [rows, new
+    columns, any width] only gives shape, dtype and device; ``attention_mask`` [rows, cached and new
+    columns] says which count, None for all. The cache has not seen the new columns yet.
+    """
+    from transformers import Cache
+    from transformers.masking_utils import create_masks_for_generate
+
+    make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
+    # A cache that borrows the layers tells their length, where the whole tells the first layer's.
+    held = None if cache is None else Cache(layers=cache.layers[layers.start : layers.stop])
+    takes = inspect.signature(create_masks_for_generate).parameters
+    masks = make(
+        config=model.config,
+        inputs_embeds=queries,
+        attention_mask=attention_mask,
+        # No positions: their gaps would be taken for the borders of packed samples.
+        position_ids=None,
+        **{next(name for name in _CACHE_NAMES if name in takes): held},
+    )
+    if not isinstance(masks, dict):
+        return [masks] * len(layers)
+    kinds = model.config.get_text_config().layer_types
+    return [masks[kinds[layer]] for layer in layers]
+
+
+def is_made_by_generate(cache: Any) -> bool:
+    """Whether ``generate`` made a cache, rather than its caller. Asked during its first forward."""
+    return cache is not None and not getattr(cache, "_is_user_defined", False)
+
+
+def fit_static_layers(cache: Any, lengths: Sequence[int]) -> None:
+    """Have a static cache, which holds nothing yet, allocate so many columns in each layer.
+
+    Layers of another kind, and those that are allocated already, stay as they are.
+    """
+    from transformers.cache_utils import StaticLayer
+
+    for layer, length in zip(cache.layers, lengths, strict=True):
+        if type(layer) is StaticLayer and not layer.is_initialized:
+            layer.max_cache_len = length
+
+
+def static_lengths(cache: Any) -> list[int] | None:
+    """How many columns each layer of a cache will allocate; None if the cache is not static."""
+    if not getattr(cache, "is_compileable", False):
+        return None
+    return [int(layer.max_cache_len) for layer in cache.layers]
+
+
 def require_parts(module: Any, names: Sequence[str]) -> None:
     """Raise a RuntimeError if a model lacks a part that pruning calls by name."""
     missing = [name for name in names if not hasattr(module, name)]
@@ -238,20 +320,22 @@ def output_cache(outputs: Any) -> Any:
     return getattr(outputs, _field(outputs, _CACHE_NAMES))
 
 
-def cache_bytes(cache: Any, columns: int) -> int:
-    """Bytes of the keys and values that a cache has, or would have, of so many columns.
+def cache_bytes(cache: Any, columns: Callable[[int], int]) -> tuple[int, ...]:
+    """Bytes of the keys and values that each layer of a cache has, or would have.
 
-    Summed over the layers from the tensors that are there, as layers differ in heads and widths.
-    A layer with a sliding window holds no more columns than that; linear attention holds none.
+    Of ``columns(layer)`` columns, from the tensors that are there, as layers differ in heads and
+    widths. One with a sliding window holds no more columns than that; linear attention holds none.
     """
-    total = 0
-    for layer in [] if cache is None else cache.layers:
-        window = getattr(layer, "sliding_window", None) or columns
+    sizes = []
+    for number, layer in enumerate([] if cache is None else cache.layers):
+        window = getattr(layer, "sliding_window", None) or columns(number)
+        size = 0
         for stored in (getattr(layer, "keys", None), getattr(layer, "values", None)):
             if isinstance(stored, torch.Tensor) and stored.ndim == 4 and stored.shape[2] > 0:
                 column = stored[:, :, :1]
-                total += column.numel() * column.element_size() * min(columns, window)
-    return total
+                size += column.numel() * column.element_size() * min(columns(number), window)
+        sizes.append(size)
+    return tuple(sizes)
 
 
 def set_image_features(outputs: Any, features: Sequence[torch.Tensor]) -> None:

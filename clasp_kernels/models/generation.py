@@ -22,6 +22,10 @@ class Generation:
 
     pixel_values: torch.Tensor
     categories: tuple[str, ...]
+    columns: int
+    """Of the prompts, as ``generate`` was given them."""
+    appended: int = 0
+    """How many columns have been generated, or drafted, before the forward that comes next."""
     reached: bool = False
     """Whether a forward of ours has seen it."""
 

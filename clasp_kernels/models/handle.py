@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -21,12 +22,13 @@ class ClaspHandle:
         self.model = model
         self.profile = profile
         self._runtime = runtime
+        seam = runtime.seam
         self._patches = MethodPatches(
             model,
             runtime.methods,
             runtime.signatures,
-            runtime.adapter.patches(),
-            [guard_images(runtime.adapter.inner_model(model))],
+            [*runtime.adapter.patches(), *([] if seam is None else seam.attributes())],
+            _parts(model, runtime),
             runtime.check_idle,
         )
 
@@ -62,3 +64,10 @@ class ClaspHandle:
             if error is None:
                 raise
             warn_caller(f"the model stays patched: {busy}")
+
+
+def _parts(model: Any, runtime: ClaspRuntime) -> Iterator[tuple[Any, MethodPatches]]:
+    """Patch what is patched inside a model, one after the other."""
+    yield guard_images(runtime.adapter.inner_model(model))
+    if runtime.seam is not None:
+        yield from runtime.seam.parts(model)

@@ -1,14 +1,15 @@
 """What a cache must remember of a pruned prompt, so that decoding goes on from it.
 
 The caller, ``generate`` included, goes on counting the columns of the prompt it gave; the cache
-holds fewer. The difference travels with the cache object, never with the model: generations may
-be interleaved, caches copied, and a cache that is dropped takes its history along. Rows of a cache
-can be selected, repeated and reordered, and its end cropped: its history does the same.
+holds fewer, and fewer still in layers past a stage of pruning. The difference travels with the
+cache object, never with the model: generations may be interleaved, caches copied, and a cache that
+is dropped takes its history along. Rows of a cache can be selected, repeated and reordered, and its
+end cropped: its history does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ class PrunedHistory:
     """[rows, pruned_length] bool; None where every column counts."""
     renumbering: torch.Tensor | None = None
     """[rows, 1]: what positions="compact" takes off every later position; None for "original"."""
+    deeper: tuple[tuple[int, PrunedHistory], ...] = ()
+    """From which decoder layer on the cache holds fewer columns, and their history, by layer."""
 
     @staticmethod
     def of(cache: Any) -> PrunedHistory:
@@ -60,6 +63,20 @@ class PrunedHistory:
     def __bool__(self) -> bool:
         return self.full_length > 0
 
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """The decoder layers from which on the cache holds other columns than before."""
+        return tuple(first for first, _ in self.deeper)
+
+    def with_deeper(self, deeper: Iterable[tuple[int, PrunedHistory]]) -> PrunedHistory:
+        """This, of a cache whose later layers have histories of their own."""
+        return replace(self, deeper=tuple(deeper))
+
+    def at(self, layer: int) -> PrunedHistory:
+        """The history of one decoder layer."""
+        known = [history for first, history in self.deeper if first <= layer]
+        return known[-1] if known else self.with_deeper(())
+
     def select_rows(self, rows: torch.Tensor) -> PrunedHistory:
         """The history of these rows, [n] indices."""
         return self._of_rows(lambda values: values[rows.to(values.device)])
@@ -74,6 +91,7 @@ class PrunedHistory:
             self,
             attention_mask=None if mask is None else change(mask),
             renumbering=None if renumbering is None else change(renumbering),
+            deeper=tuple((first, history._of_rows(change)) for first, history in self.deeper),
         )
 
     def crop(self, seen: int) -> PrunedHistory:
@@ -88,6 +106,10 @@ class PrunedHistory:
             pruned_length=seen,
             text_tail=self.text_tail - cropped,
             attention_mask=None if mask is None else mask[:, :seen],
+            deeper=tuple(
+                (first, history.crop(history.pruned_length - cropped))
+                for first, history in self.deeper
+            ),
         )
 
     def check_rows(self, rows: int) -> None:
@@ -191,6 +213,11 @@ class _PrunedCache:
         self._follow(lambda history: history.repeat_rows(repeats))
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
+        if PrunedHistory.of(self).deeper and any(size > 0 for size in (*args, *kwargs.values())):
+            raise ValueError(
+                "past_key_values holds a prompt that was pruned inside the decoder, so its layers "
+                "differ in length: crop it by a negative number, the columns to remove"
+            )
         super().crop(*args, **kwargs)  # type: ignore[misc]
         self._follow(lambda history: history.crop(int(self.get_seq_length())))  # type: ignore[attr-defined]
 
@@ -257,6 +284,12 @@ class CachedPast:
     def full_seen(self) -> int:
         """The columns these stand for, as the caller counts them."""
         return self.history.full_length + self.seen - self.history.pruned_length
+
+    def at(self, layer: int) -> CachedPast:
+        """What one decoder layer of the cache holds: its columns since the prompt are all there."""
+        history = self.history.at(layer)
+        dropped = self.history.pruned_length - history.pruned_length
+        return CachedPast(history, self.seen - dropped)
 
     def mask(self, full_mask: torch.Tensor | None, total: int, rows: int) -> torch.Tensor | None:
         """The caller's mask over ``total`` columns, [rows, total], for the pruned cache."""

@@ -21,8 +21,35 @@ class PromptImages:
     """How many images each prompt has."""
     spans: tuple[tuple[int, int], ...]
     """Each prompt's columns between its padding: start and stop."""
-    text_tail: int
-    """How many of the last columns hold no image."""
+    last_images: tuple[int, ...]
+    """How many of each prompt's columns there are up to its last visual token; 0 without one."""
+
+    @property
+    def text_tail(self) -> int:
+        """How many of the last columns hold no image, in any prompt."""
+        return self.is_placeholder.shape[1] - max(self.last_images)
+
+    @property
+    def image_rows(self) -> list[int]:
+        """The prompt of each image."""
+        return [row for row, images in enumerate(self.per_prompt) for _ in range(images)]
+
+    def pruned_lengths(self, counts: Sequence[int]) -> list[int]:
+        """The columns of each prompt without padding once its images keep ``counts`` tokens."""
+        kept = [0] * len(self.per_prompt)
+        for row, count in zip(self.image_rows, counts, strict=True):
+            kept[row] += count - self.tokens_per_image
+        return [
+            stop - start + change for (start, stop), change in zip(self.spans, kept, strict=True)
+        ]
+
+    def pruned_width(self, counts: Sequence[int], *, keep_right: bool) -> int:
+        """The columns of the widest row, with the padding on the right that is to be kept."""
+        columns = self.is_placeholder.shape[1]
+        return max(
+            length + (columns - stop if keep_right else 0)
+            for length, (_, stop) in zip(self.pruned_lengths(counts), self.spans, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -47,6 +74,8 @@ class PrunedLayout:
     """[prompts, pruned length] int64: visual tokens dropped to the left of it."""
     dropped: torch.Tensor
     """[prompts, 1] int64: visual tokens dropped of each prompt."""
+    stops: tuple[int, ...]
+    """After which column each prompt ends, its padding on the right not counted."""
     has_padding: bool
     keeps_right: bool
     """Whether the last columns are the prompt's last columns, in every row."""
@@ -54,6 +83,11 @@ class PrunedLayout:
     @property
     def length(self) -> int:
         return self.source.shape[1]
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """[prompts, length]: the column each was, -1 for padding."""
+        return self.source.masked_fill(self.is_padding, -1)
 
     def repeat(self, repeats: int) -> PrunedLayout:
         """Each row ``repeats`` times, as beams and returned sequences are laid out."""
@@ -66,6 +100,7 @@ class PrunedLayout:
             is_visual=self.is_visual.repeat_interleave(repeats, dim=0),
             dropped_before=self.dropped_before.repeat_interleave(repeats, dim=0),
             dropped=self.dropped.repeat_interleave(repeats, dim=0),
+            stops=tuple(stop for stop in self.stops for _ in range(repeats)),
             has_padding=self.has_padding,
             keeps_right=self.keeps_right,
         )
@@ -73,6 +108,15 @@ class PrunedLayout:
     def take(self, columns: torch.Tensor, padding: int = 0) -> torch.Tensor:
         """The remaining columns of [prompts, columns], ``padding`` in those that were added."""
         return columns.gather(1, self.source).masked_fill(self.is_added, padding)
+
+    def columns_in(self, wider: PrunedLayout, columns: int) -> torch.Tensor:
+        """[prompts, length]: where each column is in a layout of the same ``columns`` that has
+        dropped fewer. Padding that is in this one alone is any column there."""
+        # What was added stands for no column: it goes to a slot past the end.
+        found = torch.where(wider.is_added, columns, wider.source)
+        place = torch.arange(wider.length, device=found.device).expand_as(found)
+        places = torch.zeros(len(found), columns + 1, dtype=torch.int64, device=found.device)
+        return places.scatter_(1, found, place).gather(1, self.source)
 
 
 def prune_columns(
@@ -94,15 +138,10 @@ def prune_columns(
     # Row-major order over placeholders is image after image.
     is_dropped = is_placeholder.masked_scatter(is_placeholder, ~kept[:, :per_image].flatten())
 
-    lengths, image = [], 0
-    for in_prompt, (start, stop) in zip(images.per_prompt, images.spans, strict=True):
-        tokens = sum(counts[image : image + in_prompt])
-        lengths.append(stop - start - in_prompt * per_image + tokens)
-        image += in_prompt
+    lengths = images.pruned_lengths(counts)
     on_right = [columns - stop for _, stop in images.spans]
     keep_right = keep_right or not any(on_right)
-    least = on_right if keep_right else [0] * len(lengths)
-    width = max(length + padding for length, padding in zip(lengths, least, strict=True))
+    width = images.pruned_width(counts, keep_right=keep_right)
     edges = []
     for length, padding, (start, stop) in zip(lengths, on_right, images.spans, strict=True):
         new_stop = width - min(padding, width - length)
@@ -132,6 +171,7 @@ def prune_columns(
         is_visual=is_placeholder.gather(1, source) & ~is_padding,
         dropped_before=dropped_before.gather(1, source),
         dropped=dropped_before[:, -1:],
+        stops=tuple(new_stop for *_, new_stop in edges),
         has_padding=any(length < width for length in lengths),
         keeps_right=keep_right,
     )

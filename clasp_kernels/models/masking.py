@@ -7,7 +7,7 @@ layers with a sliding window count columns, not positions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from clasp_kernels.models.history import CachedPast
 from clasp_kernels.models.layout import PrunedLayout
 from clasp_kernels.upload import upload
 
-# How FlashAttention is told where the samples of a row end.
-_FLASH_LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+#: How FlashAttention is told where the samples of a row end.
+FLASH_LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 def check_window(text_config: Any, columns: int) -> None:
@@ -44,6 +44,7 @@ def find_packed(
     *,
     rows: int,
     compact: bool,
+    staged: bool,
 ) -> torch.Tensor | None:
     """The number of each column's sample, [rows, columns], where rows hold several samples.
 
@@ -51,7 +52,8 @@ def find_packed(
     where position ids are given.
 
     Raises:
-        ValueError: the model's attention, or ``compact`` positions, cannot have packed samples.
+        ValueError: the model's attention, ``compact`` positions, or pruning that is ``staged``
+            inside the decoder, cannot have packed samples.
     """
     positions = inputs.get("position_ids")
     if positions is None:
@@ -61,7 +63,7 @@ def find_packed(
     if flash:
         if rows > 1 or (mask is not None and not mask.all()):
             return None
-        if all(inputs.get(name) is not None for name in _FLASH_LENGTHS):
+        if all(inputs.get(name) is not None for name in FLASH_LENGTHS):
             ends = inputs["cu_seq_lens_q"]
             column = torch.arange(positions.shape[1], device=ends.device)
             numbers = torch.bucketize(column, ends[1:-1], right=True)[None]
@@ -83,6 +85,12 @@ def find_packed(
         raise ValueError(
             "position_ids are those of several samples packed into a row, which cannot be pruned "
             "with positions='compact'; apply with positions='original'"
+        )
+    if staged:
+        raise ValueError(
+            "position_ids are those of several samples packed into a row, whose tokens cannot be "
+            "dropped inside the decoder, where a row's last token scores them: unpack them, or use "
+            "a schedule that prunes before it"
         )
     return numbers.expand(rows, -1)
 
@@ -125,18 +133,25 @@ def attention_arguments(
         lengths = [layout.length]
         if packed is not None:
             lengths = layout.take(packed.to(device)).flatten().bincount().tolist()
-        for side, cached in (("q", 0), ("k", past.seen)):
-            ends = [0]
-            for length in lengths:
-                ends.append(ends[-1] + length + cached)
-            arguments[f"cu_seq_lens_{side}"] = upload(ends, device, torch.int32)
-            arguments[f"max_length_{side}"] = max(lengths) + cached
+        arguments.update(flash_lengths(lengths, past.seen, device))
+    return arguments
+
+
+def flash_lengths(lengths: Sequence[int], cached: int, device: torch.device) -> dict[str, Any]:
+    """How FlashAttention is told the new columns of each sample in a row, and the cached ones."""
+    arguments: dict[str, Any] = {}
+    for side, before in (("q", 0), ("k", cached)):
+        ends = [0]
+        for length in lengths:
+            ends.append(ends[-1] + length + before)
+        arguments[f"cu_seq_lens_{side}"] = upload(ends, device, torch.int32)
+        arguments[f"max_length_{side}"] = max(lengths) + before
     return arguments
 
 
 def without_flash_lengths(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments without those that count the columns of a whole prompt's samples."""
-    return {name: value for name, value in inputs.items() if name not in _FLASH_LENGTHS}
+    return {name: value for name, value in inputs.items() if name not in FLASH_LENGTHS}
 
 
 def _packed_mask(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

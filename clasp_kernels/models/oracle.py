@@ -1,28 +1,30 @@
 """The masking oracle: a model with dropped tokens masked, beside the same model pruned.
 
-A token that is dropped before the language model has the same effect as one that is there but
-masked as a key in every layer. So the unpatched model, run by itself on the whole prompt with the
-dropped columns masked, must give the logits that the pruned model gives: at every token that
-survives, and at every step that is generated from the pruned cache. The oracle uses nothing of
-this package but the list of columns that were kept.
+A token that is dropped has the same effect as one that is there but masked as a key in every layer
+after. So the unpatched model, run by itself on the whole prompt with the dropped columns masked,
+layer by layer, must give the logits that the pruned model gives: at every token that survives, and
+at every step that is generated from the pruned cache. The oracle is told nothing but the columns
+that were kept at each stage.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 
 from clasp_kernels.models.apply import apply_clasp
-from clasp_kernels.models.compat import output_cache
+from clasp_kernels.models.compat import decoder_layers, layer_masks, output_cache
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.specimens import SPECIMENS
-from clasp_kernels.policy import CategoryPolicy, Profile
+from clasp_kernels.policy import CategoryPolicy, Profile, Schedule
 
 # The largest difference of logits that is right.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -49,6 +51,8 @@ class Task:
     rows: tuple[tuple[int, ...], ...]
     """For each prompt the number of words before, between and after its images."""
     run: Callable[[Any, ClaspHandle, dict[str, torch.Tensor]], _Answer]
+    schedule: Callable[[int], Schedule] = lambda num_layers: Schedule.input(_BUDGET)
+    """What is kept, in a decoder of so many layers."""
 
 
 @dataclass(frozen=True)
@@ -74,26 +78,26 @@ def compare_logits(family: str, build: Callable[[], Any], task: Task, relative: 
     batch = _batch(family, model, task.rows)
     before = model(**batch).logits
     profile = _profile(family)
-    with apply_clasp(model, budget=_BUDGET, profile=profile, fuse_into="selection") as handle:
+    schedule = task.schedule(model.config.get_text_config().num_hidden_layers)
+    with apply_clasp(model, schedule=schedule, profile=profile, fuse_into="selection") as handle:
         answer = task.run(model, handle, batch)
         record = handle.last
     if record is None:
         raise AssertionError("the images were not pruned")
     if not torch.equal(model(**batch).logits, before):
         raise AssertionError("remove() did not bring the model's own logits back")
-    _check_counts(record, profile, batch, model)
+    _check_counts(record, schedule, profile, batch, model)
 
-    prompts, columns = batch["input_ids"].shape
-    kept = torch.zeros(prompts, columns + 1, dtype=torch.bool)
-    kept.scatter_(1, torch.where(record.columns < 0, columns, record.columns).cpu(), True)
-    kept = kept[:, :columns]
+    kept = _kept(record, batch)
     is_image = (batch["input_ids"] == model.config.image_token_id).cpu()
     expected = _oracle(model, batch, answer.ids, kept)
     tolerance = _TOLERANCE[model.dtype]
     if relative:
         largest = max(float(expected[row, at].abs().max()) for row, at, _ in answer.logits)
         tolerance *= max(1.0, largest)
-    other = _oracle(model, batch, answer.ids, _exchanged(kept, is_image, model.dtype))
+    last = max(kept)
+    exchanged = {**kept, last: _exchanged(kept[last], is_image, model.dtype)}
+    other = _oracle(model, batch, answer.ids, exchanged)
     return Comparison(
         _largest_difference(answer, expected),
         tolerance,
@@ -102,24 +106,39 @@ def compare_logits(family: str, build: Callable[[], Any], task: Task, relative: 
 
 
 def _check_counts(
-    record: PrefillRecord, profile: Profile, batch: dict[str, torch.Tensor], model: Any
+    record: PrefillRecord,
+    schedule: Schedule,
+    profile: Profile,
+    batch: dict[str, torch.Tensor],
+    model: Any,
 ) -> None:
-    """The share of its tokens that the budget names is kept of each image, and no more."""
+    """The share of its tokens that the schedule names is kept of each image, and no more."""
     is_image = batch["input_ids"] == model.config.image_token_id
     per_image = int(is_image.sum()) // sum(record.images_per_prompt)
-    expected = []
-    for name, images in zip(record.categories, record.images_per_prompt, strict=True):
-        share = _BUDGET * profile.categories[name].budget_scale * per_image
-        expected += [max(1, math.floor(share + 0.5))] * images
-    dropped = sum(record.images_per_prompt) * per_image - sum(expected)
     content = int(batch["attention_mask"].sum())
-    if (
-        list(record.stages[0].counts) != expected
-        or int((record.columns >= 0).sum()) < content - dropped
-    ):
-        raise AssertionError(
-            f"{list(record.stages[0].counts)} tokens were kept of the images, {expected} asked for"
-        )
+    if [stage.layer or 0 for stage in record.stages] != list(schedule.layers):
+        raise AssertionError(f"{schedule} has other stages than {record.stages}")
+    for stage, (_, wanted) in zip(record.stages, schedule.counts(per_image), strict=True):
+        expected = []
+        for name, images in zip(record.categories, record.images_per_prompt, strict=True):
+            share = wanted * profile.categories[name].budget_scale
+            expected += [max(1, math.floor(share + 0.5))] * images
+        dropped = sum(record.images_per_prompt) * per_image - sum(expected)
+        if list(stage.counts) != expected or int((stage.columns >= 0).sum()) < content - dropped:
+            raise AssertionError(
+                f"{list(stage.counts)} tokens were kept of the images, {expected} asked for"
+            )
+
+
+def _kept(record: PrefillRecord, batch: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """[prompts, columns] bool: the columns that are left from a decoder layer on, by layer."""
+    prompts, columns = batch["input_ids"].shape
+    kept = {0: torch.ones(prompts, columns, dtype=torch.bool)}
+    for stage in record.stages:
+        left = torch.zeros(prompts, columns + 1, dtype=torch.bool)
+        left.scatter_(1, torch.where(stage.columns < 0, columns, stage.columns).cpu(), True)
+        kept[stage.layer or 0] = left[:, :columns]
+    return kept
 
 
 def compare_salience(
@@ -129,6 +148,41 @@ def compare_salience(
     specimen = SPECIMENS[family]
     model = build()
     batch = _batch(family, model, _PADDED)
+    indices = _pivots(family, model, batch, Schedule.input(_BUDGET))
+    eager, images = build_eager(), _images(batch)
+    return Comparison(
+        _overlooked(specimen.salience(eager, images, 0), indices),
+        _SALIENCE_TOLERANCE,
+        _overlooked(specimen.salience(eager, images, 1), indices),
+    )
+
+
+def compare_stage_salience(
+    family: str, build: Callable[[], Any], build_eager: Callable[[], Any]
+) -> Comparison:
+    """The same inside the decoder, where the prompt's last token attends to them."""
+    model = build()
+    batch = _batch(family, model, _PADDED)
+    indices = _pivots(family, model, batch, Schedule({2: _BUDGET}))
+    positions = _positions(batch["attention_mask"])
+    attentions = build_eager()(**batch, position_ids=positions, output_attentions=True).attentions
+    is_image = batch["input_ids"] == model.config.image_token_id
+
+    def salience(layer: int) -> torch.Tensor:
+        of_last_token = attentions[layer].mean(1)[:, -1]
+        return of_last_token[is_image].view(len(indices), -1)  # images have equally many tokens
+
+    return Comparison(
+        _overlooked(salience(1), indices),
+        _SALIENCE_TOLERANCE,
+        _overlooked(salience(0), indices),
+    )
+
+
+def _pivots(
+    family: str, model: Any, batch: dict[str, torch.Tensor], schedule: Schedule
+) -> torch.Tensor:
+    """[images, R]: the tokens kept where all of them are pivots."""
     pivots_only = Profile(
         name="verification",
         model_type=family,
@@ -136,26 +190,23 @@ def compare_salience(
         source="pivots only",
         categories={"general": CategoryPolicy((1.0,), 1.0)},
     )
-    with apply_clasp(model, budget=_BUDGET, profile=pivots_only) as handle:
-        model(**batch, categories="general")
+    with apply_clasp(
+        model, schedule=schedule, profile=pivots_only, fuse_into="selection"
+    ) as handle:
+        positions = _positions(batch["attention_mask"])
+        model(**batch, position_ids=positions, categories="general")
         record = handle.last
     if record is None:
         raise AssertionError("the images were not pruned")
-    eager = build_eager()
-    images = _images(batch)
-    indices = record.stages[0].indices
+    return record.stages[-1].indices
 
-    def overlooked(salience: torch.Tensor) -> float:
-        kept = torch.zeros_like(salience, dtype=torch.bool).scatter_(1, indices, True)
-        worst_kept = salience.masked_fill(~kept, torch.inf).amin(1)
-        best_dropped = salience.masked_fill(kept, -torch.inf).amax(1)
-        return float((best_dropped - worst_kept).clamp_min(0).max())
 
-    return Comparison(
-        overlooked(specimen.salience(eager, images, 0)),
-        _SALIENCE_TOLERANCE,
-        overlooked(specimen.salience(eager, images, 1)),
-    )
+def _overlooked(salience: torch.Tensor, indices: torch.Tensor) -> float:
+    """By how much the best token that was dropped scores more than the worst that was kept."""
+    kept = torch.zeros_like(salience, dtype=torch.bool).scatter_(1, indices, True)
+    worst_kept = salience.masked_fill(~kept, torch.inf).amin(1)
+    best_dropped = salience.masked_fill(kept, -torch.inf).amax(1)
+    return float((best_dropped - worst_kept).clamp_min(0).max())
 
 
 def _largest_difference(answer: _Answer, expected: torch.Tensor) -> float:
@@ -179,25 +230,62 @@ def _exchanged(kept: torch.Tensor, is_image: torch.Tensor, dtype: torch.dtype) -
 
 
 def _oracle(
-    model: Any, batch: dict[str, torch.Tensor], ids: torch.Tensor, kept: torch.Tensor
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    ids: torch.Tensor,
+    kept: dict[int, torch.Tensor],
 ) -> torch.Tensor:
-    """[rows, columns, vocabulary]: the unpatched model's logits, what was not kept masked."""
+    """[rows, columns, vocabulary]: the unpatched model's logits, what was not kept masked.
+
+    ``kept`` [prompts, columns] says for each layer from which on it changes.
+    """
     prompts, length = batch["input_ids"].shape
     repeats = len(ids) // prompts
     new = ids.shape[1] - length
     was_there = batch["attention_mask"].repeat_interleave(repeats, dim=0)
-    hidden = was_there * kept.to(ids.device).repeat_interleave(repeats, dim=0)
     later = was_there.new_ones(len(ids), new)
+    seen = {
+        layer: torch.cat(
+            [was_there * left.to(ids.device).repeat_interleave(repeats, dim=0), later], 1
+        )
+        for layer, left in kept.items()
+    }
     images = {
         name: _repeat_images(value, batch, model, repeats) for name, value in _images(batch).items()
     }
-    logits: torch.Tensor = model(
-        input_ids=ids,
-        attention_mask=torch.cat([hidden, later], 1),
-        position_ids=_positions(torch.cat([was_there, later], 1)),
-        **images,
-    ).logits
+    with _masked_from(model, {layer: mask for layer, mask in seen.items() if layer > 0}):
+        logits: torch.Tensor = model(
+            input_ids=ids,
+            attention_mask=seen[0],
+            position_ids=_positions(torch.cat([was_there, later], 1)),
+            use_cache=False,
+            **images,
+        ).logits
     return logits
+
+
+@contextmanager
+def _masked_from(model: Any, seen: dict[int, torch.Tensor]) -> Iterator[None]:
+    """Have decoder layers see [rows, columns] of a prompt that is not cached, by first layer."""
+    layers = decoder_layers(model) if seen else []
+    firsts = sorted(seen)
+
+    def mask(first: int, number: int) -> Callable[..., Any]:
+        def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            [made] = layer_masks(model, hidden, seen[first], None, range(number, number + 1))
+            return args, {**kwargs, "attention_mask": made}
+
+        return hook
+
+    with ExitStack() as hooks:
+        for first, stop in pairwise([*firsts, len(layers)]):
+            for number in range(first, stop):
+                hook = layers[number].register_forward_pre_hook(
+                    mask(first, number), with_kwargs=True
+                )
+                hooks.callback(hook.remove)
+        yield
 
 
 def _images(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -357,6 +445,18 @@ def _decode_by_hand(
     return _Answer(ids, compared)
 
 
+def _inside(num_layers: int) -> Schedule:
+    """Three stages inside the decoder, as far as it has layers for them."""
+    layers = sorted({num_layers * quarter // 4 for quarter in (1, 2, 3)} - {0})
+    shares = (0.5, 0.25, 0.125)
+    return Schedule(dict(zip(layers, shares, strict=False)) or {0: _BUDGET})
+
+
+def _before_and_inside(num_layers: int) -> Schedule:
+    """A stage before the decoder, and one in the middle of it."""
+    return Schedule({0: 0.5, **({num_layers // 2: 0.125} if num_layers > 1 else {})})
+
+
 _ONE = ((2, 4),)
 _PADDED = ((2, 3), (1, 2, 5), (4, 6))
 
@@ -373,4 +473,13 @@ TASKS = (
     ),
     Task("decode, cache", _PADDED, partial(_decode_by_hand, "cache")),
     Task("decode, past_key_values", _ONE, partial(_decode_by_hand, "past_key_values")),
+    Task("stages, prefill", _PADDED, _prefill, _inside),
+    Task("stages, generate, one prompt", _ONE, _generate, _inside),
+    Task("stages, generate, padded batch", _PADDED, _generate, _before_and_inside),
+    Task(
+        "stages, static cache",
+        _PADDED,
+        partial(_generate, cache_implementation="static"),
+        _inside,
+    ),
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MethodType
@@ -98,14 +98,14 @@ class MethodPatches:
         methods: Mapping[str, Replacement],
         signatures: Mapping[str, inspect.Signature],
         attributes: Sequence[Patch] = (),
-        parts: Sequence[tuple[Any, MethodPatches]] = (),
+        parts: Iterable[tuple[Any, MethodPatches]] = (),
         check: Callable[[], None] | None = None,
     ) -> None:
         """Replace every method and set every attribute, or do nothing and raise a TypeError.
 
         ``signatures`` are those that the methods show, without ``self``. ``parts`` are other
-        objects and their patches, which come and go with these. ``check`` raises where they may
-        not go now.
+        objects and their patches, which come and go with these; those made before one that raises
+        are removed. ``check`` raises where they may not go now.
         """
         self.installed = False
         self._owner: weakref.ref[Any] | None = weakref.ref(target)  # a cycle would keep it alive
@@ -114,9 +114,10 @@ class MethodPatches:
         self._signatures = dict(signatures)
         self._set_aside: dict[str, Any] = {}
         self._earlier: MethodPatches | None = None
-        self._parts = tuple(parts)
+        self._parts: list[tuple[Any, MethodPatches]] = []
         self._check = check
         try:
+            self._parts.extend(parts)
             self._attributes = AttributePatches(attributes)
             try:
                 self._install(target)

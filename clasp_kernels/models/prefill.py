@@ -28,6 +28,8 @@ class PrunedPrompt:
     layout: PrunedLayout
     """One row per prompt, before beams repeat them."""
     history: PrunedHistory
+    rows: PrunedLayout
+    """The same, with a row for every beam."""
     image_features: Sequence[torch.Tensor]
     """[kept tokens, text width] of each image, in the order of the rows the language model sees."""
 
@@ -81,7 +83,7 @@ def find_images(
         tokens_per_image=adapter.tokens_per_image,
         per_prompt=per_prompt,
         spans=tuple(zip(starts, stops, strict=True)),
-        text_tail=columns - max(last_images),
+        last_images=tuple(last_images),
     )
 
 
@@ -155,10 +157,10 @@ def prune_prompt(
 
     ``packed`` [rows, columns] numbers the samples that a row holds, None where it holds one.
     """
-    indices = kept.stage.indices.to(images.is_placeholder.device)
+    indices = kept.indices.to(images.is_placeholder.device)
     # Who asks for the last columns counts padding, which then stays.
     layout = prune_columns(
-        images, indices, kept.stage.counts, keep_right=bool(inputs.get("logits_to_keep"))
+        images, indices, kept.counts, keep_right=bool(inputs.get("logits_to_keep"))
     )
     rows_layout = layout.repeat(repeats)
     _, length, _ = input_shape(inputs)
@@ -168,7 +170,7 @@ def prune_prompt(
         positions = torch.arange(length, device=layout.source.device)[None] + past.full_seen
 
     embeds = _prune_embeds(inputs, rows_layout, embed)
-    features = kept.flat_features().to(embeds.device, embeds.dtype).split(kept.stage.counts)
+    features = kept.flat_features().to(embeds.device, embeds.dtype).split(list(kept.counts))
     features = _repeat_per_prompt(features, images.per_prompt, repeats)
     visual = rows_layout.is_visual[..., None].to(embeds.device)
     mask = prune_mask(inputs.get("attention_mask"), rows_layout, past, past.full_seen + length)
@@ -200,7 +202,7 @@ def prune_prompt(
         pruned["logits_to_keep"] = as_int(inputs["logits_to_keep"])
     for spent in ("input_ids", "pixel_values", "cache_position"):  # no release reads the last
         pruned.pop(spent, None)
-    return PrunedPrompt(pruned, layout, history, features)
+    return PrunedPrompt(pruned, layout, history, rows_layout, features)
 
 
 def _prune_embeds(

@@ -25,11 +25,15 @@ class StageRecord:
     """Visual tokens per image after it: the most any image kept; see ``counts``."""
     counts: tuple[int, ...]
     """Visual tokens kept of each image: they differ where categories scale the budget."""
+    columns: torch.Tensor
+    """[prompts, columns] int64: what is left of each prompt after the stage; the prompt's own
+    columns, -1 for padding. Later hidden states have these columns."""
     stopwatch: Stopwatch = field(repr=False)
 
     @property
     def seconds(self) -> float:
-        """Time to fuse, score, select and gather. On CUDA, reading it waits for that work."""
+        """Time to score and select, before the decoder also to fuse and gather. On CUDA, reading it
+        waits for that work."""
         return self.stopwatch.seconds
 
 
@@ -42,20 +46,26 @@ class PrefillRecord:
     images_per_prompt: tuple[int, ...]
     """How many images each prompt has; images are numbered through the batch in this order."""
     stages: tuple[StageRecord, ...]
+    """Where tokens were dropped, the first first."""
     columns: torch.Tensor
     """[prompts, pruned length] int64: the prompt column each remaining column came from, -1 for
-    padding added to even out rows that lost different numbers of tokens."""
+    padding. The same as the last stage's ``columns``."""
     prompt_length: int
     """Columns of the prompt as given, padding included."""
     pruned_length: int
-    """Columns the language model saw, and the logits of a plain forward have."""
-    kv_cache_bytes: int
-    """Keys and values of every column in the cache after this prefill, padding included: of the
-    columns used, not of what a static cache allocates."""
+    """Columns that left the language model's last layer, and the logits of a plain forward have."""
+    kv_cache_bytes_per_layer: tuple[int, ...]
+    """Keys and values of every column in each layer of the cache after this prefill, padding
+    included: of the columns used, not of what a static cache allocates. Empty without a cache."""
     kv_cache_bytes_unpruned: int
-    """The same, of the columns used had nothing been dropped."""
+    """The sum of the same, had nothing been dropped."""
     vision_stopwatch: Stopwatch = field(repr=False)
     prefill_stopwatch: Stopwatch = field(repr=False)
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """The sum of ``kv_cache_bytes_per_layer``."""
+        return sum(self.kv_cache_bytes_per_layer)
 
     @property
     def vision_seconds(self) -> float:
@@ -69,5 +79,6 @@ class PrefillRecord:
 
     @property
     def prefill_seconds(self) -> float:
-        """Time in the language model over the pruned prompt. On CUDA, reading it waits."""
+        """Time in the language model over the pruned prompt, with the stages inside it. On CUDA,
+        reading it waits."""
         return self.prefill_stopwatch.seconds

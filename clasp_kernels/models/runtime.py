@@ -11,24 +11,32 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 from clasp_kernels._warn import warn_caller
+from clasp_kernels.models.columns import LABELS, prune_labels
 from clasp_kernels.models.compat import (
     by_name,
     cache_bytes,
     cache_name,
     canonical_cache,
+    fit_static_layers,
     has_foreign_cache,
     image_tower,
+    is_made_by_generate,
+    layer_masks,
     method_signature,
     native_cache,
     output_cache,
     prepare_signature,
     set_image_features,
+    static_lengths,
+    uses_flash_attention,
 )
+from clasp_kernels.models.decoder import MASKS, PRUNING, DecoderSeam
 from clasp_kernels.models.generation import GENERATION, Generation, ImageDrafter
 from clasp_kernels.models.guards import (
     check_forward,
@@ -42,7 +50,7 @@ from clasp_kernels.models.guards import (
     refuse_encoded_images,
 )
 from clasp_kernels.models.history import CachedPast, PrunedHistory, reading
-from clasp_kernels.models.layout import PromptImages
+from clasp_kernels.models.layout import PromptImages, PrunedLayout
 from clasp_kernels.models.masking import check_window, find_packed
 from clasp_kernels.models.patching import Replacement
 from clasp_kernels.models.prefill import (
@@ -55,8 +63,9 @@ from clasp_kernels.models.prefill import (
     prune_prompt,
 )
 from clasp_kernels.models.prompts import PromptCategories
-from clasp_kernels.models.records import PrefillRecord
-from clasp_kernels.models.selection import TokenSelector
+from clasp_kernels.models.records import PrefillRecord, StageRecord
+from clasp_kernels.models.selection import KeptTokens, TokenSelector
+from clasp_kernels.models.staged import StagedPrefill
 from clasp_kernels.models.stopwatch import Stopwatch
 
 # From prepare_inputs_for_generation to forward: nothing is left to do.
@@ -81,6 +90,10 @@ class ClaspRuntime:
         *,
         compact_positions: bool,
     ) -> None:
+        """
+        Raises:
+            RuntimeError, TypeError: this model, or its decoder, cannot be followed.
+        """
         self.last: PrefillRecord | None = None
         self._told_frozen = False
         self._generating: list[None] = []  # one for each generate that is running
@@ -88,6 +101,9 @@ class ClaspRuntime:
         self._selector = selector
         self._prompt_categories = prompt_categories
         self._compact = compact_positions
+        #: Where tokens are dropped inside the decoder, None where they are not.
+        self.seam = DecoderSeam(model, selector.stages) if selector.stages else None
+        self._static_lengths: list[int] = []
         self._forward_signature = _with_our_keywords(method_signature(model, "forward"))
         self._generate_signature = method_signature(model, "generate")
         self._prepare_signature = prepare_signature(model)
@@ -159,7 +175,9 @@ class ClaspRuntime:
             check_generate(model, arguments)
             self.adapter.check_call(model, arguments)
             check_forward(model)
-            generation = Generation(pixel_values, self._settle(arguments, categories))
+            _, columns = prompt_shape(arguments)
+            settled = self._settle(arguments, categories)
+            generation = Generation(pixel_values, settled, columns)
             arguments[GENERATION] = generation
             if arguments.get("assistant_model") is not None:
                 arguments["assistant_model"] = ImageDrafter(
@@ -212,6 +230,8 @@ class ClaspRuntime:
         # The rule by which the original forwards images: in the prefill, or always if uncached.
         forwards_images = first or not kwargs.get("use_cache", True)
         if has_images and forwards_images:
+            if generation is not None:
+                generation.appended = length - generation.columns
             # For a static cache the original expands the mask to 4D, with the columns that are
             # about to go; forward wants it as it is.
             attention_mask = kwargs.get("attention_mask")
@@ -232,18 +252,58 @@ class ClaspRuntime:
             )
         if first and past.seen and not past.history:
             self._check_placeholders(input_ids, past)
+        full_mask = kwargs.get("attention_mask")
         if past.history:
+            self._check_stages(past)
             position_ids = kwargs.get("position_ids")
             total = length if position_ids is None else position_ids.shape[-1]
             check_window(self.adapter.text_config, total)
-            kwargs["attention_mask"] = past.mask(
-                kwargs.get("attention_mask"), total, input_ids.shape[0]
-            )
+            kwargs["attention_mask"] = past.mask(full_mask, total, input_ids.shape[0])
             if position_ids is not None:
                 kwargs["position_ids"] = past.history.positions(position_ids)
         model_inputs = original(input_ids, **native_cache(kwargs, self._prepare_cache))
+        if past.history.deeper:
+            tokens = model_inputs.get("input_ids")
+            if tokens is None:
+                tokens = model_inputs["inputs_embeds"]
+            model_inputs[MASKS] = self._masks(model, past, full_mask, total, tokens, cache)
         model_inputs[_PREPARED] = True
         return model_inputs
+
+    def _masks(
+        self,
+        model: Any,
+        past: CachedPast,
+        full_mask: torch.Tensor | None,
+        total: int,
+        tokens: torch.Tensor,
+        cache: Any,
+    ) -> tuple[Any, ...]:
+        """The mask of each decoder layer for new ``tokens``, where layers hold different columns.
+
+        Made here, as a mask depends on lengths and values that compiled code should not read.
+        """
+        assert self.seam is not None
+        rows, new = tokens.shape[:2]
+        queries = torch.empty(rows, new, 0, dtype=model.dtype, device=tokens.device)
+        masks: list[Any] = []
+        firsts = [0, *past.history.firsts, self.seam.num_layers]
+        for first, stop in pairwise(firsts):
+            mask = past.at(first).mask(full_mask, total, rows)
+            masks += layer_masks(model, queries, mask, cache, range(first, stop))
+        return tuple(masks)
+
+    def _check_stages(self, past: CachedPast) -> None:
+        """
+        Raises:
+            ValueError: the layers of a cache differ in length, and those of the model do not know.
+        """
+        if past.history.deeper and self.seam is None:
+            raise ValueError(
+                "past_key_values holds a prompt that was pruned inside the decoder, but the model "
+                "prunes before it: go on with the schedule that the prompt was pruned with, or "
+                "start from an empty cache"
+            )
 
     def forward(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
         if kwargs.pop(_PREPARED, False):
@@ -264,23 +324,30 @@ class ClaspRuntime:
             inputs["pixel_values"] = generation.pixel_values.to(device)
             repeats = generation.repeats(rows)
             names = generation.categories
-            return self._prune_and_forward(model, original, inputs, names, repeats)
+            appended = generation.appended
+            return self._prune_and_forward(model, original, inputs, names, repeats, appended)
         if inputs.get("pixel_values") is not None:
             return self._prune_and_forward(model, original, inputs, categories)
         past = CachedPast.of(inputs.get("cache"))
         if past.history:
-            self._continue_from(past, inputs)
+            self._continue_from(model, past, inputs)
         elif past.seen:
             self._check_unpruned(past, inputs)
         with reading(past.history):
             return original(**native_cache(inputs, self._forward_cache))
 
-    def _continue_from(self, past: CachedPast, inputs: dict[str, Any]) -> None:
+    def _continue_from(self, model: Any, past: CachedPast, inputs: dict[str, Any]) -> None:
         """Turn the caller's mask and positions into those of a pruned cache."""
         rows, length, device = input_shape(inputs)
         total = past.full_seen + length
+        self._check_stages(past)
         check_window(self.adapter.text_config, total)
         check_attention_mask(inputs.get("attention_mask"), rows, total)
+        if past.history.deeper:
+            tokens = inputs.get("input_ids")
+            tokens = inputs["inputs_embeds"] if tokens is None else tokens
+            full_mask = inputs.get("attention_mask")
+            inputs[MASKS] = self._masks(model, past, full_mask, total, tokens, inputs["cache"])
         inputs["attention_mask"] = past.mask(inputs.get("attention_mask"), total, rows)
         positions = inputs.get("position_ids")
         if positions is None:
@@ -329,10 +396,12 @@ class ClaspRuntime:
         inputs: dict[str, Any],
         categories: str | Sequence[str] | None,
         repeats: int | None = None,
+        appended: int = 0,
     ) -> Any:
         """Prune a prompt and run the original on it.
 
-        In ``generate`` every row comes ``repeats`` times.
+        In ``generate`` every row comes ``repeats`` times, and ``appended`` of the last columns were
+        generated before: without a cache, or by who drafts tokens.
         """
         generates = repeats is not None
         repeats = repeats or 1
@@ -347,6 +416,7 @@ class ClaspRuntime:
         self.adapter.check_call(model, inputs)
         check_inputs(inputs, past)
         check_weights(model)
+        self._check_stages(past)
         if inputs.get("labels") is not None:
             self._warn_of_training(model)
         names = self._prompt_categories.resolve(
@@ -356,10 +426,17 @@ class ClaspRuntime:
         images = find_images(self.adapter, embed, inputs, repeats)
         text_config = self.adapter.text_config
         check_window(text_config, past.full_seen + length)
-        packed = find_packed(model, text_config, inputs, rows=rows, compact=self._compact)
-        image_categories = _per_image(names, images)
+        packed = find_packed(
+            model,
+            text_config,
+            inputs,
+            rows=rows,
+            compact=self._compact,
+            staged=self.seam is not None,
+        )
+        image_categories = [names[row] for row in images.image_rows]
         if not generates:  # which asks for the last there is
-            counts = self._selector.keep_counts(image_categories)
+            counts = self._selector.counts(max(self._selector.schedule.layers), image_categories)
             check_logits_to_keep(inputs, images, counts)
         kept = self._selector.select(model, inputs["pixel_values"], image_categories)
         return_dict = inputs.pop("return_dict", None)
@@ -374,35 +451,107 @@ class ClaspRuntime:
             repeats=repeats,
             compact=self._compact,
         )
-        embeds = prompt.inputs["inputs_embeds"]
-        with reading(past.history), Stopwatch(embeds.device) as prefill_stopwatch:
-            outputs = original(
-                **native_cache({**prompt.inputs, "return_dict": True}, self._forward_cache)
+        staged = None
+        given = prompt.inputs
+        if self.seam is not None:
+            staged = StagedPrefill(
+                model,
+                self._selector,
+                num_layers=self.seam.num_layers,
+                images=images,
+                categories=image_categories,
+                kept=kept,
+                layout=prompt.layout,
+                history=prompt.history,
+                past=past,
+                attention_mask=inputs.get("attention_mask"),
+                repeats=repeats,
+                appended=appended,
+                flash=uses_flash_attention(text_config),
             )
+            # The columns that labels are for are known when the decoder has run.
+            given = {name: value for name, value in given.items() if name not in LABELS}
+            given[PRUNING] = staged
+        if generates and is_made_by_generate(inputs.get("cache")):
+            self._fit_static(inputs["cache"], images, image_categories, prompt.layout.keeps_right)
+        device = given["inputs_embeds"].device
+        with reading(past.history), Stopwatch(device) as prefill_stopwatch:
+            outputs = original(**native_cache({**given, "return_dict": True}, self._forward_cache))
+        history, layout = prompt.history, prompt.layout
+        if staged is not None:
+            history, layout = staged.history, staged.layout
+            outputs = self._with_loss(model, outputs, inputs, layout.repeat(repeats))
         set_image_features(outputs, prompt.image_features)
         cache = output_cache(outputs)
         if cache is not None:
-            prompt.history.attach(cache)
-
-        layout = prompt.layout
+            history.attach(cache)
         self.last = PrefillRecord(
             categories=names,
             images_per_prompt=images.per_prompt,
-            stages=(kept.stage,),
-            columns=layout.source.masked_fill(layout.is_padding, -1),
+            stages=(
+                *([] if kept.is_pivot is None else [_input_stage(kept, images, prompt.layout)]),
+                *([] if staged is None else staged.stages),
+            ),
+            columns=layout.columns,
             prompt_length=length,
             pruned_length=layout.length,
-            kv_cache_bytes=cache_bytes(cache, prompt.history.pruned_length),
-            kv_cache_bytes_unpruned=cache_bytes(cache, prompt.history.full_length),
+            kv_cache_bytes_per_layer=cache_bytes(
+                cache, lambda number: history.at(number).pruned_length
+            ),
+            kv_cache_bytes_unpruned=sum(cache_bytes(cache, lambda _: history.full_length)),
             vision_stopwatch=kept.vision_stopwatch,
             prefill_stopwatch=prefill_stopwatch,
         )
         return outputs.to_tuple() if return_dict is False else outputs
 
+    def _with_loss(
+        self, model: Any, outputs: Any, inputs: Mapping[str, Any], layout: PrunedLayout
+    ) -> Any:
+        """The outputs with the loss of the labels that are left, made as the model makes it."""
+        labels = prune_labels(inputs, layout)
+        if "labels" not in labels:
+            return outputs
+        known = self._forward_signature.parameters
+        others = {name: value for name, value in inputs.items() if name not in known}
+        loss = model.loss_function(
+            logits=outputs.logits,
+            vocab_size=self.adapter.text_config.vocab_size,
+            **{**others, **labels},
+        )
+        return type(outputs)(**{**outputs, "loss": loss})
 
-def _per_image(categories: Sequence[str], images: PromptImages) -> list[str]:
-    pairs = zip(categories, images.per_prompt, strict=True)
-    return [category for category, in_prompt in pairs for _ in range(in_prompt)]
+    def _fit_static(
+        self, cache: Any, images: PromptImages, categories: Sequence[str], keep_right: bool
+    ) -> None:
+        """Have ``generate``'s static cache allocate what its layers will hold, no whole prompt.
+
+        No less than for the prompt before: compiled decoding then finds the shapes it knows.
+        """
+        lengths = static_lengths(cache)
+        if lengths is None:
+            return
+        columns = images.is_placeholder.shape[1]
+        for layer in range(len(lengths)):
+            counts = self._selector.counts(layer, categories)
+            lengths[layer] += images.pruned_width(counts, keep_right=keep_right) - columns
+        if len(self._static_lengths) == len(lengths):
+            lengths = [*map(max, lengths, self._static_lengths)]
+        self._static_lengths = lengths
+        fit_static_layers(cache, lengths)
+
+
+def _input_stage(kept: KeptTokens, images: PromptImages, layout: PrunedLayout) -> StageRecord:
+    assert kept.is_pivot is not None
+    return StageRecord(
+        layer=None,
+        indices=kept.indices,
+        is_pivot=kept.is_pivot,
+        tokens_before=images.tokens_per_image,
+        tokens_after=kept.indices.shape[1],
+        counts=kept.counts,
+        columns=layout.columns,
+        stopwatch=kept.selection_stopwatch,
+    )
 
 
 def _with_our_keywords(signature: inspect.Signature) -> inspect.Signature:

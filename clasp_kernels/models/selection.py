@@ -1,4 +1,4 @@
-"""From pixels to the R tokens per image that the language model will see."""
+"""Which of an image's visual tokens stay: before the language model, and at stages inside it."""
 
 from __future__ import annotations
 
@@ -8,32 +8,46 @@ from typing import Any
 
 import torch
 
-from clasp_kernels import attention_salience, fuse_layers, prune_tokens
+from clasp_kernels import (
+    Selection,
+    attention_salience,
+    fuse_layers,
+    gather_tokens,
+    merge_tokens,
+    select_tokens,
+)
 from clasp_kernels.models.adapter import Adapter
-from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.stopwatch import Stopwatch
-from clasp_kernels.policy import Profile
+from clasp_kernels.policy import Profile, Schedule
 from clasp_kernels.upload import upload
 
 
 @dataclass(frozen=True)
 class KeptTokens:
-    """The visual tokens of a batch of images after pruning."""
+    """The visual tokens of a batch of images that the language model gets."""
 
     features: torch.Tensor
     """[images, R, text width]; rows past an image's count are meaningless."""
-    stage: StageRecord
+    indices: torch.Tensor
+    """[images, R] int64: which of each image's visual tokens they are, ascending, then -1."""
+    counts: tuple[int, ...]
+    """How many of each image."""
+    is_pivot: torch.Tensor | None
+    """[images, R] bool, aligned with ``indices``; None where nothing was pruned yet."""
+    fused: torch.Tensor | None
+    """[images, N, D]: the fused vision features, where a later stage completes by them."""
     vision_stopwatch: Stopwatch
+    selection_stopwatch: Stopwatch
 
     def flat_features(self) -> torch.Tensor:
         """[sum of counts, text width]: every kept token, image after image."""
         images, width, _ = self.features.shape
         flat = self.features.reshape(images * width, -1)
-        if all(count == width for count in self.stage.counts):
+        if all(count == width for count in self.counts):
             return flat
         rows = [
             image * width + token
-            for image, count in enumerate(self.stage.counts)
+            for image, count in enumerate(self.counts)
             for token in range(count)
         ]
         return flat[upload(rows, flat.device)]
@@ -45,56 +59,86 @@ class TokenSelector:
 
     adapter: Adapter
     profile: Profile
-    budget: int | float
-    """Visual tokens kept per image, or, a float, the fraction of them."""
+    schedule: Schedule
     fuse_into: str
     merge: bool
+    salience_rows: str
+    """Whose attention scores tokens inside the decoder: "last" or "instruction"."""
+    completion_on: str
+    """By what features tokens complete each other there: "hidden" or "fused"."""
 
-    def keep_counts(self, categories: Sequence[str]) -> list[int]:
-        """Tokens kept of an image of each category."""
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """After how many decoder layers tokens are dropped inside it."""
+        return tuple(layer for layer in self.schedule.layers if layer > 0)
+
+    def counts(self, layer: int, categories: Sequence[str]) -> tuple[int, ...]:
+        """Tokens kept of an image of each category once so many decoder layers have run."""
         limit = self.adapter.tokens_per_image
-        wanted = self.budget * limit if isinstance(self.budget, float) else self.budget
-        return [min(self.profile.budget(name, wanted), limit) for name in categories]
+        counts = [limit] * len(categories)
+        for stage, wanted in self.schedule.counts(limit):
+            if stage <= layer:
+                scaled = (self.profile.budget(name, wanted) for name in categories)
+                counts = [min(count, new) for count, new in zip(counts, scaled, strict=True)]
+        return tuple(counts)
 
     def select(
         self, model: Any, pixel_values: torch.Tensor, categories: Sequence[str]
     ) -> KeptTokens:
-        """Encode the images and keep the tokens that each image's category asks for."""
-        counts = self.keep_counts(categories)
-        device = pixel_values.device
-        with Stopwatch(device) as vision_stopwatch:
+        """Encode the images, and keep the tokens that the schedule keeps before the decoder."""
+        counts = self.counts(0, categories)
+        prunes = 0 in self.schedule.layers
+        with Stopwatch(pixel_values.device) as vision_stopwatch:
             vision = self.adapter.encode(model, pixel_values)
-
         device = vision.key.device
-        with Stopwatch(device) as stage_stopwatch:
-            fused = fuse_layers(
-                vision.fused_layers,
-                upload(self.adapter.layers.weights, device, torch.float32),
-                upload([self.profile.category_id(name) for name in categories], device),
-                normalize=self.profile.normalize,
-            )
-            salience = attention_salience(
-                vision.query, vision.key, scale=vision.scale, key_range=vision.key_range
-            )
-            pivots = [
-                self.profile.pivot_count(name, count)
-                for name, count in zip(categories, counts, strict=True)
-            ]
-            tokens, selection = prune_tokens(
-                fused if self.fuse_into == "projector" else vision.features,
-                fused,
-                salience,
-                counts,
-                pivots,
-                merge=self.merge,
-            )
-        stage = StageRecord(
-            layer=None,
-            indices=selection.indices,
-            is_pivot=selection.is_pivot,
-            tokens_before=self.adapter.tokens_per_image,
-            tokens_after=selection.indices.shape[1],
-            counts=tuple(counts),
-            stopwatch=stage_stopwatch,
+        with Stopwatch(device) as selection_stopwatch:
+            fused = None
+            if prunes or self.fuse_into == "projector" or self.completion_on == "fused":
+                fused = fuse_layers(
+                    vision.fused_layers,
+                    upload(self.adapter.layers.weights, device, torch.float32),
+                    upload([self.profile.category_id(name) for name in categories], device),
+                    normalize=self.profile.normalize,
+                )
+            tokens = vision.features
+            if self.fuse_into == "projector":
+                assert fused is not None
+                tokens = fused
+            if prunes:
+                assert fused is not None
+                salience = attention_salience(
+                    vision.query, vision.key, scale=vision.scale, key_range=vision.key_range
+                )
+                selection = self.choose(fused, salience, categories, counts)
+                indices, is_pivot = selection.indices, selection.is_pivot
+                if self.merge:
+                    tokens = merge_tokens(tokens, fused, indices)
+                else:
+                    tokens = gather_tokens(tokens, indices)
+            else:
+                every = torch.arange(self.adapter.tokens_per_image, device=device)
+                indices, is_pivot = every.expand(len(categories), -1), None
+        return KeptTokens(
+            features=self.adapter.project(model, tokens),
+            indices=indices,
+            counts=counts,
+            is_pivot=is_pivot,
+            fused=fused if self.stages and self.completion_on == "fused" else None,
+            vision_stopwatch=vision_stopwatch,
+            selection_stopwatch=selection_stopwatch,
         )
-        return KeptTokens(self.adapter.project(model, tokens), stage, vision_stopwatch)
+
+    def choose(
+        self,
+        features: torch.Tensor,
+        salience: torch.Tensor,
+        categories: Sequence[str],
+        counts: Sequence[int],
+        valid: torch.Tensor | None = None,
+    ) -> Selection:
+        """Pivots and completion of ``counts`` tokens, split as each image's category says."""
+        pivots = [
+            self.profile.pivot_count(name, count)
+            for name, count in zip(categories, counts, strict=True)
+        ]
+        return select_tokens(features, salience, list(counts), pivots, valid=valid)

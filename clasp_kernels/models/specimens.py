@@ -31,9 +31,13 @@ def tiny_llava(
     vision_layers: int = 5,
     decoder_layers: int = 4,
     attn_implementation: str = "sdpa",
+    text_config: Callable[..., Any] | None = None,
     **overrides: Any,
 ) -> Any:
-    """36 patches and a CLS token; decoder layers with 4 heads on 2. The same weights each time."""
+    """36 patches and a CLS token; decoder layers with 4 heads on 2. The same weights each time.
+
+    ``text_config`` makes the language model's config, a Llama's by default.
+    """
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -63,7 +67,7 @@ def tiny_llava(
             image_size=24,
             patch_size=4,
         ),
-        text_config=LlamaConfig(**text),
+        text_config=(text_config or LlamaConfig)(**text),
         **{"image_token_id": IMAGE_TOKEN, **overrides},
     )
     return _with_visible_weights(LlavaForConditionalGeneration, config, attn_implementation)

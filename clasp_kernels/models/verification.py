@@ -24,6 +24,7 @@ from clasp_kernels.models.oracle import (
     Comparison,
     compare_logits,
     compare_salience,
+    compare_stage_salience,
     input_device,
 )
 from clasp_kernels.models.patching import MethodPatches
@@ -170,8 +171,12 @@ def _check_families(families: list[str], device: torch.device) -> list[Check]:
             for task in TASKS:
                 compare = partial(compare_logits, family, specimen, task, relative=False)
                 checks.append(_run(family, task.name, attention, compare))
-            compare = partial(compare_salience, family, specimen, partial(build, "eager"))
-            checks.append(_run(family, "salience", attention, compare))
+            for name, compare_pivots in (
+                ("salience", compare_salience),
+                ("stages, salience", compare_stage_salience),
+            ):
+                compare = partial(compare_pivots, family, specimen, partial(build, "eager"))
+                checks.append(_run(family, name, attention, compare))
     return checks
 
 

@@ -175,9 +175,11 @@ def test_bytes_are_counted_by_the_column(make: Any) -> None:
     for layer in range(3):
         cache.update(torch.ones(2, 2, 5, 8), torch.ones(2, 2, 5, 8), layer)
     one_column = 3 * 2 * (2 * 2 * 8 * 4)  # layers, keys and values, rows x heads x width x bytes
-    assert compat.cache_bytes(cache, 5) == 5 * one_column
-    assert compat.cache_bytes(cache, 50) == 50 * one_column
-    assert compat.cache_bytes(None, 5) == 0
+    assert sum(compat.cache_bytes(cache, lambda _: 5)) == 5 * one_column
+    assert sum(compat.cache_bytes(cache, lambda _: 50)) == 50 * one_column
+    by_layer = compat.cache_bytes(cache, lambda layer: 10 - layer)
+    assert by_layer == tuple(columns * one_column // 3 for columns in (10, 9, 8))
+    assert compat.cache_bytes(None, lambda _: 5) == ()
 
 
 def test_bytes_of_layers_that_differ() -> None:
@@ -191,5 +193,7 @@ def test_bytes_of_layers_that_differ() -> None:
         SimpleNamespace(keys=None, values=None),
     ]
     cache = SimpleNamespace(layers=layers)
-    assert compat.cache_bytes(cache, 10) == 4 * (10 * 4 * (8 + 16) + 3 * (8 + 8))
-    assert compat.cache_bytes(cache, 2) == 4 * (2 * 4 * (8 + 16) + 2 * (8 + 8))
+    sizes = compat.cache_bytes(cache, lambda _: 10)
+    assert sizes == (4 * 10 * 4 * (8 + 16), 4 * 3 * (8 + 8), 0, 0)
+    sizes = compat.cache_bytes(cache, lambda _: 2)
+    assert sizes == (4 * 2 * 4 * (8 + 16), 4 * 2 * (8 + 8), 0, 0)

@@ -66,12 +66,24 @@ from clasp_kernels.policy import CategoryPolicy, Router, Schedule
         ({"schedule": {2: 8}}, r"schedule must be a .*Schedule, got dict"),
         (
             {"schedule": Schedule({2: 8})},
-            r"drops tokens inside the .* not supported.*use Schedule.input\(tokens\)",
+            r"Schedule\(\{2: 8\}\) keeps 22 of 36 visual tokens on average over 4 decoder layers, "
+            r"but budget is 8; they must agree within half a token, or budget may be left out",
+        ),
+        ({"schedule": Schedule.input(4)}, r"Schedule\(\{0: 4\}\) keeps 4 of 36 .* budget is 8"),
+        (
+            {"schedule": Schedule({0: 8, 4: 4}), "budget": None},
+            r"once 4 decoder layers have run, but the model has 4 .* layers must be in 0..3",
         ),
         (
-            {"schedule": Schedule.input(4)},
-            r"Schedule\(\{0: 4\}\) keeps 4 tokens, but budget is 8; they must agree, or",
+            {"schedule": Schedule({2: 8}), "budget": 22, "positions": "compact"},
+            r"positions must be 'original' where a schedule drops tokens inside.*got 'compact'",
         ),
+        (
+            {"schedule": Schedule({0: 8, 2: 4}), "budget": 6, "merge": True},
+            r"merge must be False where a schedule drops tokens inside the decoder",
+        ),
+        ({"salience_rows": "all"}, r"salience_rows must be 'last' or 'instruction', got 'all'"),
+        ({"completion_on": "keys"}, r"completion_on must be 'hidden' or 'fused', got 'keys'"),
     ],
 )
 def test_bad_argument(

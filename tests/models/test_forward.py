@@ -14,7 +14,7 @@ from tiny_llava import IMAGE_TOKEN, image_features, images, prompts, tiny_llava,
 from transformers import LlavaForConditionalGeneration, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
-from clasp_kernels import prune_tokens
+from clasp_kernels import select_tokens
 from clasp_kernels.models import apply_clasp, selection, stopwatch
 from clasp_kernels.models.compat import output_cache
 
@@ -230,12 +230,12 @@ def test_times_are_told_apart(
 
         return hook
 
-    def slow_prune_tokens(*args: Any, **kwargs: Any) -> Any:
+    def slow_select_tokens(*args: Any, **kwargs: Any) -> Any:
         passes(4.0)()
-        return prune_tokens(*args, **kwargs)
+        return select_tokens(*args, **kwargs)
 
     monkeypatch.setattr(stopwatch, "time", SimpleNamespace(perf_counter=lambda: now))
-    monkeypatch.setattr(selection, "prune_tokens", slow_prune_tokens)
+    monkeypatch.setattr(selection, "select_tokens", slow_select_tokens)
     model.model.vision_tower.register_forward_pre_hook(passes(1.0))
     model.model.language_model.register_forward_pre_hook(passes(2.0))
     model.model.multi_modal_projector.register_forward_pre_hook(passes(8.0))  # in none of them

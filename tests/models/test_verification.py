@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 
 from clasp_kernels.models import Verification, apply, apply_clasp, oracle, verification, verify
 from clasp_kernels.models.adapter import VisionOutput
-from clasp_kernels.models.history import PrunedHistory
+from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PrunedLayout
 from clasp_kernels.models.llava import LlavaAdapter
 from clasp_kernels.models.selection import TokenSelector
@@ -81,14 +81,16 @@ class Fails(LlavaAdapter):
 
 
 ALL = {task.name for task in oracle.TASKS}
+STAGES = {name for name in ALL if name.startswith("stages")}
+SALIENCE = {"salience", "stages, salience"}
 
 
 @pytest.mark.parametrize(
     ("broken", "fails"),
     [
-        (Reversed, ALL),
-        (NextLayer, ALL),
-        (Fails, ALL | {"salience"}),
+        (Reversed, ALL | {"stages, salience"}),
+        (NextLayer, ALL | {"stages, salience"}),
+        (Fails, ALL | SALIENCE),
         (LastPatchScores, {"salience"}),
     ],
 )
@@ -109,7 +111,7 @@ def test_a_broken_adapter_fails(
 def no_history(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The silent fault of 5.24: a cache under a new name, whose history nobody finds."""
     monkeypatch.setattr(PrunedHistory, "attach", lambda self, cache: None)
-    return {name for name in ALL if not name.startswith("prefill")}
+    return {name for name in ALL if "prefill" not in name}
 
 
 def no_padding_mask(monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -120,8 +122,7 @@ def no_padding_mask(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return torch.ones_like(taken) if columns.max() == 1 else taken
 
     monkeypatch.setattr(PrunedLayout, "take", all_real)
-    one = {"prefill, one prompt", "generate, one prompt", "decode, past_key_values"}
-    return ALL - one
+    return {name for name in ALL if "one prompt" not in name} - {"decode, past_key_values"}
 
 
 def one_token_off(monkeypatch: pytest.MonkeyPatch) -> set[str]:
@@ -129,20 +130,47 @@ def one_token_off(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     def shifted(self: TokenSelector, *args: Any) -> Any:
         kept = select(self, *args)
-        kept.stage.indices[:, 0] = (kept.stage.indices[:, 0] - 1) % kept.stage.indices[:, 1]
+        if kept.is_pivot is not None:
+            kept.indices[:, 0] = (kept.indices[:, 0] - 1) % kept.indices[:, 1]
         return kept
 
     monkeypatch.setattr(TokenSelector, "select", shifted)
-    return ALL
+    return ALL - STAGES | {"stages, generate, padded batch"}
 
 
-@pytest.mark.parametrize("break_it", [no_history, no_padding_mask, one_token_off])
+def one_hidden_state_off(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    columns_in = PrunedLayout.columns_in
+
+    def shifted(self: PrunedLayout, *args: Any) -> torch.Tensor:
+        places = columns_in(self, *args)
+        places[:, -1] -= 1
+        return places
+
+    monkeypatch.setattr(PrunedLayout, "columns_in", shifted)
+    return STAGES
+
+
+def masks_of_the_first_layer(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    monkeypatch.setattr(CachedPast, "at", lambda self, layer: self)
+    return {name for name in STAGES if "prefill" not in name and "one prompt" not in name}
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        no_history,
+        no_padding_mask,
+        one_token_off,
+        one_hidden_state_off,
+        masks_of_the_first_layer,
+    ],
+)
 def test_broken_pruning_fails(
     monkeypatch: pytest.MonkeyPatch, break_it: Callable[[pytest.MonkeyPatch], set[str]]
 ) -> None:
     fails = break_it(monkeypatch)
     report = verify()
-    assert failed(report) - {"salience"} == fails
+    assert failed(report) - SALIENCE == fails
 
 
 def test_a_check_that_could_not_fail_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,12 +265,12 @@ def test_no_checks_are_no_pass() -> None:
 
 
 def test_families_may_come_one_by_one() -> None:
-    assert len(verify(families=(name for name in ["llava"])).checks) == 2 * (len(ALL) + 1)
+    assert len(verify(families=(name for name in ["llava"])).checks) == 2 * (len(ALL) + 2)
 
 
 def test_too_many_tokens_kept_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right logits are not all: the budget is what the user asked for."""
-    monkeypatch.setattr(TokenSelector, "keep_counts", lambda self, names: [35] * len(names))
+    monkeypatch.setattr(TokenSelector, "counts", lambda self, layer, names: (35,) * len(names))
     report = verify()
     assert failed(report) >= ALL
     assert any("tokens were kept of the images" in check.problem for check in report.checks)

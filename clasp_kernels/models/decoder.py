@@ -1,0 +1,141 @@
+"""The layers of a model's decoder, patched so that tokens can be dropped between them.
+
+What is dropped travels from ``forward`` to the layers as a keyword, which every decoder of
+transformers hands on. So nothing is kept in the model, a layer that nobody told anything runs as it
+did, and compiled decoding finds tensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+
+from clasp_kernels.models.capture import AttentionListener, CapturedAttention
+from clasp_kernels.models.compat import attention_modules, by_name, decoder_layers, method_signature
+from clasp_kernels.models.patching import MethodPatches, Patch
+
+#: The keyword of a prefill that drops tokens: a ``LayerInputs``.
+PRUNING = "clasp_pruning"
+#: The keyword of a decode step: a tuple with the mask of each layer.
+MASKS = "clasp_masks"
+
+
+class LayerInputs(Protocol):
+    """One prefill, seen from the decoder's layers."""
+
+    def enter(self, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments that a layer should get instead, before it runs."""
+
+    def wants_attention(self, layer: int) -> bool:
+        """Whether ``attended`` is to be told what a layer's attention is computed from."""
+
+    def attended(self, layer: int, attention: CapturedAttention) -> None:
+        """Called once the layer has run."""
+
+
+# Other kinds have a state for the whole prompt, from which no token can be taken out.
+_ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+
+
+def _check_kind(config: Any) -> None:
+    before = "cannot be pruned inside the decoder; use a schedule that prunes before it"
+    others = set(getattr(config, "layer_types", None) or ()).difference(_ATTENTION)
+    if others:
+        raise ValueError(f"a decoder with layers of {' and '.join(sorted(others))} {before}")
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise ValueError(f"a decoder that caps its attention logits {before}")
+    if getattr(config, "num_kv_shared_layers", 0):
+        raise ValueError(f"a decoder whose layers share keys and values {before}")
+
+
+class DecoderSeam:
+    """The patches of one model's decoder layers."""
+
+    def __init__(self, model: Any, stages: Sequence[int]) -> None:
+        """Tokens may be dropped once ``stages`` layers have run. Changes nothing yet.
+
+        Raises:
+            ValueError: salience cannot be taken from this decoder's attention, or its cache cannot
+                hold columns that differ from layer to layer.
+            RuntimeError, TypeError: this decoder cannot be followed.
+        """
+        _check_kind(model.config.get_text_config())
+        layers = decoder_layers(model)
+        self._listeners = {
+            stage - 1: AttentionListener(
+                *attention_modules(layers[stage - 1], 1), when_compiled=False
+            )
+            for stage in stages
+        }
+        self.num_layers = len(layers)
+
+    def attributes(self) -> list[Patch]:
+        """Patches of the attention modules. They change nothing while nobody listens."""
+        return [listener.patch() for listener in self._listeners.values()]
+
+    def parts(self, model: Any) -> Iterator[tuple[Any, MethodPatches]]:
+        """Patch every layer, one after the other."""
+        for index, layer in enumerate(decoder_layers(model)):
+            signature = method_signature(layer, "forward")
+            forward = partial(self._forward, index, signature)
+            yield layer, MethodPatches(layer, {"forward": forward}, {"forward": signature})
+
+    def _forward(
+        self,
+        index: int,
+        signature: Any,
+        layer: Any,
+        original: Callable[..., Any],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        masks = kwargs.pop(MASKS, None)
+        if masks is not None:
+            return original(*args, **{**kwargs, "attention_mask": masks[index]})
+        pruning: LayerInputs | None = kwargs.pop(PRUNING, None)
+        if pruning is None:
+            return original(*args, **kwargs)
+        arguments = pruning.enter(index, by_name(signature, args, kwargs))
+        if index in self._listeners and pruning.wants_attention(index):
+            return self._listen(index, pruning, original, arguments)
+        return original(**arguments)
+
+    @torch.compiler.disable  # compiled code is not listened to
+    def _listen(
+        self,
+        index: int,
+        pruning: LayerInputs,
+        original: Callable[..., Any],
+        arguments: dict[str, Any],
+    ) -> Any:
+        with self._listeners[index].listen() as captured:
+            output = original(**arguments)
+        pruning.attended(index, captured)
+        return output
+
+
+def columns_of(value: Any, source: torch.Tensor, dim: int) -> Any:
+    """Some columns of a tensor, or of each in a tuple, which has them along ``dim``, -1 or -2.
+
+    ``source`` [rows, new columns] says which; rows are the dimension before, where one row may
+    stand for all.
+    """
+    if isinstance(value, tuple):
+        return tuple(columns_of(item, source, dim) for item in value)
+    source = source.to(value.device)
+    return value.take_along_dim(source if dim == -1 else source[..., None], dim=dim)
+
+
+def names_by_column(arguments: Mapping[str, Any], columns: int) -> list[str]:
+    """The arguments that hold tensors with so many columns, in a dimension past the first."""
+
+    def by_column(value: Any) -> bool:
+        if isinstance(value, (tuple, list)):
+            return any(by_column(item) for item in value)
+        return isinstance(value, torch.Tensor) and columns in value.shape[1:]
+
+    return [name for name, value in arguments.items() if by_column(value)]

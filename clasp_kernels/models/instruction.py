@@ -1,0 +1,76 @@
+"""How much each column of a prompt is attended by its instruction: the salience of a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from clasp_kernels import attention_salience
+from clasp_kernels.models.capture import CapturedAttention
+from clasp_kernels.upload import upload
+
+
+@dataclass(frozen=True)
+class InstructionRows:
+    """The rows of each prompt whose attention counts: its last ones. The host knows them."""
+
+    stops: tuple[int, ...]
+    """After which column each prompt ends. What was generated since does not count."""
+    counts: tuple[int, ...]
+    """How many rows count, at least 1."""
+
+
+def instruction_salience(
+    attention: CapturedAttention, rows: InstructionRows, cached: int, valid: torch.Tensor | None
+) -> torch.Tensor:
+    """[prompts, columns] float32: the attention that each column gets from the rows that count.
+
+    Args:
+        attention: of one layer, a row per prompt; keys past the prompts' columns, as a static
+            cache has, are not looked at.
+        cached: the columns before the prompts'.
+        valid: [prompts, cached + columns] bool, False for padding; None if there is none.
+    """
+    query, key = attention.query, attention.key
+    assert query is not None and key is not None
+    prompts, _, columns, _ = query.shape
+    device = query.device
+    last = max(rows.stops)
+    most = max(rows.counts)
+    # Prompts are shifted to the right, so that all end at the same column.
+    shifts = [last - stop for stop in rows.stops]
+    shift = upload(shifts, device)[:, None] if any(shifts) else None
+    query, key = query[:, :, :last], key[:, :, : cached + last]
+    if valid is not None:
+        valid = valid[:, : cached + last].to(device)
+    if shift is not None:
+        if valid is None:
+            valid = torch.ones(prompts, cached + last, dtype=torch.bool, device=device)
+        query, key = _shifted(query, shift), _shifted(key, shift)
+        source = torch.arange(cached + last, device=device) - shift
+        valid = valid.gather(1, source.clamp_min(0)) & (source >= 0)
+    weights = None
+    if any(count != most for count in rows.counts):
+        row = torch.arange(most, device=device)
+        weights = (row >= most - upload(rows.counts, device)[:, None]).float()
+    salience = attention_salience(
+        query[:, :, last - most :],
+        key,
+        scale=attention.scale,
+        causal=True,
+        key_valid=valid,
+        query_weights=weights,
+        key_range=(cached, cached + last),
+    )
+    salience = torch.nn.functional.pad(salience, (0, columns - last))
+    if shift is not None:
+        source = torch.arange(columns, device=device) + shift
+        salience = salience.gather(1, source.clamp_max(columns - 1))
+    return salience
+
+
+def _shifted(states: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """[prompts, heads, columns, head_dim], each prompt moved to the right by its ``shift``."""
+    source = (torch.arange(states.shape[2], device=states.device) - shift).clamp_min(0)
+    return states.take_along_dim(source[:, None, :, None], dim=2)

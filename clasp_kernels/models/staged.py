@@ -1,0 +1,304 @@
+"""One prefill whose tokens are dropped between decoder layers.
+
+The layers from one stage to the next make a segment: all of them hold the same columns. On entering
+a segment, hidden states lose the columns that were dropped; position embeddings, positions and mask
+are replaced in each of its layers. Positions stay what they were. What a segment keeps is settled
+once: where gradient checkpointing runs layers again, they get the same columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from clasp_kernels.models.capture import CapturedAttention
+from clasp_kernels.models.compat import canonical_cache, layer_masks
+from clasp_kernels.models.decoder import columns_of, names_by_column
+from clasp_kernels.models.history import CachedPast, PrunedHistory
+from clasp_kernels.models.instruction import InstructionRows, instruction_salience
+from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
+from clasp_kernels.models.masking import FLASH_LENGTHS, flash_lengths, prune_mask
+from clasp_kernels.models.records import StageRecord
+from clasp_kernels.models.selection import KeptTokens, TokenSelector
+from clasp_kernels.models.stopwatch import Stopwatch
+from clasp_kernels.upload import upload
+
+# What layers are given by column, and follows; anything else by column is refused.
+_FOLLOWING = {"position_embeddings": -2, "position_ids": -1}
+_REPLACED = ("hidden_states", "attention_mask", "cache", *FLASH_LENGTHS)
+
+
+@dataclass
+class _Segment:
+    """The decoder layers from ``first`` on, up to the next segment."""
+
+    first: int
+    layout: PrunedLayout
+    """One row per prompt."""
+    indices: torch.Tensor
+    """[images, R]: the visual tokens that are left, among those of each image."""
+    counts: tuple[int, ...]
+    mask: torch.Tensor | None
+    """[rows, cached and remaining columns]; None where every column counts."""
+    history: PrunedHistory
+    narrowing: torch.Tensor | None = None
+    """[rows, columns]: which of the segment before they are; None for the same columns."""
+    source: torch.Tensor | None = None
+    """[rows, columns]: which of the first segment they are."""
+    masks: Mapping[int, Any] = field(default_factory=dict)
+    """By layer, as the model's attention takes them."""
+    lengths: Mapping[str, Any] = field(default_factory=dict)
+    """What FlashAttention is told instead of a mask."""
+    followed: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    """By id, what every layer is given, and its remaining columns."""
+
+
+class StagedPrefill:
+    """The prompts of one forward, on their way through the decoder (``decoder.LayerInputs``)."""
+
+    def __init__(
+        self,
+        model: Any,
+        selector: TokenSelector,
+        *,
+        num_layers: int,
+        images: PromptImages,
+        categories: Sequence[str],
+        kept: KeptTokens,
+        layout: PrunedLayout,
+        history: PrunedHistory,
+        past: CachedPast,
+        attention_mask: torch.Tensor | None,
+        repeats: int,
+        appended: int,
+        flash: bool,
+    ) -> None:
+        """``layout`` and ``history`` are of the columns that enter the first layer.
+
+        ``categories`` has one for each image. Of each prompt, ``appended`` of the last columns were
+        generated. Every prompt comes ``repeats`` times.
+        """
+        self.stages: list[StageRecord] = []
+        self._model = model
+        self._selector = selector
+        self._images = images
+        self._categories = categories
+        self._fused = kept.fused
+        self._past = past
+        self._attention_mask = attention_mask
+        self._repeats = repeats
+        self._appended = appended
+        self._flash = flash
+        # A cache may have stages of its own, if another schedule filled it.
+        boundaries = sorted({0, *selector.stages, *past.history.firsts})
+        self._layers = {
+            first: range(first, stop) for first, stop in pairwise([*boundaries, num_layers])
+        }
+        mask = history.attention_mask
+        self._segments = [_Segment(0, layout, kept.indices, kept.counts, mask, history)]
+        self._attention: CapturedAttention | None = None
+
+    @property
+    def _columns(self) -> int:
+        return self._images.is_placeholder.shape[1]
+
+    @property
+    def layout(self) -> PrunedLayout:
+        """The columns that leave the last layer, a row per prompt."""
+        return self._segments[-1].layout
+
+    @property
+    def history(self) -> PrunedHistory:
+        """What the cache has to remember, once the decoder has run.
+
+        Raises:
+            RuntimeError: a layer has not seen the prompt.
+        """
+        first, *deeper = self._segments
+        if len(self._segments) < len(self._layers):
+            raise RuntimeError(
+                "the decoder's layers were not told what to prune, so tokens were kept that should "
+                "have been dropped: a layer or its forward was replaced after apply_clasp; undo "
+                "that, or remove() the handle and apply again"
+            )
+        return first.history.with_deeper((segment.first, segment.history) for segment in deeper)
+
+    def wants_attention(self, layer: int) -> bool:
+        return layer + 1 in self._selector.stages and self._segment_of(layer + 1).first <= layer
+
+    def attended(self, layer: int, attention: CapturedAttention) -> None:
+        self._attention = attention
+
+    def enter(self, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
+        segment = self._segment_of(layer)
+        if layer in self._layers and segment.first < layer:
+            segment = self._begin(layer, arguments)
+        if segment.first == 0:
+            return arguments
+        inner = dict(arguments)
+        if layer == segment.first and segment.narrowing is not None:
+            inner["hidden_states"] = columns_of(inner["hidden_states"], segment.narrowing, -2)
+        for name, dim in _FOLLOWING.items():
+            if inner.get(name) is not None:
+                inner[name] = self._follow(segment, inner[name], dim)
+        return {**inner, **segment.lengths, "attention_mask": segment.masks[layer]}
+
+    def _segment_of(self, layer: int) -> _Segment:
+        return next(segment for segment in reversed(self._segments) if segment.first <= layer)
+
+    @staticmethod
+    def _follow(segment: _Segment, value: Any, dim: int) -> Any:
+        """The columns of a segment, taken once for all of its layers."""
+        if id(value) not in segment.followed:
+            assert segment.source is not None
+            segment.followed[id(value)] = (value, columns_of(value, segment.source, dim))
+        return segment.followed[id(value)][1]
+
+    @torch.no_grad()  # what is kept is no function of the weights that has a gradient
+    def _begin(self, layer: int, arguments: Mapping[str, Any]) -> _Segment:
+        """Settle what the segment that begins with ``layer`` keeps."""
+        before = self._segments[-1]
+        self._check(arguments)
+        hidden, cache = arguments["hidden_states"], canonical_cache(arguments).get("cache")
+        past = self._past.at(layer)
+        layout, indices, counts = before.layout, before.indices, before.counts
+        narrowing = None
+        if layer in self._selector.stages:
+            layout, indices, counts = self._drop(layer, before, hidden)
+            narrowing = layout.columns_in(before.layout, self._columns)
+            narrowing = narrowing.repeat_interleave(self._repeats, dim=0)
+        rows = layout.repeat(self._repeats)
+        total = past.full_seen + self._columns
+        mask = prune_mask(self._attention_mask, rows, past, total)
+        source = layout.columns_in(self._segments[0].layout, self._columns)
+        layers = self._layers[layer]
+        queries = hidden.new_empty((*rows.source.shape, 0))
+        segment = _Segment(
+            first=layer,
+            layout=layout,
+            indices=indices,
+            counts=counts,
+            mask=mask,
+            history=PrunedHistory(
+                full_length=total,
+                pruned_length=past.seen + layout.length,
+                text_tail=self._images.text_tail if layout.keeps_right else 0,
+                attention_mask=None if mask is None else mask.bool(),
+            ),
+            narrowing=narrowing,
+            source=source.repeat_interleave(self._repeats, dim=0),
+            masks=dict(
+                zip(
+                    layers,
+                    layer_masks(self._model, queries, mask, cache, layers),
+                    strict=True,
+                )
+            ),
+            lengths=(
+                flash_lengths([layout.length], past.seen, hidden.device)
+                if self._flash and len(rows.source) == 1
+                else {}
+            ),
+        )
+        self._segments.append(segment)
+        return segment
+
+    def _check(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse what is given by column and not known, once, before anything is dropped."""
+        if len(self._segments) > 1:
+            return
+        others = {
+            name: value
+            for name, value in canonical_cache(arguments).items()
+            if name not in (*_FOLLOWING, *_REPLACED)
+        }
+        unknown = names_by_column(others, self._segments[0].layout.length)
+        if unknown:
+            raise RuntimeError(
+                f"decoder layers are given {' and '.join(unknown)}, with something for each column "
+                f"of the prompt, and it is not known how that follows where tokens are dropped "
+                f"inside the decoder; use a schedule that prunes before it"
+            )
+
+    def _drop(
+        self, layer: int, before: _Segment, hidden: torch.Tensor
+    ) -> tuple[PrunedLayout, torch.Tensor, tuple[int, ...]]:
+        attention, self._attention = self._attention, None
+        assert attention is not None, "the layer before was listened to"
+        images, repeats = self._images, self._repeats
+        counts = self._selector.counts(layer, self._categories)
+        with Stopwatch(hidden.device) as stopwatch:
+            attention = attention.every(repeats)
+            mask = before.mask
+            salience = instruction_salience(
+                attention,
+                self._instruction(before.layout),
+                self._past.at(layer - 1).seen,
+                None if mask is None else mask[::repeats].bool(),
+            )
+            slots, valid = _slots(before, hidden.device)
+            if self._fused is None:
+                features = hidden[::repeats].flatten(0, 1)[slots]
+            else:
+                which = before.indices.clamp_min(0)[..., None].to(self._fused.device)
+                features = self._fused.take_along_dim(which, dim=1).to(hidden.device)
+            selection = self._selector.choose(
+                features, salience.flatten()[slots], self._categories, counts, valid
+            )
+            chosen = selection.indices.to(before.indices.device)
+            indices = before.indices.gather(1, chosen.clamp_min(0)).masked_fill(chosen < 0, -1)
+        layout = prune_columns(
+            images,
+            indices.to(images.is_placeholder.device),
+            counts,
+            keep_right=before.layout.keeps_right,
+        )
+        self.stages.append(
+            StageRecord(
+                layer=layer,
+                indices=indices,
+                is_pivot=selection.is_pivot,
+                tokens_before=before.indices.shape[1],
+                tokens_after=indices.shape[1],
+                counts=counts,
+                columns=layout.columns,
+                stopwatch=stopwatch,
+            )
+        )
+        return layout, indices, counts
+
+    def _instruction(self, layout: PrunedLayout) -> InstructionRows:
+        """Which rows of each prompt score its tokens, in the columns of a layout."""
+        stops, counts = [], []
+        ends = zip(layout.stops, self._images.spans, self._images.last_images, strict=True)
+        for stop, (_, old_stop), last_image in ends:
+            end = min(old_stop, self._columns - self._appended)
+            stops.append(stop - (old_stop - end))
+            after_images = end - last_image if last_image else 1
+            wanted = after_images if self._selector.salience_rows == "instruction" else 1
+            counts.append(max(1, wanted))
+        return InstructionRows(tuple(stops), tuple(counts))
+
+
+def _slots(segment: _Segment, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Where each image's remaining tokens are among the columns of all prompts, row after row.
+
+    [images, R] each: the places, and which of them are tokens; None if all are.
+    """
+    layout, counts = segment.layout, segment.counts
+    total, width = sum(counts), segment.indices.shape[1]
+    is_visual = layout.is_visual.flatten().to(device)
+    # Row-major order over visual columns is image after image. What is none goes past the end.
+    rank = torch.where(is_visual, is_visual.cumsum(0) - 1, total)
+    places = torch.zeros(total + 1, dtype=torch.int64, device=device)
+    places.scatter_(0, rank, torch.arange(len(rank), device=device))
+    starts = [sum(counts[:image]) for image in range(len(counts))]
+    token = torch.arange(width, device=device)
+    slots = places[(upload(starts, device)[:, None] + token).clamp_max(total)]
+    if all(count == width for count in counts):
+        return slots, None
+    return slots, token < upload(counts, device)[:, None]

@@ -1,0 +1,83 @@
+"""The oracle inside the decoder: the unpatched model, with dropped tokens masked layer by layer.
+
+A token that is dropped once l layers have run is there in the layers before, and masked as a key in
+every later one. Which tokens those are is read from the stages' ``indices`` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from tiny_llava import IMAGE_TOKEN, TOKENS_PER_IMAGE
+
+from clasp_kernels.models import PrefillRecord
+
+
+def kept_in_layers(
+    model: Any, prompt: dict[str, torch.Tensor], record: PrefillRecord
+) -> list[torch.Tensor]:
+    """[prompts, columns] bool for each decoder layer: the columns that are left in it."""
+    input_ids = prompt["input_ids"]
+    everything = prompt["attention_mask"].bool()
+    by_stage = {0: everything}
+    for stage in record.stages:
+        kept = everything.clone()
+        image = 0
+        for row in range(len(input_ids)):
+            columns = (input_ids[row] == IMAGE_TOKEN).nonzero().flatten()
+            for start in range(0, len(columns), TOKENS_PER_IMAGE):
+                tokens = columns[start : start + TOKENS_PER_IMAGE]
+                chosen = stage.indices[image]
+                kept[row, tokens] = False
+                kept[row, tokens[chosen[chosen >= 0]]] = True
+                image += 1
+        by_stage[stage.layer or 0] = kept
+    layers = range(model.config.get_text_config().num_hidden_layers)
+    return [by_stage[max(first for first in by_stage if first <= layer)] for layer in layers]
+
+
+def embedded(model: Any, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The prompt as embeddings, images in place: before 5.20 an unpatched model's beams mix the
+    images of prompts that have several."""
+    features = model.get_image_features(prompt["pixel_values"], return_dict=True).pooler_output
+    embeds = model.get_input_embeddings()(prompt["input_ids"])
+    is_image = (prompt["input_ids"] == IMAGE_TOKEN)[..., None]
+    embeds = embeds.masked_scatter(is_image, torch.cat(list(features)))
+    return {"inputs_embeds": embeds, "attention_mask": prompt["attention_mask"]}
+
+
+@contextmanager
+def layers_masked(model: Any, kept: list[torch.Tensor]) -> Iterator[None]:
+    """Have each decoder layer of an unpatched model see ``kept`` columns of the prompt alone.
+
+    Columns after the prompt are seen. Rows that repeat a prompt, as beams, follow each other.
+    """
+    hooks = []
+
+    def mask(layer: int) -> Any:
+        def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            rows, new = hidden.shape[:2]
+            cache = kwargs.get("cache", kwargs.get("past_key_values"))
+            past = 0 if cache is None else int(cache.get_seq_length(layer))
+            seen = kept[layer].repeat_interleave(rows // len(kept[layer]), dim=0)
+            later = past + new - seen.shape[1]
+            seen = torch.cat([seen, seen.new_ones(rows, later)], dim=1)
+            query, key = torch.arange(past, past + new)[:, None], torch.arange(past + new)[None]
+            allowed = (key <= query) & seen[:, None, None] | (key == query)
+            least = torch.finfo(hidden.dtype).min
+            attention_mask = torch.zeros(allowed.shape).masked_fill(~allowed, least)
+            return args, {**kwargs, "attention_mask": attention_mask}
+
+        return hook
+
+    for number, layer in enumerate(model.get_decoder().layers):
+        hooks.append(layer.register_forward_pre_hook(mask(number), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()

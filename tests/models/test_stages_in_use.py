@@ -1,0 +1,449 @@
+"""Pruning inside the decoder as people use it: turns, drafts, training, copies, memory."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from masked_layers import kept_in_layers, layers_masked
+from test_stages import LAYERS, check_generation, check_prefill, last, positions, pruned
+from tiny_llava import IMAGE_TOKEN, images, prompts, saved_and_loaded, tiny_llava, tiny_profile
+from transformers import (
+    CompileConfig,
+    DynamicCache,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    StaticCache,
+)
+
+from clasp_kernels.models import apply_clasp, remove_clasp
+from clasp_kernels.models.compat import output_cache
+from clasp_kernels.policy import Schedule
+
+THREE = Schedule({1: 20, 2: 9, 4: 4})
+PADDED = prompts([1, 5, "image", 7, 8], [1, "image", 3, "image", 9])
+GREEDY = {"max_new_tokens": 5, "suppress_tokens": [IMAGE_TOKEN], "do_sample": False}
+
+
+@pytest.fixture
+def model() -> Any:
+    return tiny_llava(decoder_layers=LAYERS)
+
+
+@pytest.fixture
+def padded() -> dict[str, torch.Tensor]:
+    return {**PADDED, "pixel_values": images(3)}
+
+
+def cache_of(output: Any) -> Any:
+    return getattr(output, "cache", None) or output.past_key_values
+
+
+def lengths(cache: Any) -> list[int]:
+    return [int(layer.get_seq_length()) for layer in cache.layers]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        partial(MistralConfig, sliding_window=None),
+        partial(MistralConfig, sliding_window=200),
+        Qwen2Config,
+        partial(Qwen3Config, head_dim=8),
+    ],
+    ids=["mistral", "mistral with a window", "qwen2", "qwen3"],
+)
+def test_other_language_models(padded: dict[str, torch.Tensor], text: Any) -> None:
+    model = tiny_llava(decoder_layers=LAYERS, text_config=text)
+    assert check_prefill(model, padded, ["ocr", "counting"], THREE) > 1e-2
+    check_generation(model, (padded, ["ocr", "counting"]), THREE, {})
+
+
+def test_every_layer_holds_its_own_columns(model: Any, padded: dict[str, torch.Tensor]) -> None:
+    with pruned(model, THREE) as handle:
+        out = model.generate(**padded, **GREEDY, return_dict_in_generate=True)
+    record = last(handle)
+    assert [stage.layer for stage in record.stages] == [1, 2, 4]
+    assert [stage.counts for stage in record.stages] == [(20,) * 3, (9,) * 3, (4,) * 3]
+    assert [stage.tokens_before for stage in record.stages] == [36, 20, 9]
+    assert [stage.tokens_after for stage in record.stages] == [20, 9, 4]
+    text = int((padded["input_ids"][1] != IMAGE_TOKEN).sum())
+    widths = [text + 2 * kept for kept in (36, 20, 9, 9, 4)]
+    assert lengths(cache_of(out)) == [width + 4 for width in widths]
+    column = 2 * 2 * 2 * 8 * 4  # keys and values, prompts, heads, width, bytes
+    assert record.kv_cache_bytes_per_layer == tuple(column * width for width in widths)
+    assert record.kv_cache_bytes == column * sum(widths)
+    assert record.kv_cache_bytes_unpruned == column * 5 * widths[0]
+    assert record.pruned_length == widths[-1]
+    for before, after in pairwise(record.stages):
+        for image in range(3):
+            assert set(after.indices[image].tolist()) < set(before.indices[image].tolist())
+    assert all(stage.seconds > 0 for stage in record.stages)
+    assert torch.equal(record.columns, record.stages[-1].columns)
+
+
+@pytest.mark.parametrize("schedule", [THREE, Schedule({0: 9})], ids=str)
+def test_a_static_cache_is_as_long_as_what_is_kept(
+    model: Any, padded: dict[str, torch.Tensor], schedule: Schedule
+) -> None:
+    static = {**GREEDY, "cache_implementation": "static", "return_dict_in_generate": True}
+    with pruned(model, schedule):
+        dynamic = model.generate(**padded, **GREEDY, return_dict_in_generate=True)
+        out = model.generate(**padded, **static)
+    assert torch.equal(out.sequences, dynamic.sequences)
+    allocated = [layer.keys.shape[2] for layer in cache_of(out).layers]
+    # The last token generated is never fed, and transformers leaves no room for it.
+    assert allocated == lengths(cache_of(dynamic))
+    with pruned(model, schedule):
+        own = StaticCache(config=model.config, max_cache_len=100)
+        out = model.generate(**padded, **GREEDY, past_key_values=own, return_dict_in_generate=True)
+    assert torch.equal(out.sequences, dynamic.sequences)
+    assert [layer.keys.shape[2] for layer in own.layers] == [100] * LAYERS
+
+
+def test_static_lengths_never_shrink(model: Any) -> None:
+    """So that compiled decoding meets the shapes it knows."""
+    static = {**GREEDY, "cache_implementation": "static", "return_dict_in_generate": True}
+    one = {**prompts([1, "image", 7, 8]), "pixel_values": images(1)}
+    allocated = []
+    with pruned(model, THREE):
+        for category in ("general", "spatial", "general"):
+            out = model.generate(**one, **static, categories=category)
+            allocated.append([layer.keys.shape[2] for layer in cache_of(out).layers])
+    assert allocated[0] == allocated[1] == allocated[2]
+
+
+def test_compiled_decoding_is_one_graph(model: Any, padded: dict[str, torch.Tensor]) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    compile_config = CompileConfig(backend=count, fullgraph=True, mode=None, dynamic=False)
+    compile_config._compile_all_devices = True
+    static = {"cache_implementation": "static", "compile_config": compile_config}
+    with pruned(model, THREE):
+        expected = model.generate(**padded, **GREEDY, categories="ocr")
+        for category in ("ocr", "ocr", "counting"):
+            ids = model.generate(**padded, **GREEDY, **static, categories=category)
+            if category == "ocr":
+                assert torch.equal(ids, expected)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("rows", ["last", "instruction"])
+@pytest.mark.parametrize("completion", ["hidden", "fused"])
+def test_drafted_and_uncached_tokens_do_not_score(model: Any, rows: str, completion: str) -> None:
+    """What is kept follows from the prompt, not from what was generated or drafted after it."""
+    one = {**prompts([1, 5, "image", 7, 8, 7, 8, 7]), "pixel_values": images(1)}
+    with pruned(model, THREE, salience_rows=rows, completion_on=completion) as handle:
+        expected = model.generate(**one, **GREEDY)
+        stages = last(handle).stages
+        for settings in (
+            {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1},
+            {"use_cache": False},
+            {"assistant_model": tiny_llava(decoder_layers=1)},
+        ):
+            assert torch.equal(model.generate(**one, **GREEDY, **settings), expected)
+            for stage, same in zip(stages, last(handle).stages, strict=True):
+                assert torch.equal(stage.indices, same.indices), settings
+
+
+def test_a_padded_batch_equals_single_runs(model: Any, padded: dict[str, torch.Tensor]) -> None:
+    with pruned(model, THREE, salience_rows="instruction"):
+        together = model.generate(**padded, **GREEDY, categories=["ocr", "counting"])
+        at = 0
+        for row, (category, number) in enumerate((("ocr", 1), ("counting", 2))):
+            content = padded["attention_mask"][row].bool()
+            alone = model.generate(
+                input_ids=padded["input_ids"][row][content][None],
+                attention_mask=torch.ones(1, int(content.sum()), dtype=torch.long),
+                pixel_values=padded["pixel_values"][at : at + number],
+                categories=category,
+                **GREEDY,
+            )
+            assert torch.equal(alone[0, -5:], together[row, -5:])
+            at += number
+
+
+@pytest.mark.parametrize("rows", ["last", "instruction"])
+def test_padding_on_the_right(model: Any, rows: str) -> None:
+    """Rows end at different columns; each is scored by its own last tokens."""
+    content = ([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4, 4])
+    right = {**prompts(*content, padding_side="right"), "pixel_values": images(2)}
+    left = {**prompts(*content), "pixel_values": images(2)}
+    with pruned(model, THREE, salience_rows=rows) as handle:
+        found = []
+        for batch in (right, left):
+            place = positions(batch["attention_mask"])
+            logits = model(**batch, position_ids=place, categories=["ocr", "counting"]).logits
+            record = last(handle)
+            ends = [(record.columns[row] >= 0).nonzero().max() for row in range(2)]
+            found.append((record.stages, torch.stack([logits[row, ends[row]] for row in range(2)])))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert torch.equal(one.indices, other.indices)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("new_image", [False, True])
+@pytest.mark.parametrize("cache", [DynamicCache, None])
+def test_a_second_turn(model: Any, new_image: bool, cache: Any) -> None:
+    """The cache of one answer goes on into the next question, with or without another image."""
+    first = {**prompts([1, 5, "image", 7, 8]), "pixel_values": images(1)}
+    given = {} if cache is None else {"past_key_values": cache()}
+    with pruned(model, THREE) as handle:
+        out = model.generate(**first, **GREEDY, **given, return_dict_in_generate=True)
+        kept = [kept_in_layers(model, first, last(handle))]
+        more = [9, *([IMAGE_TOKEN] * 36 if new_image else []), 4, 5]
+        ids = torch.cat([out.sequences, torch.tensor([more])], 1)
+        second = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if new_image:
+            second["pixel_values"] = images(1, seed=5)
+        again = model.generate(
+            **second,
+            **GREEDY,
+            past_key_values=cache_of(out),
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        if new_image:
+            turn = {
+                "input_ids": ids[:, first["input_ids"].shape[1] :],
+                "attention_mask": torch.ones_like(ids[:, first["input_ids"].shape[1] :]),
+            }
+            kept.append(kept_in_layers(model, turn, last(handle)))
+    whole = [torch.cat(parts, 1) for parts in zip(*kept, strict=True)]
+    pixels = torch.cat([images(1), images(1, seed=5)]) if new_image else images(1)
+    with layers_masked(model, whole):
+        expected = model(
+            input_ids=again.sequences[:, :-1], pixel_values=pixels, use_cache=False
+        ).logits[:, ids.shape[1] - 1 :]
+    torch.testing.assert_close(torch.stack(again.logits, 1), expected, atol=1e-4, rtol=0)
+
+
+def test_decoding_by_hand(model: Any, padded: dict[str, torch.Tensor]) -> None:
+    mask = padded["attention_mask"]
+    with pruned(model, THREE) as handle:
+        out = model(**padded, position_ids=positions(mask), use_cache=True)
+        step = torch.tensor([[7, 8, 9], [4, 5, 6]])
+        mask = torch.cat([mask, torch.ones(2, 3, dtype=torch.long)], 1)
+        logits = model(
+            input_ids=step,
+            attention_mask=mask,
+            position_ids=positions(mask)[:, -3:],
+            past_key_values=output_cache(out),
+        ).logits
+    ids = torch.cat([padded["input_ids"], step], 1)
+    with layers_masked(model, kept_in_layers(model, padded, last(handle))):
+        expected = model(
+            input_ids=ids,
+            pixel_values=padded["pixel_values"],
+            position_ids=positions(mask),
+            use_cache=False,
+        ).logits[:, -3:]
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+
+
+def test_rows_of_a_cache_follow(model: Any, padded: dict[str, torch.Tensor]) -> None:
+    with pruned(model, THREE):
+        out = model.generate(
+            **padded, **GREEDY, categories=["ocr", "spatial"], return_dict_in_generate=True
+        )
+        swapped = torch.tensor([1, 0])
+        mask = torch.cat([padded["attention_mask"], torch.ones(2, 5, dtype=torch.long)], 1)
+
+        def go_on(cache: Any, rows: torch.Tensor) -> torch.Tensor:
+            return model(
+                input_ids=out.sequences[rows, -1:],
+                attention_mask=mask[rows],
+                position_ids=positions(mask)[rows, -1:],
+                past_key_values=cache,
+            ).logits
+
+        kept = copy.deepcopy(cache_of(out))
+        expected = go_on(copy.deepcopy(kept), torch.tensor([0, 1]))
+        kept.batch_select_indices(swapped)
+        torch.testing.assert_close(go_on(kept, swapped), expected[swapped], atol=1e-5, rtol=0)
+        cropped = cache_of(out)
+        with pytest.raises(ValueError, match="crop it by a negative number"):
+            cropped.crop(3)
+
+
+@pytest.mark.parametrize("keyword", ["labels", "shift_labels"])
+def test_the_loss_is_that_of_the_labels_left(
+    model: Any, padded: dict[str, torch.Tensor], keyword: str
+) -> None:
+    ids = padded["input_ids"]
+    labels = ids.masked_fill((ids == IMAGE_TOKEN) | (padded["attention_mask"] == 0), -100)
+    labels[padded["attention_mask"].cumsum(1) == 1] = -100  # which padding may predict, or nothing
+    given = {"labels": labels}
+    if keyword == "shift_labels":
+        given["shift_labels"] = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    with torch.enable_grad(), pruned(model, THREE) as handle:
+        out = model(**padded, position_ids=positions(padded["attention_mask"]), **given)
+        out.loss.backward()
+        columns = last(handle).columns
+        as_tuple = model(**padded, **given, return_dict=False)
+    assert as_tuple[0].ndim == 0
+    found, wanted = [], []
+    for row in range(2):
+        here = [(at, c) for at, c in enumerate(columns[row].tolist()) if c >= 0]
+        for (at, _), (_, following) in pairwise(here):
+            label = labels[row, following]
+            if label != -100:
+                found.append(out.logits[row, at])
+                wanted.append(label)
+    expected = torch.nn.functional.cross_entropy(torch.stack(found), torch.stack(wanted))
+    torch.testing.assert_close(out.loss, expected)
+    gradient = model.model.language_model.layers[0].mlp.up_proj.weight.grad
+    assert gradient is not None and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpoints(model: Any, padded: dict[str, torch.Tensor], reentrant: bool) -> None:
+    """A layer that runs again in the backward pass gets the columns it had."""
+    ids = padded["input_ids"]
+    labels = ids.masked_fill((ids == IMAGE_TOKEN) | (padded["attention_mask"] == 0), -100)
+    weight = model.model.language_model.layers[0].mlp.up_proj.weight
+    model.model.vision_tower.requires_grad_(False)
+    gradients = []
+    for checkpoints in (False, True):
+        model.train()
+        if checkpoints:
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": reentrant}
+            )
+        with torch.enable_grad(), pruned(model, THREE):
+            model(**padded, labels=labels, use_cache=False).loss.backward()
+        gradients.append(weight.grad.clone())
+        weight.grad = None
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_remove_brings_everything_back(model: Any, padded: dict[str, torch.Tensor]) -> None:
+    before = model(**padded).logits
+    classes = [type(layer) for layer in model.modules()]
+    states = [dict(vars(module)) for module in model.modules()]
+    handle = pruned(model, THREE)
+    assert not torch.equal(model(**padded).logits[:, -1], before[:, -1])
+    handle.remove()
+    assert torch.equal(model(**padded).logits, before)
+    assert [type(layer) for layer in model.modules()] == classes
+    assert [dict(vars(module)) for module in model.modules()] == states
+
+
+def test_a_layer_that_cannot_be_patched_leaves_all_as_it_was(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = type("Fixed", (type(model.model.language_model.layers[3]),), {"__slots__": ("odd",)})
+    model.model.language_model.layers[3].__class__ = type(
+        "Final", (third.__base__,), {"__init_subclass__": lambda: (_ for _ in ()).throw(TypeError)}
+    )
+    states = [dict(vars(module)) for module in model.modules()]
+    classes = [type(layer) for layer in model.modules()]
+    with pytest.raises(TypeError):
+        pruned(model, THREE)
+    assert [dict(vars(module)) for module in model.modules()] == states
+    assert [type(layer) for layer in model.modules()] == classes
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, saved_and_loaded, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_copies_prune_by_themselves(
+    model: Any, padded: dict[str, torch.Tensor], copied: Any
+) -> None:
+    with pruned(model, THREE):
+        twin = copied(model)
+        expected = model.generate(**padded, **GREEDY)
+    unpruned = model(**padded).logits
+    assert torch.equal(twin.generate(**padded, **GREEDY), expected)
+    remove_clasp(twin)
+    assert torch.equal(twin(**padded).logits, unpruned)
+
+
+def test_hidden_states_are_those_of_each_layers_columns(
+    model: Any, padded: dict[str, torch.Tensor]
+) -> None:
+    with pruned(model, THREE) as handle:
+        states = model(**padded, output_hidden_states=True).hidden_states
+    whole, *later = [state.shape[1] for state in states]
+    assert whole == PADDED["input_ids"].shape[1]
+    first, second, third = (stage.columns.shape[1] for stage in last(handle).stages)
+    assert later == [whole, first, second, second, third]
+
+
+def test_a_budget_of_everything_changes_nothing(
+    model: Any, padded: dict[str, torch.Tensor]
+) -> None:
+    before = model(**padded).logits
+    with pruned(model, Schedule({2: 1.0})):
+        assert torch.equal(model(**padded).logits, before)
+
+
+def test_the_budget_beside_a_schedule_is_its_mean(model: Any) -> None:
+    schedule = Schedule.progressive(16, layers=(1, 3), num_layers=LAYERS, num_tokens=36)
+    apply_clasp(model, budget=16, schedule=schedule, profile=tiny_profile()).remove()
+    with pytest.raises(ValueError, match="on average over 5 decoder layers, but budget is 17"):
+        apply_clasp(model, budget=17, schedule=schedule, profile=tiny_profile())
+
+
+def test_a_cache_of_stages_is_refused_by_a_model_without(
+    model: Any, padded: dict[str, torch.Tensor]
+) -> None:
+    with pruned(model, THREE):
+        out = model.generate(**padded, **GREEDY, return_dict_in_generate=True)
+    ids = torch.cat([out.sequences, torch.tensor([[4], [5]])], 1)
+    with (
+        apply_clasp(model, budget=9, profile=tiny_profile()),
+        pytest.raises(ValueError, match="was pruned inside the decoder, but the model"),
+    ):
+        model.generate(input_ids=ids, past_key_values=cache_of(out), **GREEDY)
+
+
+def test_another_schedule_goes_on_from_a_cache(model: Any) -> None:
+    """Layers then differ in where they lost columns, and still agree with masking."""
+    first = {**prompts([1, 5, "image", 7, 8]), "pixel_values": images(1)}
+    with pruned(model, THREE) as handle:
+        out = model.generate(**first, **GREEDY, return_dict_in_generate=True)
+        kept = [kept_in_layers(model, first, last(handle))]
+    more = torch.tensor([[9, *[IMAGE_TOKEN] * 36, 4, 5]])
+    ids = torch.cat([out.sequences, more], 1)
+    with pruned(model, Schedule({0: 30, 3: 6})) as handle:
+        again = model.generate(
+            input_ids=ids,
+            pixel_values=images(1, seed=5),
+            past_key_values=cache_of(out),
+            **GREEDY,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        start = first["input_ids"].shape[1]
+        turn = {"input_ids": ids[:, start:], "attention_mask": torch.ones_like(ids[:, start:])}
+        kept.append(kept_in_layers(model, turn, last(handle)))
+    whole = [torch.cat(parts, 1) for parts in zip(*kept, strict=True)]
+    with layers_masked(model, whole):
+        expected = model(
+            input_ids=again.sequences[:, :-1],
+            pixel_values=torch.cat([images(1), images(1, seed=5)]),
+            use_cache=False,
+        ).logits[:, ids.shape[1] - 1 :]
+    torch.testing.assert_close(torch.stack(again.logits, 1), expected, atol=1e-4, rtol=0)
+
+
+def test_a_mask_shifted_by_a_column_would_show(model: Any, padded: dict[str, torch.Tensor]) -> None:
+    """The control of the oracle: what it compares with does depend on the mask."""
+    with pruned(model, THREE) as handle:
+        logits = model(**padded, position_ids=positions(padded["attention_mask"])).logits
+    kept = kept_in_layers(model, padded, last(handle))
+    kept[2] = kept[2].roll(1, dims=1)
+    with layers_masked(model, kept):
+        other = model(**padded, position_ids=positions(padded["attention_mask"]), use_cache=False)
+    assert float((logits[:, -1] - other.logits[:, -1]).abs().max()) > 1e-2
