@@ -77,6 +77,25 @@ def prune_labels(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, t
     return pruned
 
 
+def with_loss(
+    model: Any,
+    outputs: Any,
+    inputs: Mapping[str, Any],
+    layout: PrunedLayout,
+    others: Mapping[str, Any],
+) -> Any:
+    """Outputs with the loss of the labels that are left, made as models make it.
+
+    ``others`` are the arguments that forward hands on to the loss without a name of their own.
+    """
+    if inputs.get("labels") is None:
+        return outputs
+    vocabulary = model.config.get_text_config().vocab_size
+    arguments = {**others, **prune_labels(inputs, layout), "vocab_size": vocabulary}
+    loss = model.loss_function(logits=outputs.logits, **arguments)
+    return type(outputs)(**{**outputs, "loss": loss})
+
+
 def prune_token_types(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, torch.Tensor]:
     """The kinds of the tokens that remain, as far as they were given."""
     given = {name: inputs[name] for name in _TOKEN_TYPES if inputs.get(name) is not None}

@@ -8,11 +8,17 @@ layers with a sliding window count columns, not positions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-from clasp_kernels.models.compat import attention_window, makes_cache, uses_flash_attention
+from clasp_kernels.models.compat import (
+    attention_window,
+    layer_masks,
+    makes_cache,
+    uses_flash_attention,
+)
 from clasp_kernels.models.history import CachedPast
 from clasp_kernels.models.layout import PrunedLayout
 from clasp_kernels.upload import upload
@@ -107,6 +113,30 @@ def prune_mask(
         return torch.cat([mask.new_ones(mask.shape[0], past.seen), mask], dim=1)
     mask = mask.to(layout.source.device)
     return torch.cat([mask[:, : past.seen], layout.take(mask[:, past.seen :])], dim=1)
+
+
+def masks_of_layers(
+    model: Any,
+    past: CachedPast,
+    full_mask: torch.Tensor | None,
+    total: int,
+    queries: torch.Tensor,
+    cache: Any,
+) -> tuple[Any, ...]:
+    """The mask of each decoder layer for new columns, where layers hold different columns.
+
+    Made ahead of the decoder, as it depends on lengths and values that compiled code should not
+    read. ``full_mask`` [rows, total] is the caller's, over all columns; ``queries`` [rows, new
+    columns, 0] gives the dtype and device.
+    """
+    fixed = getattr(cache, "is_compileable", False)  # of such, every layer has a mask anyway
+    if full_mask is not None and not fixed and bool(full_mask.all()):
+        full_mask = None
+    masks: list[Any] = []
+    for first, stop in pairwise([0, *past.history.firsts, len(cache.layers)]):
+        mask = past.at(first).mask(full_mask, total, len(queries))
+        masks += layer_masks(model, queries, mask, cache, range(first, stop))
+    return tuple(masks)
 
 
 def attention_arguments(

@@ -11,29 +11,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 
 from clasp_kernels._warn import warn_caller
-from clasp_kernels.models.columns import LABELS, prune_labels
+from clasp_kernels.models.columns import LABELS, with_loss
 from clasp_kernels.models.compat import (
     by_name,
     cache_bytes,
     cache_name,
     canonical_cache,
-    fit_static_layers,
     has_foreign_cache,
     image_tower,
     is_made_by_generate,
-    layer_masks,
     method_signature,
     native_cache,
     output_cache,
     prepare_signature,
     set_image_features,
-    static_lengths,
     uses_flash_attention,
 )
 from clasp_kernels.models.decoder import MASKS, PRUNING, DecoderSeam
@@ -50,8 +46,7 @@ from clasp_kernels.models.guards import (
     refuse_encoded_images,
 )
 from clasp_kernels.models.history import CachedPast, PrunedHistory, reading
-from clasp_kernels.models.layout import PromptImages, PrunedLayout
-from clasp_kernels.models.masking import check_window, find_packed
+from clasp_kernels.models.masking import check_window, find_packed, masks_of_layers
 from clasp_kernels.models.patching import Replacement
 from clasp_kernels.models.prefill import (
     check_attention_mask,
@@ -63,9 +58,10 @@ from clasp_kernels.models.prefill import (
     prune_prompt,
 )
 from clasp_kernels.models.prompts import PromptCategories
-from clasp_kernels.models.records import PrefillRecord, StageRecord
-from clasp_kernels.models.selection import KeptTokens, TokenSelector
+from clasp_kernels.models.records import PrefillRecord
+from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.models.staged import StagedPrefill
+from clasp_kernels.models.static import StaticLengths
 from clasp_kernels.models.stopwatch import Stopwatch
 
 # From prepare_inputs_for_generation to forward: nothing is left to do.
@@ -103,7 +99,8 @@ class ClaspRuntime:
         self._compact = compact_positions
         #: Where tokens are dropped inside the decoder, None where they are not.
         self.seam = DecoderSeam(model, selector.stages) if selector.stages else None
-        self._static_lengths: list[int] = []
+        self._static_lengths = StaticLengths()
+        self._named = tuple(method_signature(model, "forward").parameters)
         self._forward_signature = _with_our_keywords(method_signature(model, "forward"))
         self._generate_signature = method_signature(model, "generate")
         self._prepare_signature = prepare_signature(model)
@@ -263,35 +260,11 @@ class ClaspRuntime:
                 kwargs["position_ids"] = past.history.positions(position_ids)
         model_inputs = original(input_ids, **native_cache(kwargs, self._prepare_cache))
         if past.history.deeper:
-            tokens = model_inputs.get("input_ids")
-            if tokens is None:
-                tokens = model_inputs["inputs_embeds"]
-            model_inputs[MASKS] = self._masks(model, past, full_mask, total, tokens, cache)
+            rows, new, device = input_shape(model_inputs)
+            queries = torch.empty(rows, new, 0, dtype=model.dtype, device=device)
+            model_inputs[MASKS] = masks_of_layers(model, past, full_mask, total, queries, cache)
         model_inputs[_PREPARED] = True
         return model_inputs
-
-    def _masks(
-        self,
-        model: Any,
-        past: CachedPast,
-        full_mask: torch.Tensor | None,
-        total: int,
-        tokens: torch.Tensor,
-        cache: Any,
-    ) -> tuple[Any, ...]:
-        """The mask of each decoder layer for new ``tokens``, where layers hold different columns.
-
-        Made here, as a mask depends on lengths and values that compiled code should not read.
-        """
-        assert self.seam is not None
-        rows, new = tokens.shape[:2]
-        queries = torch.empty(rows, new, 0, dtype=model.dtype, device=tokens.device)
-        masks: list[Any] = []
-        firsts = [0, *past.history.firsts, self.seam.num_layers]
-        for first, stop in pairwise(firsts):
-            mask = past.at(first).mask(full_mask, total, rows)
-            masks += layer_masks(model, queries, mask, cache, range(first, stop))
-        return tuple(masks)
 
     def _check_stages(self, past: CachedPast) -> None:
         """
@@ -344,10 +317,9 @@ class ClaspRuntime:
         check_window(self.adapter.text_config, total)
         check_attention_mask(inputs.get("attention_mask"), rows, total)
         if past.history.deeper:
-            tokens = inputs.get("input_ids")
-            tokens = inputs["inputs_embeds"] if tokens is None else tokens
-            full_mask = inputs.get("attention_mask")
-            inputs[MASKS] = self._masks(model, past, full_mask, total, tokens, inputs["cache"])
+            queries = torch.empty(rows, length, 0, dtype=model.dtype, device=device)
+            full_mask, cache = inputs.get("attention_mask"), inputs["cache"]
+            inputs[MASKS] = masks_of_layers(model, past, full_mask, total, queries, cache)
         inputs["attention_mask"] = past.mask(inputs.get("attention_mask"), total, rows)
         positions = inputs.get("position_ids")
         if positions is None:
@@ -451,8 +423,8 @@ class ClaspRuntime:
             repeats=repeats,
             compact=self._compact,
         )
+        given = {**prompt.inputs, "return_dict": True}
         staged = None
-        given = prompt.inputs
         if self.seam is not None:
             staged = StagedPrefill(
                 model,
@@ -469,18 +441,24 @@ class ClaspRuntime:
                 appended=appended,
                 flash=uses_flash_attention(text_config),
             )
-            # The columns that labels are for are known when the decoder has run.
-            given = {name: value for name, value in given.items() if name not in LABELS}
             given[PRUNING] = staged
+            for name in LABELS:  # which columns they are for is known once the decoder has run
+                given.pop(name, None)
         if generates and is_made_by_generate(inputs.get("cache")):
-            self._fit_static(inputs["cache"], images, image_categories, prompt.layout.keeps_right)
+            keep_right = prompt.layout.keeps_right
+            self._static_lengths.fit(
+                inputs["cache"], self._selector.dropped(images, image_categories, keep_right)
+            )
         device = given["inputs_embeds"].device
         with reading(past.history), Stopwatch(device) as prefill_stopwatch:
-            outputs = original(**native_cache({**given, "return_dict": True}, self._forward_cache))
+            outputs = original(**native_cache(given, self._forward_cache))
         history, layout = prompt.history, prompt.layout
+        stages = [] if kept.is_pivot is None else [kept.record(images, layout)]
         if staged is not None:
             history, layout = staged.history, staged.layout
-            outputs = self._with_loss(model, outputs, inputs, layout.repeat(repeats))
+            stages += staged.stages
+            others = {name: inputs[name] for name in inputs if name not in self._named}
+            outputs = with_loss(model, outputs, inputs, layout.repeat(repeats), others)
         set_image_features(outputs, prompt.image_features)
         cache = output_cache(outputs)
         if cache is not None:
@@ -488,10 +466,7 @@ class ClaspRuntime:
         self.last = PrefillRecord(
             categories=names,
             images_per_prompt=images.per_prompt,
-            stages=(
-                *([] if kept.is_pivot is None else [_input_stage(kept, images, prompt.layout)]),
-                *([] if staged is None else staged.stages),
-            ),
+            stages=tuple(stages),
             columns=layout.columns,
             prompt_length=length,
             pruned_length=layout.length,
@@ -503,55 +478,6 @@ class ClaspRuntime:
             prefill_stopwatch=prefill_stopwatch,
         )
         return outputs.to_tuple() if return_dict is False else outputs
-
-    def _with_loss(
-        self, model: Any, outputs: Any, inputs: Mapping[str, Any], layout: PrunedLayout
-    ) -> Any:
-        """The outputs with the loss of the labels that are left, made as the model makes it."""
-        labels = prune_labels(inputs, layout)
-        if "labels" not in labels:
-            return outputs
-        known = self._forward_signature.parameters
-        others = {name: value for name, value in inputs.items() if name not in known}
-        loss = model.loss_function(
-            logits=outputs.logits,
-            vocab_size=self.adapter.text_config.vocab_size,
-            **{**others, **labels},
-        )
-        return type(outputs)(**{**outputs, "loss": loss})
-
-    def _fit_static(
-        self, cache: Any, images: PromptImages, categories: Sequence[str], keep_right: bool
-    ) -> None:
-        """Have ``generate``'s static cache allocate what its layers will hold, no whole prompt.
-
-        No less than for the prompt before: compiled decoding then finds the shapes it knows.
-        """
-        lengths = static_lengths(cache)
-        if lengths is None:
-            return
-        columns = images.is_placeholder.shape[1]
-        for layer in range(len(lengths)):
-            counts = self._selector.counts(layer, categories)
-            lengths[layer] += images.pruned_width(counts, keep_right=keep_right) - columns
-        if len(self._static_lengths) == len(lengths):
-            lengths = [*map(max, lengths, self._static_lengths)]
-        self._static_lengths = lengths
-        fit_static_layers(cache, lengths)
-
-
-def _input_stage(kept: KeptTokens, images: PromptImages, layout: PrunedLayout) -> StageRecord:
-    assert kept.is_pivot is not None
-    return StageRecord(
-        layer=None,
-        indices=kept.indices,
-        is_pivot=kept.is_pivot,
-        tokens_before=images.tokens_per_image,
-        tokens_after=kept.indices.shape[1],
-        counts=kept.counts,
-        columns=layout.columns,
-        stopwatch=kept.selection_stopwatch,
-    )
 
 
 def _with_our_keywords(signature: inspect.Signature) -> inspect.Signature:

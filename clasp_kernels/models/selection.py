@@ -17,6 +17,8 @@ from clasp_kernels import (
     select_tokens,
 )
 from clasp_kernels.models.adapter import Adapter
+from clasp_kernels.models.layout import PromptImages, PrunedLayout
+from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.stopwatch import Stopwatch
 from clasp_kernels.policy import Profile, Schedule
 from clasp_kernels.upload import upload
@@ -38,6 +40,20 @@ class KeptTokens:
     """[images, N, D]: the fused vision features, where a later stage completes by them."""
     vision_stopwatch: Stopwatch
     selection_stopwatch: Stopwatch
+
+    def record(self, images: PromptImages, layout: PrunedLayout) -> StageRecord:
+        """What is told about this stage, if something was pruned."""
+        assert self.is_pivot is not None
+        return StageRecord(
+            layer=None,
+            indices=self.indices,
+            is_pivot=self.is_pivot,
+            tokens_before=images.tokens_per_image,
+            tokens_after=self.indices.shape[1],
+            counts=self.counts,
+            columns=layout.columns,
+            stopwatch=self.selection_stopwatch,
+        )
 
     def flat_features(self) -> torch.Tensor:
         """[sum of counts, text width]: every kept token, image after image."""
@@ -81,6 +97,19 @@ class TokenSelector:
                 scaled = (self.profile.budget(name, wanted) for name in categories)
                 counts = [min(count, new) for count, new in zip(counts, scaled, strict=True)]
         return tuple(counts)
+
+    def dropped(
+        self, images: PromptImages, categories: Sequence[str], keep_right: bool
+    ) -> list[int]:
+        """Columns that each decoder layer holds less than the prompt has, the widest row's.
+
+        ``categories`` has one for each image. Where ``keep_right``, padding on the right counts.
+        """
+        columns = images.is_placeholder.shape[1]
+        return [
+            columns - images.pruned_width(self.counts(layer, categories), keep_right=keep_right)
+            for layer in range(self.adapter.text_config.num_hidden_layers)
+        ]
 
     def select(
         self, model: Any, pixel_values: torch.Tensor, categories: Sequence[str]

@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration, modeling_flash_attention
 
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.models.compat import output_cache
+from clasp_kernels.policy import Schedule
 
 
 def attend(
@@ -56,15 +57,23 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rows", [[[1, 5, "image", 7, 8]], [[1, 5, "image", 7], [1, "image", 3]]])
-@pytest.mark.parametrize("positions", ["original", "compact"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"budget": 8, "positions": "original"},
+        {"budget": 8, "positions": "compact"},
+        {"schedule": Schedule({0: 20, 1: 12, 3: 5})},
+    ],
+    ids=str,
+)
 def test_two_turns_with_an_image_each(
-    flash: None, rows: list[list[int | str]], positions: str
+    flash: None, rows: list[list[int | str]], settings: dict[str, Any]
 ) -> None:
     """Gaps in the positions are not taken for prompts packed into one row."""
     logits = {}
     for attention in ("sdpa", "flash_attention_2"):
         model = tiny_llava()
-        apply_clasp(model, budget=8, profile=tiny_profile(), positions=positions)
+        apply_clasp(model, profile=tiny_profile(), **settings)
         model.model.language_model.config._attn_implementation = attention
         logits[attention] = two_turns(model, rows)
     torch.testing.assert_close(logits["flash_attention_2"], logits["sdpa"], atol=1e-4, rtol=0)
