@@ -26,10 +26,10 @@ from clasp_kernels.cli.comparison import (
     Run,
     Stage,
     compare,
-    patch_grid,
 )
 from clasp_kernels.cli.demo import DemoAnswer, DemoResults
 from clasp_kernels.cli.loading import load_image, load_model, pick_device
+from clasp_kernels.cli.picture import patch_grid
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile
 from clasp_kernels.visualize import COMPLETION_COLOR, PIVOT_COLOR

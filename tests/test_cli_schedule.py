@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from running import QUESTION, SCENE, clasp, message
 
-from clasp_kernels.cli import demo, loading, report
+from clasp_kernels.cli import demo, loading, picture, report
 from clasp_kernels.cli.comparison import Comparison, Phases, Run, Stage, compare
 from clasp_kernels.cli.loading import load_image, load_model
 from clasp_kernels.models import apply_clasp
@@ -39,8 +39,8 @@ def asked(tmp_path_factory):
     path = tmp_path_factory.mktemp("schedule") / "map.png"
     result = clasp("ask", SCENE, QUESTION, "--schedule", SCHEDULE, "--out", path, "--json")
     assert result.exit_code == 0, result.output
-    with Image.open(path) as picture:
-        return json.loads(result.stdout), picture.convert("RGB")
+    with Image.open(path) as page:
+        return json.loads(result.stdout), page.convert("RGB")
 
 
 def test_json_has_every_stage(asked):
@@ -245,16 +245,16 @@ def comparison_of(num_tokens, *stages):
 
 def test_a_class_token_is_no_patch_at_any_stage(monkeypatch):
     image = Image.new("RGB", (64, 64))
-    monkeypatch.setattr(report, "image_as_seen", lambda *_: image)
+    monkeypatch.setattr(picture, "image_as_seen", lambda *_: image)
     first = Stage(2, 5, (0, 1, 4), (True, False, False))
     comparison = comparison_of(5, first, Stage(4, 3, (0, 4), (False, True)))
-    *_, dropped = report.overlay(None, image, comparison, 64)
+    *_, dropped = picture.overlay(None, image, comparison, 64)
     assert [(stage.when, list(stage.indices)) for stage in dropped] == [
         ("after layer 2", [1, 2]),
         ("after layer 4", [0]),
     ]
     comparison = comparison_of(5, first, Stage(4, 3, (4,), (True,)))
-    *_, dropped = report.overlay(None, image, comparison, 64)
+    *_, dropped = picture.overlay(None, image, comparison, 64)
     assert list(dropped[1].indices) == [0]
 
 

@@ -123,9 +123,10 @@ def ask(
     clasp ask photo.jpg "What is on the table?" --schedule 2:0.5,4:0.2
     """
     with reported_errors():
-        from clasp_kernels.cli.comparison import NoPicture, compare
+        from clasp_kernels.cli.comparison import compare
         from clasp_kernels.cli.loading import load_image, load_model, load_profile
-        from clasp_kernels.cli.report import caption, comparison_dict, comparison_table, overlay
+        from clasp_kernels.cli.picture import NoPicture, overlay
+        from clasp_kernels.cli.report import caption, comparison_dict, comparison_table
         from clasp_kernels.visualize import selection_picture
 
         question = as_text("QUESTION", question)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -202,64 +201,6 @@ def _check_fits(keep: int | Schedule, num_tokens: int, num_layers: int, model: s
             f"--keep must be in 1..{num_tokens}, the visual tokens {model} makes of this image, "
             f"got {keep}"
         )
-
-
-def patch_grid(num_tokens: int) -> tuple[int, int, int] | None:
-    """(rows, columns, tokens before the first patch) of a square grid, or None if it is not one.
-
-    >>> patch_grid(576), patch_grid(577), patch_grid(600)
-    ((24, 24, 0), (24, 24, 1), None)
-    """
-    for leading in (0, 1):  # one: a CLS token among the visual tokens
-        side = math.isqrt(num_tokens - leading)
-        if side * side == num_tokens - leading:
-            return side, side, leading
-    return None
-
-
-class NoPicture(ValueError):
-    """No picture can be drawn: the image that the model saw, or the places of its tokens in that
-    image, are not known."""
-
-
-def image_as_seen(loaded: LoadedModel, image: Image.Image) -> Image.Image:
-    """The image under the patch grid: the model's own input, its normalisation undone.
-
-    Whatever an image processor resizes, crops, pads or squashes is then in the picture. Raises
-    NoPicture if the pixels are not those of one RGB image, or what was done to them is not known.
-    """
-    import torch
-    from PIL import Image
-
-    processor = loaded.processor.image_processor
-    with refusing_as(f"the image processor of {loaded.name} cannot prepare this image"):
-        pixels = processor(images=image, return_tensors="pt")["pixel_values"]
-    if pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
-        raise NoPicture(
-            f"the model's input has the shape {list(pixels.shape)}, not that of one RGB image"
-        )
-    try:
-        values = pixels[0].double()
-        if processor.do_normalize:
-            scale, shift = (
-                torch.as_tensor(each, dtype=torch.double).reshape(-1, 1, 1)
-                for each in (processor.image_std, processor.image_mean)
-            )
-            values = values * scale + shift
-        if processor.do_rescale:
-            values = values / processor.rescale_factor
-    except (AttributeError, TypeError, ValueError, RuntimeError):
-        values = torch.tensor(math.nan)  # not described as transformers' own processors are
-    # Smoothing may overshoot by some; NaN is no number either.
-    if not ((values > -64) & (values < 255 + 64)).all():
-        raise NoPicture(
-            f"how the image processor of {loaded.name}, {type(processor).__name__}, changes "
-            f"colours is not known"
-        )
-    seen = Image.fromarray(values.clamp(0, 255).round().byte().permute(1, 2, 0).numpy())
-    # The tower cuts whole patches; what is left at the right and at the bottom it does not see.
-    patch = loaded.model.config.vision_config.patch_size
-    return seen.crop((0, 0, seen.width // patch * patch, seen.height // patch * patch))
 
 
 def _categorise(question: str, category: str | None, profile: Profile) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from clasp_kernels.cli import report
 from clasp_kernels.cli.comparison import Comparison, compare
 from clasp_kernels.cli.errors import CommandError
 from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
+from clasp_kernels.cli.picture import overlay
 from clasp_kernels.policy import Schedule
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class DemoResults:
         cards = []
         for answer in self.answers:
             comparison = answer.comparison
-            _, drawn, _ = report.overlay(self.loaded, answer.image, comparison, size=432)
+            _, drawn, _ = overlay(self.loaded, answer.image, comparison, size=432)
             full, kept = comparison.all_tokens, comparison.kept_tokens
             cards.append(
                 Card(

@@ -1,22 +1,16 @@
-"""What the commands print: tables for people, JSON for programs, pictures for both."""
+"""What the commands print: tables for people, JSON for programs, captions of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from clasp_kernels.cli.comparison import Comparison, NoPicture, image_as_seen, patch_grid
-from clasp_kernels.cli.loading import LoadedModel
+from clasp_kernels.cli.comparison import Comparison
 from clasp_kernels.cli.terminal import shown
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from clasp_kernels.visualize import Dropped
 
 _PHASES = ("vision", "selection", "prefill", "decode", "total")
 
@@ -119,46 +113,6 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
             for stage in comparison.stages
         ],
     }
-
-
-def overlay(
-    loaded: LoadedModel, image: Image.Image, comparison: Comparison, size: int
-) -> tuple[Image.Image, Image.Image, list[Dropped]]:
-    """The image as the model sees it, what was kept, and what each stage dropped.
-
-    Raises NoPicture if that is not known.
-    """
-    from clasp_kernels.visualize import draw_selection
-
-    grid = patch_grid(comparison.all_tokens.visual_tokens)
-    if grid is None:
-        raise NoPicture(
-            f"the model's {comparison.all_tokens.visual_tokens} tokens form no square grid"
-        )
-    rows, columns, leading = grid
-    seen = image_as_seen(loaded, image)
-    patches = [
-        (index - leading, pivot)
-        for index, pivot in zip(comparison.indices, comparison.is_pivot, strict=True)
-        if index >= leading  # a kept CLS token has no place in the image
-    ]
-    indices, is_pivot = [index for index, _ in patches], [pivot for _, pivot in patches]
-    dropped = _dropped(comparison, leading)
-    drawn = draw_selection(seen, indices, is_pivot, (rows, columns), size=size, dropped=dropped)
-    return seen, drawn, dropped
-
-
-def _dropped(comparison: Comparison, leading: int) -> list[Dropped]:
-    """The patches that each stage dropped; the first ``leading`` tokens are no patches."""
-    from clasp_kernels.visualize import Dropped
-
-    dropped = []
-    left = set(range(leading, comparison.all_tokens.visual_tokens))
-    for stage in comparison.stages:
-        gone = sorted(left.difference(stage.indices))
-        dropped.append(Dropped(stage.when, [index - leading for index in gone]))
-        left.difference_update(gone)
-    return dropped
 
 
 def caption(comparison: Comparison) -> Sequence[str]:
