@@ -2,7 +2,9 @@
 
 Kept patches keep their colours and get a frame: thick orange with a corner mark for pivots, thin
 sky blue for completion. Everything dropped goes dark and grey. The two frame colours stay apart
-under every common colour blindness, and the corner mark tells them apart without any colour.
+under every common colour blindness, and the corner mark tells them apart without any colour. Where
+tokens were dropped at several stages, each stage's patches are less dark than those of the stage
+before it and carry one dot more: none at the first stage, one at the second, and so on.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -24,11 +26,26 @@ _INK = (28, 30, 34)
 _MUTED = (104, 108, 116)
 _PAPER = (255, 255, 255)
 _CASING = (12, 12, 14)
-# Dropped patches keep a third of their contrast, on a floor that leaves night scenes readable.
+# Dropped patches keep a third of their contrast, on a floor that leaves night scenes readable. The
+# last of several stages keeps more, but stays dark enough for light dots to show.
 _DIMMED_CONTRAST, _DIMMED_FLOOR = 0.33, 36
+_LAST_CONTRAST, _LAST_FLOOR = 0.52, 44
+_DOT = (244, 244, 246)
 _MARGIN = 16
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Box = tuple[int, int, int, int]
+_Entry = tuple[str, Image.Image]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The patches that one stage of pruning dropped."""
+
+    when: str
+    """As it stands after "dropped" in a legend: "before the LLM", "after layer 2"."""
+    indices: Sequence[int]
+    """Patch numbers, row by row."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +64,21 @@ def draw_selection(
     grid: tuple[int, int],
     *,
     size: int = 576,
+    dropped: Sequence[Dropped] = (),
 ) -> Image.Image:
     """The image with kept patches framed and dropped ones dimmed, its longer side about ``size``.
 
     ``indices`` are patch numbers, row by row, on a ``grid`` of (rows, columns) that spans the
     whole image; -1 stands for "none" and is skipped. ``is_pivot`` is aligned with ``indices``.
+    ``dropped`` says which stage dropped each other patch, the first stage first. It is needed only
+    to tell several stages apart; every patch must then be kept, or dropped at one stage.
     The result is an RGB picture whose sides are multiples of the grid's.
 
-    >>> kept = draw_selection(Image.new("RGB", (96, 96), "white"), [0, 5], [True, False], (3, 3))
-    >>> kept.size
+    >>> white = Image.new("RGB", (96, 96), "white")
+    >>> draw_selection(white, [0, 5], [True, False], (3, 3)).size
+    (576, 576)
+    >>> stages = [Dropped("before the LLM", [1, 2, 3, 4]), Dropped("after layer 2", [6, 7, 8])]
+    >>> draw_selection(white, [0, 5], [True, False], (3, 3), dropped=stages).size
     (576, 576)
     """
     rows, columns = grid
@@ -65,6 +88,8 @@ def draw_selection(
     for number, _ in kept:
         if not 0 <= number < rows * columns:
             raise ValueError(f"indices must be in 0..{rows * columns - 1} or -1, got {number}")
+    if dropped:
+        _check_partition([number for number, _ in kept], dropped, rows * columns)
     # The image decides the shape, the grid only divides it.
     scale = size / max(image.width, image.height)
     cell_width = max(4, round(image.width * scale / columns))
@@ -72,30 +97,78 @@ def draw_selection(
     full = image.convert("RGB").resize(
         (cell_width * columns, cell_height * rows), Image.Resampling.LANCZOS
     )
-    dimmed = full.convert("L").point([_dim(value) for value in range(256)]).convert("RGB")
 
-    boxes = {
-        number: (
-            number % columns * cell_width,
-            number // columns * cell_height,
-            (number % columns + 1) * cell_width,
-            (number // columns + 1) * cell_height,
-        )
-        for number, _ in kept
-    }
-    for box in boxes.values():
-        dimmed.paste(full.crop(box), box[:2])
+    def box_of(number: int) -> Box:
+        left, top = number % columns * cell_width, number // columns * cell_height
+        return left, top, left + cell_width, top + cell_height
+
+    dimmed = _dim(full)
     draw = ImageDraw.Draw(dimmed)
+    for stage in range(1, len(dropped)):
+        dimmed_less = _dim(full, stage / (len(dropped) - 1))
+        for box in map(box_of, dropped[stage].indices):
+            dimmed.paste(dimmed_less.crop(box), box[:2])
+            _dots(draw, box, stage)
+    for number, _ in kept:
+        dimmed.paste(full.crop(box_of(number)), box_of(number)[:2])
     for number, pivot in kept:
-        _frame(draw, boxes[number], pivot)
+        _frame(draw, box_of(number), pivot)
     return dimmed
 
 
-def _dim(value: int) -> int:
-    return round(value * _DIMMED_CONTRAST) + _DIMMED_FLOOR
+def _check_partition(kept: Sequence[int], dropped: Sequence[Dropped], num_patches: int) -> None:
+    """Every patch is kept, or dropped at one stage."""
+    fate = dict.fromkeys(kept, "kept")
+    for stage in dropped:
+        for number in stage.indices:
+            if not 0 <= number < num_patches:
+                raise ValueError(
+                    f"dropped must hold indices in 0..{num_patches - 1}, got {number} {stage.when}"
+                )
+            if number in fate:
+                raise ValueError(
+                    f"dropped must hold a patch once and no kept one, but {number}, dropped "
+                    f"{stage.when}, is also {fate[number]}"
+                )
+            fate[number] = f"dropped {stage.when}"
+    if len(fate) < num_patches:
+        missing = next(number for number in range(num_patches) if number not in fate)
+        raise ValueError(
+            f"dropped must hold every patch that indices do not, but {missing} is in neither"
+        )
 
 
-def _frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], pivot: bool) -> None:
+def _dim(image: Image.Image, lateness: float = 0.0) -> Image.Image:
+    """In grey and darkened, from the first stage (lateness 0) to the last (1) by less and less."""
+    contrast = _DIMMED_CONTRAST + lateness * (_LAST_CONTRAST - _DIMMED_CONTRAST)
+    floor = round(_DIMMED_FLOOR + lateness * (_LAST_FLOOR - _DIMMED_FLOOR))
+    table = [round(value * contrast) + floor for value in range(256)]
+    return image.convert("L").point(table).convert("RGB")
+
+
+def _dots(draw: ImageDraw.ImageDraw, box: Box, number: int) -> None:
+    """So many dots in the middle, in rows as long as there are rows; none if they have no room."""
+    left, top, right, bottom = box
+    side = min(right - left, bottom - top)
+    per_row = ceil(sqrt(number))
+    step = min(max(2, side // 4), (side - 2) // per_row)
+    if step < 2:
+        return
+    dot = (step + 1) // 2
+    rows = [min(per_row, number - start) for start in range(0, number, per_row)]
+    y = top + (bottom - top - step * (len(rows) - 1) - dot) // 2
+    for length in rows:
+        x = left + (right - left - step * (length - 1) - dot) // 2
+        for _ in range(length):
+            if dot > 1 and dot + 2 <= step:  # a dark ring, for light patches
+                draw.ellipse((x - 1, y - 1, x + dot, y + dot), fill=_CASING)
+            shape = draw.ellipse if dot > 2 else draw.rectangle
+            shape((x, y, x + dot - 1, y + dot - 1), fill=_DOT)
+            x += step
+        y += step
+
+
+def _frame(draw: ImageDraw.ImageDraw, box: Box, pivot: bool) -> None:
     left, top, right, bottom = box[0], box[1], box[2] - 1, box[3] - 1
     side = min(right - left, bottom - top) + 1
     thin = max(2, side // 14)
@@ -115,28 +188,46 @@ def _frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], pivot: boo
 
 
 def selection_picture(
-    image: Image.Image, overlay: Image.Image, title: str, lines: Sequence[str]
+    image: Image.Image,
+    overlay: Image.Image,
+    title: str,
+    lines: Sequence[str],
+    *,
+    dropped: Sequence[Dropped] = (),
 ) -> Image.Image:
-    """The image beside its overlay, with a title, a legend and lines of caption."""
+    """The image beside its overlay, with a title, a legend and lines of caption.
+
+    With several stages in ``dropped``, those that ``draw_selection`` was given, the legend names
+    each stage: when it was, and how many patches it dropped.
+    """
     panel = image.convert("RGB").resize(overlay.size, Image.Resampling.LANCZOS)
-    width = max(3 * _MARGIN + 2 * overlay.width, _legend_width() + 2 * _MARGIN)
+    legend = _Legend([f"{stage.when}: {len(stage.indices)}" for stage in dropped])
+    width = max(3 * _MARGIN + 2 * overlay.width, legend.least_width + 2 * _MARGIN)
+    legend_height = legend.height(width - 2 * _MARGIN)
     title_lines = _wrap(title, _font(24), width - 2 * _MARGIN)
     caption = [part for line in lines for part in _wrap(line, _font(18), width - 2 * _MARGIN)]
     head = _MARGIN + 32 * len(title_lines)
     legend_top = head + overlay.height + _MARGIN
-    height = legend_top + 36 + 26 * len(caption) + _MARGIN
+    caption_top = legend_top + legend_height + 12
+    height = caption_top + 26 * len(caption) + _MARGIN
     page = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(page)
     _text_block(draw, title_lines, (_MARGIN, _MARGIN - 4), 32, _font(24), _INK)
     page.paste(panel, (_MARGIN, head))
     page.paste(overlay, (2 * _MARGIN + overlay.width, head))
-    _legend(draw, (_MARGIN, legend_top))
-    _text_block(draw, caption, (_MARGIN, legend_top + 36), 26, _font(18), _INK)
+    legend.paste(page, (_MARGIN, legend_top), width - 2 * _MARGIN)
+    _text_block(draw, caption, (_MARGIN, caption_top), 26, _font(18), _INK)
     return page
 
 
-def contact_sheet(cards: Sequence[Card], heading: str, *, columns: int = 3) -> Image.Image:
-    """Several overlays on one page under a heading and one legend."""
+def contact_sheet(
+    cards: Sequence[Card], heading: str, *, columns: int = 3, stages: Sequence[str] = ()
+) -> Image.Image:
+    """Several overlays on one page under a heading and one legend.
+
+    ``stages`` says when each stage of the overlays was, in the words of ``Dropped.when``; all
+    overlays have the same stages.
+    """
     if not cards:
         raise ValueError("cards must hold at least one card, got none")
     columns = min(columns, len(cards))
@@ -146,9 +237,11 @@ def contact_sheet(cards: Sequence[Card], heading: str, *, columns: int = 3) -> I
         [part for line in card.lines for part in _wrap(line, _font(16), cell_width)]
         for card in cards
     ]
-    width = max(_MARGIN + columns * (cell_width + _MARGIN), _legend_width() + 2 * _MARGIN)
+    legend = _Legend(stages)
+    width = max(_MARGIN + columns * (cell_width + _MARGIN), legend.least_width + 2 * _MARGIN)
     heading_lines = _wrap(heading, _font(26), width - 2 * _MARGIN)
     legend_top = _MARGIN + 34 * len(heading_lines)
+    cards_top = legend_top + legend.height(width - 2 * _MARGIN) + 16
 
     starts = range(0, len(cards), columns)
     rows = [range(start, min(start + columns, len(cards))) for start in starts]
@@ -159,11 +252,11 @@ def contact_sheet(cards: Sequence[Card], heading: str, *, columns: int = 3) -> I
         + _MARGIN
         for row, title_height in zip(rows, title_heights, strict=True)
     ]
-    page = Image.new("RGB", (width, legend_top + 40 + sum(row_heights)), _PAPER)
+    page = Image.new("RGB", (width, cards_top + sum(row_heights)), _PAPER)
     draw = ImageDraw.Draw(page)
     _text_block(draw, heading_lines, (_MARGIN, _MARGIN - 4), 34, _font(26), _INK)
-    _legend(draw, (_MARGIN, legend_top))
-    upper = legend_top + 40
+    legend.paste(page, (_MARGIN, legend_top), width - 2 * _MARGIN)
+    upper = cards_top
     for row, title_height, row_height in zip(rows, title_heights, row_heights, strict=True):
         for number in row:
             left = _MARGIN + (number - row.start) * (cell_width + _MARGIN)
@@ -198,32 +291,77 @@ def save_picture(picture: Image.Image, path: str | Path) -> None:
     picture.save(path, format=None if path.suffix else "PNG")
 
 
-# Each label, and whether its swatch is a pivot's, a completion's, or a dropped patch.
-_LEGEND = (("pivot: most attended", True), ("completion: least covered", False), ("dropped", None))
-_SWATCH, _SWATCH_GAP, _LABEL_GAP = 24, 8, 28
+_SWATCH, _SWATCH_GAP, _LABEL_GAP, _ROW_GAP = 24, 8, 28, 8
+_KEPT_GREY, _DROPPED_GREY, _DROPPED_LAST_GREY = (196, 198, 202), (62, 63, 66), (116, 117, 120)
 
 
-def _label_width(label: str) -> int:
-    return ceil(_font(18).getlength(label))
+class _Legend:
+    """Pivot, completion, dropped: one swatch and one label each, in as many rows as needed.
+
+    Where tokens were dropped at several ``stages``, each has a swatch with its dots.
+    """
+
+    def __init__(self, stages: Sequence[str]) -> None:
+        self._kept = [
+            ("pivot: most attended", _kept_swatch(True)),
+            ("completion: least covered", _kept_swatch(False)),
+        ]
+        self._dropped = [("dropped", _dropped_swatch(0, 1))]
+        self.least_width = _row_width([*self._kept, *self._dropped])
+        if len(stages) > 1:
+            self._dropped = [
+                (f"dropped {stage}", _dropped_swatch(number, len(stages)))
+                for number, stage in enumerate(stages)
+            ]
+            self.least_width = max(self.least_width, *(_row_width([one]) for one in self._dropped))
+
+    def height(self, width: int) -> int:
+        rows = len(self._rows(width))
+        return rows * _SWATCH + (rows - 1) * _ROW_GAP
+
+    def paste(self, page: Image.Image, corner: tuple[int, int], width: int) -> None:
+        draw = ImageDraw.Draw(page)
+        left, top = corner
+        for row in self._rows(width):
+            x = left
+            for label, swatch in row:
+                page.paste(swatch, (x, top))
+                draw.text((x + _SWATCH + _SWATCH_GAP, top + 1), label, font=_font(18), fill=_INK)
+                x += _row_width([(label, swatch)]) + _LABEL_GAP
+            top += _SWATCH + _ROW_GAP
+
+    def _rows(self, width: int) -> list[list[_Entry]]:
+        """One row if it is no wider than ``width``; else those of the stages begin a new one."""
+        if _row_width([*self._kept, *self._dropped]) <= width:
+            return [[*self._kept, *self._dropped]]
+        rows: list[list[_Entry]] = []
+        for group in (self._kept, self._dropped):
+            rows.append([])
+            for entry in group:
+                if rows[-1] and _row_width([*rows[-1], entry]) > width:
+                    rows.append([])
+                rows[-1].append(entry)
+        return rows
 
 
-def _legend_width() -> int:
-    labels = sum(_SWATCH + _SWATCH_GAP + _label_width(label) for label, _ in _LEGEND)
-    return labels + _LABEL_GAP * (len(_LEGEND) - 1)
+def _row_width(entries: Sequence[_Entry]) -> int:
+    labels = sum(_SWATCH + _SWATCH_GAP + ceil(_font(18).getlength(label)) for label, _ in entries)
+    return labels + _LABEL_GAP * (len(entries) - 1)
 
 
-def _legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
-    """Pivot, completion, dropped: one swatch and one word each."""
-    left, top = corner
-    for label, kind in _LEGEND:
-        box = (left, top, left + _SWATCH, top + _SWATCH)
-        draw.rectangle((*box[:2], box[2] - 1, box[3] - 1), fill=(196, 198, 202))
-        if kind is None:
-            draw.rectangle((*box[:2], box[2] - 1, box[3] - 1), fill=(62, 63, 66))
-        else:
-            _frame(draw, box, kind)
-        draw.text((left + _SWATCH + _SWATCH_GAP, top + 1), label, font=_font(18), fill=_INK)
-        left += _SWATCH + _SWATCH_GAP + _label_width(label) + _LABEL_GAP
+def _kept_swatch(pivot: bool) -> Image.Image:
+    swatch = Image.new("RGB", (_SWATCH, _SWATCH), _KEPT_GREY)
+    _frame(ImageDraw.Draw(swatch), (0, 0, _SWATCH, _SWATCH), pivot)
+    return swatch
+
+
+def _dropped_swatch(stage: int, num_stages: int) -> Image.Image:
+    swatch = Image.new("RGB", (_SWATCH, _SWATCH), _DROPPED_GREY)
+    if stage:
+        last = Image.new("RGB", swatch.size, _DROPPED_LAST_GREY)
+        swatch = Image.blend(swatch, last, stage / (num_stages - 1))
+        _dots(ImageDraw.Draw(swatch), (0, 0, _SWATCH, _SWATCH), stage)
+    return swatch
 
 
 def _text_block(

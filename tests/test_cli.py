@@ -24,11 +24,12 @@ from clasp_kernels.cli.comparison import (
     PhaseClock,
     Phases,
     Run,
+    Stage,
     compare,
-    patch_grid,
 )
 from clasp_kernels.cli.demo import DemoAnswer, DemoResults
 from clasp_kernels.cli.loading import load_image, load_model, pick_device
+from clasp_kernels.cli.picture import patch_grid
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile
 from clasp_kernels.visualize import COMPLETION_COLOR, PIVOT_COLOR
@@ -92,8 +93,8 @@ def comparison_of(full, kept):
         reason="matched 'how many'",
         all_tokens=Run(full, 3, 100, 40_000, Phases(0.010, 0.0, 0.020, 0.040, 0.080)),
         kept_tokens=Run(kept, 2, 25, 10_000, Phases(0.011, 0.003, 0.005, 0.030, 0.050)),
-        indices=(1, 2, 3),
-        is_pivot=(True, False, True),
+        stages=(Stage(None, 100, tuple(range(25)), (True, True, *[False] * 23)),),
+        num_layers=6,
         timed_runs=1,
     )
 
@@ -262,10 +263,30 @@ def test_each_phase_gets_its_own_time():
     assert clock.phases(None) == phases  # the hooks are gone
     # What the pruned model's vision took longer than the tower alone belongs to the selection.
     for vision_seconds, longer in ((phases.vision + 0.5, 0.5), (phases.vision / 2, 0)):
-        record = SimpleNamespace(vision_seconds=vision_seconds, selection_seconds=0.25)
+        record = SimpleNamespace(
+            vision_seconds=vision_seconds,
+            selection_seconds=0.25,
+            stages=[SimpleNamespace(layer=None, seconds=0.25)],
+        )
         pruned = clock.phases(record)
         assert pruned.selection == pytest.approx(longer + 0.25)
         assert replace(pruned, selection=0.0) == phases
+
+
+def test_selecting_inside_the_decoder_is_not_counted_as_prefill():
+    model = SlowModel()
+    with PhaseClock(model) as clock:
+        model.generate(clock)
+    whole = clock.phases(None)
+    stages = [
+        SimpleNamespace(layer=layer, seconds=seconds)
+        for layer, seconds in ((None, 0.5), (2, 0.01), (4, 0.02))
+    ]
+    record = SimpleNamespace(vision_seconds=0.0, selection_seconds=0.53, stages=stages)
+    pruned = clock.phases(record)
+    assert pruned.selection == 0.53
+    assert pruned.prefill == pytest.approx(whole.prefill - 0.03)
+    assert replace(pruned, selection=0.0, prefill=whole.prefill) == whole
 
 
 def test_the_selection_time_is_that_of_the_record(loaded, monkeypatch):

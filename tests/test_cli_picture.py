@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from running import QUESTION, clasp, message, variant
 
-from clasp_kernels.cli.comparison import NoPicture, image_as_seen
 from clasp_kernels.cli.loading import load_model
+from clasp_kernels.cli.picture import NoPicture, image_as_seen
 
 RED, BLACK = (255, 0, 0), (0, 0, 0)
 
@@ -129,7 +129,7 @@ def test_an_answer_without_a_picture_says_why(monkeypatch, tmp_path, options):
     def unknown(*_, **__):
         raise NoPicture("nobody knows")
 
-    monkeypatch.setattr("clasp_kernels.cli.report.overlay", unknown)
+    monkeypatch.setattr("clasp_kernels.cli.picture.overlay", unknown)
     wide().save(tmp_path / "wide.png")
     out = tmp_path / "map.png"
     result = clasp("ask", tmp_path / "wide.png", QUESTION, "--out", out, *options)

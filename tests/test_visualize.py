@@ -8,6 +8,7 @@ from clasp_kernels.visualize import (
     COMPLETION_COLOR,
     PIVOT_COLOR,
     Card,
+    Dropped,
     contact_sheet,
     draw_selection,
     save_picture,
@@ -15,6 +16,7 @@ from clasp_kernels.visualize import (
 )
 
 RED = (200, 30, 40)
+DOT = (244, 244, 246)
 
 
 def pixels(picture, box=None):
@@ -99,6 +101,91 @@ def test_indices_and_pivots_must_be_aligned():
         draw_selection(Image.new("RGB", (8, 8)), [0, 1], [True], (4, 4))
 
 
+def staged(side, per_stage=4, stages=4):
+    """One patch kept, and a row of them dropped at each stage, on flat red."""
+    image = Image.new("RGB", (per_stage * side, (stages + 1) * side), RED)
+    rows = [list(range(n * per_stage, (n + 1) * per_stage)) for n in range(stages + 1)]
+    kept, *dropped = rows
+    stages_of = [Dropped(f"after layer {n}", numbers) for n, numbers in enumerate(dropped)]
+    grid, size = (stages + 1, per_stage), max(image.size)
+    drawn = draw_selection(image, kept, [True] * 4, grid, size=size, dropped=stages_of)
+    return drawn, rows, draw_selection(image, kept, [True] * 4, grid, size=size)
+
+
+@pytest.mark.parametrize("side", [48, 24, 18, 12, 9])
+def test_each_stage_has_one_dot_more_than_the_one_before(side):
+    drawn, (_, *dropped), _ = staged(side)
+    one = count(drawn, DOT, patch(dropped[1][0], side=side))
+    assert one >= 1
+    for stage, numbers in enumerate(dropped):
+        for number in numbers:
+            assert count(drawn, DOT, patch(number, side=side)) == stage * one
+
+
+def test_a_later_stage_is_less_dark_and_still_grey():
+    drawn, (_, *dropped), _ = staged(48)
+    levels = [drawn.getpixel(patch(numbers[0])[:2]) for numbers in dropped]
+    assert all(min(level) == max(level) for level in levels)
+    assert sorted(set(levels)) == levels
+    assert levels[-1][0] < np.mean(RED)
+
+
+def test_the_last_stage_is_dark_enough_for_its_dots_on_white():
+    white = Image.new("RGB", (96, 48), "white")
+    stages = [Dropped("first", [0]), Dropped("last", [1])]
+    last = draw_selection(white, [], [], (1, 2), size=96, dropped=stages).crop((48, 0, 96, 48))
+    assert last.getpixel((0, 0))[0] < 190
+    assert count(last, DOT) >= 10
+
+
+def test_stages_change_neither_the_kept_patches_nor_those_dropped_first():
+    drawn, (kept, first, *_), without = staged(48)
+    for number in (*kept, *first):
+        assert (pixels(drawn, patch(number)) == pixels(without, patch(number))).all()
+
+
+@pytest.mark.parametrize("side", [*range(4, 20), 31, 48])
+def test_dots_stay_in_their_patch_however_many(side):
+    stages = [Dropped(f"{number}", [number]) for number in range(14)]
+    row = Image.new("RGB", (14 * side, side), RED)
+    drawn = pixels(draw_selection(row, [], [], (1, 14), size=14 * side, dropped=stages))
+    for number in range(14):
+        ours = drawn[:, number * side : (number + 1) * side]
+        level = ours[0, 0]
+        assert (ours[[0, -1]] == level).all()
+        assert (ours[:, [0, -1]] == level).all()
+
+
+def test_one_stage_is_drawn_as_if_it_had_not_been_named():
+    image = Image.effect_noise((90, 60), 80)
+    kept, rest = [0, 7], [1, 2, 3, 4, 5, 6, 8]
+    one = [Dropped("after layer 2", rest)]
+    plain = draw_selection(image, kept, [True, False], (3, 3))
+    named = draw_selection(image, kept, [True, False], (3, 3), dropped=one)
+    assert plain.tobytes() == named.tobytes()
+    page = selection_picture(image, plain, "Why?", ["one"])
+    assert selection_picture(image, plain, "Why?", ["one"], dropped=one).tobytes() == page.tobytes()
+    cards = [Card(plain, "one")]
+    sheet = contact_sheet(cards, "Heading", stages=["after layer 2"])
+    assert sheet.tobytes() == contact_sheet(cards, "Heading").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("dropped", "message"),
+    [
+        ([[1], [2, 4]], r"dropped must hold indices in 0..3, got 4 after layer 1"),
+        ([[1], [2, -1]], r"dropped must hold indices in 0..3, got -1 after layer 1"),
+        ([[1, 2], [2, 3]], "2, dropped after layer 1, is also dropped after layer 0"),
+        ([[1, 2], [0, 3]], "0, dropped after layer 1, is also kept"),
+        ([[1], [3]], "dropped must hold every patch that indices do not, but 2 is in neither"),
+    ],
+)
+def test_a_patch_is_kept_or_dropped_once(dropped, message):
+    stages = [Dropped(f"after layer {n}", numbers) for n, numbers in enumerate(dropped)]
+    with pytest.raises(ValueError, match=message):
+        draw_selection(Image.new("RGB", (8, 8)), [0, -1], [True, False], (2, 2), dropped=stages)
+
+
 def test_selection_picture_shows_image_and_overlay_side_by_side(overlay):
     page = selection_picture(Image.new("RGB", (64, 64), RED), overlay, "Why?", ["one", "two"])
     width, height = overlay.size
@@ -137,6 +224,75 @@ def test_the_legend_is_whole_beside_a_narrow_picture(size):
     assert (legend_of(page, 64 + narrow.height) == whole).all()
     sheet = contact_sheet([Card(narrow, "one")], "")
     assert (legend_of(sheet, 50) == whole).all()
+
+
+STAGES = [
+    Dropped(when, range(count))
+    for when, count in (("before the LLM", 44), ("after layer 2", 40), ("after layer 15", 1040))
+]
+
+
+def inks(page, top, bottom):
+    """How often each colour stands in a band of the page, but for its white."""
+    colors, counts = np.unique(
+        pixels(page, (0, top, page.width, bottom)).reshape(-1, 3), axis=0, return_counts=True
+    )
+    return {tuple(color): int(n) for color, n in zip(colors.tolist(), counts, strict=True)} | {
+        (255, 255, 255): 0
+    }
+
+
+def test_a_legend_that_is_too_wide_wraps_and_loses_nothing():
+    found = []
+    for width, rows in ((700, 1), (420, 2), (100, 3)):
+        overlay = Image.new("RGB", (width, 96), RED)
+        page = selection_picture(overlay, overlay, "", [], dropped=STAGES)
+        top = 64 + overlay.height
+        assert page.height == top + 36 + 32 * (rows - 1) + 16
+        assert (pixels(page, (page.width - 16, top, page.width, page.height)) == 255).all()
+        found.append(inks(page, top, page.height))
+    assert found[0] == found[1] == found[2]
+
+
+def test_the_stages_stand_in_a_row_of_their_own_where_one_row_is_too_short():
+    overlay = Image.new("RGB", (550, 96), RED)
+    page = selection_picture(overlay, overlay, "", [], dropped=STAGES)
+    above, below = (0, 160, page.width, 184), (0, 192, page.width, 216)
+    assert count(page, PIVOT_COLOR, above) > 50
+    assert count(page, DOT, above) == 0
+    assert count(page, PIVOT_COLOR, below) == 0
+    assert count(page, DOT, below) > 0
+
+
+def test_the_legend_says_how_many_each_stage_dropped():
+    overlay = Image.new("RGB", (700, 96), RED)
+    pages = [
+        selection_picture(
+            overlay, overlay, "", [], dropped=[*STAGES[:2], Dropped("after layer 15", range(n))]
+        )
+        for n in (1040, 1041)
+    ]
+    assert pages[0].size == pages[1].size
+    assert pages[0].tobytes() != pages[1].tobytes()
+
+
+def test_a_stage_with_a_long_name_widens_the_page():
+    overlay = Image.new("RGB", (100, 96), RED)
+    long = [Dropped("before the LLM", []), Dropped("after a layer with a name " * 5, [])]
+    page = selection_picture(overlay, overlay, "", [], dropped=long)
+    assert (pixels(page, (page.width - 16, 0, page.width, page.height)) == 255).all()
+    assert page.width > 1000
+
+
+def test_a_contact_sheet_names_the_stages_above_its_cards():
+    cards = [Card(Image.new("RGB", (100, 80), RED), "one")]
+    plain = contact_sheet(cards, "Heading")
+    sheet = contact_sheet(cards, "Heading", stages=[stage.when for stage in STAGES])
+    assert sheet.width == plain.width
+    assert sheet.height == plain.height + 2 * 32
+    band = (0, 50, sheet.width, 138)
+    assert count(sheet, DOT, band) > count(plain, DOT, band) == 0
+    assert count(sheet, RED) == 100 * 80
 
 
 def test_contact_sheet_shows_every_card_whole():

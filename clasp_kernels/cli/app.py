@@ -7,15 +7,18 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from clasp_kernels._version import __version__
-from clasp_kernels.cli.errors import CommandError, UsageError, reported_errors
+from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, reported_errors
 from clasp_kernels.cli.files import as_text, check_writable, save
 from clasp_kernels.cli.terminal import result_console
+
+if TYPE_CHECKING:
+    from clasp_kernels.policy import Schedule
 
 app = typer.Typer(
     name="clasp",
@@ -26,7 +29,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Keep = Annotated[int, typer.Option(min=1, metavar="R", help="Visual tokens kept per image.")]
+_KEEP = 16
+Keep = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="R",
+        help=f"Visual tokens kept per image; {_KEEP} without --schedule.",
+        show_default=False,
+    ),
+]
+ScheduleText = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="L:R,...",
+        help="Instead of --keep: drop tokens inside the LLM. After L of its layers (0: before "
+        "the LLM) R of an image's tokens stay, a number or a fraction.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...; auto prefers a GPU.")
 ]
@@ -51,7 +73,8 @@ def clasp(
 def ask(
     image: Annotated[str, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
-    keep: Keep = 16,
+    keep: Keep = None,
+    schedule: ScheduleText = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -87,7 +110,7 @@ def ask(
     ] = 32,
     device: Device = "auto",
 ) -> None:
-    """Answer a question with all visual tokens and with R of them, and show what was kept.
+    """Answer a question with all visual tokens and with few of them, and show which were kept.
 
     [bold]Examples[/]
 
@@ -96,16 +119,20 @@ def ask(
     clasp ask photo.jpg "How many dogs are there?" --keep 64 --model llava-hf/llava-1.5-7b-hf
 
     clasp ask photo.jpg "Where is the cat?" --category spatial --json
+
+    clasp ask photo.jpg "What is on the table?" --schedule 2:0.5,4:0.2
     """
     with reported_errors():
-        from clasp_kernels.cli.comparison import NoPicture, compare
+        from clasp_kernels.cli.comparison import compare
         from clasp_kernels.cli.loading import load_image, load_model, load_profile
-        from clasp_kernels.cli.report import caption, comparison_dict, comparison_table, overlay
+        from clasp_kernels.cli.picture import NoPicture, overlay
+        from clasp_kernels.cli.report import caption, comparison_dict, comparison_table
         from clasp_kernels.visualize import selection_picture
 
         question = as_text("QUESTION", question)
         if not question.strip():
             raise UsageError("QUESTION must hold a word, got only blanks")
+        kept = _what_to_keep(keep, schedule)
         path = check_writable(out, not_over=(image, profile))
         with _progress("Loading the model") as step:
             picture = load_image(image)
@@ -115,7 +142,7 @@ def ask(
                 loaded,
                 picture,
                 question,
-                keep=keep,
+                keep=kept,
                 profile=chosen,
                 category=category,
                 max_new_tokens=max_new_tokens,
@@ -124,8 +151,11 @@ def ask(
             step("Drawing")
             undrawn = unwritten = None
             try:
-                seen, drawn = overlay(loaded, picture, comparison, size=576)
-                save(selection_picture(seen, drawn, question, caption(comparison)), path)
+                seen, drawn, dropped = overlay(loaded, picture, comparison, size=576)
+                page = selection_picture(
+                    seen, drawn, question, caption(comparison), dropped=dropped
+                )
+                save(page, path)
             except NoPicture as error:
                 undrawn = f"No picture: {error}."
             except CommandError as error:  # reported after the answer, which took long
@@ -169,7 +199,8 @@ def ask(
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(metavar="FOLDER", help="Where pictures go.")] = "out",
-    keep: Keep = 16,
+    keep: Keep = None,
+    schedule: ScheduleText = None,
     device: Device = "auto",
 ) -> None:
     """Ask the bundled model about bundled scenes, one question per category.
@@ -179,15 +210,18 @@ def demo(
     clasp demo
 
     clasp demo --keep 8 --out pictures
+
+    clasp demo --schedule 2:72,4:16
     """
     with reported_errors():
         from clasp_kernels.cli.demo import demo_table, run_demo
 
         if not out:
             raise UsageError("--out must name a folder, got an empty argument")
+        kept = _what_to_keep(keep, schedule)
         sheet = check_writable(os.path.join(out, "contact_sheet.png"))
         with _progress("Loading the model") as step:
-            results = run_demo(keep, device, on_step=step)
+            results = run_demo(kept, device, on_step=step)
             step("Drawing")
             save(results.contact_sheet(), sheet)
         console = result_console()
@@ -261,6 +295,23 @@ def doctor(
                 print_verification(verification, console)
         passed = verification is None or verification.passed
         raise typer.Exit(0 if examination.usable and passed else 1)
+
+
+def _what_to_keep(keep: int | None, schedule: str | None) -> int | Schedule:
+    """What --keep or --schedule asks for; they exclude each other."""
+    if schedule is None:
+        return _KEEP if keep is None else keep
+    if keep is not None:
+        raise UsageError(
+            "--keep and --schedule exclude each other: --keep R prunes once, before the LLM, as "
+            "--schedule 0:R does; give one of them"
+        )
+    from clasp_kernels.policy import Schedule
+
+    try:
+        return Schedule.parse(schedule)
+    except ValueError as error:
+        raise UsageError(f"--schedule: {in_one_line(error)}") from None
 
 
 @contextmanager

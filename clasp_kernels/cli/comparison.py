@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -10,16 +9,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from clasp_kernels.cli.errors import CommandError, UsageError, refusing_as
+from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, refusing_as
 from clasp_kernels.cli.loading import LoadedModel
 from clasp_kernels.cli.prompt import prepare
-from clasp_kernels.policy import FALLBACK_CATEGORY, Profile, Router
+from clasp_kernels.policy import FALLBACK_CATEGORY, Profile, Router, Schedule
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from clasp_kernels.models import ClaspHandle, PrefillRecord
+    from clasp_kernels.models import ClaspHandle, PrefillRecord, StageRecord
 
 # Timed runs after a warm-up: more of them while they are cheap.
 _MAX_RUNS = 5
@@ -49,6 +48,36 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One point at which visual tokens were dropped, and those that it kept."""
+
+    layer: int | None
+    """Decoder layers that had run; None before the first."""
+    tokens_before: int
+    indices: tuple[int, ...]
+    """Of the kept tokens, among all visual tokens of the image."""
+    is_pivot: tuple[bool, ...]
+
+    @classmethod
+    def of_first_image(cls, record: StageRecord) -> Stage:
+        count = record.counts[0]
+        return cls(
+            layer=record.layer,
+            tokens_before=record.tokens_before,
+            indices=tuple(record.indices[0, :count].tolist()),
+            is_pivot=tuple(record.is_pivot[0, :count].tolist()),
+        )
+
+    @property
+    def tokens_after(self) -> int:
+        return len(self.indices)
+
+    @property
+    def when(self) -> str:
+        return "before the LLM" if self.layer is None else f"after layer {self.layer}"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The same question with all visual tokens and with those that were kept."""
 
@@ -57,13 +86,34 @@ class Comparison:
     reason: str
     all_tokens: Run
     kept_tokens: Run
-    indices: tuple[int, ...]
-    is_pivot: tuple[bool, ...]
+    stages: tuple[Stage, ...]
+    num_layers: int
     timed_runs: int
+    schedule: Schedule | None = None
+    """Where tokens were to be dropped, if not just before the LLM."""
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The tokens that every stage kept."""
+        return self.stages[-1].indices
+
+    @property
+    def is_pivot(self) -> tuple[bool, ...]:
+        return self.stages[-1].is_pivot
 
     @property
     def num_pivots(self) -> int:
         return sum(self.is_pivot)
+
+    @property
+    def mean_visual_tokens(self) -> float:
+        """The visual tokens that a decoder layer of the pruned model sees, averaged over all."""
+        total, seen, since = 0, self.all_tokens.visual_tokens, 0
+        for stage in self.stages:
+            layer = stage.layer or 0
+            total += seen * (layer - since)
+            seen, since = stage.tokens_after, layer
+        return (total + seen * (self.num_layers - since)) / self.num_layers
 
 
 def compare(
@@ -71,13 +121,15 @@ def compare(
     image: Image.Image,
     question: str,
     *,
-    keep: int,
+    keep: int | Schedule,
     profile: Profile | None = None,
     category: str | None = None,
     max_new_tokens: int = 32,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
     """Ask with all visual tokens and with ``keep``, each warmed up and then timed.
+
+    ``keep`` is how many tokens stay from before the LLM on, or a schedule of several stages.
 
     Raises a UsageError if ``question``, ``keep`` or ``category`` is not possible, a CommandError
     if the model is not one that can be pruned.
@@ -88,14 +140,16 @@ def compare(
         name, reason = _categorise(question, category, handle.profile)
     inputs = prepare(loaded, image, question)
     num_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
-    if not 1 <= keep <= num_tokens:
-        raise UsageError(
-            f"--keep must be in 1..{num_tokens}, the visual tokens {loaded.name} makes of this "
-            f"image, got {keep}"
-        )
+    num_layers: int = model.config.get_text_config().num_hidden_layers
+    _check_fits(keep, num_tokens, num_layers, loaded.name)
     asker = _Asker(loaded, inputs, max_new_tokens)
+    some = (
+        f"the schedule {keep}"
+        if isinstance(keep, Schedule)
+        else f"{keep} of {num_tokens} visual tokens"
+    )
     # Pruned first, as it needs less memory and time to fail.
-    on_step(f"Warming up with {keep} of {num_tokens} visual tokens")
+    on_step(f"Warming up with {some}")
     with _applied(loaded, keep, profile):
         asker.warm_up(name)
     on_step(f"Warming up with all {num_tokens} visual tokens")
@@ -108,83 +162,45 @@ def compare(
         len(full.phases) < _MAX_RUNS and time.perf_counter() - started < _SECONDS_FOR_RUNS
     ):
         run = f"run {len(full.phases) + 1}"
-        on_step(f"Answering with {keep} of {num_tokens} visual tokens, {run}")
+        on_step(f"Answering with {some}, {run}")
         with _applied(loaded, keep, profile) as handle:
             asker.ask(kept, name, handle)
             record = handle.last
         on_step(f"Answering with all {num_tokens} visual tokens, {run}")
         asker.ask(full)
     assert record is not None  # for the type checker: each pruned answer leaves one
-    [stage] = record.stages
-    count = stage.counts[0]
+    stages = tuple(map(Stage.of_first_image, record.stages))
     return Comparison(
         question=question,
         category=name,
         reason=reason,
         all_tokens=full.summary(num_tokens, record.kv_cache_bytes_unpruned),
-        kept_tokens=kept.summary(count, record.kv_cache_bytes),
-        indices=tuple(stage.indices[0, :count].tolist()),
-        is_pivot=tuple(stage.is_pivot[0, :count].tolist()),
+        kept_tokens=kept.summary(stages[-1].tokens_after, record.kv_cache_bytes),
+        stages=stages,
+        num_layers=num_layers,
         timed_runs=len(full.phases),
+        schedule=keep if isinstance(keep, Schedule) else None,
     )
 
 
-def patch_grid(num_tokens: int) -> tuple[int, int, int] | None:
-    """(rows, columns, tokens before the first patch) of a square grid, or None if it is not one.
-
-    >>> patch_grid(576), patch_grid(577), patch_grid(600)
-    ((24, 24, 0), (24, 24, 1), None)
-    """
-    for leading in (0, 1):  # one: a CLS token among the visual tokens
-        side = math.isqrt(num_tokens - leading)
-        if side * side == num_tokens - leading:
-            return side, side, leading
-    return None
-
-
-class NoPicture(ValueError):
-    """No picture can be drawn: the image that the model saw, or the places of its tokens in that
-    image, are not known."""
-
-
-def image_as_seen(loaded: LoadedModel, image: Image.Image) -> Image.Image:
-    """The image under the patch grid: the model's own input, its normalisation undone.
-
-    Whatever an image processor resizes, crops, pads or squashes is then in the picture. Raises
-    NoPicture if the pixels are not those of one RGB image, or what was done to them is not known.
-    """
-    import torch
-    from PIL import Image
-
-    processor = loaded.processor.image_processor
-    with refusing_as(f"the image processor of {loaded.name} cannot prepare this image"):
-        pixels = processor(images=image, return_tensors="pt")["pixel_values"]
-    if pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
-        raise NoPicture(
-            f"the model's input has the shape {list(pixels.shape)}, not that of one RGB image"
-        )
-    try:
-        values = pixels[0].double()
-        if processor.do_normalize:
-            scale, shift = (
-                torch.as_tensor(each, dtype=torch.double).reshape(-1, 1, 1)
-                for each in (processor.image_std, processor.image_mean)
+def _check_fits(keep: int | Schedule, num_tokens: int, num_layers: int, model: str) -> None:
+    if isinstance(keep, Schedule):
+        try:
+            keep.check_fits(num_tokens, num_layers)
+            keep.counts(num_tokens)
+        except ValueError as error:
+            raise UsageError(f"--schedule does not fit {model}: {in_one_line(error)}") from None
+        most = max(tokens for _, tokens in keep.stages)  # a fraction is at most 1
+        if most > num_tokens:
+            raise UsageError(
+                f"--schedule must keep at most {num_tokens}, the visual tokens {model} makes of "
+                f"this image, got {most}"
             )
-            values = values * scale + shift
-        if processor.do_rescale:
-            values = values / processor.rescale_factor
-    except (AttributeError, TypeError, ValueError, RuntimeError):
-        values = torch.tensor(math.nan)  # not described as transformers' own processors are
-    # Smoothing may overshoot by some; NaN is no number either.
-    if not ((values > -64) & (values < 255 + 64)).all():
-        raise NoPicture(
-            f"how the image processor of {loaded.name}, {type(processor).__name__}, changes "
-            f"colours is not known"
+    elif not 1 <= keep <= num_tokens:
+        raise UsageError(
+            f"--keep must be in 1..{num_tokens}, the visual tokens {model} makes of this image, "
+            f"got {keep}"
         )
-    seen = Image.fromarray(values.clamp(0, 255).round().byte().permute(1, 2, 0).numpy())
-    # The tower cuts whole patches; what is left at the right and at the bottom it does not see.
-    patch = loaded.model.config.vision_config.patch_size
-    return seen.crop((0, 0, seen.width // patch * patch, seen.height // patch * patch))
 
 
 def _categorise(question: str, category: str | None, profile: Profile) -> tuple[str, str]:
@@ -203,10 +219,12 @@ def _categorise(question: str, category: str | None, profile: Profile) -> tuple[
     )
 
 
-def _applied(loaded: LoadedModel, keep: int, profile: Profile | None) -> ClaspHandle:
+def _applied(loaded: LoadedModel, keep: int | Schedule, profile: Profile | None) -> ClaspHandle:
     from clasp_kernels.models import apply_clasp
 
     try:
+        if isinstance(keep, Schedule):
+            return apply_clasp(loaded.model, schedule=keep, profile=profile)
         return apply_clasp(loaded.model, budget=keep, profile=profile)
     # TypeError: another class of model. RuntimeError: a transformers that cannot be followed.
     except (TypeError, ValueError, RuntimeError) as error:
@@ -311,16 +329,18 @@ class PhaseClock:
 
     def phases(self, record: PrefillRecord | None) -> Phases:
         first_token, last_token = self._tokens_at[1], self._tokens_at[-1]
-        vision = self._spent["vision"]
+        vision, prefill = self._spent["vision"], self._spent["decoder"]
+        selection = 0.0
+        if record is not None:
+            # With the query and key of the salience layer, which only the pruned model needs.
+            selection = max(0.0, record.vision_seconds - vision) + record.selection_seconds
+            # Stages inside the decoder are in its time as well.
+            inside = sum(stage.seconds for stage in record.stages if stage.layer is not None)
+            prefill = max(0.0, prefill - inside)
         return Phases(
             vision=vision,
-            # With the query and key of the salience layer, which only the pruned model needs.
-            selection=(
-                0.0
-                if record is None
-                else max(0.0, record.vision_seconds - vision) + record.selection_seconds
-            ),
-            prefill=self._spent["decoder"],
+            selection=selection,
+            prefill=prefill,
             decode=last_token - first_token,
             total=self._ended - self._started,
         )

@@ -16,6 +16,8 @@ from clasp_kernels.cli import report
 from clasp_kernels.cli.comparison import Comparison, compare
 from clasp_kernels.cli.errors import CommandError
 from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
+from clasp_kernels.cli.picture import overlay
+from clasp_kernels.policy import Schedule
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +46,7 @@ class DemoResults:
         cards = []
         for answer in self.answers:
             comparison = answer.comparison
-            _, drawn = report.overlay(self.loaded, answer.image, comparison, size=432)
+            _, drawn, _ = overlay(self.loaded, answer.image, comparison, size=432)
             full, kept = comparison.all_tokens, comparison.kept_tokens
             cards.append(
                 Card(
@@ -52,17 +54,18 @@ class DemoResults:
                     title=comparison.question,
                     lines=(
                         f"{full.visual_tokens} tokens: {full.answer}",
-                        f"{kept.visual_tokens} tokens: {kept.answer}   (truth: {answer.truth})",
+                        f"{report.counts_in_words(comparison)} tokens: {kept.answer}   "
+                        f"(truth: {answer.truth})",
                         f"{comparison.category}: {comparison.reason}",
                     ),
                 )
             )
         first = self.answers[0].comparison
         heading = (
-            f"clasp_kernels: {first.kept_tokens.visual_tokens} of "
+            f"clasp_kernels: {report.counts_in_words(first)} of "
             f"{first.all_tokens.visual_tokens} visual tokens kept"
         )
-        return contact_sheet(cards, heading)
+        return contact_sheet(cards, heading, stages=[stage.when for stage in first.stages])
 
     def summary(self) -> str:
         """How many answers were right each way."""
@@ -72,7 +75,7 @@ class DemoResults:
         return f"Right (+): {full} of {total} with all tokens, {kept} of {total} with those kept."
 
 
-def run_demo(keep: int, device: str, on_step: Callable[[str], None]) -> DemoResults:
+def run_demo(keep: int | Schedule, device: str, on_step: Callable[[str], None]) -> DemoResults:
     """Ask every bundled question with all visual tokens and with ``keep``."""
     loaded = load_model(None, device)
     try:
@@ -104,13 +107,14 @@ def demo_table(results: DemoResults) -> Table:
     for answer in results.answers:
         comparison = answer.comparison
         about = Text(f"  {comparison.category}, truth: {answer.truth}", style="dim")
-        for first, run in (
-            (Text(comparison.question), comparison.all_tokens),
-            (about, comparison.kept_tokens),
+        full, kept = comparison.all_tokens, comparison.kept_tokens
+        for first, run, tokens in (
+            (Text(comparison.question), full, f"{full.visual_tokens}"),
+            (about, kept, report.in_turn(report.stage_counts(comparison))),
         ):
             table.add_row(
                 first,
-                f"{run.visual_tokens}",
+                tokens,
                 _marked(run.answer, answer.truth),
                 report.size(run.kv_cache_bytes),
                 report.duration(run.seconds.prefill),

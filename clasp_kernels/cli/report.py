@@ -1,19 +1,16 @@
-"""What the commands print: tables for people, JSON for programs, pictures for both."""
+"""What the commands print: tables for people, JSON for programs, captions of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from clasp_kernels.cli.comparison import Comparison, NoPicture, image_as_seen, patch_grid
-from clasp_kernels.cli.loading import LoadedModel
-
-if TYPE_CHECKING:
-    from PIL import Image
+from clasp_kernels.cli.comparison import Comparison
+from clasp_kernels.cli.terminal import shown
 
 _PHASES = ("vision", "selection", "prefill", "decode", "total")
 
@@ -35,8 +32,8 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_row(
         "visual tokens",
         f"{full.visual_tokens}",
-        f"{kept.visual_tokens} ({comparison.num_pivots} pivots)",
-        change(full.visual_tokens, kept.visual_tokens),
+        tokens_kept(comparison),
+        change(full.visual_tokens, comparison.mean_visual_tokens),
     )
     table.add_row(
         "KV cache",
@@ -53,6 +50,35 @@ def comparison_table(comparison: Comparison) -> Table:
     return table
 
 
+def tokens_kept(comparison: Comparison) -> str:
+    """The count and its pivots; of a schedule, every stage's count and their mean over the layers,
+    which is what the pruned model pays for."""
+    if comparison.schedule is None:
+        return f"{comparison.kept_tokens.visual_tokens} ({comparison.num_pivots} pivots)"
+    return (
+        f"{in_turn((comparison.all_tokens.visual_tokens, *stage_counts(comparison)))} "
+        f"(mean {comparison.mean_visual_tokens:.1f} over {comparison.num_layers} layers)"
+    )
+
+
+def in_turn(counts: Sequence[int]) -> str:
+    """
+    >>> in_turn([144]), in_turn([144, 72, 29])
+    ('144', '144 → 72 → 29')
+    """
+    return shown(" → ", otherwise=" -> ").join(map(str, counts))
+
+
+def stage_counts(comparison: Comparison) -> tuple[int, ...]:
+    """The tokens that each stage kept."""
+    return tuple(stage.tokens_after for stage in comparison.stages)
+
+
+def counts_in_words(comparison: Comparison) -> str:
+    """The tokens that each stage kept, as in "72, then 29"."""
+    return ", then ".join(map(str, stage_counts(comparison)))
+
+
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
     """The same for programs: plain numbers in bytes and seconds."""
     full, kept = comparison.all_tokens, comparison.kept_tokens
@@ -65,6 +91,7 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
         "category": {"name": comparison.category, "reason": comparison.reason},
         "answer": both("answer"),
         "visual_tokens": {**both("visual_tokens"), "pivots": comparison.num_pivots},
+        "mean_visual_tokens": comparison.mean_visual_tokens,
         "new_tokens": both("new_tokens"),
         "kv_cache_bytes": both("kv_cache_bytes"),
         "seconds": {
@@ -74,37 +101,29 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
         "timed_runs": comparison.timed_runs,
         "indices": list(comparison.indices),
         "is_pivot": list(comparison.is_pivot),
+        "schedule": None if comparison.schedule is None else str(comparison.schedule),
+        "stages": [
+            {
+                "layer": stage.layer,
+                "tokens_before": stage.tokens_before,
+                "tokens_after": stage.tokens_after,
+                "indices": list(stage.indices),
+                "is_pivot": list(stage.is_pivot),
+            }
+            for stage in comparison.stages
+        ],
     }
-
-
-def overlay(
-    loaded: LoadedModel, image: Image.Image, comparison: Comparison, size: int
-) -> tuple[Image.Image, Image.Image]:
-    """The image as the model sees it, and what was kept; NoPicture if that is not known."""
-    from clasp_kernels.visualize import draw_selection
-
-    grid = patch_grid(comparison.all_tokens.visual_tokens)
-    if grid is None:
-        raise NoPicture(
-            f"the model's {comparison.all_tokens.visual_tokens} tokens form no square grid"
-        )
-    rows, columns, leading = grid
-    seen = image_as_seen(loaded, image)
-    patches = [
-        (index - leading, pivot)
-        for index, pivot in zip(comparison.indices, comparison.is_pivot, strict=True)
-        if index >= leading  # a kept CLS token has no place in the image
-    ]
-    indices, is_pivot = [index for index, _ in patches], [pivot for _, pivot in patches]
-    return seen, draw_selection(seen, indices, is_pivot, (rows, columns), size=size)
 
 
 def caption(comparison: Comparison) -> Sequence[str]:
     """What stands under a picture."""
     full, kept = comparison.all_tokens, comparison.kept_tokens
+    kept_where = f"{kept.visual_tokens} tokens"
+    if comparison.schedule is not None:
+        kept_where = ", then ".join(f"{one.tokens_after} {one.when}" for one in comparison.stages)
     return (
         f"All {full.visual_tokens} tokens: {full.answer}",
-        f"Kept {kept.visual_tokens} tokens: {kept.answer}",
+        f"Kept {kept_where}: {kept.answer}",
         f"Category {comparison.category}: {comparison.reason}",
         f"KV cache {size(full.kv_cache_bytes)} to {size(kept.kv_cache_bytes)}, "
         f"prefill {duration(full.seconds.prefill)} to {duration(kept.seconds.prefill)}",

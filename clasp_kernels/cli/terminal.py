@@ -70,6 +70,11 @@ def _fits(text: str, encoding: str) -> bool:
     return True
 
 
+def shown(text: str, *, otherwise: str) -> str:
+    """``text``, or ``otherwise`` where stdout's encoding does not have it."""
+    return text if _fits(text, sys.stdout.encoding or "utf-8") else otherwise  # None: in memory
+
+
 def _lost(reason: str | None) -> str:
     return f"the result cannot be written to stdout: {reason}"
 
