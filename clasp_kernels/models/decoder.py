@@ -83,6 +83,21 @@ class DecoderSeam:
             forward = partial(self._forward, index, signature)
             yield layer, MethodPatches(layer, {"forward": forward}, {"forward": signature})
 
+    def check(self, model: Any) -> None:
+        """
+        Raises:
+            RuntimeError: layers were replaced, or left out, since they were patched.
+        """
+        layers = getattr(model.get_decoder(), "layers", ())
+        # What wraps a layer, as compiling does, has it inside.
+        ours = [any(MethodPatches.of(part) for part in layer.modules()) for layer in layers]
+        if len(ours) != self.num_layers or not all(ours):
+            raise RuntimeError(
+                f"the model has {len(ours)} decoder layers, of which {sum(ours)} are among the "
+                f"{self.num_layers} that apply_clasp patched, so tokens cannot be dropped between "
+                f"them: remove() the handle and apply again"
+            )
+
     def _forward(
         self,
         index: int,

@@ -389,6 +389,8 @@ class ClaspRuntime:
         check_inputs(inputs, past)
         check_weights(model)
         self._check_stages(past)
+        if self.seam is not None:
+            self.seam.check(model)
         if inputs.get("labels") is not None:
             self._warn_of_training(model)
         names = self._prompt_categories.resolve(

@@ -447,3 +447,62 @@ def test_a_mask_shifted_by_a_column_would_show(model: Any, padded: dict[str, tor
     with layers_masked(model, kept):
         other = model(**padded, position_ids=positions(padded["attention_mask"]), use_cache=False)
     assert float((logits[:, -1] - other.logits[:, -1]).abs().max()) > 1e-2
+
+
+def test_what_layers_are_given_by_column_and_is_unknown_is_refused(
+    model: Any, padded: dict[str, torch.Tensor]
+) -> None:
+    """As a decoder of another family may do; nobody knows how it follows."""
+
+    def add(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, "kinds": torch.zeros(2, padded["input_ids"].shape[1])}
+
+    for layer in model.model.language_model.layers:
+        layer.register_forward_pre_hook(add, with_kwargs=True)
+    with pruned(model, THREE), pytest.raises(RuntimeError, match="layers are given kinds, with"):
+        model(**padded)
+    with pruned(model, Schedule({0: 9})):
+        model(**padded)
+
+
+def test_packed_samples_are_refused(model: Any) -> None:
+    packed = prompts([1, "image", 7, 8, 1, "image", 9, 3])
+    restarted = torch.cat([torch.arange(39), torch.arange(39)])[None]
+    inputs = {"input_ids": packed["input_ids"], "pixel_values": images(2), "use_cache": False}
+    with pruned(model, THREE), pytest.raises(ValueError, match="several samples packed into a row"):
+        model(**inputs, position_ids=restarted, categories="general")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"attn_logit_softcapping": 30.0}, "caps its attention logits cannot be pruned inside"),
+        ({"num_kv_shared_layers": 2}, "share keys and values cannot be pruned inside"),
+        ({"layer_types": ["linear_attention"] * LAYERS}, "layers of linear_attention cannot be"),
+    ],
+)
+def test_decoders_that_cannot_be_followed(model: Any, settings: dict[str, Any], said: str) -> None:
+    states = [dict(vars(module)) for module in model.modules()]
+    for name, value in settings.items():
+        setattr(model.config.text_config, name, value)
+    with pytest.raises(ValueError, match=said):
+        pruned(model, THREE)
+    assert [dict(vars(module)) for module in model.modules()] == states
+    apply_clasp(model, budget=9, profile=tiny_profile()).remove()
+
+
+def test_a_layer_that_is_not_ours_any_more_is_told(
+    model: Any, padded: dict[str, torch.Tensor]
+) -> None:
+    """Replaced after apply_clasp, it hands nothing on: tokens would be kept without a word."""
+    with pruned(model, THREE):
+        theirs = tiny_llava(decoder_layers=LAYERS).model.language_model.layers[2]
+        own = model.model.language_model.layers
+        model.model.language_model.layers = torch.nn.ModuleList([*own[:2], theirs, *own[3:]])
+        with pytest.raises(RuntimeError, match="5 decoder layers, of which 4 are among the 5"):
+            model(**padded)
+        model.model.language_model.layers = own[:3]
+        with pytest.raises(RuntimeError, match="3 decoder layers, of which 3 are among the 5"):
+            model(**padded)
+        model.model.language_model.layers = own
+        model(**padded)
