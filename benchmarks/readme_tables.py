@@ -63,6 +63,34 @@ def quality_table(report: dict[str, Any]) -> str:
     return markdown_table(["method", "kept", "overall", *CATEGORIES], rows)
 
 
+def stages_table(report: dict[str, Any]) -> str:
+    """A row for each schedule: the ways of choosing inside the decoder, beside input pruning."""
+    ways = [(salience, on) for salience in ("last", "instruction") for on in ("hidden", "fused")]
+    before: dict[int, float] = {}
+    found: dict[str, dict[tuple[str, str], float]] = {}
+    means: dict[str, float] = {}
+    for row in report["rows"]:
+        schedule, mean = row["schedule"], row["mean_tokens"]
+        if "salience_rows" in row:
+            way = row["salience_rows"], row["completion_on"]
+            found.setdefault(schedule, {})[way] = row["overall"]
+            means[schedule] = mean
+        else:
+            before[round(mean)] = row["overall"]
+    return markdown_table(
+        ["schedule", "mean kept", *map(", ".join, ways), "before the LLM, as many"],
+        [
+            [
+                f"`{schedule}`",
+                f"{means[schedule]:.1f}",
+                *(f"{overall[way]:.3f}" for way in ways),
+                f"{before[round(means[schedule])]:.3f}",
+            ]
+            for schedule, overall in found.items()
+        ],
+    )
+
+
 def speed_table(rows: Iterable[Row]) -> str:
     """The telling cases among what is recorded."""
     lines = []
@@ -148,13 +176,22 @@ def tables() -> str:
     """Everything between the README's markers."""
     quality = json.loads((RESULTS / "tiny_vlm_quality.json").read_text())
     accuracy = json.loads((RESULTS / "tiny_vlm_accuracy.json").read_text())
+    stages = json.loads((RESULTS / "tiny_vlm_stages.json").read_text())
     seeing = accuracy["accuracy"]["image"]["overall"]
     blind = max(v["overall"] for name, v in accuracy["accuracy"].items() if name != "image")
     return (
         f"**Accuracy of the bundled model**, {quality['questions']} held-out questions, with all "
         f"144 visual tokens and with fewer. (On {accuracy['questions']} such questions, "
         f"{seeing:.3f} with all tokens; {blind:.3f} is the most any guess gets "
-        "that does not see it.)\n\n" + quality_table(quality) + "\n" + speed()
+        "that does not see it.)\n\n"
+        + quality_table(quality)
+        + f"\n**Inside the decoder**, the same {stages['questions']} questions, the number of "
+        "tokens being the mean over its 6 layers. `0:65,2:30,4:13` keeps 65 before the LLM, 30 "
+        "once 2 layers have run, 13 once 4 have; scored by the prompt's last token or by the whole "
+        "instruction, completed by hidden states or by fused vision features.\n\n"
+        + stages_table(stages)
+        + "\n"
+        + speed()
     )
 
 
