@@ -60,6 +60,7 @@ compat: $(PACKAGE)  ## Test with every supported transformers (RELEASES='oldest 
 bench: $(PACKAGE)  ## Run the benchmarks; rows go to benchmarks/results/cpu
 	$(PY) -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)
 	$(if $(ARGS),,$(PY) benchmarks/peak_memory.py)
+	$(if $(ARGS),,$(PY) benchmarks/models/bench_prefill.py)
 
 lint: $(REQUIREMENTS)  ## ruff, mypy, clang-format; changes nothing
 	$(PY) -m ruff check .

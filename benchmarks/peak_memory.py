@@ -3,31 +3,21 @@
     python benchmarks/peak_memory.py                 # all cases -> benchmarks/results/cpu
     python benchmarks/peak_memory.py --match fuse    # some, printed only
 
-Each case runs in a process of its own, into which ``count_malloc.cpp`` is preloaded: it counts what
-malloc gives out, to the byte, where resident memory is only known to some hundred KiB. The process
-calls the op on few tokens of the same width, so that threads and whatever is set up once are there,
-and then on all of them. The peak of live bytes during that call, less what was live before and less
-the outputs, is what the call took. It needs glibc and a C++ compiler; stacks and what a library
-maps past malloc are not seen.
+Each case runs in a process of its own, in which ``count_malloc.py`` counts what malloc gives out.
+The process calls the op on few tokens of the same width, so that threads and whatever is set up
+once are there, and then on all of them. The peak of live bytes during that call, less what was live
+before and less the outputs, is what the call took.
 """
 
 from __future__ import annotations
 
 import argparse
-import atexit
-import ctypes
-import functools
-import gc
 import json
-import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import bench_attention_salience
@@ -37,6 +27,7 @@ import bench_select_tokens
 import eager_gather_merge
 import eager_select_tokens
 import torch
+from count_malloc import counting, result_and_peak
 from machine import ROOT, environment
 from rich.console import Console
 from rich.table import Table
@@ -111,27 +102,10 @@ def _few(op: str, case: Any) -> Any:
 def measure_call(function: Callable[[], Any]) -> int:
     """The peak of what ``function`` takes beyond what it returns, in bytes; in a process started
     with :func:`counting`."""
-    count = ctypes.CDLL(None)
-    count.count_malloc_restart.restype = count.count_malloc_peak.restype = ctypes.c_int64
-    gc.collect()
-    before = count.count_malloc_restart()
-    result = function()
-    peak = count.count_malloc_peak()
+    result, peak = result_and_peak(function)
     outputs = [result] if isinstance(result, Tensor) else list(result)
     returned = sum(output.untyped_storage().nbytes() for output in outputs)
-    return max(peak - before - returned, 0)
-
-
-@functools.cache
-def counting() -> dict[str, str]:
-    """The environment of processes whose memory is counted."""
-    source = Path(__file__).with_name("count_malloc.cpp")
-    library = Path(tempfile.mkdtemp(prefix="clasp-count-malloc-")) / "count_malloc.so"
-    atexit.register(shutil.rmtree, library.parent)
-    compiler = os.environ.get("CXX", "c++")
-    flags = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
-    return {**os.environ, "LD_PRELOAD": str(library)}
+    return max(peak - returned, 0)
 
 
 def _measure_here(op: str, name: str, implementation: str) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from models.prefill_table import whole_model
 from rows import COMPILED, EAGER, OPS, OURS, Row, read_json
 from table import by_case, duration, markdown_table, size
 
@@ -172,6 +173,15 @@ def speed() -> str:
     )
 
 
+def prefill() -> str:
+    """The whole model, if it has been measured; by itself, so on whatever machine."""
+    path = RESULTS / "prefill.json"
+    if not path.exists():
+        return ""
+    content = json.loads(path.read_text())
+    return "\n" + whole_model(content, _where([content["environment"]]))
+
+
 def tables() -> str:
     """Everything between the README's markers."""
     quality = json.loads((RESULTS / "tiny_vlm_quality.json").read_text())
@@ -192,6 +202,7 @@ def tables() -> str:
         + stages_table(stages)
         + "\n"
         + speed()
+        + prefill()
     )
 
 

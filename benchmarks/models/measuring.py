@@ -1,0 +1,133 @@
+"""Times by interleaved rounds, the peak of memory, and what a cache holds."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from count_malloc import result_and_peak
+
+from clasp_kernels.models.stopwatch import Stopwatch
+
+from .methods import Method, Runner
+
+STEPS = 8  # tokens decoded in every round, after the first
+
+
+@dataclass
+class PrefillRow:
+    """What is recorded of a method on a batch of prompts. Times are in seconds."""
+
+    method: str
+    ideal: bool
+    batch: int
+    budget: int
+    """Visual tokens of an image, on average over the decoder layers."""
+    stages: list[list[int]]
+    """[layers that have run, visual tokens that go on]."""
+    columns: list[list[int]]
+    """[first layer, columns in its cache and those of the layers after it] after the prefill."""
+    rounds: int
+    first_token: float
+    """Median time to the first token, the vision tower included."""
+    first_token_min: float
+    first_token_iqr: float
+    per_token: float
+    """Median time of each token after the first."""
+    peak_bytes: int
+    """Of the prefill, beyond what was there before it: the weights and the prompt."""
+    kv_bytes: int
+    """Keys and values of every layer after the prefill."""
+    ideal_ratio: float | None = None
+    """Time of the ideal to the first token over that of this method: median over the rounds. None
+    of an ideal and of the unpruned model."""
+
+
+class Times(NamedTuple):
+    """Of one method, a number a round."""
+
+    first_token: list[float]
+    per_token: list[float]
+
+
+def columns(cache: Any) -> list[int]:
+    """Of every layer."""
+    return [layer.keys.shape[-2] for layer in cache.layers]
+
+
+def runs(values: list[int]) -> list[list[int]]:
+    """[index, value] where the value changes."""
+    return [
+        [index, value]
+        for index, value in enumerate(values)
+        if index == 0 or value != values[index - 1]
+    ]
+
+
+def kv_bytes(cache: Any) -> int:
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+def time_rounds(
+    runners: Mapping[Method, Runner], device: torch.device, prompt_length: int, rounds: int
+) -> dict[Method, Times]:
+    """Every method once in each round, beginning with another one each time.
+
+    Every other round goes backwards, so that what ran just before helps neither of a pair.
+    """
+    methods = list(runners)
+    times = {method: Times([], []) for method in methods}
+    gc.freeze()  # what is imported need not be looked through before every run
+    for turn in range(rounds):
+        order = methods[::-1] if turn % 2 else methods
+        start = turn % len(methods)
+        for method in order[start:] + order[:start]:
+            first, rest = _time_once(runners[method], device, prompt_length)
+            times[method].first_token.append(first)
+            times[method].per_token.append(rest / STEPS)
+    gc.unfreeze()
+    return times
+
+
+def _time_once(runner: Runner, device: torch.device, prompt_length: int) -> tuple[float, float]:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    with Stopwatch(device) as first:
+        logits, cache = runner.prefill()
+        tokens = logits.argmax(-1, keepdim=True)
+    with Stopwatch(device) as rest:
+        for step in range(STEPS):
+            tokens = runner.step(tokens, cache, prompt_length + step).argmax(-1, keepdim=True)
+    return first.seconds, rest.seconds
+
+
+def ratio_of(ideal: Times, ours: Times) -> float:
+    """Between times of the same round, so that a machine that slows down does not show."""
+    pairs = zip(ideal.first_token, ours.first_token, strict=True)
+    return statistics.median(theirs / mine for theirs, mine in pairs)
+
+
+def interquartile_range(values: list[float]) -> float:
+    if len(values) < 2:
+        return 0.0
+    low, _, high = statistics.quantiles(values, n=4)
+    return high - low
+
+
+def peak_bytes(runner: Runner, device: torch.device) -> int:
+    """How much memory a prefill takes at its peak, beyond what was there before it. Memory of the
+    CPU is counted where the process was started with ``count_malloc.counting()``."""
+    if device.type == "cpu":
+        return result_and_peak(runner.prefill)[1]
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    runner.prefill()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before

@@ -1,0 +1,72 @@
+"""The table of whole models, for the terminal and the README."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from table import duration, markdown_table, size
+
+from .measuring import PrefillRow
+from .methods import INPUT, PROGRESSIVE, UNPRUNED
+
+HEADER = [
+    "B",
+    "R",
+    "all tokens",
+    "input",
+    "ideal / ours",
+    "progressive",
+    "ideal / ours",
+    "each token after: all, input, progressive",
+    "KV cache: all, input, progressive",
+]
+
+
+def prefill_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Of recorded rows, one line for each batch size and budget."""
+    ours = [row for row in map(_row, rows) if not row.ideal]
+    everything = {row.batch: row for row in ours if row.method == UNPRUNED}
+    pruned = {(row.batch, row.budget, row.method): row for row in ours if row.method != UNPRUNED}
+    lines = []
+    for batch, budget in dict.fromkeys(key[:2] for key in pruned):
+        three = [everything[batch], *(pruned[batch, budget, it] for it in (INPUT, PROGRESSIVE))]
+        every, at_input, inside = three
+        lines.append(
+            [
+                str(batch),
+                str(budget),
+                duration(1e6 * every.first_token),
+                duration(1e6 * at_input.first_token),
+                f"{at_input.ideal_ratio:.2f}",
+                duration(1e6 * inside.first_token),
+                f"{inside.ideal_ratio:.2f}",
+                ", ".join(duration(1e6 * row.per_token) for row in three),
+                ", ".join(size(row.kv_bytes) for row in three),
+            ]
+        )
+    return markdown_table(HEADER, lines)
+
+
+def whole_model(content: dict[str, Any], where: str) -> str:
+    """The README's paragraph and table of what ``bench_prefill.py`` recorded."""
+    environment, rows = content["environment"], [_row(row) for row in content["rows"]]
+    shape = environment["shape"]
+    inside = next(row for row in rows if row.method == PROGRESSIVE)
+    stages = [str(layer) for layer, _ in inside.stages]
+    tokens = next(row for row in rows if row.method == UNPRUNED).budget
+    return (
+        f"**The whole model on a CPU** ({where}): LLaVA 1.5's shape cut to "
+        f"{environment['parameters'] / 1e6:.0f} M parameters, random weights in "
+        f"{environment['dtype']}, B prompts of {tokens} visual tokens and "
+        f"{shape['text_before'] + shape['text_after']} of text. Time to the first token, vision "
+        f"tower included, R tokens kept before the language model (input), or R on average over "
+        f"its {shape['text']['layers']} layers, dropped once {', '.join(stages[:-1])} and "
+        f"{stages[-1]} have run (progressive); ideal: the same layers given as many tokens for "
+        f"free. Medians of {inside.rounds} rounds, each of which ran everything once.\n\n"
+        + prefill_table(content["rows"])
+    )
+
+
+def _row(recorded: dict[str, Any]) -> PrefillRow:
+    return PrefillRow(**recorded)
