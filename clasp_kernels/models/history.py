@@ -276,8 +276,8 @@ class CachedPast:
         """Look at the cache of a generation that is past its first forward, without waiting."""
         history = PrunedHistory.of(cache)
         seen = 0 if cache is None or is_foreign_cache(cache) else cache.get_seq_length()
-        # Where the length is on the device the cache is static. Those are never cropped, and that
-        # is all the length is asked for.
+        # Where the length is on the device the cache is static. One column a step is never cropped,
+        # and that is all the length is asked for.
         return cls(history, history.pruned_length if isinstance(seen, torch.Tensor) else seen)
 
     @property

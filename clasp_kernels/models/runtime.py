@@ -218,9 +218,10 @@ class ClaspRuntime:
         embeds = kwargs.get("inputs_embeds") if first else None
         length = input_ids.shape[1] if embeds is None else embeds.shape[1]
         cache = kwargs.get("cache")
-        # A step of a running generation must not wait to learn how far it is.
-        past = CachedPast.of(cache) if first else CachedPast.of_running(cache)
-        if past.history and kwargs.get("next_sequence_length") not in (None, 1):
+        # A step of a running generation must not wait to learn how far it is; drafts have to.
+        drafted = kwargs.get("next_sequence_length") not in (None, 1)
+        past = CachedPast.of(cache) if first or drafted else CachedPast.of_running(cache)
+        if past.history and drafted:
             # It was counted from the length of the cache, which has seen more than it holds.
             kwargs["next_sequence_length"] = length - past.full_seen
 
