@@ -7,6 +7,7 @@ did, and compiled decoding finds tensors only.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from clasp_kernels.models.capture import AttentionListener, CapturedAttention
-from clasp_kernels.models.compat import attention_modules, by_name, decoder_layers, method_signature
+from clasp_kernels.models.compat import attention_modules, decoder_layers, method_signature
 from clasp_kernels.models.patching import MethodPatches, Patch
 
 #: The keyword of a prefill that drops tokens: a ``LayerInputs``.
@@ -80,7 +81,7 @@ class DecoderSeam:
         """Patch every layer, one after the other."""
         for index, layer in enumerate(decoder_layers(model)):
             signature = method_signature(layer, "forward")
-            forward = partial(self._forward, index, signature)
+            forward = partial(self._forward, index, _positional(signature))
             yield layer, MethodPatches(layer, {"forward": forward}, {"forward": signature})
 
     def check(self, model: Any) -> None:
@@ -101,7 +102,7 @@ class DecoderSeam:
     def _forward(
         self,
         index: int,
-        signature: Any,
+        names: Sequence[str],
         layer: Any,
         original: Callable[..., Any],
         /,
@@ -114,10 +115,16 @@ class DecoderSeam:
         pruning: LayerInputs | None = kwargs.pop(PRUNING, None)
         if pruning is None:
             return original(*args, **kwargs)
-        arguments = pruning.enter(index, by_name(signature, args, kwargs))
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if len(args) > len(names):
+            raise RuntimeError(
+                f"{type(layer).__name__} is given {len(args)} arguments without names, so it "
+                f"cannot be told what they are; use a schedule that prunes before the decoder"
+            )
+        arguments = pruning.enter(index, given)
         if index in self._listeners and pruning.wants_attention(index):
             return self._listen(index, pruning, original, arguments)
-        return original(**arguments)
+        return _call(original, arguments)
 
     @torch.compiler.disable  # compiled code is not listened to
     def _listen(
@@ -128,9 +135,22 @@ class DecoderSeam:
         arguments: dict[str, Any],
     ) -> Any:
         with self._listeners[index].listen() as captured:
-            output = original(**arguments)
+            output = _call(original, arguments)
         pruning.attended(index, captured)
         return output
+
+
+def _positional(signature: inspect.Signature) -> tuple[str, ...]:
+    """The names of the arguments that a layer may be given without; the first by every wrapper."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = tuple(p.name for p in signature.parameters.values() if p.kind in kinds)
+    return names or ("hidden_states",)
+
+
+def _call(original: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Hidden states come first and without a name, as checkpointing wants what has a gradient."""
+    others = {name: value for name, value in arguments.items() if name != "hidden_states"}
+    return original(arguments["hidden_states"], **others)
 
 
 def columns_of(value: Any, source: torch.Tensor, dim: int) -> Any:

@@ -145,7 +145,13 @@ class StagedPrefill:
         for name, dim in _FOLLOWING.items():
             if inner.get(name) is not None:
                 inner[name] = self._follow(segment, inner[name], dim)
-        return {**inner, **segment.lengths, "attention_mask": segment.masks[layer]}
+        # Layers may be on several devices, with hooks that have moved what they are given.
+        device = inner["hidden_states"].device
+        mask = segment.masks[layer]
+        inner["attention_mask"] = mask.to(device) if isinstance(mask, torch.Tensor) else mask
+        for name, value in segment.lengths.items():
+            inner[name] = value.to(device) if isinstance(value, torch.Tensor) else value
+        return inner
 
     def _segment_of(self, layer: int) -> _Segment:
         return next(segment for segment in reversed(self._segments) if segment.first <= layer)
@@ -240,6 +246,7 @@ class StagedPrefill:
                 self._past.at(layer - 1).seen,
                 None if mask is None else mask[::repeats].bool(),
             )
+            scores = salience.flatten().to(hidden.device)
             slots, valid = _slots(before, hidden.device)
             if self._fused is None:
                 features = hidden[::repeats].flatten(0, 1)[slots]
@@ -247,7 +254,7 @@ class StagedPrefill:
                 which = before.indices.clamp_min(0)[..., None].to(self._fused.device)
                 features = self._fused.take_along_dim(which, dim=1).to(hidden.device)
             selection = self._selector.choose(
-                features, salience.flatten()[slots], self._categories, counts, valid
+                features, scores[slots], self._categories, counts, valid
             )
             chosen = selection.indices.to(before.indices.device)
             indices = before.indices.gather(1, chosen.clamp_min(0)).masked_fill(chosen < 0, -1)

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from masked_layers import kept_in_layers, layers_masked
 from test_stages import LAYERS, check_generation, check_prefill, last, positions, pruned
 from tiny_llava import IMAGE_TOKEN, images, prompts, saved_and_loaded, tiny_llava, tiny_profile
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import (
     CompileConfig,
     DynamicCache,
@@ -513,3 +515,40 @@ def test_a_layer_that_is_not_ours_any_more_is_told(
             model(**padded)
         model.model.language_model.layers = own
         model(**padded)
+
+
+def test_layers_on_several_devices(model: Any) -> None:
+    """Masks follow to where a layer is; the second device here has no memory to compute in."""
+    layers = model.model.language_model.layers
+    for layer in layers[3:]:
+        layer.to("meta")
+        add_hook_to_module(layer, AlignDevicesHook(execution_device="meta"))
+    model.model.language_model.norm.to("meta")
+    model.lm_head.to("meta")
+    devices = []
+
+    def look(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        devices.append((kwargs["hidden_states"].device.type, kwargs["attention_mask"].device.type))
+
+    for layer in layers:
+        layer.self_attn.register_forward_pre_hook(look, with_kwargs=True)
+    two = {**PADDED, "pixel_values": images(3)}
+    with pruned(model, Schedule({2: 9})):
+        model(**two)
+    assert devices == [("cpu", "cpu")] * 3 + [("meta", "meta")] * 2
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_layers_within_wrappers(model: Any, padded: dict[str, torch.Tensor], before: bool) -> None:
+    """A wrapper shows no names of arguments, and passes on what it is given."""
+    with pruned(model, THREE):
+        expected = model(**padded, use_cache=False).logits
+    handle = None if before else pruned(model, THREE)
+    layers = model.model.language_model.layers
+    for number, layer in enumerate(layers):
+        layers[number] = checkpoint_wrapper(layer)
+    if before:
+        handle = pruned(model, THREE)
+    assert torch.equal(model(**padded, use_cache=False).logits, expected)
+    assert handle is not None
+    handle.remove()
