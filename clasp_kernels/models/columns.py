@@ -19,8 +19,8 @@ _NO_LOSS = -100  # the label that loss functions skip
 _FOLLOW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 #: What losses are made of.
 LABELS = ("labels", "shift_labels")
-# Of each token its kind, as some processors tell; 0 stands for padding.
-_TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+#: Of each token its kind, as some processors tell; 0 stands for padding.
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 _OTHER = ("pixel_values", "cache", "logits_to_keep", "cache_position")
 
 
@@ -32,7 +32,7 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
         ValueError: an argument has a column for each token and is not known, or has another shape
             than it should.
     """
-    for name in (*LABELS, *_TOKEN_TYPES):
+    for name in (*LABELS, *TOKEN_TYPES):
         value = _tensor(inputs, name)
         if value is not None and value.shape != (rows, length):
             raise ValueError(
@@ -51,7 +51,7 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
         )
     by_column = {length, total, rows * length}
     for name, value in inputs.items():
-        if name in (*_FOLLOW, *LABELS, *_TOKEN_TYPES, *_OTHER):
+        if name in (*_FOLLOW, *LABELS, *TOKEN_TYPES, *_OTHER):
             continue
         for shape in _shapes(value):
             if not by_column.isdisjoint(shape):
@@ -98,7 +98,7 @@ def with_loss(
 
 def prune_token_types(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, torch.Tensor]:
     """The kinds of the tokens that remain, as far as they were given."""
-    given = {name: inputs[name] for name in _TOKEN_TYPES if inputs.get(name) is not None}
+    given = {name: inputs[name] for name in TOKEN_TYPES if inputs.get(name) is not None}
     return {name: layout.take(kinds.to(layout.source.device)) for name, kinds in given.items()}
 
 

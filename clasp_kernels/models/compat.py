@@ -24,6 +24,8 @@ TESTED_RELEASES: tuple[str, ...] = ("5.17.0", "5.20.2", "5.23.0", "5.24.0")
 
 #: How to get a transformers that fits.
 INSTALL = 'pip install -U "clasp-kernels[hf]"'
+# Where a layer of a static cache keeps the length it was made with.
+_GIVEN_LENGTH = "_clasp_given_length"
 _CACHE_NAMES = ("cache", "past_key_values")
 
 
@@ -289,7 +291,17 @@ def fit_static_layers(cache: Any, lengths: Sequence[int]) -> None:
 
     for layer, length in zip(cache.layers, lengths, strict=True):
         if type(layer) is StaticLayer and not layer.is_initialized:
+            setattr(layer, _GIVEN_LENGTH, layer.max_cache_len)
             layer.max_cache_len = length
+
+
+def unfit_static_layers(cache: Any) -> None:
+    """Have a static cache that was emptied allocate anew as many columns as it was made for."""
+    for layer in cache.layers:
+        if hasattr(layer, _GIVEN_LENGTH):
+            layer.max_cache_len = getattr(layer, _GIVEN_LENGTH)
+            delattr(layer, _GIVEN_LENGTH)
+            layer.is_initialized = False
 
 
 def static_lengths(cache: Any) -> list[int] | None:

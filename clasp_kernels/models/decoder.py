@@ -8,8 +8,8 @@ did, and compiled decoding finds tensors only.
 from __future__ import annotations
 
 import inspect
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -22,10 +22,15 @@ from clasp_kernels.models.patching import MethodPatches, Patch
 PRUNING = "clasp_pruning"
 #: The keyword of a decode step: a tuple with the mask of each layer.
 MASKS = "clasp_masks"
+# The attribute under which a layer finds its number.
+_NUMBER = "_clasp_layer"
 
 
 class LayerInputs(Protocol):
     """One prefill, seen from the decoder's layers."""
+
+    seam: DecoderSeam
+    """Of the model whose prefill it is."""
 
     def enter(self, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
         """The arguments that a layer should get instead, before it runs."""
@@ -72,17 +77,29 @@ class DecoderSeam:
             for stage in stages
         }
         self.num_layers = len(layers)
+        self._names = _positional(method_signature(layers[0], "forward"))
 
-    def attributes(self) -> list[Patch]:
-        """Patches of the attention modules. They change nothing while nobody listens."""
-        return [listener.patch() for listener in self._listeners.values()]
+    def attributes(self, model: Any) -> list[Patch]:
+        """Patches of the attention modules, which change nothing while nobody listens, and the
+        number of each layer."""
+        layers = enumerate(decoder_layers(model))
+        numbers = [Patch(layer, _NUMBER, number) for number, layer in layers]
+        return [*numbers, *(listener.patch() for listener in self._listeners.values())]
 
     def parts(self, model: Any) -> Iterator[tuple[Any, MethodPatches]]:
         """Patch every layer, one after the other."""
-        for index, layer in enumerate(decoder_layers(model)):
+        tokens: dict[type, str] = {}
+        for layer in decoder_layers(model):
             signature = method_signature(layer, "forward")
-            forward = partial(self._forward, index, _positional(signature))
-            yield layer, MethodPatches(layer, {"forward": forward}, {"forward": signature})
+            yield (
+                layer,
+                MethodPatches(
+                    layer,
+                    {"forward": self._forward},
+                    {"forward": signature},
+                    token=tokens.setdefault(type(layer), uuid.uuid4().hex),
+                ),
+            )
 
     def check(self, model: Any) -> None:
         """
@@ -101,8 +118,6 @@ class DecoderSeam:
 
     def _forward(
         self,
-        index: int,
-        names: Sequence[str],
         layer: Any,
         original: Callable[..., Any],
         /,
@@ -111,10 +126,14 @@ class DecoderSeam:
     ) -> Any:
         masks = kwargs.pop(MASKS, None)
         if masks is not None:
-            return original(*args, **{**kwargs, "attention_mask": masks[index]})
-        pruning: LayerInputs | None = kwargs.pop(PRUNING, None)
-        if pruning is None:
+            mask = masks[getattr(layer, _NUMBER)]
+            return original(*args, **{**kwargs, "attention_mask": mask})
+        pruning: LayerInputs | None = kwargs.get(PRUNING)
+        if pruning is None or pruning.seam is not self:  # or it is of another model with this layer
             return original(*args, **kwargs)
+        del kwargs[PRUNING]
+        index = getattr(layer, _NUMBER)
+        names = self._names
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if len(args) > len(names):
             raise RuntimeError(

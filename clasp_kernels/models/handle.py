@@ -27,7 +27,7 @@ class ClaspHandle:
             model,
             runtime.methods,
             runtime.signatures,
-            [*runtime.adapter.patches(), *([] if seam is None else seam.attributes())],
+            [*runtime.adapter.patches(), *([] if seam is None else seam.attributes(model))],
             _parts(model, runtime),
             runtime.check_idle,
         )

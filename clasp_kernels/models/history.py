@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from clasp_kernels.models.compat import is_foreign_cache
+from clasp_kernels.models.compat import is_foreign_cache, unfit_static_layers
 
 _ATTRIBUTE = "_clasp_pruned_history"
 
@@ -199,6 +199,11 @@ class _PrunedCache:
                 "patched can go on from: apply it again, or start from an empty cache"
             )
         return super().update(*args, **kwargs)  # type: ignore[misc]
+
+    def reset(self) -> None:
+        super().reset()  # type: ignore[misc]
+        unfit_static_layers(self)
+        PrunedHistory.detach(self)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         super().batch_select_indices(indices)  # type: ignore[misc]

@@ -100,16 +100,19 @@ class MethodPatches:
         attributes: Sequence[Patch] = (),
         parts: Iterable[tuple[Any, MethodPatches]] = (),
         check: Callable[[], None] | None = None,
+        token: str | None = None,
     ) -> None:
         """Replace every method and set every attribute, or do nothing and raise a TypeError.
 
         ``signatures`` are those that the methods show, without ``self``. ``parts`` are other
         objects and their patches, which come and go with these; those made before one that raises
-        are removed. ``check`` raises where they may not go now.
+        are removed. ``check`` raises where they may not go now. Objects of one class whose patches
+        have one ``token``, and the same methods, share the class they get, and with it what is
+        compiled of it.
         """
         self.installed = False
         self._owner: weakref.ref[Any] | None = weakref.ref(target)  # a cycle would keep it alive
-        self._token = uuid.uuid4().hex
+        self._token = token or uuid.uuid4().hex
         self._methods = dict(methods)
         self._signatures = dict(signatures)
         self._set_aside: dict[str, Any] = {}

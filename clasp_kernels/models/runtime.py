@@ -432,7 +432,7 @@ class ClaspRuntime:
             staged = StagedPrefill(
                 model,
                 self._selector,
-                num_layers=self.seam.num_layers,
+                seam=self.seam,
                 images=images,
                 categories=image_categories,
                 kept=kept,

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from clasp_kernels.models.capture import CapturedAttention
+from clasp_kernels.models.columns import TOKEN_TYPES
 from clasp_kernels.models.compat import canonical_cache, layer_masks
-from clasp_kernels.models.decoder import columns_of, names_by_column
+from clasp_kernels.models.decoder import DecoderSeam, columns_of, names_by_column
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.instruction import InstructionRows, instruction_salience
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
@@ -28,7 +29,11 @@ from clasp_kernels.models.stopwatch import Stopwatch
 from clasp_kernels.upload import upload
 
 # What layers are given by column, and follows; anything else by column is refused.
-_FOLLOWING = {"position_embeddings": -2, "position_ids": -1}
+_FOLLOWING = {
+    "position_embeddings": -2,
+    "position_ids": -1,
+    **{name: -1 for name in TOKEN_TYPES},
+}
 _REPLACED = ("hidden_states", "attention_mask", "cache", *FLASH_LENGTHS)
 
 
@@ -65,7 +70,7 @@ class StagedPrefill:
         model: Any,
         selector: TokenSelector,
         *,
-        num_layers: int,
+        seam: DecoderSeam,
         images: PromptImages,
         categories: Sequence[str],
         kept: KeptTokens,
@@ -82,6 +87,7 @@ class StagedPrefill:
         ``categories`` has one for each image. Of each prompt, ``appended`` of the last columns were
         generated. Every prompt comes ``repeats`` times.
         """
+        self.seam = seam
         self.stages: list[StageRecord] = []
         self._model = model
         self._selector = selector
@@ -96,7 +102,7 @@ class StagedPrefill:
         # A cache may have stages of its own, if another schedule filled it.
         boundaries = sorted({0, *selector.stages, *past.history.firsts})
         self._layers = {
-            first: range(first, stop) for first, stop in pairwise([*boundaries, num_layers])
+            first: range(first, stop) for first, stop in pairwise([*boundaries, seam.num_layers])
         }
         mask = history.attention_mask
         self._segments = [_Segment(0, layout, kept.indices, kept.counts, mask, history)]
@@ -134,6 +140,8 @@ class StagedPrefill:
         self._attention = attention
 
     def enter(self, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
+        if layer == 0:
+            self._check(arguments)
         segment = self._segment_of(layer)
         if layer in self._layers and segment.first < layer:
             segment = self._begin(layer, arguments)
@@ -168,7 +176,6 @@ class StagedPrefill:
     def _begin(self, layer: int, arguments: Mapping[str, Any]) -> _Segment:
         """Settle what the segment that begins with ``layer`` keeps."""
         before = self._segments[-1]
-        self._check(arguments)
         hidden, cache = arguments["hidden_states"], canonical_cache(arguments).get("cache")
         past = self._past.at(layer)
         layout, indices, counts = before.layout, before.indices, before.counts
@@ -214,9 +221,7 @@ class StagedPrefill:
         return segment
 
     def _check(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse what is given by column and not known, once, before anything is dropped."""
-        if len(self._segments) > 1:
-            return
+        """Refuse what is given by column and not known, before any layer has run."""
         others = {
             name: value
             for name, value in canonical_cache(arguments).items()

@@ -552,3 +552,59 @@ def test_layers_within_wrappers(model: Any, padded: dict[str, torch.Tensor], bef
     assert torch.equal(model(**padded, use_cache=False).logits, expected)
     assert handle is not None
     handle.remove()
+
+
+@pytest.mark.parametrize("name", ["token_type_ids", "mm_token_type_ids"])
+def test_kinds_of_tokens_follow(model: Any, padded: dict[str, torch.Tensor], name: str) -> None:
+    kinds = (padded["input_ids"] == IMAGE_TOKEN).long()
+    with pruned(model, THREE):
+        expected = model(**padded).logits
+        assert torch.equal(model(**padded, **{name: kinds}).logits, expected)
+
+
+def test_a_static_cache_that_was_reset_has_its_room_again(model: Any) -> None:
+    prompt = {**prompts([1, "image", 7, 8]), "pixel_values": images(1)}
+    words = torch.arange(4, 43)[None]
+    with pruned(model, THREE):
+        out = model.generate(
+            **prompt, **GREEDY, cache_implementation="static", return_dict_in_generate=True
+        )
+        cache = cache_of(out)
+        cache.reset()
+        again = model.generate(**prompt, **GREEDY, categories="counting", past_key_values=cache)
+        assert torch.equal(again, model.generate(**prompt, **GREEDY, categories="counting"))
+        cache.reset()
+        of_words = model.generate(input_ids=words, **GREEDY, past_key_values=cache)
+    cache.reset()
+    assert torch.equal(model.generate(input_ids=words, **GREEDY, past_key_values=cache), of_words)
+
+
+def test_models_that_share_a_decoder(model: Any, padded: dict[str, torch.Tensor]) -> None:
+    """Each prunes by its own schedule, whichever was patched last."""
+    other = tiny_llava(decoder_layers=LAYERS)
+    with pruned(model, THREE):
+        expected = model(**padded).logits
+    other.model.language_model = model.model.language_model
+    schedules = (Schedule({1: 5}), Schedule({2: 5}))
+    for schedule in schedules:
+        with pruned(other, schedule):
+            theirs = other(**padded).logits
+        with pruned(model, THREE), pruned(other, schedule):
+            assert torch.equal(model(**padded).logits, expected)
+            assert torch.equal(other(**padded).logits, theirs)
+
+
+def test_layers_compiled_one_by_one_share_their_code() -> None:
+    model = tiny_llava(decoder_layers=12)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    with pruned(model, THREE):
+        torch._dynamo.reset()
+        for layer in model.model.language_model.layers:
+            layer.compile(backend=count, fullgraph=True)
+        model(input_ids=torch.tensor([[4, 5, 6, 7]]), use_cache=False)
+    assert len(graphs) == 2  # of layers whose attention can be listened to, and of the others
