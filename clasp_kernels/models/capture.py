@@ -11,6 +11,7 @@ is followed without a word.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,9 +45,8 @@ class CapturedAttention:
 class AttentionListener:
     """Listens to one attention module once its ``patch()`` is in place."""
 
-    def __init__(self, attention: torch.nn.Module, *, when_compiled: bool = True) -> None:
-        """Without ``when_compiled``, code that is compiled is never listened to, nor slowed down.
-
+    def __init__(self, attention: torch.nn.Module) -> None:
+        """
         Raises:
             TypeError: the module does not choose its attention function by its config.
         """
@@ -57,12 +57,13 @@ class AttentionListener:
                 f"its query and key cannot be captured"
             )
         _register()
-        self._attention = attention
-        self._config = _ListeningConfig(config, when_compiled)
+        self._name = type(attention).__name__
+        self._config = _ListeningConfig(config)
 
-    def patch(self) -> Patch:
-        """The patch that ``listen`` needs. It changes nothing while nobody listens."""
-        return Patch(self._attention, "config", self._config)
+    def patch(self, attention: torch.nn.Module) -> Patch:
+        """The patch that ``listen`` needs, of the module. It changes nothing while nobody
+        listens."""
+        return Patch(attention, "config", self._config)
 
     @contextmanager
     def listen(self) -> Iterator[CapturedAttention]:
@@ -71,15 +72,20 @@ class AttentionListener:
         Raises:
             RuntimeError: the module's forward did not run, or not through its config.
         """
+        global _listeners
         captured = CapturedAttention()
         before = _listening.set((self._config, captured))
+        with _counting:
+            _listeners += 1
         try:
             yield captured
         finally:
+            with _counting:
+                _listeners -= 1
             _listening.reset(before)
         if captured.query is None:
             raise RuntimeError(
-                f"{type(self._attention).__name__} ran without the attention function that its "
+                f"{self._name} ran without the attention function that its "
                 f"config names, so its query and key were not captured: if it was replaced after "
                 f"apply_clasp, apply again; `clasp doctor --verify` tells what works with the "
                 f"installed transformers"
@@ -89,13 +95,12 @@ class AttentionListener:
 class _ListeningConfig:
     """A config in all but one thing: while listened to, it names our attention function."""
 
-    def __init__(self, config: Any, when_compiled: bool) -> None:
-        vars(self).update(_config=config, _when_compiled=when_compiled)
+    def __init__(self, config: Any) -> None:
+        vars(self)["_config"] = config
 
     def __getattr__(self, name: str) -> Any:
-        # No context variable can be read within one graph.
-        listens = self._when_compiled or not torch.compiler.is_compiling()
-        if name == "_attn_implementation" and listens:
+        # A context variable breaks the graph of what is compiled; a number does not.
+        if name == "_attn_implementation" and _listeners > 0:
             listening = _listening.get()
             if listening is not None and listening[0] is self:
                 return _IMPLEMENTATION
@@ -105,8 +110,12 @@ class _ListeningConfig:
         setattr(self._config, name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:  # __getattr__ would answer for a copy half made
-        return _ListeningConfig, (self._config, self._when_compiled)
+        return _ListeningConfig, (self._config,)
 
+
+# How many listen now, in any thread. Where none does, nobody asks further.
+_listeners = 0
+_counting = threading.Lock()
 
 # A context variable, as the forwards of other threads and tasks are none of ours.
 _listening: ContextVar[tuple[_ListeningConfig, CapturedAttention] | None] = ContextVar(

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
@@ -24,6 +25,8 @@ TESTED_RELEASES: tuple[str, ...] = ("5.17.0", "5.20.2", "5.23.0", "5.24.0")
 
 #: How to get a transformers that fits.
 INSTALL = 'pip install -U "clasp-kernels[hf]"'
+# Where ``generate`` remembers the longest static cache it made for a model.
+_LONGEST = "_previous_max_cache_length"
 # Where a layer of a static cache keeps the length it was made with.
 _GIVEN_LENGTH = "_clasp_given_length"
 _CACHE_NAMES = ("cache", "past_key_values")
@@ -225,13 +228,19 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
     Raises:
         RuntimeError: the decoder has no such list, or does not hand its keywords on to its layers.
     """
-    decoder = model.get_decoder()
+    decoder = _uncompiled(model.get_decoder())
     layers = getattr(decoder, "layers", None)
     expected = model.config.get_text_config().num_hidden_layers
     if not isinstance(layers, torch.nn.ModuleList) or len(layers) != expected:
         raise RuntimeError(
             f"{type(decoder).__name__} of {_installed()} has no list of {expected} decoder layers, "
             f"so nothing can be pruned between them; {_way_out()}"
+        )
+    layers = [_uncompiled(layer) for layer in layers]
+    if len({id(layer) for layer in layers}) < expected:
+        raise RuntimeError(
+            f"{type(decoder).__name__} has the same layer more than once in its list, so what is "
+            f"pruned between them cannot be told apart; use a schedule that prunes before it"
         )
     for part in (decoder, *layers):
         parameters = method_signature(part, "forward").parameters.values()
@@ -240,7 +249,12 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
                 f"{type(part).__name__}.forward of {_installed()} takes no further keywords, by "
                 f"which decoder layers learn what is pruned; {_way_out()}"
             )
-    return list(layers)
+    return layers
+
+
+def _uncompiled(module: Any) -> Any:
+    """The module inside of one that ``torch.compile`` made."""
+    return getattr(module, "_orig_mod", module)
 
 
 def layer_masks(
@@ -302,6 +316,21 @@ def unfit_static_layers(cache: Any) -> None:
             layer.max_cache_len = getattr(layer, _GIVEN_LENGTH)
             delattr(layer, _GIVEN_LENGTH)
             layer.is_initialized = False
+
+
+@contextmanager
+def own_static_length(model: Any) -> Iterator[None]:
+    """Have ``generate`` make a static cache for its own prompt, whatever came before.
+
+    It makes none shorter than the one before, which for pruned prompts says little. What it
+    remembers is in the end the longest of all.
+    """
+    before = vars(model).pop(_LONGEST, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            setattr(model, _LONGEST, max(before, getattr(model, _LONGEST, before)))
 
 
 def static_lengths(cache: Any) -> list[int] | None:

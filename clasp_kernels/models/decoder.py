@@ -20,7 +20,8 @@ from clasp_kernels.models.patching import MethodPatches, Patch
 
 #: The keyword of a prefill that drops tokens: a ``LayerInputs``.
 PRUNING = "clasp_pruning"
-#: The keyword of a decode step: a tuple with the mask of each layer.
+#: The keyword of a decode step: the masks that differ, and for each layer which of them it gets.
+#: Device hooks of layers move all that they are given, so each mask is there once.
 MASKS = "clasp_masks"
 # The attribute under which a layer finds its number.
 _NUMBER = "_clasp_layer"
@@ -71,25 +72,26 @@ class DecoderSeam:
         _check_kind(model.config.get_text_config())
         layers = decoder_layers(model)
         self._listeners = {
-            stage - 1: AttentionListener(
-                *attention_modules(layers[stage - 1], 1), when_compiled=False
-            )
+            stage - 1: AttentionListener(*attention_modules(layers[stage - 1], 1))
             for stage in stages
         }
         self.num_layers = len(layers)
         self._names = _positional(method_signature(layers[0], "forward"))
 
-    def attributes(self, model: Any) -> list[Patch]:
-        """Patches of the attention modules, which change nothing while nobody listens, and the
-        number of each layer."""
+    def numbers(self, model: Any) -> list[Patch]:
+        """Patches that tell each layer its number. Its own patches would hold it in a cycle."""
         layers = enumerate(decoder_layers(model))
-        numbers = [Patch(layer, _NUMBER, number) for number, layer in layers]
-        return [*numbers, *(listener.patch() for listener in self._listeners.values())]
+        return [Patch(layer, _NUMBER, number) for number, layer in layers]
 
     def parts(self, model: Any) -> Iterator[tuple[Any, MethodPatches]]:
-        """Patch every layer, one after the other."""
+        """Patch every layer, one after the other: its forward, and the attention that is listened
+        to, which changes nothing while nobody does."""
         tokens: dict[type, str] = {}
-        for layer in decoder_layers(model):
+        for number, layer in enumerate(decoder_layers(model)):
+            attributes = []
+            if number in self._listeners:
+                [attention] = attention_modules(layer, 1)
+                attributes.append(self._listeners[number].patch(attention))
             signature = method_signature(layer, "forward")
             yield (
                 layer,
@@ -97,6 +99,7 @@ class DecoderSeam:
                     layer,
                     {"forward": self._forward},
                     {"forward": signature},
+                    attributes,
                     token=tokens.setdefault(type(layer), uuid.uuid4().hex),
                 ),
             )
@@ -126,7 +129,8 @@ class DecoderSeam:
     ) -> Any:
         masks = kwargs.pop(MASKS, None)
         if masks is not None:
-            mask = masks[getattr(layer, _NUMBER)]
+            different, which = masks
+            mask = different[which[getattr(layer, _NUMBER)]]
             return original(*args, **{**kwargs, "attention_mask": mask})
         pruning: LayerInputs | None = kwargs.get(PRUNING)
         if pruning is None or pruning.seam is not self:  # or it is of another model with this layer
@@ -145,7 +149,7 @@ class DecoderSeam:
             return self._listen(index, pruning, original, arguments)
         return _call(original, arguments)
 
-    @torch.compiler.disable  # compiled code is not listened to
+    @torch.compiler.disable
     def _listen(
         self,
         index: int,

@@ -22,12 +22,14 @@ class ClaspHandle:
         self.model = model
         self.profile = profile
         self._runtime = runtime
-        seam = runtime.seam
         self._patches = MethodPatches(
             model,
             runtime.methods,
             runtime.signatures,
-            [*runtime.adapter.patches(), *([] if seam is None else seam.attributes(model))],
+            [
+                *runtime.adapter.patches(),
+                *([] if runtime.seam is None else runtime.seam.numbers(model)),
+            ],
             _parts(model, runtime),
             runtime.check_idle,
         )

@@ -42,6 +42,8 @@ class PrunedHistory:
     """[rows, 1]: what positions="compact" takes off every later position; None for "original"."""
     deeper: tuple[tuple[int, PrunedHistory], ...] = ()
     """From which decoder layer on the cache holds fewer columns, and their history, by layer."""
+    spoiled: bool = False
+    """Whether a prefill failed on the way, so that nobody knows what the cache holds."""
 
     @staticmethod
     def of(cache: Any) -> PrunedHistory:
@@ -61,7 +63,7 @@ class PrunedHistory:
         cache.__class__ = _own_class(cache)
 
     def __bool__(self) -> bool:
-        return self.full_length > 0
+        return self.full_length > 0 or self.spoiled
 
     @property
     def firsts(self) -> tuple[int, ...]:
@@ -271,6 +273,11 @@ class CachedPast:
         """
         if cache is None or is_foreign_cache(cache):
             return cls(_NOTHING_PRUNED, 0)
+        if PrunedHistory.of(cache).spoiled:
+            raise ValueError(
+                "past_key_values was being filled with a pruned prompt when a forward failed, and "
+                "cannot be gone on from: start from an empty cache"
+            )
         seen = int(cache.get_seq_length())
         if seen == 0:
             PrunedHistory.detach(cache)

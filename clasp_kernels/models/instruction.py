@@ -51,9 +51,12 @@ def instruction_salience(
         source = torch.arange(cached + last, device=device) - shift
         valid = valid.gather(1, source.clamp_min(0)) & (source >= 0)
     weights = None
-    if any(count != most for count in rows.counts):
+    if valid is not None or any(count != most for count in rows.counts):
         row = torch.arange(most, device=device)
-        weights = (row >= most - upload(rows.counts, device)[:, None]).float()
+        counted = row >= most - upload(rows.counts, device)[:, None]
+        if valid is not None:  # what a mask hides within the instruction does not score either
+            counted &= valid[:, -most:]
+        weights = counted.float()
     salience = attention_salience(
         query[:, :, last - most :],
         key,

@@ -70,7 +70,8 @@ class LlavaAdapter:
         ]
         self.layers = profile.for_tower(num_layers)
         attentions = attention_modules(image_tower(model), num_layers)
-        self._listener = AttentionListener(attentions[self._salience_layer()])
+        self._attention = attentions[self._salience_layer()]
+        self._listener = AttentionListener(self._attention)
         require_parts(model.model, ("multi_modal_projector",))
         inner = self.inner_model(model)
         if is_overridden(inner, "get_image_features", LlavaModel):
@@ -104,7 +105,7 @@ class LlavaAdapter:
         return next(module for module in inside if isinstance(module, LlavaModel))
 
     def patches(self) -> list[Patch]:
-        return [self._listener.patch()]
+        return [self._listener.patch(self._attention)]
 
     def check_call(self, model: Any, inputs: dict[str, Any]) -> None:
         for name, configured in (

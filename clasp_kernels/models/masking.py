@@ -122,8 +122,9 @@ def masks_of_layers(
     total: int,
     queries: torch.Tensor,
     cache: Any,
-) -> tuple[Any, ...]:
-    """The mask of each decoder layer for new columns, where layers hold different columns.
+) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """The masks of decoder layers for new columns, where layers hold different columns, and for
+    each layer which of the masks is its own.
 
     Made ahead of the decoder, as it depends on lengths and values that compiled code should not
     read. ``full_mask`` [rows, total] is the caller's, over all columns; ``queries`` [rows, new
@@ -132,11 +133,15 @@ def masks_of_layers(
     fixed = getattr(cache, "is_compileable", False)  # of such, every layer has a mask anyway
     if full_mask is not None and not fixed and bool(full_mask.all()):
         full_mask = None
-    masks: list[Any] = []
+    different: list[Any] = []
+    which: list[int] = []
     for first, stop in pairwise([0, *past.history.firsts, len(cache.layers)]):
         mask = past.at(first).mask(full_mask, total, len(queries))
-        masks += layer_masks(model, queries, mask, cache, range(first, stop))
-    return tuple(masks)
+        for made in layer_masks(model, queries, mask, cache, range(first, stop)):
+            if not any(made is known for known in different):
+                different.append(made)
+            which.append(next(at for at, known in enumerate(different) if known is made))
+    return tuple(different), tuple(which)
 
 
 def attention_arguments(

@@ -28,6 +28,7 @@ from clasp_kernels.models.compat import (
     method_signature,
     native_cache,
     output_cache,
+    own_static_length,
     prepare_signature,
     set_image_features,
     uses_flash_attention,
@@ -180,7 +181,8 @@ class ClaspRuntime:
                 arguments["assistant_model"] = ImageDrafter(
                     arguments["assistant_model"], generation
                 )
-        answer = original(**native_cache(arguments, self._forward_cache))
+        with own_static_length(model):
+            answer = original(**native_cache(arguments, self._forward_cache))
         if arguments.get(GENERATION) is not None:
             arguments[GENERATION].check_reached()
         return answer
@@ -454,7 +456,12 @@ class ClaspRuntime:
             )
         device = given["inputs_embeds"].device
         with reading(past.history), Stopwatch(device) as prefill_stopwatch:
-            outputs = original(**native_cache(given, self._forward_cache))
+            try:
+                outputs = original(**native_cache(given, self._forward_cache))
+            except BaseException:
+                if inputs.get("cache") is not None:
+                    PrunedHistory(spoiled=True).attach(inputs["cache"])
+                raise
         history, layout = prompt.history, prompt.layout
         stages = [] if kept.is_pivot is None else [kept.record(images, layout)]
         if staged is not None:

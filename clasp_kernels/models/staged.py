@@ -37,6 +37,12 @@ _FOLLOWING = {
 _REPLACED = ("hidden_states", "attention_mask", "cache", *FLASH_LENGTHS)
 
 
+_REPLACED_LAYER = (
+    "a decoder layer was not told what to prune, so its tokens cannot be dropped: it or its "
+    "forward was replaced after apply_clasp; undo that, or remove() the handle and apply again"
+)
+
+
 @dataclass
 class _Segment:
     """The decoder layers from ``first`` on, up to the next segment."""
@@ -107,6 +113,7 @@ class StagedPrefill:
         mask = history.attention_mask
         self._segments = [_Segment(0, layout, kept.indices, kept.counts, mask, history)]
         self._attention: CapturedAttention | None = None
+        self._entered: set[int] = set()
 
     @property
     def _columns(self) -> int:
@@ -126,11 +133,7 @@ class StagedPrefill:
         """
         first, *deeper = self._segments
         if len(self._segments) < len(self._layers):
-            raise RuntimeError(
-                "the decoder's layers were not told what to prune, so tokens were kept that should "
-                "have been dropped: a layer or its forward was replaced after apply_clasp; undo "
-                "that, or remove() the handle and apply again"
-            )
+            raise RuntimeError(_REPLACED_LAYER)
         return first.history.with_deeper((segment.first, segment.history) for segment in deeper)
 
     def wants_attention(self, layer: int) -> bool:
@@ -139,9 +142,13 @@ class StagedPrefill:
     def attended(self, layer: int, attention: CapturedAttention) -> None:
         self._attention = attention
 
+    @torch.compiler.disable  # what it settles is not for one graph
     def enter(self, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
         if layer == 0:
             self._check(arguments)
+        elif layer - 1 not in self._entered:
+            raise RuntimeError(_REPLACED_LAYER)
+        self._entered.add(layer)
         segment = self._segment_of(layer)
         if layer in self._layers and segment.first < layer:
             segment = self._begin(layer, arguments)
@@ -239,7 +246,8 @@ class StagedPrefill:
         self, layer: int, before: _Segment, hidden: torch.Tensor
     ) -> tuple[PrunedLayout, torch.Tensor, tuple[int, ...]]:
         attention, self._attention = self._attention, None
-        assert attention is not None, "the layer before was listened to"
+        if attention is None:
+            raise RuntimeError(_REPLACED_LAYER)
         images, repeats = self._images, self._repeats
         counts = self._selector.counts(layer, self._categories)
         with Stopwatch(hidden.device) as stopwatch:

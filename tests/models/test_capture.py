@@ -27,8 +27,9 @@ def attention_of(tower: Any, layer: int = 3) -> Any:
 
 def test_what_is_captured_makes_the_attention(tower: Any) -> None:
     expected = tower(images(2)).last_hidden_state
-    listener = AttentionListener(attention_of(tower))
-    patches = AttributePatches([listener.patch()])
+    attention = attention_of(tower)
+    listener = AttentionListener(attention)
+    patches = AttributePatches([listener.patch(attention)])
     with listener.listen() as captured:
         out = tower(images(2)).last_hidden_state
     assert torch.equal(out, expected)
@@ -43,7 +44,7 @@ def test_nothing_is_seen_while_nobody_listens(tower: Any) -> None:
     expected = tower(images(2)).last_hidden_state
     attention = attention_of(tower)
     own = attention.config
-    patches = AttributePatches([AttentionListener(attention).patch()])
+    patches = AttributePatches([AttentionListener(attention).patch(attention)])
     assert attention.config is not own
     assert attention.config._attn_implementation == own._attn_implementation
     assert torch.equal(tower(images(2)).last_hidden_state, expected)
@@ -52,8 +53,9 @@ def test_nothing_is_seen_while_nobody_listens(tower: Any) -> None:
 
 
 def test_a_later_change_of_attention_is_followed(tower: Any) -> None:
-    listener = AttentionListener(attention_of(tower))
-    patches = AttributePatches([listener.patch()])
+    attention = attention_of(tower)
+    listener = AttentionListener(attention)
+    patches = AttributePatches([listener.patch(attention)])
     for implementation in ("eager", "sdpa"):
         tower.set_attn_implementation(implementation)
         assert attention_of(tower).config._attn_implementation == implementation
@@ -66,8 +68,9 @@ def test_a_later_change_of_attention_is_followed(tower: Any) -> None:
 
 
 def test_other_layers_and_threads_are_not_listened_to(tower: Any) -> None:
-    listener = AttentionListener(attention_of(tower))
-    _patches = AttributePatches([listener.patch()])
+    attention = attention_of(tower)
+    listener = AttentionListener(attention)
+    _patches = AttributePatches([listener.patch(attention)])
     with listener.listen() as captured:
         other = threading.Thread(target=tower, args=(images(2),))
         other.start()
@@ -79,15 +82,17 @@ def test_other_layers_and_threads_are_not_listened_to(tower: Any) -> None:
 
 
 def test_a_forward_that_did_not_run_is_an_error(tower: Any) -> None:
-    listener = AttentionListener(attention_of(tower))
-    _patches = AttributePatches([listener.patch()])
+    attention = attention_of(tower)
+    listener = AttentionListener(attention)
+    _patches = AttributePatches([listener.patch(attention)])
     unheard = pytest.raises(RuntimeError, match="CLIPAttention ran without the attention function")
     with unheard, listener.listen():
         tower.encoder.layers[0](torch.ones(1, 5, 32), attention_mask=None)
 
 
 def test_an_error_inside_is_not_replaced(tower: Any) -> None:
-    listener = AttentionListener(attention_of(tower))
+    attention = attention_of(tower)
+    listener = AttentionListener(attention)
     with pytest.raises(ZeroDivisionError), listener.listen():
         1 / 0  # noqa: B018
 

@@ -608,3 +608,73 @@ def test_layers_compiled_one_by_one_share_their_code() -> None:
             layer.compile(backend=count, fullgraph=True)
         model(input_ids=torch.tensor([[4, 5, 6, 7]]), use_cache=False)
     assert len(graphs) == 2  # of layers whose attention can be listened to, and of the others
+
+
+def test_a_cache_that_a_failed_prefill_left_is_refused(
+    model: Any, padded: dict[str, torch.Tensor]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    cache = DynamicCache()
+    hook = model.model.language_model.layers[3].register_forward_pre_hook(fail)
+    with pruned(model, THREE):
+        with pytest.raises(KeyboardInterrupt):
+            model(**padded, past_key_values=cache)
+        hook.remove()
+        for more in ({"input_ids": torch.tensor([[3], [4]])}, padded):
+            with pytest.raises(ValueError, match="when a forward failed, and cannot be gone on"):
+                model(**more, past_key_values=cache)
+        cache.reset()
+        fresh = model(**padded, past_key_values=DynamicCache()).logits
+        assert torch.equal(model(**padded).logits, fresh)
+
+
+def test_a_static_cache_forgets_longer_prompts(model: Any) -> None:
+    """What a prompt before needed does not come with what this one drops."""
+    static = {**GREEDY, "cache_implementation": "static", "return_dict_in_generate": True}
+    three = {**prompts([1, "image", "image", "image", 7, 8]), "pixel_values": images(3)}
+    one = {**prompts([1, "image", 7, 8]), "pixel_values": images(1)}
+    allocated = []
+    with pruned(model, Schedule({0: 9, 2: 4})):
+        for prompt in (three, one, three):
+            out = model.generate(**prompt, **static)
+            allocated.append([layer.keys.shape[2] for layer in cache_of(out).layers])
+    assert allocated[0] == allocated[1] == allocated[2]  # compiled code meets one shape
+
+
+def test_a_hole_in_the_instruction_does_not_score(model: Any) -> None:
+    with pruned(model, THREE, salience_rows="instruction") as handle:
+        found = []
+        for token in (7, 21, 40):
+            prompt = prompts([1, 5, "image", 7, token, token, 8])
+            prompt["attention_mask"][0, -3:-1] = 0
+            model(**prompt, pixel_values=images(1), categories="general")
+            found.append([stage.indices.tolist() for stage in last(handle).stages])
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_layer_that_is_in_the_list_twice_is_refused(model: Any) -> None:
+    layers = model.model.language_model.layers
+    layers[3] = layers[1]
+    with pytest.raises(RuntimeError, match="has the same layer more than once"):
+        pruned(model, THREE)
+    apply_clasp(model, budget=9, profile=tiny_profile()).remove()
+
+
+def test_a_forward_that_is_replaced_is_told(model: Any, padded: dict[str, torch.Tensor]) -> None:
+    with pruned(model, THREE):
+        model.model.language_model.layers[3].forward = lambda hidden_states, **_: hidden_states
+        with pytest.raises(RuntimeError, match="it or its forward was replaced after apply_clasp"):
+            model(**padded)
+
+
+def test_layers_copied_out_of_a_patched_model_can_be_unpatched(model: Any) -> None:
+    with pruned(model, THREE):
+        layers = copy.deepcopy(model.model.language_model.layers)
+    alone = tiny_llava(decoder_layers=LAYERS).model.language_model.layers
+    for layer, other in zip(layers, alone, strict=True):
+        remove_clasp(layer)
+        assert type(layer) is type(other)
+        assert type(layer.self_attn.config) is type(other.self_attn.config)
+        assert vars(layer).keys() - {"_clasp_layer"} == vars(other).keys()  # its number is harmless
