@@ -11,9 +11,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+# The families whose prompts and pictures are made here.
+_ASKED = ("llava",)
+
+
 def prepare(loaded: LoadedModel, image: Image.Image, question: str) -> Any:
     """What ``generate`` takes. Raises a CommandError where processor and model do not fit."""
     config = loaded.model.config
+    if config.model_type not in _ASKED:
+        raise CommandError(
+            f"{loaded.name} is a {config.model_type!r} model, of which the command line does not "
+            f"ask yet: it asks {' and '.join(map(repr, _ASKED))} models; apply_clasp() in Python "
+            f"prunes it"
+        )
     tokenizer = loaded.processor.tokenizer
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
     placeholder = None
@@ -52,7 +62,7 @@ def prepare(loaded: LoadedModel, image: Image.Image, question: str) -> Any:
 
 
 def _check_numbers(loaded: LoadedModel, inputs: Any, vocabulary: int) -> None:
-    from clasp_kernels.models.llava import tokens_per_image
+    from clasp_kernels.models.families.llava import tokens_per_image
 
     largest = int(inputs["input_ids"].max())
     if largest >= vocabulary:  # on a GPU no later error would say so

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,20 +14,42 @@ from clasp_kernels.policy.layers import TowerLayers
 
 
 @dataclass(frozen=True)
+class VisualGroup:
+    """The images of a batch of prompts, or its videos: what has placeholders of one kind.
+
+    A video is one item, as is an image that the model sees in tiles.
+    """
+
+    kind: str
+    """What an error calls an item: "image" or "video"."""
+    argument: str
+    """The argument of forward that holds them."""
+    token_id: int
+    """The placeholder in ``input_ids``."""
+    counts: tuple[int, ...]
+    """Placeholders of each item, in the order in which prompts have them."""
+
+
+@dataclass(frozen=True)
 class VisionOutput:
-    """A batch of images after the vision tower: N visual tokens each, nothing dropped yet."""
+    """A batch of images after the vision tower: up to N visual tokens each, nothing dropped yet.
+
+    A visual token is what the language model sees one of: several of the tower's, if they are
+    merged. Items are in the order of the groups. Shorter ones are padded at the end.
+    """
 
     fused_layers: Sequence[torch.Tensor]
-    """The adapter's ``layers.states``, each [images, N, D]."""
+    """The adapter's ``layers.states``, each [items, N, D]."""
     features: torch.Tensor
-    """[images, N, D']: what the unpruned model would hand to its projector."""
-    query: torch.Tensor
-    """[images, heads, T, head_dim]: the rows whose attention scores the tokens."""
-    key: torch.Tensor
-    """[images, heads, S, head_dim]: the keys they attend to, visual tokens among them."""
-    scale: float
-    key_range: tuple[int, int]
-    """Where the N visual tokens lie among the S keys."""
+    """[items, N, D']: what the unpruned model would hand to its projector, or, where tokens are
+    projected together, what the language model would see."""
+    salience: Callable[[], torch.Tensor]
+    """[items, N] float32: how much attention each token gets. Computed when it is asked for."""
+    counts: tuple[int, ...]
+    """Tokens of each item."""
+    deeper: Sequence[torch.Tensor] = ()
+    """[items, N, text width] each: what the model adds to the tokens' hidden states once each of
+    the decoder's first layers has run."""
 
 
 class Adapter(Protocol):
@@ -35,14 +57,20 @@ class Adapter(Protocol):
 
     Methods are told the model anew, as a copy of the one that was checked may call: no adapter
     keeps it.
-
-    Visual tokens are placeholders in ``input_ids``, ``tokens_per_image`` of them per image in
-    the order of the rows of ``pixel_values``.
     """
 
-    image_token_id: int
-    tokens_per_image: int
+    pixel_arguments: tuple[str, ...]
+    """Forward's arguments that hold the pixels of images and videos."""
+    visual_arguments: tuple[str, ...]
+    """The same, and what else belongs to images and not to columns, such as their sizes."""
+    position_axes: tuple[int, ...]
+    """How many kinds of positions a column may have: the first dimension of position ids that have
+    three. Empty where they have two."""
+    token_ids: tuple[int, ...]
+    """The placeholders, of every kind."""
     text_config: Any
+    deeper_layers: int
+    """How many layers ``VisionOutput.deeper`` is for; 0 in most families."""
     layers: TowerLayers
     """The profile's layers in this model's vision tower."""
 
@@ -55,12 +83,29 @@ class Adapter(Protocol):
     def inner_model(self, model: Any) -> Any:
         """The module inside whose forward would encode images by itself."""
 
-    def check_call(self, model: Any, inputs: dict[str, Any]) -> None:
+    def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
         """Raise a ValueError for what pruning cannot honour: forward arguments of this family, or
         settings of the model that have changed since."""
 
-    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
+    def groups(self, inputs: Mapping[str, Any]) -> list[VisualGroup]:
+        """What forward is given of images and videos.
+
+        Raises:
+            ValueError, TypeError: it cannot be that of any prompt.
+        """
+
+    def tokens_per_image(self) -> int | None:
+        """Tokens of every image, if all have as many; None if they differ."""
+
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         """Run the vision tower."""
 
     def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
-        """[images, R, D or D'] to [images, R, text width]."""
+        """[items, R, D or D'] to [items, R, text width]."""
+
+    def positions(self, model: Any, inputs: Mapping[str, Any], past: int) -> torch.Tensor:
+        """[..., 1 or rows, columns]: the positions that the model would count for a prompt with
+        images, after ``past`` columns."""
+
+    def later_positions(self, model: Any, past: int, columns: int, rows: int) -> torch.Tensor:
+        """[..., 1 or rows, columns]: the same for columns of text after a pruned prompt."""

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.compat import require_transformers
+from clasp_kernels.models.families import ADAPTERS
 from clasp_kernels.models.handle import ClaspHandle
-from clasp_kernels.models.llava import LlavaAdapter
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.prefill import check_dtype
 from clasp_kernels.models.prompts import PromptCategories, tokenizer_on_disk
@@ -19,7 +18,6 @@ from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
 
-_ADAPTERS: dict[str, type[Adapter]] = {"llava": LlavaAdapter}
 _FUSE_INTO = ("projector", "selection")
 _POSITIONS = ("original", "compact")
 _SALIENCE_ROWS = ("last", "instruction")
@@ -34,7 +32,7 @@ def supported_model_types() -> tuple[str, ...]:
     >>> supported_model_types()
     ('llava',)
     """
-    return tuple(_ADAPTERS)
+    return tuple(ADAPTERS)
 
 
 def apply_clasp(
@@ -162,13 +160,18 @@ def apply_clasp(
     tokenizer = _find_tokenizer(processor, model)
     if fuse_into is None:
         fuse_into = profile.fuse_into or "projector"
-    adapter = _ADAPTERS[model_type](model, profile, fuse_into)
+    adapter = ADAPTERS[model_type](model, profile, fuse_into)
     check_dtype(model.dtype)
     num_layers = adapter.text_config.num_hidden_layers
     if schedule is None:
         schedule = Schedule.input(_DEFAULT_BUDGET if budget is None else budget)
     else:
-        _check_schedule(schedule, budget, adapter.tokens_per_image, num_layers)
+        _check_schedule(schedule, budget, adapter.tokens_per_image(), num_layers)
+    if positions == "compact" and adapter.position_axes:
+        raise ValueError(
+            f"positions must be 'original' for {model_type!r} models, whose visual tokens have "
+            f"places in two or three dimensions, got 'compact'"
+        )
     if any(schedule.layers):
         _check_inside(positions, merge)
     selector = TokenSelector(
@@ -177,7 +180,7 @@ def apply_clasp(
     runtime = ClaspRuntime(
         model,
         selector,
-        PromptCategories(profile, router, tokenizer, adapter.image_token_id),
+        PromptCategories(profile, router, tokenizer, adapter.token_ids),
         compact_positions=positions == "compact",
     )
     return ClaspHandle(model, runtime, profile)
@@ -220,7 +223,7 @@ def remove_clasp(model: Any) -> None:
 def supported_type(model: Any) -> str:
     """The model's ``config.model_type``, or a ValueError that lists the supported ones."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type not in _ADAPTERS:
+    if model_type not in ADAPTERS:
         raise ValueError(
             f"model must have a supported config.model_type, {_names(supported_model_types())}; "
             f"got {model_type!r} ({type(model).__name__})"
@@ -273,13 +276,18 @@ def _check_budget(budget: object) -> int | float | None:
 
 
 def _check_schedule(
-    schedule: Schedule, budget: int | float | None, num_tokens: int, num_layers: int
+    schedule: Schedule, budget: int | float | None, num_tokens: int | None, num_layers: int
 ) -> None:
     """Whether a schedule fits the model, and the budget beside it."""
     schedule.check_fits(num_tokens, num_layers)
-    mean = schedule.average(num_tokens, num_layers)
     if budget is None:
         return
+    if num_tokens is None:
+        raise ValueError(
+            "budget must be left out beside a schedule, as this model's images differ in tokens, "
+            "and with them what a schedule keeps on average"
+        )
+    mean = schedule.average(num_tokens, num_layers)
     wanted = budget * num_tokens if isinstance(budget, float) else min(budget, num_tokens)
     if abs(mean - wanted) > 0.5:
         raise ValueError(

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,18 @@ class CapturedAttention:
     """[batch, key heads, S, head_dim]."""
     scale: float | None = None
     """The factor of the products of query and key."""
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    """Query and key of every call, where a module makes several: one a sequence."""
+    bounds: torch.Tensor | None = None
+    """Where sequences packed into one call begin and end, as FlashAttention is told."""
+
+    def sequences(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Query and key of every sequence, [1, heads, length, head_dim] each."""
+        if len(self.calls) > 1 or self.bounds is None:
+            return self.calls
+        lengths = self.bounds.diff().tolist()
+        [(query, key)] = self.calls
+        return list(zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True))
 
     def every(self, repeats: int) -> CapturedAttention:
         """Of rows that come ``repeats`` times, each once."""
@@ -138,9 +150,11 @@ def _capture(
     assert listening is not None, "the config names this function only while someone listens"
     captured = listening[1]
     captured.query, captured.key = query, key
+    captured.calls.append((query, key))
+    captured.bounds = kwargs.get("cu_seq_lens_q")
     scaling = kwargs.get("scaling")
     captured.scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    before = _listening.set(None)  # from here on, the config names the model's own function
+    before = _listening.set(None)  # the config names the model's own function again
     try:
         eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         own = module.config._attn_implementation

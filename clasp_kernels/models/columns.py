@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from clasp_kernels._integers import as_int
+from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.layout import PrunedLayout
 
 _NO_LOSS = -100  # the label that loss functions skip
@@ -21,10 +22,12 @@ _FOLLOW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 LABELS = ("labels", "shift_labels")
 #: Of each token its kind, as some processors tell; 0 stands for padding.
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
-_OTHER = ("pixel_values", "cache", "logits_to_keep", "cache_position")
+_OTHER = ("cache", "logits_to_keep", "cache_position")
 
 
-def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int) -> None:
+def check_columns(
+    inputs: Mapping[str, Any], adapter: Adapter, rows: int, length: int, total: int
+) -> None:
     """Refuse what cannot follow a prompt of ``length`` columns, with the cached ``total``.
 
     Raises:
@@ -39,10 +42,11 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
                 f"{name} must have the prompt's shape {[rows, length]}, got {list(value.shape)}"
             )
     positions = _tensor(inputs, "position_ids")
-    if positions is not None and tuple(positions.shape) not in ((rows, length), (1, length)):
-        raise ValueError(
-            f"position_ids must be {[rows, length]} or {[1, length]}, got {list(positions.shape)}"
-        )
+    shapes = [[rows, length], [1, length]]
+    shapes += [[axes, *shape] for axes in adapter.position_axes for shape in shapes]
+    if positions is not None and list(positions.shape) not in shapes:
+        allowed = " or ".join(map(str, shapes))
+        raise ValueError(f"position_ids must be {allowed}, got {list(positions.shape)}")
     wanted = inputs.get("logits_to_keep")
     if wanted is not None and as_int(wanted) is None:
         raise ValueError(
@@ -51,7 +55,7 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
         )
     by_column = {length, total, rows * length}
     for name, value in inputs.items():
-        if name in (*_FOLLOW, *LABELS, *TOKEN_TYPES, *_OTHER):
+        if name in (*_FOLLOW, *LABELS, *TOKEN_TYPES, *_OTHER, *adapter.visual_arguments):
             continue
         for shape in _shapes(value):
             if not by_column.isdisjoint(shape):
@@ -60,6 +64,20 @@ def check_columns(inputs: Mapping[str, Any], rows: int, length: int, total: int)
                     f"{length} columns; where images are pruned, it is not known how it follows: "
                     f"leave it out, or remove() the handle"
                 )
+
+
+def with_types_of_drafts(inputs: dict[str, Any], length: int, appended: int) -> dict[str, Any]:
+    """Arguments in which all ``length`` columns of a prompt have a kind.
+
+    Who drafts tokens tells none of the last ``appended``, which are text.
+    """
+    kinds = inputs.get("mm_token_type_ids")
+    if not isinstance(kinds, torch.Tensor) or kinds.ndim != 2:
+        return inputs
+    if not 0 < length - kinds.shape[1] <= appended:
+        return inputs
+    text = kinds.new_zeros(len(kinds), length - kinds.shape[1])
+    return {**inputs, "mm_token_type_ids": torch.cat([kinds, text], dim=1)}
 
 
 def prune_labels(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, torch.Tensor]:

@@ -379,18 +379,47 @@ def cache_bytes(cache: Any, columns: Callable[[int], int]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def vision_window_index(grid_thw: torch.Tensor, vision_config: Any) -> torch.Tensor:
+    """Of a tower that attends within windows, the merged tokens in the order of the windows."""
+    from transformers.vision_utils import get_vision_window_index
+
+    order, _ = get_vision_window_index(
+        grid_thw,
+        spatial_merge_size=vision_config.spatial_merge_size,
+        window_size=vision_config.window_size,
+        patch_size=vision_config.patch_size,
+    )
+    return order
+
+
+def deepstack_features(outputs: Any, layers: int) -> Sequence[torch.Tensor]:
+    """[tokens, text width] each: what a vision tower has for so many of the decoder's first layers.
+
+    Raises:
+        RuntimeError: it is not there.
+    """
+    features = getattr(outputs, "deepstack_features", None)
+    if features is None or len(features) != layers:
+        raise RuntimeError(
+            f"the vision tower of {_installed()} did not return the features of {layers} layers, "
+            f"which the decoder's first layers add to visual tokens; {_way_out()}"
+        )
+    return list(features)
+
+
 def set_image_features(outputs: Any, features: Sequence[torch.Tensor]) -> None:
     """Put the image features that the language model saw where this release has them.
 
     ``features`` holds [tokens, text width] for each image. Since 5.24 they are the
     ``pooler_output`` of ``image_outputs``; before, one tensor ``image_hidden_states``.
     """
-    if _field(outputs, ("image_outputs", "image_hidden_states")) == "image_outputs":
+    known = [field.name for field in fields(outputs)]
+    if "image_outputs" in known:
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         pooled: Any = list(features)  # typed as one tensor, and a list in this family
         outputs["image_outputs"] = BaseModelOutputWithPooling(pooler_output=pooled)
-    else:
+    elif "image_hidden_states" in known:  # not every family told them
         outputs["image_hidden_states"] = torch.cat(list(features))
 
 

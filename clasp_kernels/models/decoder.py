@@ -1,8 +1,8 @@
 """The layers of a model's decoder, patched so that tokens can be dropped between them.
 
-What is dropped travels from ``forward`` to the layers as a keyword, which every decoder of
-transformers hands on. So nothing is kept in the model, a layer that nobody told anything runs as it
-did, and compiled decoding finds tensors only.
+What is dropped, or added to hidden states after a layer, travels from ``forward`` to the layers as
+a keyword, which every decoder of transformers hands on. So nothing is kept in the model, a layer
+that nobody told anything runs as it did, and compiled decoding finds tensors only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clasp_kernels.models.capture import AttentionListener, CapturedAttention
 from clasp_kernels.models.compat import attention_modules, decoder_layers, method_signature
 from clasp_kernels.models.patching import MethodPatches, Patch
 
-#: The keyword of a prefill that drops tokens: a ``LayerInputs``.
+#: The keyword of a prefill that layers take part in: a ``LayerInputs``.
 PRUNING = "clasp_pruning"
 #: The keyword of a decode step: the masks that differ, and for each layer which of them it gets.
 #: Device hooks of layers move all that they are given, so each mask is there once.
@@ -42,6 +42,9 @@ class LayerInputs(Protocol):
     def attended(self, layer: int, attention: CapturedAttention) -> None:
         """Called once the layer has run."""
 
+    def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden states that the next layer should get, after a layer has run."""
+
 
 # Other kinds have a state for the whole prompt, from which no token can be taken out.
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
@@ -62,14 +65,15 @@ class DecoderSeam:
     """The patches of one model's decoder layers."""
 
     def __init__(self, model: Any, stages: Sequence[int]) -> None:
-        """Tokens may be dropped once ``stages`` layers have run. Changes nothing yet.
+        """Tokens may be dropped once ``stages`` layers have run, if any. Changes nothing yet.
 
         Raises:
             ValueError: salience cannot be taken from this decoder's attention, or its cache cannot
                 hold columns that differ from layer to layer.
             RuntimeError, TypeError: this decoder cannot be followed.
         """
-        _check_kind(model.config.get_text_config())
+        if stages:
+            _check_kind(model.config.get_text_config())
         layers = decoder_layers(model)
         self._listeners = {
             stage - 1: AttentionListener(*attention_modules(layers[stage - 1], 1))
@@ -146,8 +150,8 @@ class DecoderSeam:
             )
         arguments = pruning.enter(index, given)
         if index in self._listeners and pruning.wants_attention(index):
-            return self._listen(index, pruning, original, arguments)
-        return _call(original, arguments)
+            return pruning.leave(index, self._listen(index, pruning, original, arguments))
+        return pruning.leave(index, _call(original, arguments))
 
     @torch.compiler.disable
     def _listen(
@@ -185,7 +189,9 @@ def columns_of(value: Any, source: torch.Tensor, dim: int) -> Any:
     if isinstance(value, tuple):
         return tuple(columns_of(item, source, dim) for item in value)
     source = source.to(value.device)
-    return value.take_along_dim(source if dim == -1 else source[..., None], dim=dim)
+    if dim == -2:
+        source = source[..., None]
+    return value.take_along_dim(source[(None,) * (value.ndim - source.ndim)], dim=dim)
 
 
 def names_by_column(arguments: Mapping[str, Any], columns: int) -> list[str]:

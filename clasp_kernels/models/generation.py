@@ -10,8 +10,6 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 #: The keyword under which the object travels, from ``generate`` to ``forward``.
 GENERATION = "clasp_generation"
 
@@ -20,7 +18,8 @@ GENERATION = "clasp_generation"
 class Generation:
     """The images of one ``generate`` call and the category of each of its prompts."""
 
-    pixel_values: torch.Tensor
+    visuals: dict[str, Any]
+    """The arguments of forward that hold images and videos, and what belongs to them."""
     categories: tuple[str, ...]
     columns: int
     """Of the prompts, as ``generate`` was given them."""
@@ -62,7 +61,7 @@ class ImageDrafter:
 
     def __init__(self, assistant: Any, generation: Generation) -> None:
         self._assistant = assistant
-        self._images = {"pixel_values": generation.pixel_values}
+        self._images = generation.visuals
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["_assistant"], name)

@@ -16,18 +16,25 @@ from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.prefill import check_attention_mask, check_dtype, input_shape
 
 
-def guard_images(inner: Any) -> tuple[Any, MethodPatches]:
+def guard_images(inner: Any, pixel_arguments: Sequence[str]) -> tuple[Any, MethodPatches]:
     """Patches of the model inside, which encodes images by itself, and would not prune them."""
     signature = method_signature(inner, "forward")
-    guarded = partial(_forward_without_images, tuple(signature.parameters))
+    names = tuple(signature.parameters)
+    guarded = partial(_forward_without_images, names, tuple(pixel_arguments))
     return inner, MethodPatches(inner, {"forward": guarded}, {"forward": signature})
 
 
 def _forward_without_images(
-    names: Sequence[str], inner: Any, original: Callable[..., Any], /, *args: Any, **kwargs: Any
+    names: Sequence[str],
+    pixel_arguments: Sequence[str],
+    inner: Any,
+    original: Callable[..., Any],
+    /,
+    *args: Any,
+    **kwargs: Any,
 ) -> Any:
     given = {**dict(zip(names, args, strict=False)), **kwargs}
-    if given.get("pixel_values") is not None:
+    if any(given.get(name) is not None for name in pixel_arguments):
         raise RuntimeError(
             f"images came to the forward of {type(inner).__name__} past that of the patched "
             f"model, where they would not be pruned: call the model itself (some trainers "

@@ -70,6 +70,7 @@ class ClaspHandle:
 
 def _parts(model: Any, runtime: ClaspRuntime) -> Iterator[tuple[Any, MethodPatches]]:
     """Patch what is patched inside a model, one after the other."""
-    yield guard_images(runtime.adapter.inner_model(model))
+    adapter = runtime.adapter
+    yield guard_images(adapter.inner_model(model), adapter.pixel_arguments)
     if runtime.seam is not None:
         yield from runtime.seam.parts(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 
@@ -12,13 +13,17 @@ from clasp_kernels.upload import upload
 
 @dataclass(frozen=True)
 class PromptImages:
-    """Where a batch of prompts has its images. The host knows all but the placeholders."""
+    """Where a batch of prompts has its images and videos. The host knows all but the tokens.
 
-    is_placeholder: torch.Tensor
-    """[prompts, columns] bool: ``tokens_per_image`` in a row for every image."""
-    tokens_per_image: int
-    per_prompt: tuple[int, ...]
-    """How many images each prompt has."""
+    Visual tokens are numbered through the batch, those of one image after those of another.
+    """
+
+    tokens: torch.Tensor
+    """[prompts, columns] int64: the number of the visual token in each column, -1 for text."""
+    counts: tuple[int, ...]
+    """Visual tokens of each image."""
+    rows: tuple[int, ...]
+    """The prompt that each image is in."""
     spans: tuple[tuple[int, int], ...]
     """Each prompt's columns between its padding: start and stop."""
     last_images: tuple[int, ...]
@@ -27,27 +32,34 @@ class PromptImages:
     @property
     def text_tail(self) -> int:
         """How many of the last columns hold no image, in any prompt."""
-        return self.is_placeholder.shape[1] - max(self.last_images)
+        return self.columns - max(self.last_images)
 
     @property
-    def image_rows(self) -> list[int]:
-        """The prompt of each image."""
-        return [row for row, images in enumerate(self.per_prompt) for _ in range(images)]
+    def columns(self) -> int:
+        """Columns of the prompts, as they were given."""
+        return self.tokens.shape[1]
+
+    @property
+    def per_prompt(self) -> tuple[int, ...]:
+        """How many images each prompt has."""
+        return tuple(self.rows.count(row) for row in range(len(self.spans)))
+
+    @property
+    def starts(self) -> list[int]:
+        """The number of each image's first token."""
+        return [0, *accumulate(self.counts)][: len(self.counts)]
 
     def pruned_lengths(self, counts: Sequence[int]) -> list[int]:
         """The columns of each prompt without padding once its images keep ``counts`` tokens."""
-        kept = [0] * len(self.per_prompt)
-        for row, count in zip(self.image_rows, counts, strict=True):
-            kept[row] += count - self.tokens_per_image
-        return [
-            stop - start + change for (start, stop), change in zip(self.spans, kept, strict=True)
-        ]
+        lengths = [stop - start for start, stop in self.spans]
+        for row, count, before in zip(self.rows, counts, self.counts, strict=True):
+            lengths[row] += count - before
+        return lengths
 
     def pruned_width(self, counts: Sequence[int], *, keep_right: bool) -> int:
         """The columns of the widest row, with the padding on the right that is to be kept."""
-        columns = self.is_placeholder.shape[1]
         return max(
-            length + (columns - stop if keep_right else 0)
+            length + (self.columns - stop if keep_right else 0)
             for length, (_, stop) in zip(self.pruned_lengths(counts), self.spans, strict=True)
         )
 
@@ -68,8 +80,8 @@ class PrunedLayout:
     """[prompts, pruned length] bool: padding that was there, or was added."""
     is_added: torch.Tensor
     """[prompts, pruned length] bool: padding that was added."""
-    is_visual: torch.Tensor
-    """[prompts, pruned length] bool: a visual token that was kept."""
+    tokens: torch.Tensor
+    """[prompts, pruned length] int64: the number of a visual token that was kept, -1 for others."""
     dropped_before: torch.Tensor
     """[prompts, pruned length] int64: visual tokens dropped to the left of it."""
     dropped: torch.Tensor
@@ -97,7 +109,7 @@ class PrunedLayout:
             source=self.source.repeat_interleave(repeats, dim=0),
             is_padding=self.is_padding.repeat_interleave(repeats, dim=0),
             is_added=self.is_added.repeat_interleave(repeats, dim=0),
-            is_visual=self.is_visual.repeat_interleave(repeats, dim=0),
+            tokens=self.tokens.repeat_interleave(repeats, dim=0),
             dropped_before=self.dropped_before.repeat_interleave(repeats, dim=0),
             dropped=self.dropped.repeat_interleave(repeats, dim=0),
             stops=tuple(stop for stop in self.stops for _ in range(repeats)),
@@ -106,8 +118,9 @@ class PrunedLayout:
         )
 
     def take(self, columns: torch.Tensor, padding: int = 0) -> torch.Tensor:
-        """The remaining columns of [prompts, columns], ``padding`` in those that were added."""
-        return columns.gather(1, self.source).masked_fill(self.is_added, padding)
+        """The remaining columns of [..., prompts or 1, columns], ``padding`` in those added."""
+        source = self.source[(None,) * (columns.ndim - 2)]
+        return columns.take_along_dim(source, dim=-1).masked_fill(self.is_added, padding)
 
     def columns_in(self, wider: PrunedLayout, columns: int) -> torch.Tensor:
         """[prompts, length]: where each column is in a layout of the same ``columns`` that has
@@ -126,17 +139,14 @@ def prune_columns(
 
     ``indices`` [images, R] are among an image's tokens, -1 for none; ``counts`` of them count.
     """
-    is_placeholder = images.is_placeholder
-    prompts, columns = is_placeholder.shape
-    device = is_placeholder.device
-    per_image = images.tokens_per_image
+    tokens, columns = images.tokens, images.columns
+    prompts, device, total = len(tokens), tokens.device, sum(images.counts)
 
-    # -1 lands in a last slot, which is cut off again.
-    kept = torch.zeros(len(counts), per_image + 1, dtype=torch.bool, device=device)
-    slots = torch.where(indices < 0, per_image, indices)
-    kept.scatter_(1, slots, torch.ones_like(slots, dtype=torch.bool))
-    # Row-major order over placeholders is image after image.
-    is_dropped = is_placeholder.masked_scatter(is_placeholder, ~kept[:, :per_image].flatten())
+    # What is no token, -1, is numbered past the last, and stays.
+    kept = torch.zeros(total + 1, dtype=torch.bool, device=device)
+    numbers = torch.where(indices < 0, total, indices + upload(images.starts, device)[:, None])
+    kept.index_fill_(0, numbers.flatten(), True)[-1:].fill_(True)
+    is_dropped = ~kept[torch.where(tokens < 0, total, tokens)]
 
     lengths = images.pruned_lengths(counts)
     on_right = [columns - stop for _, stop in images.spans]
@@ -168,7 +178,7 @@ def prune_columns(
         source=source,
         is_padding=is_padding,
         is_added=is_added,
-        is_visual=is_placeholder.gather(1, source) & ~is_padding,
+        tokens=tokens.gather(1, source).masked_fill(is_padding, -1),
         dropped_before=dropped_before.gather(1, source),
         dropped=dropped_before[:, -1:],
         stops=tuple(new_stop for *_, new_stop in edges),

@@ -62,6 +62,8 @@ def find_packed(
             inside the decoder, cannot have packed samples.
     """
     positions = inputs.get("position_ids")
+    if positions is not None and positions.ndim == 3:
+        positions = positions[0] if len(positions) == 4 else None  # the first are those of text
     if positions is None:
         return None
     mask = inputs.get("attention_mask")

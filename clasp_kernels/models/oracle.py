@@ -30,6 +30,7 @@ from clasp_kernels.policy import CategoryPolicy, Profile, Schedule
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _SALIENCE_TOLERANCE = 1e-6
 _BUDGET = 0.25
+_BY_COLUMN = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 _STEPS = 3
 
 
@@ -86,7 +87,7 @@ def compare_logits(family: str, build: Callable[[], Any], task: Task, relative: 
         raise AssertionError("the images were not pruned")
     if not torch.equal(model(**batch).logits, before):
         raise AssertionError("remove() did not bring the model's own logits back")
-    _check_counts(record, schedule, profile, batch, model)
+    _check_counts(record, schedule, profile, batch, _tokens(model, batch))
 
     kept = _kept(record, batch)
     is_image = (batch["input_ids"] == model.config.image_token_id).cpu()
@@ -110,24 +111,37 @@ def _check_counts(
     schedule: Schedule,
     profile: Profile,
     batch: dict[str, torch.Tensor],
-    model: Any,
+    tokens: Sequence[int],
 ) -> None:
-    """The share of its tokens that the schedule names is kept of each image, and no more."""
-    is_image = batch["input_ids"] == model.config.image_token_id
-    per_image = int(is_image.sum()) // sum(record.images_per_prompt)
+    """The share of its tokens that the schedule names is kept of each image, and no more.
+
+    ``tokens`` has those of each image.
+    """
     content = int(batch["attention_mask"].sum())
     if [stage.layer or 0 for stage in record.stages] != list(schedule.layers):
         raise AssertionError(f"{schedule} has other stages than {record.stages}")
-    for stage, (_, wanted) in zip(record.stages, schedule.counts(per_image), strict=True):
+    names = [
+        name
+        for name, images in zip(record.categories, record.images_per_prompt, strict=True)
+        for _ in range(images)
+    ]
+    for number, stage in enumerate(record.stages):
         expected = []
-        for name, images in zip(record.categories, record.images_per_prompt, strict=True):
+        for name, count in zip(names, tokens, strict=True):
+            _, wanted = schedule.counts(count)[number]
             share = wanted * profile.categories[name].budget_scale
-            expected += [max(1, math.floor(share + 0.5))] * images
-        dropped = sum(record.images_per_prompt) * per_image - sum(expected)
+            expected.append(max(1, math.floor(share + 0.5)))
+        dropped = sum(tokens) - sum(expected)
         if list(stage.counts) != expected or int((stage.columns >= 0).sum()) < content - dropped:
             raise AssertionError(
                 f"{list(stage.counts)} tokens were kept of the images, {expected} asked for"
             )
+
+
+def _tokens(model: Any, batch: dict[str, torch.Tensor]) -> list[int]:
+    """How many tokens the unpatched model makes of each image."""
+    features = model.get_image_features(**_images(batch), return_dict=True).pooler_output
+    return [len(tokens) for tokens in features]
 
 
 def _kept(record: PrefillRecord, batch: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
@@ -150,6 +164,7 @@ def compare_salience(
     batch = _batch(family, model, _PADDED)
     indices = _pivots(family, model, batch, Schedule.input(_BUDGET))
     eager, images = build_eager(), _images(batch)
+    assert specimen.salience is not None
     return Comparison(
         _overlooked(specimen.salience(eager, images, 0), indices),
         _SALIENCE_TOLERANCE,
@@ -164,13 +179,14 @@ def compare_stage_salience(
     model = build()
     batch = _batch(family, model, _PADDED)
     indices = _pivots(family, model, batch, Schedule({2: _BUDGET}))
-    positions = _positions(batch["attention_mask"])
+    positions = _prompt_positions(model, batch)
     attentions = build_eager()(**batch, position_ids=positions, output_attentions=True).attentions
     is_image = batch["input_ids"] == model.config.image_token_id
 
     def salience(layer: int) -> torch.Tensor:
         of_last_token = attentions[layer].mean(1)[:, -1]
-        return of_last_token[is_image].view(len(indices), -1)  # images have equally many tokens
+        by_image = of_last_token[is_image].split(_tokens(model, batch))
+        return torch.nn.utils.rnn.pad_sequence(list(by_image), batch_first=True)
 
     return Comparison(
         _overlooked(salience(1), indices),
@@ -193,7 +209,7 @@ def _pivots(
     with apply_clasp(
         model, schedule=schedule, profile=pivots_only, fuse_into="selection"
     ) as handle:
-        positions = _positions(batch["attention_mask"])
+        positions = _prompt_positions(model, batch)
         model(**batch, position_ids=positions, categories="general")
         record = handle.last
     if record is None:
@@ -203,7 +219,8 @@ def _pivots(
 
 def _overlooked(salience: torch.Tensor, indices: torch.Tensor) -> float:
     """By how much the best token that was dropped scores more than the worst that was kept."""
-    kept = torch.zeros_like(salience, dtype=torch.bool).scatter_(1, indices, True)
+    kept = torch.zeros_like(salience, dtype=torch.bool)
+    kept.scatter_(1, indices.where(indices >= 0, indices[:, :1]), True)
     worst_kept = salience.masked_fill(~kept, torch.inf).amin(1)
     best_dropped = salience.masked_fill(kept, -torch.inf).amax(1)
     return float((best_dropped - worst_kept).clamp_min(0).max())
@@ -250,14 +267,12 @@ def _oracle(
         )
         for layer, left in kept.items()
     }
-    images = {
-        name: _repeat_images(value, batch, model, repeats) for name, value in _images(batch).items()
-    }
+    images = _repeat_images(model, batch, repeats)
     with _masked_from(model, {layer: mask for layer, mask in seen.items() if layer > 0}):
         logits: torch.Tensor = model(
             input_ids=ids,
             attention_mask=seen[0],
-            position_ids=_positions(torch.cat([was_there, later], 1)),
+            position_ids=_positions(model, images, ids, torch.cat([was_there, later], 1)),
             use_cache=False,
             **images,
         ).logits
@@ -290,19 +305,34 @@ def _masked_from(model: Any, seen: dict[int, torch.Tensor]) -> Iterator[None]:
 
 def _images(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The image arguments of a batch."""
-    return {name: batch[name] for name in batch if name not in ("input_ids", "attention_mask")}
+    return {name: batch[name] for name in batch if name not in _BY_COLUMN}
 
 
 def _repeat_images(
-    images: torch.Tensor, batch: dict[str, torch.Tensor], model: Any, repeats: int
-) -> torch.Tensor:
+    model: Any, batch: dict[str, torch.Tensor], repeats: int
+) -> dict[str, torch.Tensor]:
     """Each prompt's images ``repeats`` times."""
+    images = _images(batch)
     if repeats == 1:
         return images
-    in_prompt = (batch["input_ids"] == model.config.image_token_id).sum(1)
-    per_image = int(in_prompt.sum()) // len(images)
-    parts = images.split((in_prompt // per_image).tolist())
-    return torch.cat([part for part in parts for _ in range(repeats)])
+    tokens = iter(_tokens(model, batch))
+    sizes = images["image_grid_thw"].prod(1).tolist() if "image_grid_thw" in images else None
+    prompts = []  # the numbers of each prompt's images
+    number = 0
+    for count in (batch["input_ids"] == model.config.image_token_id).sum(1).tolist():
+        inside = []
+        while count > 0:
+            count -= next(tokens)
+            inside.append(number)
+            number += 1
+        prompts.append(inside)
+    order = [image for inside in prompts for _ in range(repeats) for image in inside]
+    repeated = {}
+    for name, value in images.items():
+        # Pixels may be packed, a row for each patch.
+        parts = value.split(sizes if sizes and len(value) != number else 1)
+        repeated[name] = torch.cat([parts[image] for image in order])
+    return repeated
 
 
 def _profile(family: str) -> Profile:
@@ -335,30 +365,42 @@ def _batch(family: str, model: Any, rows: tuple[tuple[int, ...], ...]) -> dict[s
         name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in SPECIMENS[family].images(model, num_images, generator).items()
     }
-    features = model.get_image_features(**images, return_dict=True).pooler_output
-    lengths = iter([len(tokens) for tokens in features])
+    lengths = iter(_tokens(model, images))
     vocabulary = config.get_text_config().vocab_size
 
+    ordinary = torch.tensor(sorted(set(range(vocabulary)) - _no_words(config)))
+
     def words(count: int) -> list[int]:
-        ids = torch.randint(vocabulary - 1, (count,), generator=generator)
-        return (ids + (ids >= config.image_token_id)).tolist()  # any id but the image's
+        drawn = torch.randint(len(ordinary), (count,), generator=generator)
+        return ordinary[drawn].tolist()
 
     prompts = []
     for runs in rows:
         ids: list[int] = []
         for number, count in enumerate(runs):
             if number:
-                ids += [config.image_token_id] * next(lengths)
+                before, after = SPECIMENS[family].around(config)
+                ids += [*before, *[config.image_token_id] * next(lengths), *after]
             ids += words(count)
         prompts.append(ids)
     width = max(map(len, prompts))
     padded = [words(width - len(ids)) + ids for ids in prompts]
     mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
+    input_ids = torch.tensor(padded, device=device)
     return {
-        "input_ids": torch.tensor(padded, device=device),
+        "input_ids": input_ids,
         "attention_mask": torch.tensor(mask, device=device),
+        **SPECIMENS[family].columns(model, input_ids),
         **images,
     }
+
+
+def _no_words(config: Any) -> set[int]:
+    """The placeholders of images and videos, and what stands around them."""
+    kinds = ("image", "video", "vision_start", "vision_end")
+    names = [f"{kind}_token_id" for kind in kinds]
+    ids = (getattr(config, name, None) for name in names)
+    return {token_id for token_id in ids if token_id is not None}
 
 
 def input_device(model: Any) -> torch.device:
@@ -371,15 +413,27 @@ def input_device(model: Any) -> torch.device:
     return torch.device(next((device for device in devices if device is not None), "cpu"))
 
 
-def _positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    return (attention_mask.cumsum(1) - 1).clamp_min(0)
+def _positions(
+    model: Any, images: dict[str, torch.Tensor], ids: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """[..., rows, columns]: the positions of prompts and what follows, padding not counted."""
+    specimen = SPECIMENS[model.config.model_type]
+    if specimen.positions is None:
+        return (attention_mask.cumsum(1) - 1).clamp_min(0)
+    by_column = specimen.columns(model, ids)
+    batch = {"input_ids": ids, "attention_mask": attention_mask, **by_column, **images}
+    return specimen.positions(model, batch)
+
+
+def _prompt_positions(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return _positions(model, _images(batch), batch["input_ids"], batch["attention_mask"])
 
 
 def _prefill(model: Any, handle: ClaspHandle, batch: dict[str, torch.Tensor]) -> _Answer:
     """A plain forward: every token that survives."""
     logits = model(
         **batch,
-        position_ids=_positions(batch["attention_mask"]),
+        position_ids=_prompt_positions(model, batch),
         categories=_categories(batch),
     ).logits
     columns_of = [] if handle.last is None else handle.last.columns.tolist()
@@ -402,7 +456,7 @@ def _generate(
         **{"do_sample": False, **settings},
         max_new_tokens=_STEPS,
         min_new_tokens=_STEPS,
-        suppress_tokens=[model.config.image_token_id],
+        suppress_tokens=sorted(_no_words(model.config)),
         disable_compile=True,
         output_logits=True,
         return_dict_in_generate=True,
@@ -429,7 +483,8 @@ def _decode_by_hand(
     def columns(mask: torch.Tensor, new: int) -> dict[str, torch.Tensor]:
         if alone:
             return {}
-        return {"attention_mask": mask, "position_ids": _positions(mask)[:, -new:]}
+        positions = _positions(model, _images(batch), ids, mask)
+        return {"attention_mask": mask, "position_ids": positions[..., -new:]}
 
     inputs = {**batch, **columns(mask, ids.shape[1])}
     out = model(**inputs, categories=_categories(batch), use_cache=True)
@@ -438,7 +493,7 @@ def _decode_by_hand(
         last = out.logits[:, -1]
         compared += [(row, ids.shape[1] - 1, last[row]) for row in range(len(ids))]
         words = last.clone()
-        words[:, model.config.image_token_id] = -torch.inf
+        words[:, sorted(_no_words(model.config))] = -torch.inf
         ids = torch.cat([ids, words.argmax(-1, keepdim=True)], 1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         out = model(input_ids=ids[:, -1:], **columns(mask, 1), **{keyword: output_cache(out)})

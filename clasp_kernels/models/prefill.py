@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from clasp_kernels._integers import as_int
-from clasp_kernels.models.adapter import Adapter
+from clasp_kernels.models.adapter import Adapter, VisualGroup
 from clasp_kernels.models.columns import check_columns, prune_labels, prune_token_types
 from clasp_kernels.models.compat import is_foreign_cache
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.masking import attention_arguments, prune_mask, without_flash_lengths
 from clasp_kernels.models.selection import KeptTokens
+from clasp_kernels.upload import upload
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,53 +40,91 @@ def find_images(
     adapter: Adapter, embed: torch.nn.Module, inputs: dict[str, Any], repeats: int
 ) -> PromptImages:
     """Find the placeholders and check that they match the images. Waits for ``input_ids``."""
-    input_ids = inputs.get("input_ids")
-    if input_ids is not None:
-        is_placeholder = input_ids == adapter.image_token_id
-    else:
-        embeds = inputs["inputs_embeds"]
-        token = torch.tensor(adapter.image_token_id, device=embeds.device)
-        is_placeholder = (embeds == embed(token)).all(-1)
-    is_placeholder = is_placeholder[::repeats]  # repeated rows have theirs in the same columns
+    groups = adapter.groups(inputs)
+    kinds = [_placeholders(inputs, embed, group.token_id)[::repeats] for group in groups]
+    is_placeholder = torch.stack(kinds).any(0)  # repeated rows have theirs in the same columns
     attention_mask = inputs.get("attention_mask")
-    columns = is_placeholder.shape[1]
+    rows, columns = is_placeholder.shape
     is_content = torch.ones_like(is_placeholder)
     if attention_mask is not None:
         mask = attention_mask[::repeats, -columns:].to(is_placeholder.device)
         is_content = is_placeholder | mask.bool()
 
     after = torch.arange(1, columns + 1, device=is_placeholder.device)
-    counts, last_images, starts, stops = torch.stack(
+    last_images, starts, stops, *found = torch.stack(
         [
-            is_placeholder.sum(1),
             (is_placeholder * after).amax(1),
             is_content.long().argmax(1),
             (is_content * after).amax(1),
+            *(kind.sum(1) for kind in kinds),
         ]
     ).tolist()
-    for row, count in enumerate(counts):
-        if count % adapter.tokens_per_image:
+    tokens = torch.full((rows, columns), -1, device=is_placeholder.device)
+    counts: list[int] = []
+    prompts: list[int] = []
+    for group, kind, in_rows in zip(groups, kinds, found, strict=True):
+        prompts += _prompts_of(group, in_rows)
+        # Row-major order over placeholders is image after image.
+        number = kind.flatten().cumsum(0).view_as(kind) - 1 + sum(counts)
+        tokens = torch.where(kind, number, tokens)
+        counts += group.counts
+    return PromptImages(
+        tokens=tokens,
+        counts=tuple(counts),
+        rows=tuple(prompts),
+        spans=tuple(zip(starts, stops, strict=True)),
+        last_images=tuple(last_images),
+    )
+
+
+def _placeholders(inputs: Mapping[str, Any], embed: torch.nn.Module, token_id: int) -> torch.Tensor:
+    """[rows, columns] bool: where a prompt has a placeholder."""
+    input_ids = inputs.get("input_ids")
+    if input_ids is not None:
+        found: torch.Tensor = input_ids == token_id
+        return found
+    embeds = inputs["inputs_embeds"]
+    token = torch.tensor(token_id, device=embeds.device)
+    return (embeds == embed(token)).all(-1)
+
+
+def _prompts_of(group: VisualGroup, placeholders: Sequence[int]) -> list[int]:
+    """Which prompt each image is in, by how many ``placeholders`` each prompt has.
+
+    Raises:
+        ValueError: images and placeholders do not match.
+    """
+    sizes = sorted(set(group.counts))
+    one = f"{sizes[0]} tokens per {group.kind}" if len(sizes) == 1 else f"{group.counts} tokens"
+    waiting, found = list(enumerate(group.counts)), []
+    for row, count in enumerate(placeholders):
+        left = count
+        while left > 0 and waiting and waiting[0][1] <= left:
+            left -= waiting.pop(0)[1]
+            found.append(row)
+        if len(sizes) == 1 and count % sizes[0]:
             raise ValueError(
-                f"prompt {row} has {count} image placeholders, which is not a multiple of the "
-                f"{adapter.tokens_per_image} tokens that the model makes of an image. Either the "
+                f"prompt {row} has {count} {group.kind} placeholders, which is not a multiple of "
+                f"the {sizes[0]} tokens that the model makes of an {group.kind}. Either the "
                 f"processor counts otherwise (its patch_size, num_additional_image_tokens and "
                 f"vision_feature_select_strategy must be the model's), or the prompt was cut: by "
                 f"a tokenizer's max_length, or by prefill_chunk_size"
             )
-    per_prompt = tuple(count // adapter.tokens_per_image for count in counts)
-    given = inputs["pixel_values"].shape[0]
-    if given != sum(per_prompt):
+        if left and len(sizes) > 1:
+            raise ValueError(
+                f"prompt {row} has {count} {group.kind} placeholders, which are not those of whole "
+                f"{group.kind}s in the order of {group.argument}, whose tokens are {group.counts}. "
+                f"Either the processor counts otherwise, or the prompt was cut: by a tokenizer's "
+                f"max_length, or by prefill_chunk_size"
+            )
+    if sum(placeholders) != sum(group.counts):
+        wanted = sum(placeholders) // sizes[0] if len(sizes) == 1 else None
+        places = f"{sum(placeholders)} tokens" if wanted is None else f"{wanted}, at {one}"
         raise ValueError(
-            f"pixel_values holds {given} images, but the prompts have placeholders for "
-            f"{sum(per_prompt)}, at {adapter.tokens_per_image} tokens per image"
+            f"{group.argument} holds {len(group.counts)} {group.kind}s, but the prompts have "
+            f"placeholders for {places}"
         )
-    return PromptImages(
-        is_placeholder=is_placeholder,
-        tokens_per_image=adapter.tokens_per_image,
-        per_prompt=per_prompt,
-        spans=tuple(zip(starts, stops, strict=True)),
-        last_images=tuple(last_images),
-    )
+    return found
 
 
 def check_dtype(dtype: torch.dtype) -> None:
@@ -97,20 +137,7 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise ValueError(f"the model's dtype must be {names}, got {dtype}")
 
 
-def check_images(pixel_values: Any) -> None:
-    """
-    Raises:
-        TypeError: the images are no tensor [images, channels, height, width].
-    """
-    if not isinstance(pixel_values, torch.Tensor) or pixel_values.ndim != 4:
-        is_tensor = isinstance(pixel_values, torch.Tensor)
-        got = list(pixel_values.shape) if is_tensor else type(pixel_values).__name__
-        raise TypeError(
-            f"pixel_values must be a tensor [images, channels, height, width], got {got}"
-        )
-
-
-def check_inputs(inputs: dict[str, Any], past: CachedPast) -> None:
+def check_inputs(inputs: dict[str, Any], adapter: Adapter, past: CachedPast) -> None:
     """What a prefill with images needs of forward's arguments, whatever the model family."""
     rows, length, _ = input_shape(inputs)
     cache = inputs.get("cache")
@@ -121,7 +148,7 @@ def check_inputs(inputs: dict[str, Any], past: CachedPast) -> None:
         )
     total = past.full_seen + length
     check_attention_mask(inputs.get("attention_mask"), rows, total)
-    check_columns(inputs, rows, length, total)
+    check_columns(inputs, adapter, rows, length, total)
 
 
 def check_logits_to_keep(
@@ -132,7 +159,7 @@ def check_logits_to_keep(
         ValueError: the last columns asked for are not the last columns of a pruned prompt.
     """
     wanted = as_int(inputs.get("logits_to_keep")) or 0
-    dropped = sum(counts) < len(counts) * images.tokens_per_image
+    dropped = sum(counts) < sum(images.counts)
     if dropped and wanted > images.text_tail:
         raise ValueError(
             f"logits_to_keep is {wanted}, but only the last {images.text_tail} columns are those "
@@ -148,6 +175,8 @@ def prune_prompt(
     past: CachedPast,
     *,
     embed: torch.nn.Module,
+    positions: torch.Tensor,
+    visual_arguments: Sequence[str],
     text_config: Any,
     packed: torch.Tensor | None,
     repeats: int,
@@ -155,9 +184,10 @@ def prune_prompt(
 ) -> PrunedPrompt:
     """Forward arguments without the dropped columns. ``inputs`` is left as it is.
 
+    ``positions`` [..., 1 or rows, columns] are those of the prompts, given or counted.
     ``packed`` [rows, columns] numbers the samples that a row holds, None where it holds one.
     """
-    indices = kept.indices.to(images.is_placeholder.device)
+    indices = kept.indices.to(images.tokens.device)
     # Who asks for the last columns counts padding, which then stays.
     layout = prune_columns(
         images, indices, kept.counts, keep_right=bool(inputs.get("logits_to_keep"))
@@ -165,14 +195,11 @@ def prune_prompt(
     rows_layout = layout.repeat(repeats)
     _, length, _ = input_shape(inputs)
 
-    positions = inputs.get("position_ids")
-    if positions is None:  # as the language model would count
-        positions = torch.arange(length, device=layout.source.device)[None] + past.full_seen
-
     embeds = _prune_embeds(inputs, rows_layout, embed)
-    features = kept.flat_features().to(embeds.device, embeds.dtype).split(list(kept.counts))
-    features = _repeat_per_prompt(features, images.per_prompt, repeats)
-    visual = rows_layout.is_visual[..., None].to(embeds.device)
+    features = kept.flat(kept.features).to(embeds.device, embeds.dtype)
+    rows = feature_rows(images, indices.to(embeds.device), kept.counts)
+    is_visual, at = columns_with_features(layout.tokens.to(embeds.device), rows, repeats)
+    embeds = torch.where(is_visual, features[at], embeds)
     mask = prune_mask(inputs.get("attention_mask"), rows_layout, past, past.full_seen + length)
     renumbering = None
     if compact:
@@ -195,14 +222,23 @@ def prune_prompt(
         **attention,
         **prune_labels(inputs, rows_layout),
         **prune_token_types(inputs, rows_layout),
-        "inputs_embeds": embeds.masked_scatter(visual, torch.cat(features)),
+        "inputs_embeds": embeds,
         "position_ids": _prune_positions(positions, rows_layout, past, compact),
     }
     if inputs.get("logits_to_keep") is not None:
         pruned["logits_to_keep"] = as_int(inputs["logits_to_keep"])
-    for spent in ("input_ids", "pixel_values", "cache_position"):  # no release reads the last
+    # No release reads the cache's position.
+    for spent in ("input_ids", *visual_arguments, "cache_position"):
         pruned.pop(spent, None)
-    return PrunedPrompt(pruned, layout, history, rows_layout, features)
+    by_image = features.split(list(kept.counts))
+    by_row = [
+        by_image[image]
+        for row in range(len(images.spans))
+        for _ in range(repeats)
+        for image, in_row in enumerate(images.rows)
+        if in_row == row
+    ]
+    return PrunedPrompt(pruned, layout, history, rows_layout, by_row)
 
 
 def _prune_embeds(
@@ -218,7 +254,8 @@ def _prune_positions(
     position_ids: torch.Tensor, layout: PrunedLayout, past: CachedPast, compact: bool
 ) -> torch.Tensor:
     rows, device = layout.source.shape[0], layout.source.device
-    position_ids = past.history.positions(position_ids.to(device)).expand(rows, -1)
+    position_ids = past.history.positions(position_ids.to(device))
+    position_ids = position_ids.expand(*position_ids.shape[:-2], rows, -1)
     positions = layout.take(position_ids)
     return positions - layout.dropped_before if compact else positions
 
@@ -258,13 +295,29 @@ def check_attention_mask(attention_mask: Any, rows: int, columns: int) -> None:
         )
 
 
-def _repeat_per_prompt(
-    features: Sequence[torch.Tensor], per_prompt: tuple[int, ...], repeats: int
-) -> list[torch.Tensor]:
-    """The images in the order of the rows, whose prompts' images come ``repeats`` times."""
-    repeated: list[torch.Tensor] = []
-    image = 0
-    for in_prompt in per_prompt:
-        repeated += list(features[image : image + in_prompt]) * repeats
-        image += in_prompt
-    return repeated
+def feature_rows(
+    images: PromptImages, indices: torch.Tensor, counts: Sequence[int]
+) -> torch.Tensor:
+    """[visual tokens + 1]: from a token's number to its row in ``KeptTokens.flat``, if it is kept.
+
+    ``indices`` [images, R] are among an image's tokens, -1 for none; ``counts`` of them count.
+    """
+    device, total = indices.device, sum(images.counts)
+    starts = upload(images.starts, device)[:, None]
+    numbers = torch.where(indices < 0, total, indices + starts).flatten()
+    firsts = [0, *accumulate(counts)][: len(counts)]
+    rows = torch.arange(indices.shape[1], device=device) + upload(firsts, device)[:, None]
+    place = torch.zeros(total + 1, dtype=torch.int64, device=device)
+    return place.scatter_(0, numbers, rows.flatten())
+
+
+def columns_with_features(
+    tokens: torch.Tensor, feature_rows: torch.Tensor, repeats: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which columns hold visual tokens [rows, columns, 1], and the rows of their features.
+
+    ``tokens`` [prompts, columns] is a ``PrunedLayout``'s.
+    """
+    if repeats > 1:
+        tokens = tokens.repeat_interleave(repeats, dim=0)
+    return (tokens >= 0)[..., None], feature_rows[tokens.clamp_min(0)]

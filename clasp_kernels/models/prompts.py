@@ -44,7 +44,8 @@ class PromptCategories:
     profile: Profile
     router: RouterLike
     tokenizer: Any | None
-    image_token_id: int
+    token_ids: tuple[int, ...]
+    """Of the placeholders, which are no words."""
     warned: bool = False
     """Whether it was said that prompts cannot be read."""
 
@@ -101,7 +102,9 @@ class PromptCategories:
         return tuple(categories)
 
     def _texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[str]:
-        wanted = input_ids != self.image_token_id
+        wanted = torch.ones_like(input_ids, dtype=torch.bool)
+        for token_id in self.token_ids:
+            wanted &= input_ids != token_id
         if attention_mask is not None:
             wanted &= attention_mask[:, -input_ids.shape[1] :].to(wanted.device).bool()
         # Special tokens stay: routers tell turns apart by them.

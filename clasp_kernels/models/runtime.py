@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from clasp_kernels._warn import warn_caller
-from clasp_kernels.models.columns import LABELS, with_loss
+from clasp_kernels.models.columns import LABELS, with_loss, with_types_of_drafts
 from clasp_kernels.models.compat import (
     by_name,
     cache_bytes,
@@ -51,7 +51,6 @@ from clasp_kernels.models.masking import check_window, find_packed, masks_of_lay
 from clasp_kernels.models.patching import Replacement
 from clasp_kernels.models.prefill import (
     check_attention_mask,
-    check_images,
     check_inputs,
     check_logits_to_keep,
     find_images,
@@ -98,8 +97,10 @@ class ClaspRuntime:
         self._selector = selector
         self._prompt_categories = prompt_categories
         self._compact = compact_positions
-        #: Where tokens are dropped inside the decoder, None where they are not.
-        self.seam = DecoderSeam(model, selector.stages) if selector.stages else None
+        #: Where the decoder's layers are told what to drop or add, None where they need not be.
+        self.seam = None
+        if selector.stages or self.adapter.deeper_layers:
+            self.seam = DecoderSeam(model, selector.stages)
         self._static_lengths = StaticLengths()
         self._named = tuple(method_signature(model, "forward").parameters)
         self._forward_signature = _with_our_keywords(method_signature(model, "forward"))
@@ -151,7 +152,7 @@ class ClaspRuntime:
         arguments = canonical_cache(by_name(self._generate_signature, args, kwargs))
         drafts = getattr(arguments.get("generation_config"), "is_assistant", False)
         has_images = (
-            arguments.get("pixel_values") is not None
+            self._has_pixels(arguments)
             or arguments.get(GENERATION) is not None
             or encoded_images(arguments)
         )
@@ -165,17 +166,21 @@ class ClaspRuntime:
         refuse_encoded_images(arguments)
         refuse_chunks(model, arguments, has_images)
         categories = arguments.pop("categories", None)
-        pixel_values = arguments.pop("pixel_values", None)
-        if pixel_values is not None or PrunedHistory.of(arguments.get("cache")):
+        visuals = self._visuals(arguments)
+        for name in self.adapter.pixel_arguments:
+            arguments.pop(name, None)
+        if visuals or PrunedHistory.of(arguments.get("cache")):
             self._check_length(arguments)
-        if pixel_values is not None:
-            check_images(pixel_values)
+        if self.adapter.position_axes:
+            self._settle_positions(model, arguments, visuals)
+        if visuals:
+            self.adapter.groups(visuals)  # which checks them
             check_generate(model, arguments)
             self.adapter.check_call(model, arguments)
             check_forward(model)
             _, columns = prompt_shape(arguments)
             settled = self._settle(arguments, categories)
-            generation = Generation(pixel_values, settled, columns)
+            generation = Generation(visuals, settled, columns)
             arguments[GENERATION] = generation
             if arguments.get("assistant_model") is not None:
                 arguments["assistant_model"] = ImageDrafter(
@@ -186,6 +191,42 @@ class ClaspRuntime:
         if arguments.get(GENERATION) is not None:
             arguments[GENERATION].check_reached()
         return answer
+
+    def _settle_positions(
+        self, model: Any, arguments: dict[str, Any], visuals: dict[str, Any]
+    ) -> None:
+        """See that positions which depend on images are made right, before any are made.
+
+        Raises:
+            ValueError: images and placeholders do not match, or images come in a later turn.
+        """
+        past = CachedPast.of(arguments.get("cache"))
+        if not past.seen and visuals:
+            prompt = {**arguments, **visuals, "input_ids": prompt_ids(arguments)}
+            find_images(self.adapter, model.get_input_embeddings(), prompt, 1)
+        if not past.history:
+            return
+        if visuals and arguments.get("position_ids") is None:
+            raise ValueError(
+                "position_ids must be given where a later turn has images of its own, as where "
+                "they stand depends on all images before"
+            )
+        kinds = arguments.get("mm_token_type_ids")
+        if kinds is not None and kinds.shape[1] > past.full_seen:
+            # Those of images that the cache has seen would be taken for new ones, as it is short.
+            kinds = kinds.clone()
+            kinds[:, : past.full_seen] = 0
+            arguments["mm_token_type_ids"] = kinds
+
+    def _has_pixels(self, arguments: Mapping[str, Any]) -> bool:
+        return any(arguments.get(name) is not None for name in self.adapter.pixel_arguments)
+
+    def _visuals(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What arguments hold of images and videos; nothing where there are no pixels."""
+        if not self._has_pixels(arguments):
+            return {}
+        names = self.adapter.visual_arguments
+        return {name: arguments[name] for name in names if arguments.get(name) is not None}
 
     def _check_length(self, arguments: Mapping[str, Any]) -> None:
         """Refuse, before anything runs, an answer that was asked for past a sliding window.
@@ -215,7 +256,7 @@ class ClaspRuntime:
         kwargs = canonical_cache(by_name(self._prepare_signature, args, kwargs))
         input_ids: torch.Tensor = kwargs.pop("input_ids")
         generation: Generation | None = kwargs.pop(GENERATION, None)
-        has_images = generation is not None or kwargs.get("pixel_values") is not None
+        has_images = generation is not None or self._has_pixels(kwargs)
         first = bool(kwargs.get("is_first_iteration", False))
         embeds = kwargs.get("inputs_embeds") if first else None
         length = input_ids.shape[1] if embeds is None else embeds.shape[1]
@@ -289,20 +330,23 @@ class ClaspRuntime:
                 return original(*args, **kwargs)
         generation: Generation | None = kwargs.pop(GENERATION, None)
         given = by_name(self._forward_signature, args, kwargs)
-        if generation is None and given.get("pixel_values") is None and has_foreign_cache(given):
+        if generation is None and not self._has_pixels(given) and has_foreign_cache(given):
             return original(*args, **kwargs)  # releases give it other names than ours
         inputs = canonical_cache(given)
         refuse_encoded_images(inputs)
         categories = inputs.pop("categories", None)
         if generation is not None:
             generation.reached = True
-            rows, _, device = input_shape(inputs)
-            inputs["pixel_values"] = generation.pixel_values.to(device)
+            rows, length, device = input_shape(inputs)
+            for name, value in generation.visuals.items():
+                is_tensor = isinstance(value, torch.Tensor)
+                inputs[name] = value.to(device) if is_tensor else value
             repeats = generation.repeats(rows)
             names = generation.categories
             appended = generation.appended
+            inputs = with_types_of_drafts(inputs, length, appended)
             return self._prune_and_forward(model, original, inputs, names, repeats, appended)
-        if inputs.get("pixel_values") is not None:
+        if self._has_pixels(inputs):
             return self._prune_and_forward(model, original, inputs, categories)
         past = CachedPast.of(inputs.get("cache"))
         if past.history:
@@ -326,7 +370,7 @@ class ClaspRuntime:
         inputs["attention_mask"] = past.mask(inputs.get("attention_mask"), total, rows)
         positions = inputs.get("position_ids")
         if positions is None:
-            positions = torch.arange(past.full_seen, total, device=device)[None]
+            positions = self.adapter.later_positions(model, past.full_seen, length, rows).to(device)
         inputs["position_ids"] = past.history.positions(positions)
 
     def _warn_of_training(self, model: Any) -> None:
@@ -358,7 +402,7 @@ class ClaspRuntime:
 
     def _check_placeholders(self, input_ids: torch.Tensor, past: CachedPast) -> None:
         new = input_ids[:, past.seen :] if input_ids.shape[1] > past.seen else input_ids
-        if (new == self.adapter.image_token_id).any():
+        if any((new == token_id).any() for token_id in self.adapter.token_ids):
             raise ValueError(
                 f"input_ids has image placeholders past the {past.seen} columns that "
                 f"past_key_values holds, but there are no images. {_LOST}"
@@ -386,10 +430,9 @@ class ClaspRuntime:
                 "settled for each prompt anew; remove() the handle, or export the ops"
             )
         rows, length, _ = input_shape(inputs)
-        check_images(inputs["pixel_values"])
         past = CachedPast.of(inputs.get("cache"))
         self.adapter.check_call(model, inputs)
-        check_inputs(inputs, past)
+        check_inputs(inputs, self.adapter, past)
         check_weights(model)
         self._check_stages(past)
         if self.seam is not None:
@@ -409,13 +452,17 @@ class ClaspRuntime:
             inputs,
             rows=rows,
             compact=self._compact,
-            staged=self.seam is not None,
+            staged=bool(self._selector.stages),
         )
-        image_categories = [names[row] for row in images.image_rows]
+        image_categories = [names[row] for row in images.rows]
         if not generates:  # which asks for the last there is
-            counts = self._selector.counts(max(self._selector.schedule.layers), image_categories)
+            last = max(self._selector.schedule.layers)
+            counts = self._selector.counts(last, image_categories, images.counts)
             check_logits_to_keep(inputs, images, counts)
-        kept = self._selector.select(model, inputs["pixel_values"], image_categories)
+        kept = self._selector.select(model, inputs, image_categories)
+        positions = inputs.get("position_ids")
+        if positions is None:
+            positions = self.adapter.positions(model, inputs, past.full_seen)
         return_dict = inputs.pop("return_dict", None)
         prompt = prune_prompt(
             inputs,
@@ -423,6 +470,8 @@ class ClaspRuntime:
             kept,
             past,
             embed=embed,
+            positions=positions,
+            visual_arguments=self.adapter.visual_arguments,
             text_config=text_config,
             packed=packed,
             repeats=repeats,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from clasp_kernels import (
     Selection,
-    attention_salience,
     fuse_layers,
     gather_tokens,
     merge_tokens,
@@ -36,6 +36,8 @@ class KeptTokens:
     """How many of each image."""
     is_pivot: torch.Tensor | None
     """[images, R] bool, aligned with ``indices``; None where nothing was pruned yet."""
+    deeper: tuple[torch.Tensor, ...]
+    """[images, R, text width] each: what is added to them once each of the first layers has run."""
     fused: torch.Tensor | None
     """[images, N, D]: the fused vision features, where a later stage completes by them."""
     vision_stopwatch: Stopwatch
@@ -48,17 +50,17 @@ class KeptTokens:
             layer=None,
             indices=self.indices,
             is_pivot=self.is_pivot,
-            tokens_before=images.tokens_per_image,
+            tokens_before=max(images.counts),
             tokens_after=self.indices.shape[1],
             counts=self.counts,
             columns=layout.columns,
             stopwatch=self.selection_stopwatch,
         )
 
-    def flat_features(self) -> torch.Tensor:
-        """[sum of counts, text width]: every kept token, image after image."""
-        images, width, _ = self.features.shape
-        flat = self.features.reshape(images * width, -1)
+    def flat(self, features: torch.Tensor) -> torch.Tensor:
+        """[sum of counts, text width]: of every kept token, image after image."""
+        images, width, _ = features.shape
+        flat = features.reshape(images * width, -1)
         if all(count == width for count in self.counts):
             return flat
         rows = [
@@ -88,14 +90,21 @@ class TokenSelector:
         """After how many decoder layers tokens are dropped inside it."""
         return tuple(layer for layer in self.schedule.layers if layer > 0)
 
-    def counts(self, layer: int, categories: Sequence[str]) -> tuple[int, ...]:
-        """Tokens kept of an image of each category once so many decoder layers have run."""
-        limit = self.adapter.tokens_per_image
-        counts = [limit] * len(categories)
-        for stage, wanted in self.schedule.counts(limit):
-            if stage <= layer:
-                scaled = (self.profile.budget(name, wanted) for name in categories)
-                counts = [min(count, new) for count, new in zip(counts, scaled, strict=True)]
+    def counts(
+        self, layer: int, categories: Sequence[str], tokens: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Tokens kept of each image once so many decoder layers have run.
+
+        Of images of these ``categories``, which had ``tokens``.
+        """
+        counts = []
+        for name, count in zip(categories, tokens, strict=True):
+            left = count
+            for stage, wanted in self.schedule.stages:
+                if stage <= layer:
+                    share = wanted * count if isinstance(wanted, float) else wanted
+                    left = min(left, self.profile.budget(name, share))
+            counts.append(left)
         return tuple(counts)
 
     def dropped(
@@ -105,21 +114,30 @@ class TokenSelector:
 
         ``categories`` has one for each image. Where ``keep_right``, padding on the right counts.
         """
-        columns = images.is_placeholder.shape[1]
-        return [
-            columns - images.pruned_width(self.counts(layer, categories), keep_right=keep_right)
+        widths = (
+            images.pruned_width(
+                self.counts(layer, categories, images.counts), keep_right=keep_right
+            )
             for layer in range(self.adapter.text_config.num_hidden_layers)
-        ]
+        )
+        return [images.columns - width for width in widths]
 
     def select(
-        self, model: Any, pixel_values: torch.Tensor, categories: Sequence[str]
+        self, model: Any, inputs: Mapping[str, Any], categories: Sequence[str]
     ) -> KeptTokens:
         """Encode the images, and keep the tokens that the schedule keeps before the decoder."""
-        counts = self.counts(0, categories)
         prunes = 0 in self.schedule.layers
-        with Stopwatch(pixel_values.device) as vision_stopwatch:
-            vision = self.adapter.encode(model, pixel_values)
-        device = vision.key.device
+        given = (inputs.get(name) for name in self.adapter.pixel_arguments)
+        device = next(pixels for pixels in given if pixels is not None).device
+        with Stopwatch(device) as vision_stopwatch:
+            vision = self.adapter.encode(model, inputs)
+        device = vision.features.device
+        counts = self.counts(0, categories, vision.counts)
+        most = max(vision.counts)
+        valid = None
+        if any(count < most for count in vision.counts):
+            token = torch.arange(most, device=device)
+            valid = token < upload(vision.counts, device)[:, None]
         with Stopwatch(device) as selection_stopwatch:
             fused = None
             if prunes or self.fuse_into == "projector" or self.completion_on == "fused":
@@ -129,29 +147,29 @@ class TokenSelector:
                     upload([self.profile.category_id(name) for name in categories], device),
                     normalize=self.profile.normalize,
                 )
-            tokens = vision.features
+            tokens, deeper = vision.features, tuple(vision.deeper)
             if self.fuse_into == "projector":
                 assert fused is not None
                 tokens = fused
             if prunes:
                 assert fused is not None
-                salience = attention_salience(
-                    vision.query, vision.key, scale=vision.scale, key_range=vision.key_range
-                )
-                selection = self.choose(fused, salience, categories, counts)
+                selection = self.choose(fused, vision.salience(), categories, counts, valid)
                 indices, is_pivot = selection.indices, selection.is_pivot
                 if self.merge:
-                    tokens = merge_tokens(tokens, fused, indices)
+                    keep = partial(merge_tokens, features=fused, indices=indices, valid=valid)
                 else:
-                    tokens = gather_tokens(tokens, indices)
+                    keep = partial(gather_tokens, indices=indices)
+                tokens, *rest = map(keep, (tokens, *deeper))
+                deeper = tuple(rest)
             else:
-                every = torch.arange(self.adapter.tokens_per_image, device=device)
-                indices, is_pivot = every.expand(len(categories), -1), None
+                indices = torch.arange(most, device=device).expand(len(categories), -1)
+                indices, is_pivot = indices if valid is None else indices.where(valid, -1), None
         return KeptTokens(
             features=self.adapter.project(model, tokens),
             indices=indices,
             counts=counts,
             is_pivot=is_pivot,
+            deeper=deeper,
             fused=fused if self.stages and self.completion_on == "fused" else None,
             vision_stopwatch=vision_stopwatch,
             selection_stopwatch=selection_stopwatch,

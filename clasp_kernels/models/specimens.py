@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 IMAGE_TOKEN = 60
+VIDEO_TOKEN = 61
 PAD_TOKEN = 0
 VOCABULARY = 64
 
@@ -21,9 +22,16 @@ class Specimen:
     """A model; ``attn_implementation=`` names its attention."""
     images: Callable[[Any, int, torch.Generator], dict[str, torch.Tensor]]
     """What ``forward`` takes for so many random images, by argument."""
-    salience: Callable[[Any, dict[str, torch.Tensor], int], torch.Tensor]
+    salience: Callable[[Any, dict[str, torch.Tensor], int], torch.Tensor] | None
     """[images, N]: a reference for the scores, from the attentions that an eager model returns.
-    The last argument takes it from a layer so many layers before the right one."""
+    The last argument takes it from a layer so many layers before the right one. None where an
+    eager model returns none."""
+    around: Callable[[Any], tuple[list[int], list[int]]] = lambda config: ([], [])
+    """The tokens that stand before an image's and after them."""
+    columns: Callable[[Any, torch.Tensor], dict[str, torch.Tensor]] = lambda model, input_ids: {}
+    """What else forward takes, by column of a prompt."""
+    positions: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] | None = None
+    """The position ids of prompts, where they are not those of the columns that count."""
 
 
 def tiny_llava(
@@ -102,5 +110,141 @@ def _cls_attention(model: Any, images: dict[str, torch.Tensor], layers_before: i
     return layer.mean(1)[:, 0, 1:]
 
 
+_QWEN_VISION: dict[str, Any] = {
+    "num_heads": 4,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+_QWEN_TOKENS: dict[str, Any] = {
+    "image_token_id": IMAGE_TOKEN,
+    "video_token_id": VIDEO_TOKEN,
+    "vision_start_token_id": 62,
+    "vision_end_token_id": 63,
+}
+
+
+def _qwen_text(decoder_layers: int) -> dict[str, Any]:
+    return {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": decoder_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 512,
+        "pad_token_id": PAD_TOKEN,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [1, 1, 2],
+        },
+    }
+
+
+def tiny_qwen2_5_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """Images in patches of 4, windows of 16 pixels but for the last of three vision blocks."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 32,
+        "window_size": 16,
+        "fullatt_block_indexes": [0, 2],
+        **_QWEN_VISION,
+    }
+    config = Qwen2_5_VLConfig(
+        vision_config=vision, text_config=_qwen_text(decoder_layers), **_QWEN_TOKENS
+    )
+    return _with_visible_weights(Qwen2_5_VLForConditionalGeneration, config, attn_implementation)
+
+
+def tiny_qwen2_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """Images in patches of 4, three vision blocks."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    vision = {
+        "depth": 3,
+        "embed_dim": 32,
+        "hidden_size": 32,
+        "mlp_ratio": 2,
+        **_QWEN_VISION,
+    }
+    config = Qwen2VLConfig(
+        vision_config=vision, text_config=_qwen_text(decoder_layers), **_QWEN_TOKENS
+    )
+    return _with_visible_weights(Qwen2VLForConditionalGeneration, config, attn_implementation)
+
+
+def tiny_qwen3_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """Images in patches of 4; the first three of four vision blocks reach into the decoder."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    vision = {
+        "depth": 4,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": 32,
+        "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [0, 1, 2],
+        **_QWEN_VISION,
+    }
+    text = {**_qwen_text(decoder_layers), "head_dim": 8}
+    config = Qwen3VLConfig(vision_config=vision, text_config=text, **_QWEN_TOKENS)
+    return _with_visible_weights(Qwen3VLForConditionalGeneration, config, attn_implementation)
+
+
+def _patched_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Images of different sizes, as rows of patches."""
+    vision = model.config.vision_config
+    sizes = [(1, 8 + 4 * (number % 2), 8) for number in range(count)]
+    patches = sum(t * h * w for t, h, w in sizes)
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    return {
+        "pixel_values": torch.randn(patches, values, generator=generator, dtype=torch.float32),
+        "image_grid_thw": torch.tensor(sizes),
+    }
+
+
+def _kinds_of_tokens(model: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    is_image, is_video = (
+        (input_ids == token_id).int()
+        for token_id in (model.config.image_token_id, model.config.video_token_id)
+    )
+    return {"mm_token_type_ids": is_image + 2 * is_video}
+
+
+def _spatial_positions(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """[3, rows, columns]: frame, row and column of visual tokens."""
+    names = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids", "attention_mask")
+    given = {name: batch[name] for name in names if name in batch}
+    inner = model.model
+    deltas = inner.rope_deltas
+    positions: torch.Tensor
+    positions, _ = inner.get_rope_index(batch["input_ids"], **given)
+    inner.rope_deltas = deltas
+    return positions
+
+
+def _qwen(build: Callable[..., Any]) -> Specimen:
+    return Specimen(
+        build,
+        _patched_images,
+        None,
+        lambda config: ([config.vision_start_token_id], [config.vision_end_token_id]),
+        _kinds_of_tokens,
+        _spatial_positions,
+    )
+
+
 #: By ``config.model_type``, one for each that ``apply_clasp`` takes.
-SPECIMENS: dict[str, Specimen] = {"llava": Specimen(tiny_llava, _square_images, _cls_attention)}
+SPECIMENS: dict[str, Specimen] = {
+    "llava": Specimen(tiny_llava, _square_images, _cls_attention),
+    "qwen2_5_vl": _qwen(tiny_qwen2_5_vl),
+    "qwen2_vl": _qwen(tiny_qwen2_vl),
+    "qwen3_vl": _qwen(tiny_qwen3_vl),
+}

@@ -1,9 +1,10 @@
-"""One prefill whose tokens are dropped between decoder layers.
+"""One prefill whose tokens are dropped, or added to, between decoder layers.
 
 The layers from one stage to the next make a segment: all of them hold the same columns. On entering
 a segment, hidden states lose the columns that were dropped; position embeddings, positions and mask
 are replaced in each of its layers. Positions stay what they were. What a segment keeps is settled
-once: where gradient checkpointing runs layers again, they get the same columns.
+once: where gradient checkpointing runs layers again, they get the same columns. What is added to
+the hidden states of tokens after a layer follows those that are left there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.instruction import InstructionRows, instruction_salience
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.masking import FLASH_LENGTHS, flash_lengths, prune_mask
+from clasp_kernels.models.prefill import columns_with_features, feature_rows
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.selection import KeptTokens, TokenSelector
 from clasp_kernels.models.stopwatch import Stopwatch
@@ -100,6 +102,11 @@ class StagedPrefill:
         self._images = images
         self._categories = categories
         self._fused = kept.fused
+        self._deeper = [kept.flat(features) for features in kept.deeper]
+        self._feature_rows: torch.Tensor | None = None
+        if kept.deeper:
+            self._feature_rows = feature_rows(images, kept.indices, kept.counts)
+        self._added: set[int] = set()
         self._past = past
         self._attention_mask = attention_mask
         self._repeats = repeats
@@ -110,6 +117,7 @@ class StagedPrefill:
         self._layers = {
             first: range(first, stop) for first, stop in pairwise([*boundaries, seam.num_layers])
         }
+        self._num_layers = seam.num_layers
         mask = history.attention_mask
         self._segments = [_Segment(0, layout, kept.indices, kept.counts, mask, history)]
         self._attention: CapturedAttention | None = None
@@ -117,7 +125,7 @@ class StagedPrefill:
 
     @property
     def _columns(self) -> int:
-        return self._images.is_placeholder.shape[1]
+        return self._images.columns
 
     @property
     def layout(self) -> PrunedLayout:
@@ -132,8 +140,16 @@ class StagedPrefill:
             RuntimeError: a layer has not seen the prompt.
         """
         first, *deeper = self._segments
+        problem = ""
         if len(self._segments) < len(self._layers):
-            raise RuntimeError(_REPLACED_LAYER)
+            problem = "what to prune, so tokens were kept that should have been dropped"
+        elif len(self._added) < min(len(self._deeper), self._num_layers):
+            problem = "what to add to visual tokens, which so lacked features of the vision tower"
+        if problem:
+            raise RuntimeError(
+                f"the decoder's layers were not told {problem}: a layer or its forward was "
+                f"replaced after apply_clasp; undo that, or remove() the handle and apply again"
+            )
         return first.history.with_deeper((segment.first, segment.history) for segment in deeper)
 
     def wants_attention(self, layer: int) -> bool:
@@ -167,6 +183,18 @@ class StagedPrefill:
         for name, value in segment.lengths.items():
             inner[name] = value.to(device) if isinstance(value, torch.Tensor) else value
         return inner
+
+    def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        if layer >= len(self._deeper):
+            return hidden
+        assert self._feature_rows is not None
+        tokens, rows = self._segment_of(layer).layout.tokens, self._feature_rows
+        is_visual, at = columns_with_features(
+            tokens.to(hidden.device), rows.to(hidden.device), self._repeats
+        )
+        self._added.add(layer)
+        features = self._deeper[layer].to(hidden.device, hidden.dtype)
+        return torch.where(is_visual, hidden + features[at], hidden)
 
     def _segment_of(self, layer: int) -> _Segment:
         return next(segment for segment in reversed(self._segments) if segment.first <= layer)
@@ -249,7 +277,7 @@ class StagedPrefill:
         if attention is None:
             raise RuntimeError(_REPLACED_LAYER)
         images, repeats = self._images, self._repeats
-        counts = self._selector.counts(layer, self._categories)
+        counts = self._selector.counts(layer, self._categories, images.counts)
         with Stopwatch(hidden.device) as stopwatch:
             attention = attention.every(repeats)
             mask = before.mask
@@ -260,7 +288,7 @@ class StagedPrefill:
                 None if mask is None else mask[::repeats].bool(),
             )
             scores = salience.flatten().to(hidden.device)
-            slots, valid = _slots(before, hidden.device)
+            slots, valid = _slots(before, images, hidden.device)
             if self._fused is None:
                 features = hidden[::repeats].flatten(0, 1)[slots]
             else:
@@ -273,7 +301,7 @@ class StagedPrefill:
             indices = before.indices.gather(1, chosen.clamp_min(0)).masked_fill(chosen < 0, -1)
         layout = prune_columns(
             images,
-            indices.to(images.is_placeholder.device),
+            indices.to(images.tokens.device),
             counts,
             keep_right=before.layout.keeps_right,
         )
@@ -304,21 +332,19 @@ class StagedPrefill:
         return InstructionRows(tuple(stops), tuple(counts))
 
 
-def _slots(segment: _Segment, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _slots(
+    segment: _Segment, images: PromptImages, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Where each image's remaining tokens are among the columns of all prompts, row after row.
 
     [images, R] each: the places, and which of them are tokens; None if all are.
     """
-    layout, counts = segment.layout, segment.counts
-    total, width = sum(counts), segment.indices.shape[1]
-    is_visual = layout.is_visual.flatten().to(device)
-    # Row-major order over visual columns is image after image. What is none goes past the end.
-    rank = torch.where(is_visual, is_visual.cumsum(0) - 1, total)
+    total, width = sum(images.counts), segment.indices.shape[1]
+    tokens = segment.layout.tokens.flatten().to(device)
+    # What is no token, -1, goes past the last.
     places = torch.zeros(total + 1, dtype=torch.int64, device=device)
-    places.scatter_(0, rank, torch.arange(len(rank), device=device))
-    starts = [sum(counts[:image]) for image in range(len(counts))]
-    token = torch.arange(width, device=device)
-    slots = places[(upload(starts, device)[:, None] + token).clamp_max(total)]
-    if all(count == width for count in counts):
-        return slots, None
-    return slots, token < upload(counts, device)[:, None]
+    numbers = torch.where(tokens < 0, total, tokens)
+    places.scatter_(0, numbers, torch.arange(len(tokens), device=device))
+    indices = segment.indices.to(device)
+    slots = places[indices.clamp_min(0) + upload(images.starts, device)[:, None]]
+    return slots, None if all(count == width for count in segment.counts) else indices >= 0

@@ -175,6 +175,8 @@ def _check_families(families: list[str], device: torch.device) -> list[Check]:
                 ("salience", compare_salience),
                 ("stages, salience", compare_stage_salience),
             ):
+                if name == "salience" and SPECIMENS[family].salience is None:
+                    continue
                 compare = partial(compare_pivots, family, specimen, partial(build, "eager"))
                 checks.append(_run(family, name, attention, compare))
     return checks

@@ -195,19 +195,22 @@ class Schedule:
         seen = (tokens * (end - start) for (start, tokens), (end, _) in pairwise(steps))
         return sum(seen) / num_layers
 
-    def check_fits(self, num_tokens: int, num_layers: int) -> None:
+    def check_fits(self, num_tokens: int | None, num_layers: int) -> None:
         """Refuse a model and image size that the schedule is not for, with a ValueError.
 
         Each stage needs a decoder layer after it, and a schedule that ``progressive`` solved has
         its mean only with the ``num_layers``, and for counts the ``num_tokens``, it was solved for.
+        None for ``num_tokens`` stands for images that differ in them, whose means differ then.
 
         >>> Schedule({2: 128, 6: 64}).check_fits(num_tokens=576, num_layers=6)
         Traceback (most recent call last):
         ValueError: schedule 2:128,6:64 drops tokens once 6 decoder layers have run, but ...
         """
-        num_tokens = _integer("num_tokens", num_tokens, at_least=1)
         num_layers = _integer("num_layers", num_layers, at_least=1)
         tokens, layers = self._solved_for or (None, num_layers)
+        if num_tokens is None:
+            num_tokens = tokens or 1
+        num_tokens = _integer("num_tokens", num_tokens, at_least=1)
         if tokens is None and layers != num_layers:
             raise ValueError(
                 f"schedule was solved for {layers} decoder layers, but this model has "

@@ -6,7 +6,7 @@ every later one. Which tokens those are is read from the stages' ``indices`` alo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,23 +17,32 @@ from clasp_kernels.models import PrefillRecord
 
 
 def kept_in_layers(
-    model: Any, prompt: dict[str, torch.Tensor], record: PrefillRecord
+    model: Any,
+    prompt: dict[str, torch.Tensor],
+    record: PrefillRecord,
+    groups: Sequence[tuple[int, Sequence[int]]] | None = None,
 ) -> list[torch.Tensor]:
-    """[prompts, columns] bool for each decoder layer: the columns that are left in it."""
+    """[prompts, columns] bool for each decoder layer: the columns that are left in it.
+
+    ``groups`` has the placeholder of images, or of videos, and the tokens of each in the batch.
+    """
+    if groups is None:
+        images = int((prompt["input_ids"] == IMAGE_TOKEN).sum()) // TOKENS_PER_IMAGE
+        groups = [(IMAGE_TOKEN, [TOKENS_PER_IMAGE] * images)]
     input_ids = prompt["input_ids"]
     everything = prompt["attention_mask"].bool()
     by_stage = {0: everything}
     for stage in record.stages:
         kept = everything.clone()
-        image = 0
-        for row in range(len(input_ids)):
-            columns = (input_ids[row] == IMAGE_TOKEN).nonzero().flatten()
-            for start in range(0, len(columns), TOKENS_PER_IMAGE):
-                tokens = columns[start : start + TOKENS_PER_IMAGE]
-                chosen = stage.indices[image]
-                kept[row, tokens] = False
-                kept[row, tokens[chosen[chosen >= 0]]] = True
-                image += 1
+        chosen_of = iter(stage.indices)
+        for token_id, counts in groups:
+            places = (input_ids == token_id).nonzero()  # row after row
+            for tokens in places.split(list(counts)):
+                rows, columns = tokens.T
+                chosen = next(chosen_of)
+                kept[rows, columns] = False
+                chosen = chosen[chosen >= 0]
+                kept[rows[chosen], columns[chosen]] = True
         by_stage[stage.layer or 0] = kept
     layers = range(model.config.get_text_config().num_hidden_layers)
     return [by_stage[max(first for first in by_stage if first <= layer)] for layer in layers]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_llava import images, tiny_llava, tiny_profile
 
-from clasp_kernels import attention_salience, fuse_layers
+from clasp_kernels import fuse_layers
 from clasp_kernels.models.adapter import VisionOutput
-from clasp_kernels.models.llava import LlavaAdapter
+from clasp_kernels.models.families.llava import LlavaAdapter
 from clasp_kernels.models.patching import AttributePatches
 from clasp_kernels.policy import Profile
 
@@ -20,7 +20,7 @@ def encode_with(model: Any, profile: Profile) -> VisionOutput:
     adapter = LlavaAdapter(model, profile, "selection")
     patches = AttributePatches(adapter.patches())
     try:
-        return adapter.encode(model, images(2))
+        return adapter.encode(model, {"pixel_values": images(2)})
     finally:
         patches.restore()
 
@@ -32,12 +32,6 @@ def encode(profile: Profile, **config: object) -> tuple[VisionOutput, torch.Tens
     model.set_attn_implementation("eager")
     attentions = model.model.vision_tower(images(2), output_attentions=True).attentions
     return vision, torch.stack(attentions)
-
-
-def salience(vision: VisionOutput) -> torch.Tensor:
-    return attention_salience(
-        vision.query, vision.key, scale=vision.scale, key_range=vision.key_range
-    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +51,7 @@ def test_salience_is_the_cls_attention_averaged_over_heads(
     profile = tiny_profile(salience_layer=salience_layer)
     vision, attentions = encode(profile, vision_feature_layer=feature_layer)
     cls_attention = attentions[expected].mean(1)[:, 0, 1:]
-    torch.testing.assert_close(salience(vision), cls_attention, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(vision.salience(), cls_attention, atol=1e-6, rtol=1e-5)
     assert cls_attention.std() > 1e-4  # flat attention would match anything
 
 
@@ -65,7 +59,7 @@ def test_with_the_cls_token_as_a_visual_token() -> None:
     vision, attentions = encode(tiny_profile(), vision_feature_select_strategy="full")
     assert vision.features.shape[1] == 37
     cls_attention = attentions[3].mean(1)[:, 0]
-    torch.testing.assert_close(salience(vision), cls_attention, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(vision.salience(), cls_attention, atol=1e-6, rtol=1e-5)
 
 
 def test_features_are_what_the_unpruned_model_projects() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,11 +13,19 @@ import transformers
 from tiny_llava import tiny_llava, tiny_profile
 from transformers import LlavaForConditionalGeneration
 
-from clasp_kernels.models import Verification, apply, apply_clasp, oracle, verification, verify
+from clasp_kernels.models import (
+    Verification,
+    apply,
+    apply_clasp,
+    families,
+    oracle,
+    verification,
+    verify,
+)
 from clasp_kernels.models.adapter import VisionOutput
+from clasp_kernels.models.families.llava import LlavaAdapter
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import PrunedLayout
-from clasp_kernels.models.llava import LlavaAdapter
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.models.specimens import Specimen
 
@@ -60,23 +68,23 @@ class Reversed(LlavaAdapter):
 class NextLayer(LlavaAdapter):
     """Hands the projector another layer than it was trained on."""
 
-    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
-        vision = super().encode(model, pixel_values)
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
+        vision = super().encode(model, inputs)
         return VisionOutput(**{**vars(vision), "features": vision.fused_layers[-1]})
 
 
 class LastPatchScores(LlavaAdapter):
-    """Scores tokens by another row's attention; what is kept is still treated right."""
+    """Scores tokens by other tokens' attention; what is kept is still treated right."""
 
-    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
-        vision = super().encode(model, pixel_values)
-        return VisionOutput(**{**vars(vision), "query": vision.key[:, :, -1:]})
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
+        vision = super().encode(model, inputs)
+        return VisionOutput(**{**vars(vision), "salience": lambda: vision.salience().flip(1)})
 
 
 class Fails(LlavaAdapter):
     """Meets a tower that it does not know."""
 
-    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         raise AttributeError("CLIPEncoder has no attribute\nlayers")
 
 
@@ -97,8 +105,8 @@ SALIENCE = {"salience", "stages, salience"}
 def test_a_broken_adapter_fails(
     monkeypatch: pytest.MonkeyPatch, broken: type[LlavaAdapter], fails: set[str]
 ) -> None:
-    monkeypatch.setitem(apply._ADAPTERS, "llava", broken)
-    report = verify()
+    monkeypatch.setitem(families.ADAPTERS, "llava", broken)
+    report = verify(families=["llava"])
     assert not report.passed
     assert failed(report) == fails
     problems = {check.problem for check in report.checks if not check.passed}
@@ -169,7 +177,7 @@ def test_broken_pruning_fails(
     monkeypatch: pytest.MonkeyPatch, break_it: Callable[[pytest.MonkeyPatch], set[str]]
 ) -> None:
     fails = break_it(monkeypatch)
-    report = verify()
+    report = verify(families=["llava"])
     assert failed(report) - SALIENCE == fails
 
 
@@ -192,7 +200,7 @@ def test_a_check_that_could_not_fail_does_not_pass(monkeypatch: pytest.MonkeyPat
         "llava",
         Specimen(blind, specimen.images, specimen.salience),
     )
-    report = verify()
+    report = verify(families=["llava"])
     generated = [check for check in report.checks if check.name.startswith("generate")]
     assert generated and not any(check.passed for check in generated)
     assert all("nothing is proved" in check.problem for check in generated)
@@ -237,7 +245,7 @@ def test_low_precision_is_checked_in_float32_where_it_fits(
 
 def test_low_precision_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_free_memory", lambda device: 0.0)
-    monkeypatch.setitem(apply._ADAPTERS, "llava", Reversed)
+    monkeypatch.setitem(families.ADAPTERS, "llava", Reversed)
     assert failed(verify(tiny_llava().to(torch.bfloat16))) == ALL
 
 
@@ -270,8 +278,10 @@ def test_families_may_come_one_by_one() -> None:
 
 def test_too_many_tokens_kept_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Right logits are not all: the budget is what the user asked for."""
-    monkeypatch.setattr(TokenSelector, "counts", lambda self, layer, names: (35,) * len(names))
-    report = verify()
+    monkeypatch.setattr(
+        TokenSelector, "counts", lambda self, layer, names, tokens: (35,) * len(names)
+    )
+    report = verify(families=["llava"])
     assert failed(report) >= ALL
     assert any("tokens were kept of the images" in check.problem for check in report.checks)
 

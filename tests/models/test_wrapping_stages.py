@@ -36,6 +36,7 @@ GREEDY = {"max_new_tokens": 4, "suppress_tokens": [IMAGE_TOKEN], "do_sample": Fa
 LABELS = PROMPT["input_ids"].masked_fill(
     (PROMPT["input_ids"] == IMAGE_TOKEN) | (PROMPT["attention_mask"] == 0), -100
 )
+pytestmark = pytest.mark.deep
 before_and_after = pytest.mark.parametrize("patch_first", [True, False])
 
 
@@ -338,8 +339,8 @@ def decoder_by_method(model: Any) -> None:
     [
         (layers_by_method, True),
         (layers_replaced, False),
-        pytest.param(decoder_replaced, True, marks=pytest.mark.deep),
-        pytest.param(decoder_by_method, False, marks=pytest.mark.deep),
+        (decoder_replaced, True),
+        (decoder_by_method, False),
     ],
 )
 def test_compiled_layers_and_decoders(model: Any, compiles: Any, patch_first: bool) -> None:

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile, Router, TowerLayers
 
 CLIP, QWEN = (24, (-8, -6, -4, -2)), (32, (-7, -5, -3, -1))
+QWEN3 = (27, (-7, -5, -3, -1))
 # The vision tower that each bundled profile names: its depth, and the layers that are fused there.
 TOWERS = {
     "llava": CLIP,
     "llava_next": CLIP,
     "qwen2_5_vl": QWEN,
     "qwen2_vl": QWEN,
+    "qwen3_vl": QWEN3,
     "video_llava": CLIP,
 }
 FAMILIES = tuple(TOWERS)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from clasp_kernels.models.adapter import VisionOutput
+from clasp_kernels import attention_salience
+from clasp_kernels.models.adapter import VisionOutput, VisualGroup
 from clasp_kernels.models.capture import AttentionListener
 from clasp_kernels.models.compat import (
     attention_modules,
@@ -14,6 +16,7 @@ from clasp_kernels.models.compat import (
     is_overridden,
     require_parts,
 )
+from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
@@ -33,6 +36,11 @@ class LlavaAdapter:
     The CLS token scores the patches: its attention in one vision layer, averaged over heads.
     With ``vision_feature_select_strategy="full"`` the CLS token is itself a visual token.
     """
+
+    pixel_arguments: tuple[str, ...] = ("pixel_values",)
+    visual_arguments: tuple[str, ...] = ("pixel_values",)
+    position_axes: tuple[int, ...] = ()
+    deeper_layers: int = 0
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
         from transformers import LlavaForConditionalGeneration, LlavaModel
@@ -81,8 +89,8 @@ class LlavaAdapter:
             )
 
         self._first_token = 1 if self._strategy == "default" else 0  # 0: CLS is a token too
-        self.tokens_per_image = tokens_per_image(config)
-        self.image_token_id: int = config.image_token_id
+        self._tokens_per_image = tokens_per_image(config)
+        self.token_ids: tuple[int, ...] = (int(config.image_token_id),)
         self.text_config = config.get_text_config()
 
     def _salience_layer(self) -> int:
@@ -107,7 +115,27 @@ class LlavaAdapter:
     def patches(self) -> list[Patch]:
         return [self._listener.patch(self._attention)]
 
-    def check_call(self, model: Any, inputs: dict[str, Any]) -> None:
+    def tokens_per_image(self) -> int | None:
+        return self._tokens_per_image
+
+    def groups(self, inputs: Mapping[str, Any]) -> list[VisualGroup]:
+        pixels = inputs["pixel_values"]
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4:
+            is_tensor = isinstance(pixels, torch.Tensor)
+            got = list(pixels.shape) if is_tensor else type(pixels).__name__
+            raise TypeError(
+                f"pixel_values must be a tensor [images, channels, height, width], got {got}"
+            )
+        counts = (self._tokens_per_image,) * len(pixels)
+        return [VisualGroup("image", "pixel_values", self.token_ids[0], counts)]
+
+    def positions(self, model: Any, inputs: Mapping[str, Any], past: int) -> torch.Tensor:
+        return counted_positions(inputs, past)
+
+    def later_positions(self, model: Any, past: int, columns: int, rows: int) -> torch.Tensor:
+        return torch.arange(past, past + columns)[None]
+
+    def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
         for name, configured in (
             ("vision_feature_layer", self._feature_layer),
             ("vision_feature_select_strategy", self._strategy),
@@ -120,21 +148,21 @@ class LlavaAdapter:
                     f"{name} is {configured!r}, as the model's config had it when apply_clasp was "
                     f"called; got {value!r}: remove() the handle, set it there and apply again"
                 )
-        if model.config.image_token_id != self.image_token_id:
+        if model.config.image_token_id != self.token_ids[0]:
             raise ValueError(
                 f"config.image_token_id is {model.config.image_token_id}, but was "
-                f"{self.image_token_id} when apply_clasp was called: remove() the handle and apply "
+                f"{self.token_ids[0]} when apply_clasp was called: remove() the handle and apply "
                 f"again"
             )
         if inputs.get("image_sizes") is not None:
             raise ValueError("image_sizes is for vision towers that keep the image's own size")
 
     @torch.no_grad()  # the ops that follow record no graph either
-    def encode(self, model: Any, pixel_values: torch.Tensor) -> VisionOutput:
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         with self._listener.listen() as captured:
             # All hidden states: those that nobody selects may be None.
             tower = image_tower(model)  # asked for anew, as it may be wrapped or compiled later
-            outputs = tower(pixel_values, output_hidden_states=True, return_dict=True)
+            outputs = tower(inputs["pixel_values"], output_hidden_states=True, return_dict=True)
         states, query, key = outputs.hidden_states, captured.query, captured.key
         assert query is not None and key is not None and captured.scale is not None
         first = self._first_token
@@ -142,10 +170,13 @@ class LlavaAdapter:
         return VisionOutput(
             fused_layers=[states[index][:, first:] for index in self.layers.states],
             features=features[0] if len(features) == 1 else torch.cat(features, dim=-1),
-            query=query[:, :, :1],  # the CLS token's
-            key=key,
-            scale=captured.scale,
-            key_range=(first, key.shape[2]),
+            salience=lambda: attention_salience(
+                query[:, :, :1],  # the CLS token's
+                key,
+                scale=captured.scale,
+                key_range=(first, key.shape[2]),
+            ),
+            counts=(self._tokens_per_image,) * len(key),
         )
 
     def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,254 @@
+"""What families share that pack images of any size into one row, and merge neighbouring patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from clasp_kernels import attention_salience
+from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.capture import AttentionListener, CapturedAttention
+from clasp_kernels.models.compat import attention_modules, image_tower, is_overridden
+from clasp_kernels.models.families._positions import counted_positions
+from clasp_kernels.models.patching import Patch
+from clasp_kernels.policy import Profile
+
+# The pixels of images or videos, and what says how large each is.
+_KINDS = (
+    ("image", "pixel_values", "image_grid_thw"),
+    ("video", "pixel_values_videos", "video_grid_thw"),
+)
+
+
+class PackedAdapter:
+    """The Qwen-VL families.
+
+    There is no CLS token: a visual token's salience is the attention that its patches get from all
+    patches of its image, or its frame, in one block. What is fused is the mean of its patches. A
+    video is one pool of tokens, be its frames together in the prompt or between timestamps.
+    """
+
+    model_class: str
+    """The name of the family's class in transformers, and of the one inside it."""
+    inner_class: str
+    pixel_arguments: tuple[str, ...] = ("pixel_values", "pixel_values_videos")
+    visual_arguments: tuple[str, ...] = (*pixel_arguments, "image_grid_thw", "video_grid_thw")
+    position_axes: tuple[int, ...] = (3, 4)
+    deeper_layers: int = 0
+
+    def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
+        import transformers
+
+        config = model.config
+        if not isinstance(model, getattr(transformers, self.model_class)):
+            raise TypeError(
+                f"model must be a {self.model_class}, got {type(model).__name__}; of a model that "
+                f"is wrapped, give the inner one (model._orig_mod of torch.compile, "
+                f"model.get_base_model() of PEFT), best before wrapping it"
+            )
+        if fuse_into == "projector":
+            raise ValueError(
+                "fuse_into='projector' needs a projector that takes tokens one by one, but this "
+                "model merges 2 x 2 patches into one; use fuse_into='selection'"
+            )
+        vision = config.vision_config
+        self.layers = profile.for_tower(vision.depth)
+        attentions = attention_modules(image_tower(model), vision.depth)
+        wanted = vision.depth - 1
+        if self.layers.salience_layer is not None:
+            wanted = self.layers.salience_layer
+        self._attention = attentions[self.salience_layer(vision, wanted)]
+        self._listener = AttentionListener(self._attention)
+        inner, original = self.inner_model(model), getattr(transformers, self.inner_class)
+        for name in ("get_image_features", "get_video_features"):
+            if is_overridden(inner, name, original):
+                raise TypeError(
+                    f"{type(inner).__name__}.{name} is not {self.inner_class}'s, and pruning would "
+                    f"go past it: images are encoded by the vision tower alone"
+                )
+        self._side = int(vision.spatial_merge_size)
+        self._merged = self._side**2
+        self._tokens = (int(config.image_token_id), int(config.video_token_id))
+        self.token_ids: tuple[int, ...] = self._tokens
+        self.text_config = config.get_text_config()
+
+    def salience_layer(self, vision_config: Any, wanted: int) -> int:
+        """The block whose attention scores the tokens, where the profile wants that of one.
+
+        Raises:
+            ValueError: no block up to there can.
+        """
+        return wanted
+
+    def order(self, grid: torch.Tensor, vision_config: Any) -> torch.Tensor | None:
+        """The merged tokens in the order in which the tower works; None for their own."""
+        return None
+
+    def deeper(self, outputs: Any) -> Sequence[torch.Tensor]:
+        """What of the tower's outputs is ``VisionOutput.deeper``, [all tokens, text width] each."""
+        return ()
+
+    def inner_model(self, model: Any) -> Any:
+        import transformers
+
+        original = getattr(transformers, self.inner_class)
+        inside = model.base_model.modules()  # itself, or inside what it is wrapped in
+        return next(module for module in inside if isinstance(module, original))
+
+    def patches(self) -> list[Patch]:
+        return [self._listener.patch(self._attention)]
+
+    def tokens_per_image(self) -> int | None:
+        return None
+
+    def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        for name, before in zip(("image_token_id", "video_token_id"), self._tokens, strict=True):
+            if getattr(model.config, name) != before:
+                raise ValueError(
+                    f"config.{name} is {getattr(model.config, name)}, but was {before} when "
+                    f"apply_clasp was called: remove() the handle and apply again"
+                )
+
+    def groups(self, inputs: Mapping[str, Any]) -> list[VisualGroup]:
+        groups = []
+        for (kind, pixels, grid), token_id in zip(_KINDS, self._tokens, strict=True):
+            if inputs.get(pixels) is None:
+                continue
+            sizes = _grid_sizes(inputs, pixels, grid, self._side)
+            counts = tuple(t * h * w // self._merged for t, h, w in sizes)
+            groups.append(VisualGroup(kind, grid, token_id, counts))
+        return groups
+
+    @torch.no_grad()  # the ops that follow record no graph either
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
+        # Of each item: its features, each layer that is fused, and what is added deeper.
+        features: list[torch.Tensor] = []
+        states: list[list[torch.Tensor]] = []
+        deeper: list[list[torch.Tensor]] = []
+        attended: list[tuple[CapturedAttention, torch.Tensor | None, tuple[int, ...]]] = []
+        tower = image_tower(model)
+        for group, (_, pixels, grid) in zip(self.groups(inputs), self._given(inputs), strict=True):
+            values = inputs[pixels].to(_dtype(tower))
+            with self._listener.listen() as captured:
+                outputs = tower(
+                    values, grid_thw=inputs[grid], output_hidden_states=True, return_dict=True
+                )
+            # A tower with windows works in their order, and puts what it merged back.
+            order = self.order(inputs[grid], model.config.vision_config)
+            back = None if order is None else order.argsort().to(values.device)
+            merged = [
+                self._by_token(outputs.hidden_states[state], back).mean(1)
+                for state in self.layers.states
+            ]
+            features += outputs.pooler_output.split(group.counts)
+            states += _by_item(merged, group.counts)
+            deeper += _by_item(self.deeper(outputs), group.counts)
+            attended.append((captured, back, group.counts))
+
+        def salience() -> torch.Tensor:
+            scores: list[torch.Tensor] = []
+            for captured, back, counts in attended:
+                of_patches = [
+                    attention_salience(query, key, scale=captured.scale)[0]
+                    for query, key in captured.sequences()
+                ]
+                scores += self._by_token(torch.cat(of_patches), back).sum(1).split(counts)
+            return _padded(scores)
+
+        return VisionOutput(
+            fused_layers=[_padded(layer) for layer in zip(*states, strict=True)],
+            features=_padded(features),
+            salience=salience,
+            counts=tuple(len(item) for item in features),
+            deeper=[_padded(layer) for layer in zip(*deeper, strict=True)],
+        )
+
+    def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens
+
+    def positions(self, model: Any, inputs: Mapping[str, Any], past: int) -> torch.Tensor:
+        inner = self.inner_model(model)
+        kinds = inputs.get("mm_token_type_ids")
+        if inputs.get("input_ids") is None or kinds is None:
+            return counted_positions(inputs, past)  # as the model does, which then has no others
+        if past:
+            raise ValueError(
+                "position_ids must be given where a later turn has images of its own, as where "
+                "they stand depends on all images before"
+            )
+        names = [name for name in self.visual_arguments if name not in self.pixel_arguments]
+        positions, deltas = inner.get_rope_index(
+            inputs["input_ids"],
+            **{name: inputs.get(name) for name in names},
+            attention_mask=inputs.get("attention_mask"),
+            mm_token_type_ids=kinds,
+        )
+        inner.rope_deltas = deltas
+        return positions
+
+    def later_positions(self, model: Any, past: int, columns: int, rows: int) -> torch.Tensor:
+        positions = torch.arange(past, past + columns)[None]
+        deltas = self.inner_model(model).rope_deltas
+        if deltas is None:
+            return positions
+        deltas = deltas.repeat_interleave(rows // len(deltas), dim=0).cpu()
+        return (positions + deltas).expand(3, rows, columns)
+
+    def _by_token(self, patches: torch.Tensor, back: torch.Tensor | None) -> torch.Tensor:
+        """[tokens, patches of each, ...] of all patches, in the order of ``features``."""
+        tokens = patches.unflatten(0, (-1, self._merged))
+        return tokens if back is None else tokens[back]
+
+    def _given(self, inputs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+        return [kind for kind in _KINDS if inputs.get(kind[1]) is not None]
+
+
+def _grid_sizes(
+    inputs: Mapping[str, Any], pixels: str, grid: str, side: int
+) -> list[tuple[int, int, int]]:
+    """Frames, rows and columns of patches of each image. Waits for the device.
+
+    Raises:
+        ValueError, TypeError: there is no grid, or not that of the pixels, or one that cannot be
+            merged ``side`` x ``side``.
+    """
+    given, values = inputs.get(grid), inputs[pixels]
+    if not isinstance(given, torch.Tensor) or given.ndim != 2 or given.shape[1] != 3:
+        got = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise TypeError(
+            f"{grid} must be a tensor [images, 3] that says the size of each in {pixels}, got {got}"
+        )
+    if not isinstance(values, torch.Tensor) or values.ndim != 2:
+        got = list(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+        raise TypeError(f"{pixels} must be a tensor [patches, values of a patch], got {got}")
+    sizes = [(t, h, w) for t, h, w in given.tolist()]
+    for t, h, w in sizes:
+        if min(t, h, w) < 1 or h % side or w % side:
+            raise ValueError(
+                f"{grid} must have frames, rows and columns of patches, the latter two multiples "
+                f"of {side}, as {side} x {side} patches are merged, got {[t, h, w]}"
+            )
+    patches = sum(t * h * w for t, h, w in sizes)
+    if patches != len(values):
+        raise ValueError(f"{pixels} holds {len(values)} patches, but {grid} says {patches}")
+    return sizes
+
+
+def _by_item(layers: Sequence[torch.Tensor], counts: Sequence[int]) -> list[list[torch.Tensor]]:
+    """Each item's part of every layer, of [all tokens, ...]."""
+    parts = [layer.split(list(counts)) for layer in layers]
+    return [[part[number] for part in parts] for number in range(len(counts))]
+
+
+def _dtype(tower: Any) -> torch.dtype:
+    dtype: torch.dtype = next(tower.parameters()).dtype
+    return dtype
+
+
+def _padded(items: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[items, N, ...] of items [n, ...] that differ in length, zeros at their ends."""
+    if len({len(item) for item in items}) == 1:
+        return torch.stack(list(items))
+    return torch.nn.utils.rnn.pad_sequence(list(items), batch_first=True)
