@@ -18,6 +18,7 @@ from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from transformers import GenerationConfig, LlavaForConditionalGeneration
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.models import ClaspHandle, apply_clasp, remove_clasp
@@ -410,9 +411,15 @@ def test_what_cannot_be_traced_whole(model: LlavaForConditionalGeneration) -> No
 def test_continuous_batching_of_text() -> None:
     model = LlavaForConditionalGeneration.from_pretrained(tiny_vlm_path()).eval()
     config = GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    small = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=16)  # else all free memory
 
     def answers() -> list[Any]:
-        out = model.generate_batch([[1, 4, 5, 6]], generation_config=config, progress_bar=False)
+        out = model.generate_batch(
+            [[1, 4, 5, 6]],
+            generation_config=config,
+            continuous_batching_config=small,
+            progress_bar=False,
+        )
         return [answer.generated_tokens for answer in out.values()]
 
     expected = answers()
