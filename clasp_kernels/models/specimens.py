@@ -99,7 +99,9 @@ def _with_visible_weights(model_class: Any, config: Any, attn_implementation: st
 
 def _square_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     vision = model.config.vision_config
-    size = (count, vision.num_channels, vision.image_size, vision.image_size)
+    sides = vision.image_size
+    height, width = (sides, sides) if isinstance(sides, int) else sides
+    size = (count, vision.num_channels, height, width)
     return {"pixel_values": torch.randn(size, generator=generator, dtype=torch.float32)}
 
 
@@ -108,6 +110,56 @@ def _cls_attention(model: Any, images: dict[str, torch.Tensor], layers_before: i
     attentions = tower(images["pixel_values"], output_attentions=True).attentions
     layer: torch.Tensor = attentions[model.config.vision_feature_layer - layers_before]
     return layer.mean(1)[:, 0, 1:]
+
+
+def tiny_internvl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """Tiles of 6 x 6 patches and a CLS token, 9 visual tokens each; a Qwen2 as language model."""
+    from transformers import (
+        InternVLConfig,
+        InternVLForConditionalGeneration,
+        InternVLVisionConfig,
+        Qwen2Config,
+    )
+
+    vision = InternVLVisionConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        image_size=[24, 24],
+        patch_size=[4, 4],
+        layer_scale_init_value=1.0,  # else layers would hardly differ
+    )
+    text = Qwen2Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=decoder_layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=512,
+        pad_token_id=PAD_TOKEN,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
+    config = InternVLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE_TOKEN,
+        image_seq_length=9,
+        tie_word_embeddings=False,
+    )
+    return _with_visible_weights(InternVLForConditionalGeneration, config, attn_implementation)
+
+
+def _cls_attention_by_square(
+    model: Any, images: dict[str, torch.Tensor], layers_before: int
+) -> torch.Tensor:
+    """The CLS token's attention, summed over squares of patches, row after row."""
+    of_patches = _cls_attention(model, images, layers_before)
+    side, square = round(of_patches.shape[1] ** 0.5), int(1 / model.config.downsample_ratio)
+    rows = of_patches.unflatten(1, (side // square, square, side // square, square))
+    return rows.sum((2, 4)).flatten(1)
 
 
 _QWEN_VISION: dict[str, Any] = {
@@ -243,6 +295,7 @@ def _qwen(build: Callable[..., Any]) -> Specimen:
 
 #: By ``config.model_type``, one for each that ``apply_clasp`` takes.
 SPECIMENS: dict[str, Specimen] = {
+    "internvl": Specimen(tiny_internvl, _square_images, _cls_attention_by_square),
     "llava": Specimen(tiny_llava, _square_images, _cls_attention),
     "qwen2_5_vl": _qwen(tiny_qwen2_5_vl),
     "qwen2_vl": _qwen(tiny_qwen2_vl),

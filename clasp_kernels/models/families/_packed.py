@@ -11,6 +11,7 @@ from clasp_kernels import attention_salience
 from clasp_kernels.models.adapter import VisionOutput, VisualGroup
 from clasp_kernels.models.capture import AttentionListener, CapturedAttention
 from clasp_kernels.models.compat import attention_modules, image_tower, is_overridden
+from clasp_kernels.models.families._items import padded
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
@@ -155,14 +156,14 @@ class PackedAdapter:
                     for query, key in captured.sequences()
                 ]
                 scores += self._by_token(torch.cat(of_patches), back).sum(1).split(counts)
-            return _padded(scores)
+            return padded(scores)
 
         return VisionOutput(
-            fused_layers=[_padded(layer) for layer in zip(*states, strict=True)],
-            features=_padded(features),
+            fused_layers=[padded(layer) for layer in zip(*states, strict=True)],
+            features=padded(features),
             salience=salience,
             counts=tuple(len(item) for item in features),
-            deeper=[_padded(layer) for layer in zip(*deeper, strict=True)],
+            deeper=[padded(layer) for layer in zip(*deeper, strict=True)],
         )
 
     def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -245,10 +246,3 @@ def _by_item(layers: Sequence[torch.Tensor], counts: Sequence[int]) -> list[list
 def _dtype(tower: Any) -> torch.dtype:
     dtype: torch.dtype = next(tower.parameters()).dtype
     return dtype
-
-
-def _padded(items: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[items, N, ...] of items [n, ...] that differ in length, zeros at their ends."""
-    if len({len(item) for item in items}) == 1:
-        return torch.stack(list(items))
-    return torch.nn.utils.rnn.pad_sequence(list(items), batch_first=True)
