@@ -40,8 +40,8 @@ _REPLACED = ("hidden_states", "attention_mask", "cache", *FLASH_LENGTHS)
 
 
 _REPLACED_LAYER = (
-    "a decoder layer was not told what to prune, so its tokens cannot be dropped: it or its "
-    "forward was replaced after apply_clasp; undo that, or remove() the handle and apply again"
+    "a decoder layer was not told what to do with visual tokens, so they cannot be pruned: it or "
+    "its forward was replaced after apply_clasp; undo that, or remove() the handle and apply again"
 )
 
 
@@ -106,7 +106,6 @@ class StagedPrefill:
         self._feature_rows: torch.Tensor | None = None
         if kept.deeper:
             self._feature_rows = feature_rows(images, kept.indices, kept.counts)
-        self._added: set[int] = set()
         self._past = past
         self._attention_mask = attention_mask
         self._repeats = repeats
@@ -117,7 +116,6 @@ class StagedPrefill:
         self._layers = {
             first: range(first, stop) for first, stop in pairwise([*boundaries, seam.num_layers])
         }
-        self._num_layers = seam.num_layers
         mask = history.attention_mask
         self._segments = [_Segment(0, layout, kept.indices, kept.counts, mask, history)]
         self._attention: CapturedAttention | None = None
@@ -140,16 +138,9 @@ class StagedPrefill:
             RuntimeError: a layer has not seen the prompt.
         """
         first, *deeper = self._segments
-        problem = ""
-        if len(self._segments) < len(self._layers):
-            problem = "what to prune, so tokens were kept that should have been dropped"
-        elif len(self._added) < min(len(self._deeper), self._num_layers):
-            problem = "what to add to visual tokens, which so lacked features of the vision tower"
-        if problem:
-            raise RuntimeError(
-                f"the decoder's layers were not told {problem}: a layer or its forward was "
-                f"replaced after apply_clasp; undo that, or remove() the handle and apply again"
-            )
+        adding = range(min(len(self._deeper), self.seam.num_layers))
+        if len(self._segments) < len(self._layers) or not self._entered.issuperset(adding):
+            raise RuntimeError(_REPLACED_LAYER)
         return first.history.with_deeper((segment.first, segment.history) for segment in deeper)
 
     def wants_attention(self, layer: int) -> bool:
@@ -160,9 +151,9 @@ class StagedPrefill:
 
     @torch.compiler.disable  # what it settles is not for one graph
     def enter(self, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
-        if layer == 0:
+        if layer == 0 and len(self._layers) > 1:
             self._check(arguments)
-        elif layer - 1 not in self._entered:
+        if layer > 0 and layer - 1 not in self._entered:
             raise RuntimeError(_REPLACED_LAYER)
         self._entered.add(layer)
         segment = self._segment_of(layer)
@@ -184,6 +175,7 @@ class StagedPrefill:
             inner[name] = value.to(device) if isinstance(value, torch.Tensor) else value
         return inner
 
+    @torch.compiler.disable
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         if layer >= len(self._deeper):
             return hidden
@@ -192,7 +184,6 @@ class StagedPrefill:
         is_visual, at = columns_with_features(
             tokens.to(hidden.device), rows.to(hidden.device), self._repeats
         )
-        self._added.add(layer)
         features = self._deeper[layer].to(hidden.device, hidden.dtype)
         return torch.where(is_visual, hidden + features[at], hidden)
 
