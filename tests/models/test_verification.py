@@ -34,10 +34,11 @@ def failed(report: Verification) -> set[str]:
     return {check.name for check in report.checks if not check.passed}
 
 
-def test_every_family_passes_here() -> None:
-    report = verify()
+def test_a_family_passes_here() -> None:
+    """One of them; the others' own tests verify them."""
+    report = verify(families=["llava"])
     assert report.passed, failed(report)
-    assert {check.family for check in report.checks} == set(apply.supported_model_types())
+    assert {check.family for check in report.checks} == {"llava"}
     assert {check.attention for check in report.checks} == {"sdpa", "eager"}
     assert report.transformers == transformers.__version__
     for check in report.checks:
@@ -49,6 +50,7 @@ def test_every_family_passes_here() -> None:
 
 def test_every_family_has_a_specimen() -> None:
     assert set(verification.SPECIMENS) == set(apply.supported_model_types())
+    assert verification._check_names(None) == list(apply.supported_model_types())
 
 
 def test_a_report_is_json() -> None:
@@ -326,7 +328,7 @@ def test_what_the_caller_set_does_not_disturb(model: LlavaForConditionalGenerati
     torch.set_float32_matmul_precision("medium")
     try:
         with torch.autocast("cpu", torch.bfloat16):
-            assert verify().passed
+            assert verify(families=["llava"]).passed
             assert verify(model).passed
         assert torch.get_default_dtype() == torch.bfloat16
         assert torch.get_float32_matmul_precision() == "medium"
@@ -340,7 +342,7 @@ def test_other_devices_generators_are_left_alone(monkeypatch: pytest.MonkeyPatch
         raise AssertionError("a GPU's generator was seeded")
 
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded)
-    assert verify().passed
+    assert verify(families=["llava"]).passed
 
 
 def test_a_patched_float32_model_is_not_copied(
