@@ -30,7 +30,7 @@ def supported_model_types() -> tuple[str, ...]:
     """The ``config.model_type`` values that ``apply_clasp`` takes.
 
     >>> supported_model_types()
-    ('llava',)
+    ('llava', ...)
     """
     return tuple(ADAPTERS)
 
