@@ -185,7 +185,7 @@ def test_a_generation_config_with_illegal_values(tmp_path, changes, said):
 def test_a_model_of_another_type_is_refused_before_its_weights_are_read(tmp_path):
     model = variant(tmp_path, "config.json", {"model_type": "bert"})
     (model / "model.safetensors").unlink()
-    with pytest.raises(CommandError, match="its model_type must be 'llava' or .*, got 'bert'"):
+    with pytest.raises(CommandError, match=r"its model_type must be 'llava' or .*, got 'bert'"):
         load_model(str(model), "cpu")
 
 
