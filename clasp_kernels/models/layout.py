@@ -11,6 +11,15 @@ import torch
 from clasp_kernels.upload import upload
 
 
+def first_numbers(counts: Sequence[int]) -> list[int]:
+    """The number of each image's first token, where images have ``counts`` of them.
+
+    >>> first_numbers([3, 2, 4])
+    [0, 3, 5]
+    """
+    return [0, *accumulate(counts)][: len(counts)]
+
+
 @dataclass(frozen=True)
 class PromptImages:
     """Where a batch of prompts has its images and videos. The host knows all but the tokens.
@@ -47,7 +56,7 @@ class PromptImages:
     @property
     def starts(self) -> list[int]:
         """The number of each image's first token."""
-        return [0, *accumulate(self.counts)][: len(self.counts)]
+        return first_numbers(self.counts)
 
     def pruned_lengths(self, counts: Sequence[int]) -> list[int]:
         """The columns of each prompt without padding once its images keep ``counts`` tokens."""

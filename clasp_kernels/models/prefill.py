@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -14,7 +13,12 @@ from clasp_kernels.models.adapter import Adapter, VisualGroup
 from clasp_kernels.models.columns import check_columns, prune_labels, prune_token_types
 from clasp_kernels.models.compat import is_foreign_cache
 from clasp_kernels.models.history import CachedPast, PrunedHistory
-from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
+from clasp_kernels.models.layout import (
+    PromptImages,
+    PrunedLayout,
+    first_numbers,
+    prune_columns,
+)
 from clasp_kernels.models.masking import attention_arguments, prune_mask, without_flash_lengths
 from clasp_kernels.models.selection import KeptTokens
 from clasp_kernels.upload import upload
@@ -30,8 +34,6 @@ class PrunedPrompt:
     layout: PrunedLayout
     """One row per prompt, before beams repeat them."""
     history: PrunedHistory
-    rows: PrunedLayout
-    """The same, with a row for every beam."""
     image_features: Sequence[torch.Tensor]
     """[kept tokens, text width] of each image, in the order of the rows the language model sees."""
 
@@ -96,11 +98,11 @@ def _prompts_of(group: VisualGroup, placeholders: Sequence[int]) -> list[int]:
     """
     sizes = sorted(set(group.counts))
     one = f"{sizes[0]} tokens per {group.kind}" if len(sizes) == 1 else f"{group.counts} tokens"
-    waiting, found = list(enumerate(group.counts)), []
+    waiting, found = list(group.counts), []
     for row, count in enumerate(placeholders):
         left = count
-        while left > 0 and waiting and waiting[0][1] <= left:
-            left -= waiting.pop(0)[1]
+        while left > 0 and waiting and waiting[0] <= left:
+            left -= waiting.pop(0)
             found.append(row)
         if len(sizes) == 1 and count % sizes[0]:
             raise ValueError(
@@ -238,7 +240,7 @@ def prune_prompt(
         for image, in_row in enumerate(images.rows)
         if in_row == row
     ]
-    return PrunedPrompt(pruned, layout, history, rows_layout, by_row)
+    return PrunedPrompt(pruned, layout, history, by_row)
 
 
 def _prune_embeds(
@@ -305,8 +307,8 @@ def feature_rows(
     device, total = indices.device, sum(images.counts)
     starts = upload(images.starts, device)[:, None]
     numbers = torch.where(indices < 0, total, indices + starts).flatten()
-    firsts = [0, *accumulate(counts)][: len(counts)]
-    rows = torch.arange(indices.shape[1], device=device) + upload(firsts, device)[:, None]
+    firsts = upload(first_numbers(counts), device)[:, None]
+    rows = torch.arange(indices.shape[1], device=device) + firsts
     place = torch.zeros(total + 1, dtype=torch.int64, device=device)
     return place.scatter_(0, numbers, rows.flatten())
 

@@ -12,6 +12,7 @@ from clasp_kernels.models.adapter import VisionOutput, VisualGroup
 from clasp_kernels.models.capture import AttentionListener, CapturedAttention
 from clasp_kernels.models.compat import attention_modules, image_tower, is_overridden
 from clasp_kernels.models.families._items import padded
+from clasp_kernels.models.families._modules import module_inside
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
@@ -94,9 +95,7 @@ class PackedAdapter:
     def inner_model(self, model: Any) -> Any:
         import transformers
 
-        original = getattr(transformers, self.inner_class)
-        inside = model.base_model.modules()  # itself, or inside what it is wrapped in
-        return next(module for module in inside if isinstance(module, original))
+        return module_inside(model, getattr(transformers, self.inner_class))
 
     def patches(self) -> list[Patch]:
         return [self._listener.patch(self._attention)]

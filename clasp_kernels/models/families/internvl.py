@@ -18,6 +18,7 @@ from clasp_kernels.models.compat import (
     require_parts,
 )
 from clasp_kernels.models.families._items import padded, placeholder_runs
+from clasp_kernels.models.families._modules import module_inside
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
@@ -115,8 +116,7 @@ class InternVLAdapter:
     def inner_model(self, model: Any) -> Any:
         from transformers import InternVLModel
 
-        inside = model.base_model.modules()  # itself, or inside what it is wrapped in
-        return next(module for module in inside if isinstance(module, InternVLModel))
+        return module_inside(model, InternVLModel)
 
     def patches(self) -> list[Patch]:
         return [self._listener.patch(self._attention)]

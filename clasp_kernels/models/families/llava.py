@@ -16,6 +16,7 @@ from clasp_kernels.models.compat import (
     is_overridden,
     require_parts,
 )
+from clasp_kernels.models.families._modules import module_inside
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
@@ -109,8 +110,7 @@ class LlavaAdapter:
     def inner_model(self, model: Any) -> Any:
         from transformers import LlavaModel
 
-        inside = model.base_model.modules()  # itself, or inside what it is wrapped in
-        return next(module for module in inside if isinstance(module, LlavaModel))
+        return module_inside(model, LlavaModel)
 
     def patches(self) -> list[Patch]:
         return [self._listener.patch(self._attention)]
