@@ -55,6 +55,7 @@ def whole_model(content: dict[str, Any], where: str) -> str:
     inside = next(row for row in rows if row.method == PROGRESSIVE)
     stages = [str(layer) for layer, _ in inside.stages]
     tokens = next(row for row in rows if row.method == UNPRUNED).budget
+    spread = max(row.first_token_iqr / row.first_token for row in rows)
     return (
         f"**The whole model on a CPU** ({where}): LLaVA 1.5's shape cut to "
         f"{environment['parameters'] / 1e6:.0f} M parameters, random weights in "
@@ -63,8 +64,9 @@ def whole_model(content: dict[str, Any], where: str) -> str:
         f"tower included, R tokens kept before the language model (input), or R on average over "
         f"its {shape['text']['layers']} layers, dropped once {', '.join(stages[:-1])} and "
         f"{stages[-1]} have run (progressive); ideal: the same layers given as many tokens for "
-        f"free. Medians of {inside.rounds} rounds, each of which ran everything once.\n\n"
-        + prefill_table(content["rows"])
+        f"free. Medians of {inside.rounds} rounds, each of which ran everything once; times vary "
+        f"between rounds (interquartile range up to {spread:.0%} of the median), so ratios are "
+        f"taken within them.\n\n" + prefill_table(content["rows"])
     )
 
 
