@@ -27,7 +27,20 @@ class VisualGroup:
     token_id: int
     """The placeholder in ``input_ids``."""
     counts: tuple[int, ...]
-    """Placeholders of each item, in the order in which prompts have them."""
+    """Visual tokens of each item, in the order in which prompts have them."""
+    separators: tuple[tuple[int, ...], ...] = ()
+    """For each item, which of its placeholders stand for no visual token but for what the model
+    puts between them, as at the end of a row of patches: these stay. Empty if none do."""
+
+    @property
+    def placeholders(self) -> tuple[int, ...]:
+        """How many of them each item has."""
+        if not self.separators:
+            return self.counts
+        return tuple(
+            count + len(between)
+            for count, between in zip(self.counts, self.separators, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,8 @@ class VisionOutput:
     """[items, N] float32: how much attention each token gets. Computed when it is asked for."""
     counts: tuple[int, ...]
     """Tokens of each item."""
+    separator: torch.Tensor | None = None
+    """[text width]: what the model puts at separators, None where no group has any."""
     deeper: Sequence[torch.Tensor] = ()
     """[items, N, text width] each: what the model adds to the tokens' hidden states once each of
     the decoder's first layers has run."""
@@ -82,6 +97,10 @@ class Adapter(Protocol):
 
     def inner_model(self, model: Any) -> Any:
         """The module inside whose forward would encode images by itself."""
+
+    def untrained(self, model: Any) -> dict[str, torch.nn.Module]:
+        """The modules that ``encode`` runs, which no gradient reaches, by what a warning calls
+        them."""
 
     def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
         """Raise a ValueError for what pruning cannot honour: forward arguments of this family, or

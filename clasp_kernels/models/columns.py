@@ -22,6 +22,8 @@ _FOLLOW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 LABELS = ("labels", "shift_labels")
 #: Of each token its kind, as some processors tell; 0 stands for padding.
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
+#: The one by which models make masks, and in which they count columns from the first.
+MASKING_TYPES = "token_type_ids"
 _OTHER = ("cache", "logits_to_keep", "cache_position")
 
 
@@ -114,10 +116,17 @@ def with_loss(
     return type(outputs)(**{**outputs, "loss": loss})
 
 
+def given_token_types(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The kinds of a prompt's tokens, by argument, as far as they were given."""
+    return {name: inputs[name] for name in TOKEN_TYPES if inputs.get(name) is not None}
+
+
 def prune_token_types(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, torch.Tensor]:
     """The kinds of the tokens that remain, as far as they were given."""
-    given = {name: inputs[name] for name in TOKEN_TYPES if inputs.get(name) is not None}
-    return {name: layout.take(kinds.to(layout.source.device)) for name, kinds in given.items()}
+    return {
+        name: layout.take(kinds.to(layout.source.device))
+        for name, kinds in given_token_types(inputs).items()
+    }
 
 
 def _tensor(inputs: Mapping[str, Any], name: str) -> torch.Tensor | None:

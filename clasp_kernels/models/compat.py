@@ -142,10 +142,18 @@ def cache_name(model: Any, method: str) -> str:
     Raises:
         RuntimeError: its signature has neither.
     """
-    parameters = method_signature(model, method).parameters
-    for name in _CACHE_NAMES:
-        if name in parameters:
-            return name
+    from transformers import GenerationMixin
+
+    signatures = [method_signature(model, method)]
+    # A family's own version of the library's method may only hand on its keywords.
+    inherited = getattr(GenerationMixin, method, None)
+    kinds = {parameter.kind for parameter in signatures[0].parameters.values()}
+    if inherited is not None and inspect.Parameter.VAR_KEYWORD in kinds:
+        signatures.append(inspect.signature(inherited))
+    for signature in signatures:
+        for name in _CACHE_NAMES:
+            if name in signature.parameters:
+                return name
     raise RuntimeError(
         f"{type(model).__name__}.{method} of {_installed()} takes neither "
         f"{' nor '.join(_CACHE_NAMES)}, so what was pruned cannot follow its cache; {_way_out()}"
@@ -263,12 +271,15 @@ def layer_masks(
     attention_mask: torch.Tensor | None,
     cache: Any,
     layers: range,
+    token_types: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Any]:
     """The mask that each of some decoder layers should get, which all hold the same columns.
 
     As transformers makes it for the model's attention implementation. ``queries`` [rows, new
     columns, any width] only gives shape, dtype and device; ``attention_mask`` [rows, cached and new
     columns] says which count, None for all. The cache has not seen the new columns yet.
+    ``token_types`` has the kinds of the new columns by argument of forward, as far as the model was
+    given some: tokens of one image may see each other both ways.
     """
     from transformers import Cache
     from transformers.masking_utils import create_masks_for_generate
@@ -284,6 +295,7 @@ def layer_masks(
         # No positions: their gaps would be taken for the borders of packed samples.
         position_ids=None,
         **{next(name for name in _CACHE_NAMES if name in takes): held},
+        **(token_types or {}),
     )
     if not isinstance(masks, dict):
         return [masks] * len(layers)
@@ -377,6 +389,18 @@ def cache_bytes(cache: Any, columns: Callable[[int], int]) -> tuple[int, ...]:
                 size += column.numel() * column.element_size() * min(columns(number), window)
         sizes.append(size)
     return tuple(sizes)
+
+
+def tiles_of_image(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], tile: int) -> int:
+    """How many square tiles a processor makes of an image of a height and width.
+
+    That of the whole image included. ``pinpoints`` are the heights and widths that it may be fitted
+    into, ``tile`` is the side of a tile.
+    """
+    from transformers.image_processing_utils import select_best_resolution
+
+    height, width = select_best_resolution(size, [tuple(pair) for pair in pinpoints])
+    return -(-height // tile) * -(-width // tile) + 1
 
 
 def vision_window_index(grid_thw: torch.Tensor, vision_config: Any) -> torch.Tensor:

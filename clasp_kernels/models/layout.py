@@ -28,7 +28,7 @@ class PromptImages:
     """
 
     tokens: torch.Tensor
-    """[prompts, columns] int64: the number of the visual token in each column, -1 for text."""
+    """[prompts, columns] int64: the number of the visual token in each column, -1 for others."""
     counts: tuple[int, ...]
     """Visual tokens of each image."""
     rows: tuple[int, ...]
@@ -36,7 +36,9 @@ class PromptImages:
     spans: tuple[tuple[int, int], ...]
     """Each prompt's columns between its padding: start and stop."""
     last_images: tuple[int, ...]
-    """How many of each prompt's columns there are up to its last visual token; 0 without one."""
+    """How many of each prompt's columns there are up to its last placeholder; 0 without one."""
+    separators: torch.Tensor | None = None
+    """[prompts, columns] bool: the placeholders that are no visual tokens. None where all are."""
 
     @property
     def text_tail(self) -> int:

@@ -138,10 +138,24 @@ def _check_counts(
             )
 
 
-def _tokens(model: Any, batch: dict[str, torch.Tensor]) -> list[int]:
-    """How many tokens the unpatched model makes of each image."""
+def _features(model: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """[placeholders, text width] of each image: what the unpatched model puts there."""
     features = model.get_image_features(**_images(batch), return_dict=True).pooler_output
-    return [len(tokens) for tokens in features]
+    return list(features)
+
+
+def _is_token(model: Any, features: torch.Tensor) -> torch.Tensor:
+    """[placeholders] bool: which of an image's features stand for visual tokens."""
+    newline = getattr(model.base_model, "image_newline", None)
+    if newline is None:
+        return torch.ones(len(features), dtype=torch.bool, device=features.device)
+    return (features != newline).any(-1)
+
+
+def _tokens(model: Any, batch: dict[str, torch.Tensor]) -> list[int]:
+    """How many visual tokens the unpatched model makes of each image."""
+    features = _features(model, batch)
+    return [int(_is_token(model, of_image).sum()) for of_image in features]
 
 
 def _kept(record: PrefillRecord, batch: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
@@ -182,11 +196,13 @@ def compare_stage_salience(
     positions = _prompt_positions(model, batch)
     attentions = build_eager()(**batch, position_ids=positions, output_attentions=True).attentions
     is_image = batch["input_ids"] == model.config.image_token_id
+    is_token = [_is_token(model, features) for features in _features(model, batch)]
 
     def salience(layer: int) -> torch.Tensor:
         of_last_token = attentions[layer].mean(1)[:, -1]
-        by_image = of_last_token[is_image].split(_tokens(model, batch))
-        return torch.nn.utils.rnn.pad_sequence(list(by_image), batch_first=True)
+        by_image = of_last_token[is_image].split([len(image) for image in is_token])
+        of_tokens = [image[which] for image, which in zip(by_image, is_token, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(of_tokens, batch_first=True)
 
     return Comparison(
         _overlooked(salience(1), indices),
@@ -268,27 +284,35 @@ def _oracle(
         for layer, left in kept.items()
     }
     images = _repeat_images(model, batch, repeats)
-    with _masked_from(model, {layer: mask for layer, mask in seen.items() if layer > 0}):
+    kinds = SPECIMENS[model.config.model_type].columns(model, ids)
+    with _masked_from(model, {layer: mask for layer, mask in seen.items() if layer > 0}, kinds):
         logits: torch.Tensor = model(
             input_ids=ids,
             attention_mask=seen[0],
             position_ids=_positions(model, images, ids, torch.cat([was_there, later], 1)),
             use_cache=False,
+            **kinds,
             **images,
         ).logits
     return logits
 
 
 @contextmanager
-def _masked_from(model: Any, seen: dict[int, torch.Tensor]) -> Iterator[None]:
-    """Have decoder layers see [rows, columns] of a prompt that is not cached, by first layer."""
+def _masked_from(
+    model: Any, seen: dict[int, torch.Tensor], kinds: dict[str, torch.Tensor]
+) -> Iterator[None]:
+    """Have decoder layers see [rows, columns] of a prompt that is not cached, by first layer.
+
+    ``kinds`` are the kinds of its tokens, by argument of forward.
+    """
     layers = decoder_layers(model) if seen else []
     firsts = sorted(seen)
 
     def mask(first: int, number: int) -> Callable[..., Any]:
         def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            [made] = layer_masks(model, hidden, seen[first], None, range(number, number + 1))
+            layer = range(number, number + 1)
+            [made] = layer_masks(model, hidden, seen[first], None, layer, kinds)
             return args, {**kwargs, "attention_mask": made}
 
         return hook
@@ -315,14 +339,14 @@ def _repeat_images(
     images = _images(batch)
     if repeats == 1:
         return images
-    tokens = iter(_tokens(model, batch))
+    lengths = iter(map(len, _features(model, batch)))
     sizes = images["image_grid_thw"].prod(1).tolist() if "image_grid_thw" in images else None
     prompts = []  # the numbers of each prompt's images
     number = 0
     for count in (batch["input_ids"] == model.config.image_token_id).sum(1).tolist():
         inside = []
         while count > 0:
-            count -= next(tokens)
+            count -= next(lengths)
             inside.append(number)
             number += 1
         prompts.append(inside)
@@ -365,7 +389,7 @@ def _batch(family: str, model: Any, rows: tuple[tuple[int, ...], ...]) -> dict[s
         name: value.to(device, model.dtype if value.is_floating_point() else value.dtype)
         for name, value in SPECIMENS[family].images(model, num_images, generator).items()
     }
-    lengths = iter(_tokens(model, images))
+    lengths = iter(map(len, _features(model, images)))
     vocabulary = config.get_text_config().vocab_size
 
     ordinary = torch.tensor(sorted(set(range(vocabulary)) - _no_words(config)))

@@ -62,13 +62,18 @@ def find_images(
         ]
     ).tolist()
     tokens = torch.full((rows, columns), -1, device=is_placeholder.device)
+    separators = None
     counts: list[int] = []
     prompts: list[int] = []
     for group, kind, in_rows in zip(groups, kinds, found, strict=True):
         prompts += _prompts_of(group, in_rows)
         # Row-major order over placeholders is image after image.
-        number = kind.flatten().cumsum(0).view_as(kind) - 1 + sum(counts)
-        tokens = torch.where(kind, number, tokens)
+        number = kind.flatten().cumsum(0).view_as(kind) - 1
+        if any(group.separators):
+            number = _token_numbers(group, number.device)[number.clamp_min(0)]
+            between = kind & (number < 0)
+            separators = between if separators is None else separators | between
+        tokens = torch.where(kind & (number >= 0), number + sum(counts), tokens)
         counts += group.counts
     return PromptImages(
         tokens=tokens,
@@ -76,7 +81,21 @@ def find_images(
         rows=tuple(prompts),
         spans=tuple(zip(starts, stops, strict=True)),
         last_images=tuple(last_images),
+        separators=separators,
     )
+
+
+def _token_numbers(group: VisualGroup, device: torch.device) -> torch.Tensor:
+    """[placeholders]: which visual token each placeholder of a group stands for, -1 for none."""
+    starts = first_numbers(group.placeholders)
+    between = [
+        start + place
+        for start, places in zip(starts, group.separators, strict=True)
+        for place in places
+    ]
+    is_token = torch.ones(sum(group.placeholders), dtype=torch.bool, device=device)
+    is_token[upload(between, device)] = False
+    return (is_token.cumsum(0) - 1).masked_fill(~is_token, -1)
 
 
 def _placeholders(inputs: Mapping[str, Any], embed: torch.nn.Module, token_id: int) -> torch.Tensor:
@@ -96,9 +115,10 @@ def _prompts_of(group: VisualGroup, placeholders: Sequence[int]) -> list[int]:
     Raises:
         ValueError: images and placeholders do not match.
     """
-    sizes = sorted(set(group.counts))
-    one = f"{sizes[0]} tokens per {group.kind}" if len(sizes) == 1 else f"{group.counts} tokens"
-    waiting, found = list(group.counts), []
+    lengths = group.placeholders
+    sizes = sorted(set(lengths))
+    one = f"{sizes[0]} tokens per {group.kind}" if len(sizes) == 1 else f"{lengths} tokens"
+    waiting, found = list(lengths), []
     for row, count in enumerate(placeholders):
         left = count
         while left > 0 and waiting and waiting[0] <= left:
@@ -115,11 +135,11 @@ def _prompts_of(group: VisualGroup, placeholders: Sequence[int]) -> list[int]:
         if left and len(sizes) > 1:
             raise ValueError(
                 f"prompt {row} has {count} {group.kind} placeholders, which are not those of whole "
-                f"{group.kind}s in the order of {group.argument}, whose tokens are {group.counts}. "
+                f"{group.kind}s in the order of {group.argument}, whose tokens are {lengths}. "
                 f"Either the processor counts otherwise, or the prompt was cut: by a tokenizer's "
                 f"max_length, or by prefill_chunk_size"
             )
-    if sum(placeholders) != sum(group.counts):
+    if sum(placeholders) != sum(lengths):
         wanted = sum(placeholders) // sizes[0] if len(sizes) == 1 else None
         places = f"{sum(placeholders)} tokens" if wanted is None else f"{wanted}, at {one}"
         raise ValueError(
@@ -202,6 +222,11 @@ def prune_prompt(
     rows = feature_rows(images, indices.to(embeds.device), kept.counts)
     is_visual, at = columns_with_features(layout.tokens.to(embeds.device), rows, repeats)
     embeds = torch.where(is_visual, features[at], embeds)
+    if images.separators is not None:
+        assert kept.separator is not None
+        is_separator = rows_layout.take(images.separators.repeat_interleave(repeats, dim=0))
+        separator = kept.separator.to(embeds.device, embeds.dtype)
+        embeds = torch.where(is_separator.to(embeds.device)[..., None], separator, embeds)
     mask = prune_mask(inputs.get("attention_mask"), rows_layout, past, past.full_seen + length)
     renumbering = None
     if compact:

@@ -16,14 +16,19 @@ from typing import Any
 import torch
 
 from clasp_kernels._warn import warn_caller
-from clasp_kernels.models.columns import LABELS, with_loss, with_types_of_drafts
+from clasp_kernels.models.columns import (
+    LABELS,
+    MASKING_TYPES,
+    given_token_types,
+    with_loss,
+    with_types_of_drafts,
+)
 from clasp_kernels.models.compat import (
     by_name,
     cache_bytes,
     cache_name,
     canonical_cache,
     has_foreign_cache,
-    image_tower,
     is_made_by_generate,
     method_signature,
     native_cache,
@@ -296,6 +301,7 @@ class ClaspRuntime:
         full_mask = kwargs.get("attention_mask")
         if past.history:
             self._check_stages(past)
+            kwargs.pop(MASKING_TYPES, None)  # of columns that are gone; what is new is text
             position_ids = kwargs.get("position_ids")
             total = length if position_ids is None else position_ids.shape[-1]
             check_window(self.adapter.text_config, total)
@@ -368,21 +374,27 @@ class ClaspRuntime:
             full_mask, cache = inputs.get("attention_mask"), inputs["cache"]
             inputs[MASKS] = masks_of_layers(model, past, full_mask, total, queries, cache)
         inputs["attention_mask"] = past.mask(inputs.get("attention_mask"), total, rows)
+        inputs.pop(MASKING_TYPES, None)
         positions = inputs.get("position_ids")
         if positions is None:
             positions = self.adapter.later_positions(model, past.full_seen, length, rows).to(device)
         inputs["position_ids"] = past.history.positions(positions)
 
     def _warn_of_training(self, model: Any) -> None:
-        """Say once that the vision tower is not trained, if someone seems to want that."""
+        """Say once what is not trained, if someone seems to want that."""
         if self._told_frozen or not (model.training and torch.is_grad_enabled()):
             return
         self._told_frozen = True
-        if any(parameter.requires_grad for parameter in image_tower(model).parameters()):
+        wanted = [
+            name
+            for name, module in self.adapter.untrained(model).items()
+            if any(parameter.requires_grad for parameter in module.parameters())
+        ]
+        if wanted:
             warn_caller(
-                "parameters of the vision tower require gradients, but none reach it through "
-                "pruning: they are not trained (DistributedDataParallel stops at them); freeze it "
-                "with requires_grad_(False)"
+                f"parameters of {' and '.join(wanted)} require gradients, but none reach them "
+                f"through pruning: they are not trained (DistributedDataParallel stops at them); "
+                f"freeze them with requires_grad_(False)"
             )
 
     def _check_unpruned(self, past: CachedPast, inputs: Mapping[str, Any]) -> None:
@@ -491,6 +503,7 @@ class ClaspRuntime:
                 history=prompt.history,
                 past=past,
                 attention_mask=inputs.get("attention_mask"),
+                token_types=given_token_types(inputs),
                 repeats=repeats,
                 appended=appended,
                 flash=uses_flash_attention(text_config),

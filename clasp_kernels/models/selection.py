@@ -38,6 +38,8 @@ class KeptTokens:
     """[images, R] bool, aligned with ``indices``; None where nothing was pruned yet."""
     deeper: tuple[torch.Tensor, ...]
     """[images, R, text width] each: what is added to them once each of the first layers has run."""
+    separator: torch.Tensor | None
+    """[text width]: what stands between an image's tokens, where something does."""
     fused: torch.Tensor | None
     """[images, N, D]: the fused vision features, where a later stage completes by them."""
     vision_stopwatch: Stopwatch
@@ -170,6 +172,7 @@ class TokenSelector:
             counts=counts,
             is_pivot=is_pivot,
             deeper=deeper,
+            separator=vision.separator,
             fused=fused if self.stages and self.completion_on == "fused" else None,
             vision_stopwatch=vision_stopwatch,
             selection_stopwatch=selection_stopwatch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,32 @@ class Specimen:
     """The position ids of prompts, where they are not those of the columns that count."""
 
 
+_TOWER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "image_size": 24,
+    "patch_size": 4,
+}
+
+
+def _text(decoder_layers: int) -> dict[str, Any]:
+    """Of a decoder whose layers have 4 heads on 2."""
+    return {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": decoder_layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 512,
+        "pad_token_id": PAD_TOKEN,
+        "bos_token_id": 1,
+        "eos_token_id": None,
+    }
+
+
 def tiny_llava(
     *,
     vision_layers: int = 5,
@@ -53,28 +80,9 @@ def tiny_llava(
         LlavaForConditionalGeneration,
     )
 
-    text: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": decoder_layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 512,
-        "pad_token_id": PAD_TOKEN,
-        "bos_token_id": 1,
-        "eos_token_id": None,
-        "attn_implementation": attn_implementation,
-    }
+    text = {**_text(decoder_layers), "attn_implementation": attn_implementation}
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=vision_layers,
-            num_attention_heads=4,
-            image_size=24,
-            patch_size=4,
-        ),
+        vision_config=CLIPVisionConfig(**{**_TOWER, "num_hidden_layers": vision_layers}),
         text_config=(text_config or LlamaConfig)(**text),
         **{"image_token_id": IMAGE_TOKEN, **overrides},
     )
@@ -107,9 +115,117 @@ def _square_images(model: Any, count: int, generator: torch.Generator) -> dict[s
 
 def _cls_attention(model: Any, images: dict[str, torch.Tensor], layers_before: int) -> torch.Tensor:
     tower = model.get_encoder(modality="image")
-    attentions = tower(images["pixel_values"], output_attentions=True).attentions
+    [pixels] = images.values()
+    attentions = tower(pixels, output_attentions=True).attentions
     layer: torch.Tensor = attentions[model.config.vision_feature_layer - layers_before]
     return layer.mean(1)[:, 0, 1:]
+
+
+_PINPOINTS = [[24, 48], [48, 24], [48, 48]]
+# Heights and widths of images, none of which fills its tiles, and how many those are.
+_TILED_SIZES = {(16, 44): 3, (44, 16): 3, (48, 40): 5}
+
+
+def tiny_llava_next(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """Tiles of 6 x 6 patches and a CLS token; up to 2 x 2 tiles an image, and one of the whole."""
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+    )
+
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(**_TOWER),
+        text_config=LlamaConfig(**_text(decoder_layers)),
+        image_token_index=IMAGE_TOKEN,
+        image_grid_pinpoints=_PINPOINTS,
+    )
+    return _with_visible_weights(LlavaNextForConditionalGeneration, config, attn_implementation)
+
+
+def tiny_llava_onevision(
+    *,
+    attn_implementation: str = "sdpa",
+    decoder_layers: int = 4,
+    vision_aspect_ratio: str = "anyres_max_9",
+) -> Any:
+    """The same with tiles of 6 x 6 patches and no CLS token; 9 tokens a frame of a video."""
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(**_TOWER),
+        text_config=Qwen2Config(**_text(decoder_layers)),
+        image_token_index=IMAGE_TOKEN,
+        video_token_index=VIDEO_TOKEN,
+        image_grid_pinpoints=_PINPOINTS,
+        vision_aspect_ratio=vision_aspect_ratio,
+        tie_word_embeddings=False,
+    )
+    return _with_visible_weights(
+        LlavaOnevisionForConditionalGeneration, config, attn_implementation
+    )
+
+
+def tiny_video_llava(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """36 tokens an image, 37 a frame of a video, from a tower each."""
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        VideoLlavaConfig,
+        VideoLlavaForConditionalGeneration,
+    )
+
+    config = VideoLlavaConfig(
+        vision_config=CLIPVisionConfig(**_TOWER),
+        text_config=LlamaConfig(**_text(decoder_layers)),
+        image_token_index=IMAGE_TOKEN,
+        video_token_index=VIDEO_TOKEN,
+    )
+    return _with_visible_weights(VideoLlavaForConditionalGeneration, config, attn_implementation)
+
+
+def _tiled_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Images of different shapes, each in its tiles and one of the whole."""
+    vision = model.config.vision_config
+    side, known = vision.image_size, list(_TILED_SIZES)
+    size = (count, max(_TILED_SIZES.values()), vision.num_channels, side, side)
+    return {
+        "pixel_values": torch.randn(size, generator=generator, dtype=torch.float32),
+        "image_sizes": torch.tensor([known[number % len(known)] for number in range(count)]),
+    }
+
+
+def _named_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Square images, under the name that this release has for them."""
+    [pixels] = _square_images(model, count, generator).values()
+    takes = inspect.signature(type(model).get_image_features).parameters
+    return {"pixel_values" if "pixel_values" in takes else "pixel_values_images": pixels}
+
+
+def _attention_by_tile(
+    model: Any, images: dict[str, torch.Tensor], layers_before: int
+) -> torch.Tensor:
+    """The attention of the CLS token, or of all patches, arranged as the model does."""
+    tower = model.get_encoder(modality="image")
+    attentions = tower(images["pixel_values"].flatten(0, 1), output_attentions=True).attentions
+    layer = attentions[model.config.vision_feature_layer - layers_before].mean(1)
+    has_cls = model.config.vision_feature_select_strategy == "default"
+    of_patches = layer[:, 0, 1:] if has_cls else layer.mean(1)
+    sizes = [(height, width) for height, width in images["image_sizes"].tolist()]
+    by_image = of_patches.unflatten(0, (len(sizes), -1))[..., None]
+    strategy = {"vision_feature_select_strategy": "default"} if has_cls else {}
+    packed, _ = model.base_model.pack_image_features(
+        [image[: _TILED_SIZES[size]] for image, size in zip(by_image, sizes, strict=True)],
+        sizes,
+        **strategy,
+    )
+    return torch.nn.utils.rnn.pad_sequence([image[:, 0] for image in packed], batch_first=True)
 
 
 def tiny_internvl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
@@ -130,21 +246,9 @@ def tiny_internvl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4)
         patch_size=[4, 4],
         layer_scale_init_value=1.0,  # else layers would hardly differ
     )
-    text = Qwen2Config(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=decoder_layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=512,
-        pad_token_id=PAD_TOKEN,
-        bos_token_id=1,
-        eos_token_id=None,
-    )
     config = InternVLConfig(
         vision_config=vision,
-        text_config=text,
+        text_config=Qwen2Config(**_text(decoder_layers)),
         image_token_id=IMAGE_TOKEN,
         image_seq_length=9,
         tie_word_embeddings=False,
@@ -159,6 +263,50 @@ def _cls_attention_by_square(
     of_patches = _cls_attention(model, images, layers_before)
     side, square = round(of_patches.shape[1] ** 0.5), int(1 / model.config.downsample_ratio)
     rows = of_patches.unflatten(1, (side // square, square, side // square, square))
+    return rows.sum((2, 4)).flatten(1)
+
+
+def tiny_gemma3(
+    *, attn_implementation: str = "sdpa", decoder_layers: int = 4, window: int = 512
+) -> Any:
+    """36 patches, pooled to 9 visual tokens; every other decoder layer has a sliding window."""
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        Gemma3TextConfig,
+        SiglipVisionConfig,
+    )
+
+    kinds = ("sliding_attention", "full_attention")
+    text = Gemma3TextConfig(
+        **_text(decoder_layers),
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=window,
+        layer_types=[kinds[number % 2] for number in range(decoder_layers)],
+    )
+    config = Gemma3Config(
+        vision_config=SiglipVisionConfig(**_TOWER),
+        text_config=text,
+        mm_tokens_per_image=9,
+        image_token_index=IMAGE_TOKEN,
+        boi_token_index=62,
+        eoi_token_index=63,
+        tie_word_embeddings=False,
+    )
+    return _with_visible_weights(Gemma3ForConditionalGeneration, config, attn_implementation)
+
+
+def _attention_by_pool(
+    model: Any, images: dict[str, torch.Tensor], layers_before: int
+) -> torch.Tensor:
+    """The attention that patches get from all others, summed over those that are pooled."""
+    tower = model.get_encoder(modality="image")
+    attentions = tower(images["pixel_values"], output_attentions=True).attentions
+    of_patches: torch.Tensor = attentions[-1 - layers_before].mean((1, 2))
+    side = round(of_patches.shape[1] ** 0.5)
+    tokens = round(model.config.mm_tokens_per_image**0.5)
+    rows = of_patches.unflatten(1, (tokens, side // tokens, tokens, side // tokens))
     return rows.sum((2, 4)).flatten(1)
 
 
@@ -178,16 +326,7 @@ _QWEN_TOKENS: dict[str, Any] = {
 
 def _qwen_text(decoder_layers: int) -> dict[str, Any]:
     return {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": decoder_layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": VOCABULARY,
-        "max_position_embeddings": 512,
-        "pad_token_id": PAD_TOKEN,
-        "bos_token_id": 1,
-        "eos_token_id": None,
+        **_text(decoder_layers),
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
@@ -296,7 +435,17 @@ def _qwen(build: Callable[..., Any]) -> Specimen:
 #: By ``config.model_type``, one for each that ``apply_clasp`` takes.
 SPECIMENS: dict[str, Specimen] = {
     "internvl": Specimen(tiny_internvl, _square_images, _cls_attention_by_square),
+    "gemma3": Specimen(
+        tiny_gemma3,
+        _square_images,
+        _attention_by_pool,
+        lambda config: ([config.boi_token_index], [config.eoi_token_index]),
+        lambda model, ids: {"token_type_ids": (ids == model.config.image_token_id).int()},
+    ),
     "llava": Specimen(tiny_llava, _square_images, _cls_attention),
+    "llava_next": Specimen(tiny_llava_next, _tiled_images, _attention_by_tile),
+    "llava_onevision": Specimen(tiny_llava_onevision, _tiled_images, _attention_by_tile),
+    "video_llava": Specimen(tiny_video_llava, _named_images, _cls_attention),
     "qwen2_5_vl": _qwen(tiny_qwen2_5_vl),
     "qwen2_vl": _qwen(tiny_qwen2_vl),
     "qwen3_vl": _qwen(tiny_qwen3_vl),

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from clasp_kernels.models.capture import CapturedAttention
-from clasp_kernels.models.columns import TOKEN_TYPES
+from clasp_kernels.models.columns import TOKEN_TYPES, prune_token_types
 from clasp_kernels.models.compat import canonical_cache, layer_masks
 from clasp_kernels.models.decoder import DecoderSeam, columns_of, names_by_column
 from clasp_kernels.models.history import CachedPast, PrunedHistory
@@ -86,6 +86,7 @@ class StagedPrefill:
         history: PrunedHistory,
         past: CachedPast,
         attention_mask: torch.Tensor | None,
+        token_types: Mapping[str, torch.Tensor],
         repeats: int,
         appended: int,
         flash: bool,
@@ -93,7 +94,8 @@ class StagedPrefill:
         """``layout`` and ``history`` are of the columns that enter the first layer.
 
         ``categories`` has one for each image. Of each prompt, ``appended`` of the last columns were
-        generated. Every prompt comes ``repeats`` times.
+        generated. Every prompt comes ``repeats`` times. ``token_types`` [rows, columns] are those
+        that the prompts came with, by argument of forward.
         """
         self.seam = seam
         self.stages: list[StageRecord] = []
@@ -108,6 +110,7 @@ class StagedPrefill:
             self._feature_rows = feature_rows(images, kept.indices, kept.counts)
         self._past = past
         self._attention_mask = attention_mask
+        self._token_types = token_types
         self._repeats = repeats
         self._appended = appended
         self._flash = flash
@@ -215,6 +218,7 @@ class StagedPrefill:
         mask = prune_mask(self._attention_mask, rows, past, total)
         source = layout.columns_in(self._segments[0].layout, self._columns)
         layers = self._layers[layer]
+        token_types = prune_token_types(self._token_types, rows)
         queries = hidden.new_empty((*rows.source.shape, 0))
         segment = _Segment(
             first=layer,
@@ -233,7 +237,7 @@ class StagedPrefill:
             masks=dict(
                 zip(
                     layers,
-                    layer_masks(self._model, queries, mask, cache, layers),
+                    layer_masks(self._model, queries, mask, cache, layers, token_types),
                     strict=True,
                 )
             ),

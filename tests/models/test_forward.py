@@ -264,7 +264,7 @@ def test_a_vision_tower_that_is_not_frozen_is_told_once(
     labels = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE_TOKEN, -100)
     model.train()
     with torch.enable_grad(), apply_clasp(model, budget=8, profile=tiny_profile()):
-        with pytest.warns(UserWarning, match=r"vision tower require gradients, .* freeze it"):
+        with pytest.warns(UserWarning, match=r"vision tower require gradients, .* freeze them"):
             model(**batch, labels=labels).loss.backward()
         with warnings.catch_warnings():
             warnings.simplefilter("error")

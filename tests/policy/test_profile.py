@@ -13,12 +13,16 @@ from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile, Router, To
 
 CLIP, QWEN = (24, (-8, -6, -4, -2)), (32, (-7, -5, -3, -1))
 QWEN3 = (27, (-7, -5, -3, -1))
+GEMMA3 = (27, (-7, -5, -3, -1))
+ONEVISION = (26, (-7, -5, -3, -1))
 INTERN = (24, (-7, -5, -3, -1))
 # The vision tower that each bundled profile names: its depth, and the layers that are fused there.
 TOWERS = {
+    "gemma3": GEMMA3,
     "internvl": INTERN,
     "llava": CLIP,
     "llava_next": CLIP,
+    "llava_onevision": ONEVISION,
     "qwen2_5_vl": QWEN,
     "qwen2_vl": QWEN,
     "qwen3_vl": QWEN3,

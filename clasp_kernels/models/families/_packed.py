@@ -100,6 +100,9 @@ class PackedAdapter:
     def patches(self) -> list[Patch]:
         return [self._listener.patch(self._attention)]
 
+    def untrained(self, model: Any) -> dict[str, torch.nn.Module]:
+        return {"the vision tower": image_tower(model)}
+
     def tokens_per_image(self) -> int | None:
         return None
 

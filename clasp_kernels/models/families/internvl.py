@@ -121,6 +121,9 @@ class InternVLAdapter:
     def patches(self) -> list[Patch]:
         return [self._listener.patch(self._attention)]
 
+    def untrained(self, model: Any) -> dict[str, torch.nn.Module]:
+        return {"the vision tower": image_tower(model)}
+
     def tokens_per_image(self) -> int | None:
         return None  # an image has as many tiles as the processor cuts it into
 

@@ -1,0 +1,234 @@
+"""What the LLaVA families share: a projector takes hidden states of a CLIP or SigLIP tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from clasp_kernels import attention_salience
+from clasp_kernels.models.capture import AttentionListener
+from clasp_kernels.models.compat import (
+    attention_modules,
+    image_tower,
+    is_overridden,
+    require_parts,
+)
+from clasp_kernels.models.families._modules import module_inside
+from clasp_kernels.models.families._positions import counted_positions
+from clasp_kernels.models.patching import Patch
+from clasp_kernels.policy import Profile
+
+# Vision towers, and whether each puts a CLS token before the patches.
+_HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}
+
+
+@dataclass(frozen=True)
+class EncodedTiles:
+    """What a vision tower makes of tiles, frames or images of its own size."""
+
+    fused_layers: list[torch.Tensor]
+    """The adapter's ``layers.states``, each [tiles, P, D]."""
+    features: torch.Tensor
+    """[tiles, P, D']: what the projector takes."""
+    salience: Callable[[], torch.Tensor]
+    """[tiles, P] float32."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+class ProjectedAdapter:
+    """A vision tower with one or more layers whose hidden states a projector takes one by one.
+
+    Where the tower has a CLS token, that scores the patches: its attention in one vision layer,
+    averaged over heads. Elsewhere a patch scores the attention that it gets from all patches. With
+    ``vision_feature_select_strategy="full"`` a CLS token is itself a visual token.
+    """
+
+    model_class: str
+    """The name of the family's class in transformers, and of the one inside it."""
+    inner_class: str
+    towers: tuple[str, ...] = ("clip_vision_model",)
+    """The ``model_type`` of vision towers that are served."""
+    settings: tuple[str, ...] = ("vision_feature_layer", "vision_feature_select_strategy")
+    """What forward, or the config, must say as the config did when ``apply_clasp`` was called."""
+    encoders: tuple[str, ...] = ("get_image_features",)
+    """The inner model's methods that pruning goes past."""
+    parts: tuple[str, ...] = ("multi_modal_projector",)
+    """What of the inner model pruning calls by name."""
+    pixel_arguments: tuple[str, ...] = ("pixel_values",)
+    visual_arguments: tuple[str, ...] = ("pixel_values",)
+    position_axes: tuple[int, ...] = ()
+    deeper_layers: int = 0
+
+    def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
+        import transformers
+
+        config = model.config
+        if not isinstance(model, getattr(transformers, self.model_class)):
+            # A wrapper has these attributes too, but what is set on it never reaches the model.
+            raise TypeError(
+                f"model must be a {self.model_class}, got {type(model).__name__}; of "
+                f"a model that is wrapped, give the inner one (model._orig_mod of torch.compile, "
+                f"model.get_base_model() of PEFT), best before wrapping it"
+            )
+        vision = config.vision_config
+        if vision.model_type not in self.towers:
+            raise ValueError(
+                f"the vision tower must be {' or '.join(self.towers)}, whose attention scores the "
+                f"tokens; this model has {vision.model_type!r}"
+            )
+        self._settings = {name: getattr(config, name) for name in self.settings}
+        layers = config.vision_feature_layer
+        if not isinstance(layers, int) and fuse_into == "projector":
+            raise ValueError(
+                f"fuse_into='projector' needs a projector that takes one layer, but this model's "
+                f"takes layers {list(layers)} side by side (config.vision_feature_layer); use "
+                f"fuse_into='selection'"
+            )
+        num_layers = vision.num_hidden_layers
+        # Counted from the front, hidden_states[0] being what enters the first layer.
+        self._feature_states = [
+            layer if layer >= 0 else layer + num_layers + 1
+            for layer in ([layers] if isinstance(layers, int) else layers)
+        ]
+        self.layers = profile.for_tower(num_layers)
+        inner = self.inner_model(model)
+        require_parts(inner, self.parts)
+        for name in self.encoders:
+            if is_overridden(inner, name, getattr(transformers, self.inner_class)):
+                raise TypeError(
+                    f"{type(inner).__name__}.{name} is not {self.inner_class}'s, and pruning would "
+                    f"go past it: images are encoded by the vision tower and the projector alone"
+                )
+        number = self._salience_layer()
+        self._attentions = {
+            kind: attention_modules(tower, num_layers)[number]
+            for kind, tower in self.vision_towers(model).items()
+        }
+        self._listeners = {
+            kind: AttentionListener(attention) for kind, attention in self._attentions.items()
+        }
+        self._has_cls = _HAS_CLS[vision.model_type]
+        self._drops_cls = config.vision_feature_select_strategy == "default"
+        if self._drops_cls and not self._has_cls:
+            raise ValueError(
+                f"config.vision_feature_select_strategy must be 'full' with a {vision.model_type}, "
+                f"which has no CLS token to drop, got 'default'"
+            )
+        self._side = int(vision.image_size) // int(vision.patch_size)
+        self.token_ids: tuple[int, ...] = (int(config.image_token_id),)
+        self.text_config = config.get_text_config()
+
+    def vision_towers(self, model: Any) -> dict[str, Any]:
+        """Each vision tower, by the kind of what it encodes. Asked for anew each time, as a tower
+        may be wrapped or compiled later."""
+        return {"image": image_tower(model)}
+
+    def _salience_layer(self) -> int:
+        """Which vision layer's attention scores the tokens, counted from 0."""
+        if self.layers.salience_layer is not None:
+            return self.layers.salience_layer
+        # The deepest of several feature layers: its attention knows most of the image.
+        produced_by = max(self._feature_states) - 1
+        if produced_by < 0:
+            raise ValueError(
+                f"config.vision_feature_layer={self._settings['vision_feature_layer']} is the "
+                f"embedding, which no attention produces; name a salience_layer in the profile"
+            )
+        return produced_by
+
+    def inner_model(self, model: Any) -> Any:
+        import transformers
+
+        return module_inside(model, getattr(transformers, self.inner_class))
+
+    def patches(self) -> list[Patch]:
+        return [
+            listener.patch(self._attentions[kind]) for kind, listener in self._listeners.items()
+        ]
+
+    def untrained(self, model: Any) -> dict[str, torch.nn.Module]:
+        towers = self.vision_towers(model)
+        if len(towers) == 1:
+            return {"the vision tower": towers["image"]}
+        return {f"the {kind} tower": tower for kind, tower in towers.items()}
+
+    def tokens_per_image(self) -> int | None:
+        return None
+
+    def positions(self, model: Any, inputs: Mapping[str, Any], past: int) -> torch.Tensor:
+        return counted_positions(inputs, past)
+
+    def later_positions(self, model: Any, past: int, columns: int, rows: int) -> torch.Tensor:
+        return torch.arange(past, past + columns)[None]
+
+    def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        for name, configured in self._settings.items():
+            value = inputs.get(name)
+            if value is None:
+                value = getattr(model.config, name)
+            if value != configured:
+                raise ValueError(
+                    f"{name} is {configured!r}, as the model's config had it when apply_clasp was "
+                    f"called; got {value!r}: remove() the handle, set it there and apply again"
+                )
+        names = ("image_token_id", "video_token_id")
+        for name, before in zip(names, self.token_ids, strict=False):
+            if getattr(model.config, name) != before:
+                raise ValueError(
+                    f"config.{name} is {getattr(model.config, name)}, but was {before} when "
+                    f"apply_clasp was called: remove() the handle and apply again"
+                )
+
+    def tokens_per_tile(self, keeps_cls: bool | None = None) -> int:
+        """Tokens that the tower makes of what has its own size."""
+        return self._side**2 + (self._has_cls and not self._is_dropped(keeps_cls))
+
+    def _is_dropped(self, keeps_cls: bool | None) -> bool:
+        return self._drops_cls if keeps_cls is None else not keeps_cls
+
+    @torch.no_grad()  # the ops that follow record no graph either
+    def encode_tiles(
+        self, model: Any, pixels: torch.Tensor, kind: str = "image", keeps_cls: bool | None = None
+    ) -> EncodedTiles:
+        """Run a tower on [tiles, channels, height, width].
+
+        ``keeps_cls`` says whether a CLS token is a visual token; None for what the config says.
+        """
+        with self._listeners[kind].listen() as captured:
+            # All hidden states: those that nobody selects may be None.
+            tower = self.vision_towers(model)[kind]
+            outputs = tower(pixels, output_hidden_states=True, return_dict=True)
+        states, query, key = outputs.hidden_states, captured.query, captured.key
+        assert query is not None and key is not None and captured.scale is not None
+        first = 1 if self._has_cls and self._is_dropped(keeps_cls) else 0
+        features = [states[index][:, first:] for index in self._feature_states]
+        return EncodedTiles(
+            fused_layers=[states[index][:, first:] for index in self.layers.states],
+            features=features[0] if len(features) == 1 else torch.cat(features, dim=-1),
+            salience=lambda: attention_salience(
+                query[:, :, :1] if self._has_cls else query,
+                key,
+                scale=captured.scale,
+                key_range=(first, key.shape[2]),
+            ),
+        )
+
+    def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.inner_model(model).multi_modal_projector(tokens)
+        return projected
+
+
+def check_pixels(name: str, pixels: Any, axes: tuple[str, ...]) -> torch.Tensor:
+    """
+    Raises:
+        TypeError: these are no pixels with such axes.
+    """
+    if not isinstance(pixels, torch.Tensor) or pixels.ndim != len(axes):
+        got = list(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
+        raise TypeError(f"{name} must be a tensor [{', '.join(axes)}], got {got}")
+    return pixels

@@ -1,0 +1,122 @@
+"""What LLaVA-NeXT and LLaVA-OneVision share: a view of the whole image, tiles, and line ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from clasp_kernels.models.adapter import VisualGroup
+from clasp_kernels.models.compat import tiles_of_image
+from clasp_kernels.models.families._projected import ProjectedAdapter
+from clasp_kernels.policy import Profile
+
+
+class TiledAdapter(ProjectedAdapter):
+    """Images of which a processor makes one of the tower's size, and tiles of that size.
+
+    The view of the whole image and its tiles are one pool of tokens. The model arranges tiles as
+    the image had them, cuts off what only fills them up, and ends each row of patches with an
+    embedding of its own (``image_newline``). That stands at a placeholder too, is no visual token,
+    and stays. With one tile alone it stands at the end.
+    """
+
+    visual_arguments: tuple[str, ...] = ("pixel_values", "image_sizes")
+    settings: tuple[str, ...] = (*ProjectedAdapter.settings, "image_grid_pinpoints")
+    encoders: tuple[str, ...] = ("get_image_features", "pack_image_features")
+    parts: tuple[str, ...] = (*ProjectedAdapter.parts, "image_newline", "pack_image_features")
+
+    def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
+        import transformers
+
+        super().__init__(model, profile, fuse_into)
+        if self.tokens_per_tile() != self._side**2:
+            raise ValueError(
+                "config.vision_feature_select_strategy must be 'default', as a CLS token has no "
+                "place among the patches of tiles, got 'full'"
+            )
+        self._tile = int(model.config.vision_config.image_size)
+        self._original = getattr(transformers, self.inner_class)
+        #: All that the model's way to arrange tiles reads of it.
+        self._model = SimpleNamespace(config=model.config)
+
+    def packing(self) -> dict[str, Any]:
+        """What else the model's ``pack_image_features`` takes."""
+        raise NotImplementedError
+
+    def pack(
+        self,
+        tiles: Sequence[torch.Tensor],
+        sizes: Sequence[Sequence[int]],
+        newline: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """[tokens, width] of each image, of its tiles [tiles, P, width].
+
+        As the model arranges them; with a ``newline`` [width] at the end of each row, if given.
+        """
+        images, _ = self._original.pack_image_features(
+            self._model, tiles, sizes, image_newline=newline, **self.packing()
+        )
+        return list(images)
+
+    def image_group(self, inputs: Mapping[str, Any]) -> VisualGroup:
+        sizes, tiles = self.image_tiles(inputs)
+        blank = [torch.zeros(count, self._side**2, 1, device="cpu") for count in tiles]
+        newline = torch.ones(1, device="cpu")
+        ends = [image[:, 0].nonzero()[:, 0].tolist() for image in self.pack(blank, sizes, newline)]
+        lengths = [len(image) for image in self.pack(blank, sizes)]
+        separators = tuple(map(tuple, ends))
+        return VisualGroup("image", "pixel_values", self.token_ids[0], tuple(lengths), separators)
+
+    def image_tiles(self, inputs: Mapping[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
+        """Each image's height and width, and how many tiles it has. Waits for the device.
+
+        Raises:
+            ValueError, TypeError: pixels and sizes do not fit each other.
+        """
+        pixels, given = inputs["pixel_values"], inputs.get("image_sizes")
+        if not isinstance(given, torch.Tensor) or given.ndim != 2 or given.shape[1] != 2:
+            got = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+            raise TypeError(
+                f"image_sizes must be a tensor [images, 2] with the height and width that each "
+                f"image had, got {got}"
+            )
+        sizes = [(height, width) for height, width in given.tolist()]
+        if any(min(size) < 1 for size in sizes):
+            raise ValueError(f"image_sizes must be heights and widths of 1 or more, got {sizes}")
+        pinpoints = self._settings["image_grid_pinpoints"]
+        tiles = [
+            tiles_of_image(size, pinpoints, self._tile) if alone else 1
+            for size, alone in zip(sizes, self.alone(inputs, len(sizes)), strict=True)
+        ]
+        is_tensor = isinstance(pixels, torch.Tensor)
+        got = list(pixels.shape) if is_tensor else type(pixels).__name__
+        if not is_tensor or pixels.ndim not in (4, 5):
+            raise TypeError(
+                f"pixel_values must be a tensor [images, tiles, channels, height, width], got {got}"
+            )
+        if pixels.ndim == 5 and len(pixels) != len(sizes):
+            raise ValueError(
+                f"pixel_values holds {len(pixels)} images, but image_sizes {len(sizes)}"
+            )
+        has = pixels.shape[1] if pixels.ndim == 5 else len(pixels)
+        needs = max(tiles, default=0) if pixels.ndim == 5 else sum(tiles)
+        if has < needs or (pixels.ndim == 4 and has != needs):
+            raise ValueError(
+                f"pixel_values has {has} tiles, but image_sizes {sizes} need {needs}: the "
+                f"processor's image_grid_pinpoints and size must be the model's"
+            )
+        return sizes, tiles
+
+    def alone(self, inputs: Mapping[str, Any], images: int) -> list[bool]:
+        """Whether each image is cut into tiles, rather than seen as a whole alone."""
+        return [True] * images
+
+    def pixels_of(self, inputs: Mapping[str, Any], tiles: Sequence[int]) -> torch.Tensor:
+        """[all tiles, channels, height, width]"""
+        pixels: torch.Tensor = inputs["pixel_values"]
+        if pixels.ndim == 4:
+            return pixels
+        return torch.cat([image[:count] for image, count in zip(pixels, tiles, strict=True)])
