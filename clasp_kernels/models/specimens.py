@@ -266,6 +266,52 @@ def _cls_attention_by_square(
     return rows.sum((2, 4)).flatten(1)
 
 
+def tiny_mistral3(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """Images in patches of 4, merged 2 x 2; a Mistral as language model."""
+    from transformers import (
+        Mistral3Config,
+        Mistral3ForConditionalGeneration,
+        MistralConfig,
+        PixtralVisionConfig,
+    )
+
+    config = Mistral3Config(
+        vision_config=PixtralVisionConfig(**{**_TOWER, "image_size": 64, "head_dim": 8}),
+        text_config=MistralConfig(**_text(decoder_layers), head_dim=8, sliding_window=None),
+        image_token_index=IMAGE_TOKEN,
+        spatial_merge_size=2,
+        tie_word_embeddings=False,
+    )
+    return _with_visible_weights(Mistral3ForConditionalGeneration, config, attn_implementation)
+
+
+def _padded_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Images of different sizes, those that are smaller padded."""
+    sizes = [(24 + 8 * (number % 2), 32) for number in range(count)]
+    size = (count, model.config.vision_config.num_channels, 32, 32)
+    return {
+        "pixel_values": torch.randn(size, generator=generator, dtype=torch.float32),
+        "image_sizes": torch.tensor(sizes),
+    }
+
+
+def _attention_by_image(
+    model: Any, images: dict[str, torch.Tensor], layers_before: int
+) -> torch.Tensor:
+    """The attention that patches get within their image, summed over those that are merged."""
+    tower = model.get_encoder(modality="image")
+    attentions = tower(**images, output_attentions=True).attentions
+    received = attentions[model.config.vision_feature_layer - layers_before][0].mean(0).sum(0)
+    scores, first = [], 0
+    for height, width in images["image_sizes"].tolist():
+        rows, columns = height // 4, width // 4
+        of_image = received[first : first + rows * columns] / (rows * columns)
+        squares = of_image.view(rows // 2, 2, columns // 2, 2)
+        scores.append(squares.sum((1, 3)).flatten())
+        first += rows * columns
+    return torch.nn.utils.rnn.pad_sequence(scores, batch_first=True)
+
+
 def tiny_gemma3(
     *, attn_implementation: str = "sdpa", decoder_layers: int = 4, window: int = 512
 ) -> Any:
@@ -446,6 +492,7 @@ SPECIMENS: dict[str, Specimen] = {
     "llava_next": Specimen(tiny_llava_next, _tiled_images, _attention_by_tile),
     "llava_onevision": Specimen(tiny_llava_onevision, _tiled_images, _attention_by_tile),
     "video_llava": Specimen(tiny_video_llava, _named_images, _cls_attention),
+    "mistral3": Specimen(tiny_mistral3, _padded_images, _attention_by_image),
     "qwen2_5_vl": _qwen(tiny_qwen2_5_vl),
     "qwen2_vl": _qwen(tiny_qwen2_vl),
     "qwen3_vl": _qwen(tiny_qwen3_vl),

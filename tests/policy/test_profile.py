@@ -23,6 +23,7 @@ TOWERS = {
     "llava": CLIP,
     "llava_next": CLIP,
     "llava_onevision": ONEVISION,
+    "mistral3": INTERN,
     "qwen2_5_vl": QWEN,
     "qwen2_vl": QWEN,
     "qwen3_vl": QWEN3,

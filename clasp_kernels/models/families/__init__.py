@@ -8,6 +8,7 @@ from clasp_kernels.models.families.internvl import InternVLAdapter
 from clasp_kernels.models.families.llava import LlavaAdapter
 from clasp_kernels.models.families.llava_next import LlavaNextAdapter
 from clasp_kernels.models.families.llava_onevision import LlavaOnevisionAdapter
+from clasp_kernels.models.families.mistral3 import Mistral3Adapter
 from clasp_kernels.models.families.qwen2_5_vl import Qwen2_5_VLAdapter
 from clasp_kernels.models.families.qwen2_vl import Qwen2VLAdapter
 from clasp_kernels.models.families.qwen3_vl import Qwen3VLAdapter
@@ -24,4 +25,5 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "qwen3_vl": Qwen3VLAdapter,
     "internvl": InternVLAdapter,
     "gemma3": Gemma3Adapter,
+    "mistral3": Mistral3Adapter,
 }

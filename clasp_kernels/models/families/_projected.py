@@ -22,7 +22,7 @@ from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
 # Vision towers, and whether each puts a CLS token before the patches.
-_HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False}
+_HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False, "pixtral": False}
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ class ProjectedAdapter:
             kind: AttentionListener(attention) for kind, attention in self._attentions.items()
         }
         self._has_cls = _HAS_CLS[vision.model_type]
-        self._drops_cls = config.vision_feature_select_strategy == "default"
+        strategy = getattr(config, "vision_feature_select_strategy", "full")
+        self._drops_cls = strategy == "default"
         if self._drops_cls and not self._has_cls:
             raise ValueError(
                 f"config.vision_feature_select_strategy must be 'full' with a {vision.model_type}, "
@@ -232,3 +233,22 @@ def check_pixels(name: str, pixels: Any, axes: tuple[str, ...]) -> torch.Tensor:
         got = list(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
         raise TypeError(f"{name} must be a tensor [{', '.join(axes)}], got {got}")
     return pixels
+
+
+def check_image_sizes(inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Each image's height and width. Waits for the device.
+
+    Raises:
+        ValueError, TypeError: they are none.
+    """
+    given = inputs.get("image_sizes")
+    if not isinstance(given, torch.Tensor) or given.ndim != 2 or given.shape[1] != 2:
+        got = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise TypeError(
+            f"image_sizes must be a tensor [images, 2] with the height and width of each image, "
+            f"got {got}"
+        )
+    sizes = [(height, width) for height, width in given.tolist()]
+    if any(min(size) < 1 for size in sizes):
+        raise ValueError(f"image_sizes must be heights and widths of 1 or more, got {sizes}")
+    return sizes

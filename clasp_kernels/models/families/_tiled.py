@@ -10,7 +10,7 @@ import torch
 
 from clasp_kernels.models.adapter import VisualGroup
 from clasp_kernels.models.compat import tiles_of_image
-from clasp_kernels.models.families._projected import ProjectedAdapter
+from clasp_kernels.models.families._projected import ProjectedAdapter, check_image_sizes
 from clasp_kernels.policy import Profile
 
 
@@ -76,16 +76,7 @@ class TiledAdapter(ProjectedAdapter):
         Raises:
             ValueError, TypeError: pixels and sizes do not fit each other.
         """
-        pixels, given = inputs["pixel_values"], inputs.get("image_sizes")
-        if not isinstance(given, torch.Tensor) or given.ndim != 2 or given.shape[1] != 2:
-            got = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-            raise TypeError(
-                f"image_sizes must be a tensor [images, 2] with the height and width that each "
-                f"image had, got {got}"
-            )
-        sizes = [(height, width) for height, width in given.tolist()]
-        if any(min(size) < 1 for size in sizes):
-            raise ValueError(f"image_sizes must be heights and widths of 1 or more, got {sizes}")
+        pixels, sizes = inputs["pixel_values"], check_image_sizes(inputs)
         pinpoints = self._settings["image_grid_pinpoints"]
         tiles = [
             tiles_of_image(size, pinpoints, self._tile) if alone else 1

@@ -1,0 +1,130 @@
+"""Mistral 3: images of any size in one row of a Pixtral tower, whose neighbours are merged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from clasp_kernels import attention_salience
+from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.compat import image_tower
+from clasp_kernels.models.families._items import padded
+from clasp_kernels.models.families._projected import (
+    ProjectedAdapter,
+    check_image_sizes,
+    check_pixels,
+)
+from clasp_kernels.policy import Profile
+
+
+class Mistral3Adapter(ProjectedAdapter):
+    """``Mistral3ForConditionalGeneration`` with a Pixtral tower.
+
+    A visual token's salience is the attention that its patches get from all patches of its image,
+    in one vision layer. What is fused is the mean of its patches. The tokens that end the rows of
+    an image are words of the prompt, and stay.
+    """
+
+    model_class = "Mistral3ForConditionalGeneration"
+    inner_class = "Mistral3Model"
+    towers = ("pixtral",)
+    settings = ("vision_feature_layer", "spatial_merge_size")
+    visual_arguments: tuple[str, ...] = ("pixel_values", "image_sizes")
+
+    def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
+        super().__init__(model, profile, fuse_into)
+        if fuse_into == "projector":
+            raise ValueError(
+                "fuse_into='projector' needs a projector that takes tokens one by one, but this "
+                "model's merges patches; use fuse_into='selection'"
+            )
+        self._patch = int(model.config.vision_config.patch_size)
+        self._merged = int(model.config.spatial_merge_size)
+
+    def untrained(self, model: Any) -> dict[str, torch.nn.Module]:
+        projector = self.inner_model(model).multi_modal_projector
+        return {**super().untrained(model), "the projector": projector}
+
+    def groups(self, inputs: Mapping[str, Any]) -> list[VisualGroup]:
+        counts = [
+            (rows // self._merged) * (columns // self._merged)
+            for rows, columns in self._grids(inputs)
+        ]
+        return [VisualGroup("image", "pixel_values", self.token_ids[0], tuple(counts))]
+
+    def _grids(self, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """Rows and columns of patches of each image. Waits for the device.
+
+        Raises:
+            ValueError, TypeError: sizes and pixels do not fit each other.
+        """
+        axes = ("images", "channels", "height", "width")
+        pixels = check_pixels("pixel_values", inputs["pixel_values"], axes)
+        sizes = check_image_sizes(inputs)
+        token = self._patch * self._merged
+        if len(sizes) != len(pixels):
+            raise ValueError(
+                f"pixel_values holds {len(pixels)} images, but image_sizes {len(sizes)}"
+            )
+        for height, width in sizes:
+            if not (token <= height <= pixels.shape[2] and token <= width <= pixels.shape[3]):
+                raise ValueError(
+                    f"image_sizes must be heights and widths from {token}, the side of a visual "
+                    f"token, to those of pixel_values, {list(pixels.shape[2:])}, got "
+                    f"{[height, width]}"
+                )
+        return [(height // self._patch, width // self._patch) for height, width in sizes]
+
+    @torch.no_grad()  # the ops that follow record no graph either
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
+        grids = self._grids(inputs)
+        sizes = [(rows * self._patch, columns * self._patch) for rows, columns in grids]
+        lengths = [rows * columns for rows, columns in grids]
+        with self._listeners["image"].listen() as captured:
+            # All hidden states: those that nobody selects may be None.
+            outputs = image_tower(model)(
+                inputs["pixel_values"],
+                image_sizes=sizes,
+                output_hidden_states=True,
+                return_dict=True,
+            )
+        states, query, key = outputs.hidden_states, captured.query, captured.key
+        assert query is not None and key is not None
+        selected = [states[index][0] for index in self._feature_states]
+        projector = self.inner_model(model).multi_modal_projector
+        features = projector(torch.cat(selected, dim=-1), sizes)
+
+        def by_token(patches: torch.Tensor) -> list[torch.Tensor]:
+            """[tokens, width] of each image: means of [all patches, width]."""
+            return [
+                _mean_of_squares(image.unflatten(0, grid), self._merged)
+                for image, grid in zip(patches.split(lengths), grids, strict=True)
+            ]
+
+        def salience() -> torch.Tensor:
+            images = zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True)
+            of_patches = [attention_salience(q, k, scale=captured.scale)[0] for q, k in images]
+            scores = by_token(torch.cat(of_patches)[:, None])
+            return padded([image[:, 0] for image in scores]) * self._merged**2
+
+        layers = [by_token(states[index][0]) for index in self.layers.states]
+        counts = tuple(map(len, layers[0]))
+        return VisionOutput(
+            fused_layers=[padded(layer) for layer in layers],
+            features=padded(features.split(counts)),
+            salience=salience,
+            counts=counts,
+        )
+
+    def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens
+
+
+def _mean_of_squares(grid: torch.Tensor, side: int) -> torch.Tensor:
+    """[tokens, width]: means of squares of [rows, columns, width], row by row. What is left over at
+    the right and at the bottom is in no square."""
+    rows, columns = grid.shape[0] // side, grid.shape[1] // side
+    whole = grid[: rows * side, : columns * side]
+    return whole.unflatten(1, (columns, side)).unflatten(0, (rows, side)).mean((1, 3)).flatten(0, 1)
