@@ -312,6 +312,54 @@ def _attention_by_image(
     return torch.nn.utils.rnn.pad_sequence(scores, batch_first=True)
 
 
+def tiny_idefics3(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """Images of 6 x 6 patches, 9 visual tokens each."""
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration
+
+    config = Idefics3Config(**_idefics3(decoder_layers))
+    return _with_visible_weights(Idefics3ForConditionalGeneration, config, attn_implementation)
+
+
+def tiny_smolvlm(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """Images of 6 x 6 patches, 9 visual tokens each."""
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
+
+    config = SmolVLMConfig(**_idefics3(decoder_layers))
+    return _with_visible_weights(SmolVLMForConditionalGeneration, config, attn_implementation)
+
+
+def _idefics3(decoder_layers: int) -> dict[str, Any]:
+    # SmolVLM of transformers 5.20 splits an image's 9 tokens by the side of a patch.
+    return {
+        "vision_config": {**_TOWER, "image_size": 18, "patch_size": 3},
+        "text_config": {"model_type": "llama", **_text(decoder_layers)},
+        "image_token_id": IMAGE_TOKEN,
+        "scale_factor": 2,
+        "pad_token_id": PAD_TOKEN,
+        "tie_word_embeddings": False,
+    }
+
+
+def _images_of_prompts(
+    model: Any, count: int, generator: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Square images, one a prompt."""
+    [pixels] = _square_images(model, count, generator).values()
+    return {"pixel_values": pixels[:, None]}
+
+
+def _attention_by_shuffle(
+    model: Any, images: dict[str, torch.Tensor], layers_before: int
+) -> torch.Tensor:
+    """The attention that patches get from all others, summed over squares of them."""
+    tower = model.get_encoder(modality="image")
+    attentions = tower(images["pixel_values"].flatten(0, 1), output_attentions=True).attentions
+    of_patches: torch.Tensor = attentions[-1 - layers_before].mean((1, 2))
+    side, square = round(of_patches.shape[1] ** 0.5), model.config.scale_factor
+    rows = of_patches.unflatten(1, (side // square, square, side // square, square))
+    return rows.sum((2, 4)).flatten(1)
+
+
 def tiny_gemma3(
     *, attn_implementation: str = "sdpa", decoder_layers: int = 4, window: int = 512
 ) -> Any:
@@ -480,6 +528,8 @@ def _qwen(build: Callable[..., Any]) -> Specimen:
 
 #: By ``config.model_type``, one for each that ``apply_clasp`` takes.
 SPECIMENS: dict[str, Specimen] = {
+    "idefics3": Specimen(tiny_idefics3, _images_of_prompts, _attention_by_shuffle),
+    "smolvlm": Specimen(tiny_smolvlm, _images_of_prompts, _attention_by_shuffle),
     "internvl": Specimen(tiny_internvl, _square_images, _cls_attention_by_square),
     "gemma3": Specimen(
         tiny_gemma3,

@@ -19,6 +19,7 @@ INTERN = (24, (-7, -5, -3, -1))
 # The vision tower that each bundled profile names: its depth, and the layers that are fused there.
 TOWERS = {
     "gemma3": GEMMA3,
+    "idefics3": GEMMA3,
     "internvl": INTERN,
     "llava": CLIP,
     "llava_next": CLIP,
@@ -27,6 +28,7 @@ TOWERS = {
     "qwen2_5_vl": QWEN,
     "qwen2_vl": QWEN,
     "qwen3_vl": QWEN3,
+    "smolvlm": GEMMA3,
     "video_llava": CLIP,
 }
 FAMILIES = tuple(TOWERS)

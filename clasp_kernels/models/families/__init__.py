@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.families.gemma3 import Gemma3Adapter
+from clasp_kernels.models.families.idefics3 import Idefics3Adapter, SmolVLMAdapter
 from clasp_kernels.models.families.internvl import InternVLAdapter
 from clasp_kernels.models.families.llava import LlavaAdapter
 from clasp_kernels.models.families.llava_next import LlavaNextAdapter
@@ -26,4 +27,6 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "internvl": InternVLAdapter,
     "gemma3": Gemma3Adapter,
     "mistral3": Mistral3Adapter,
+    "idefics3": Idefics3Adapter,
+    "smolvlm": SmolVLMAdapter,
 }

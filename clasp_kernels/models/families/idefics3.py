@@ -1,0 +1,189 @@
+"""Idefics 3 and SmolVLM: tiles between words, whose pixel shuffle makes a token of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from clasp_kernels import attention_salience
+from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.capture import AttentionListener
+from clasp_kernels.models.compat import (
+    attention_modules,
+    image_tower,
+    is_overridden,
+    require_parts,
+)
+from clasp_kernels.models.families._modules import module_inside
+from clasp_kernels.models.families._positions import counted_positions
+from clasp_kernels.models.families._projected import check_pixels
+from clasp_kernels.models.patching import Patch
+from clasp_kernels.policy import Profile
+
+_AXES = ("prompts", "images", "channels", "height", "width")
+
+
+class Idefics3Adapter:
+    """``Idefics3ForConditionalGeneration``.
+
+    The processor cuts an image into tiles, and puts words between them and the view of the whole:
+    each of these is an image of its own here. Prompts with fewer images than others are filled up
+    with images of zeros, which the model leaves out.
+
+    There is no CLS token: a visual token's salience is the attention that its patches get from all
+    patches of the tile, in one vision layer. What is fused is the mean of its patches.
+    """
+
+    model_class = "Idefics3ForConditionalGeneration"
+    inner_class = "Idefics3Model"
+    pixel_arguments: tuple[str, ...] = ("pixel_values",)
+    visual_arguments: tuple[str, ...] = ("pixel_values", "pixel_attention_mask")
+    position_axes: tuple[int, ...] = ()
+    deeper_layers: int = 0
+
+    def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
+        import transformers
+
+        config = model.config
+        if not isinstance(model, getattr(transformers, self.model_class)):
+            raise TypeError(
+                f"model must be a {self.model_class}, got {type(model).__name__}; of a model that "
+                f"is wrapped, give the inner one (model._orig_mod of torch.compile, "
+                f"model.get_base_model() of PEFT), best before wrapping it"
+            )
+        if fuse_into == "projector":
+            raise ValueError(
+                "fuse_into='projector' needs a projector that takes tokens one by one, but this "
+                "model's merges patches; use fuse_into='selection'"
+            )
+        num_layers = config.vision_config.num_hidden_layers
+        self.layers = profile.for_tower(num_layers)
+        wanted = self.layers.salience_layer
+        attentions = attention_modules(image_tower(model), num_layers)
+        self._attention = attentions[num_layers - 1 if wanted is None else wanted]
+        self._listener = AttentionListener(self._attention)
+        inner = self.inner_model(model)
+        require_parts(inner, ("connector",))
+        require_parts(inner.connector, ("pixel_shuffle",))
+        if is_overridden(inner, "get_image_features", getattr(transformers, self.inner_class)):
+            raise TypeError(
+                f"{type(inner).__name__}.get_image_features is not {self.inner_class}'s, which "
+                f"pruning relies on"
+            )
+        self._patch = int(config.vision_config.patch_size)
+        self._side = int(config.scale_factor)
+        self.token_ids: tuple[int, ...] = (int(config.image_token_id),)
+        self.text_config = config.get_text_config()
+
+    def inner_model(self, model: Any) -> Any:
+        import transformers
+
+        return module_inside(model, getattr(transformers, self.inner_class))
+
+    def patches(self) -> list[Patch]:
+        return [self._listener.patch(self._attention)]
+
+    def untrained(self, model: Any) -> dict[str, torch.nn.Module]:
+        projector = self.inner_model(model).connector
+        return {"the vision tower": image_tower(model), "the projector": projector}
+
+    def tokens_per_image(self) -> int | None:
+        return None  # the processor decides how large its tiles are
+
+    def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        names = ("image_token_id", "scale_factor")
+        for name, before in zip(names, (self.token_ids[0], self._side), strict=True):
+            if getattr(model.config, name) != before:
+                raise ValueError(
+                    f"config.{name} is {getattr(model.config, name)}, but was {before} when "
+                    f"apply_clasp was called: remove() the handle and apply again"
+                )
+
+    def groups(self, inputs: Mapping[str, Any]) -> list[VisualGroup]:
+        pixels = check_pixels("pixel_values", inputs["pixel_values"], _AXES)
+        rows, columns = (length // self._patch for length in pixels.shape[3:])
+        if rows != columns or rows < 1 or rows % self._side:
+            raise ValueError(
+                f"pixel_values must be square images with a multiple of {self._side} patches to a "
+                f"side, as {self._side} x {self._side} patches make a token, got "
+                f"{list(pixels.shape)}, which are {rows} x {columns} patches"
+            )
+        mask = inputs.get("pixel_attention_mask")
+        expected = [*pixels.shape[:2], *pixels.shape[3:]]
+        if mask is not None and list(mask.shape) != expected:
+            raise ValueError(
+                f"pixel_attention_mask must be [prompts, images, height, width], {expected}, got "
+                f"{list(mask.shape)}"
+            )
+        images = int(_is_image(pixels).sum())
+        if not images:
+            raise ValueError("pixel_values holds no image: all pixels are 0, as in padding")
+        counts = ((rows // self._side) ** 2,) * images
+        return [VisualGroup("image", "pixel_values", self.token_ids[0], counts)]
+
+    @torch.no_grad()  # the ops that follow record no graph either
+    def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
+        inner = self.inner_model(model)
+        pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
+        [group] = self.groups(inputs)
+        with self._listener.listen() as captured:
+            # The model's own way, as it leaves out padding. All hidden states: those that nobody
+            # selects may be None.
+            outputs = inner.get_image_features(
+                pixels, mask, output_hidden_states=True, return_dict=True
+            )
+        features = outputs.pooler_output
+        if not isinstance(features, torch.Tensor):  # a release gives them by prompt
+            features = torch.cat(list(features))
+        query, key = captured.query, captured.key
+        assert query is not None and key is not None
+
+        def by_token(patches: torch.Tensor) -> torch.Tensor:
+            """[images, N, width]: means of [images, patches, width]."""
+            shuffled = inner.connector.pixel_shuffle(patches.contiguous(), self._side)
+            mean: torch.Tensor = shuffled.unflatten(-1, (self._side**2, -1)).mean(2)
+            return mean
+
+        def salience() -> torch.Tensor:
+            valid = None if mask is None else self._seen_patches(mask[_is_image(pixels)])
+            weights = None if valid is None else valid.float()
+            of_patches = attention_salience(
+                query, key, scale=captured.scale, key_valid=valid, query_weights=weights
+            )
+            return by_token(of_patches[..., None])[..., 0] * self._side**2
+
+        return VisionOutput(
+            fused_layers=[by_token(outputs.hidden_states[state]) for state in self.layers.states],
+            features=features.view(len(key), group.counts[0], -1),
+            salience=salience,
+            counts=group.counts,
+        )
+
+    def _seen_patches(self, mask: torch.Tensor) -> torch.Tensor:
+        """[images, patches] bool: those of which ``mask`` [images, height, width] has a pixel."""
+        pooled = torch.nn.functional.max_pool2d(mask[:, None].float(), self._patch)
+        return pooled.flatten(1) > 0
+
+    def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
+        return tokens
+
+    def positions(self, model: Any, inputs: Mapping[str, Any], past: int) -> torch.Tensor:
+        return counted_positions(inputs, past)
+
+    def later_positions(self, model: Any, past: int, columns: int, rows: int) -> torch.Tensor:
+        return torch.arange(past, past + columns)[None]
+
+
+class SmolVLMAdapter(Idefics3Adapter):
+    """``SmolVLMForConditionalGeneration``. A video's frames stand apart, and are an image each."""
+
+    model_class = "SmolVLMForConditionalGeneration"
+    inner_class = "SmolVLMModel"
+
+
+def _is_image(pixels: torch.Tensor) -> torch.Tensor:
+    """[prompts, images] bool: which of [prompts, images, channels, height, width] are no
+    padding."""
+    return (pixels != 0).flatten(2).any(-1)
