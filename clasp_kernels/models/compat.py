@@ -346,10 +346,13 @@ def own_static_length(model: Any) -> Iterator[None]:
 
 
 def static_lengths(cache: Any) -> list[int] | None:
-    """How many columns each layer of a cache will allocate; None if the cache is not static."""
+    """How many columns each layer of a cache will allocate; None if the cache is not static.
+
+    A layer that has a state instead of columns allocates 0.
+    """
     if not getattr(cache, "is_compileable", False):
         return None
-    return [int(layer.max_cache_len) for layer in cache.layers]
+    return [int(getattr(layer, "max_cache_len", 0)) for layer in cache.layers]
 
 
 def require_parts(module: Any, names: Sequence[str]) -> None:

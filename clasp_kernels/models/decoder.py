@@ -50,15 +50,22 @@ class LayerInputs(Protocol):
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 
 
-def _check_kind(config: Any) -> None:
+def recurrent_kinds(config: Any) -> list[str]:
+    """The kinds of a decoder's layers that have a state instead of keys and values."""
+    return sorted(set(getattr(config, "layer_types", None) or ()).difference(_ATTENTION))
+
+
+def refusal(config: Any) -> str:
+    """Why a decoder cannot be pruned between its layers; empty if it can."""
     before = "cannot be pruned inside the decoder; use a schedule that prunes before it"
-    others = set(getattr(config, "layer_types", None) or ()).difference(_ATTENTION)
+    others = recurrent_kinds(config)
     if others:
-        raise ValueError(f"a decoder with layers of {' and '.join(sorted(others))} {before}")
+        return f"a decoder with layers of {' and '.join(others)} {before}"
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise ValueError(f"a decoder that caps its attention logits {before}")
+        return f"a decoder that caps its attention logits {before}"
     if getattr(config, "num_kv_shared_layers", 0):
-        raise ValueError(f"a decoder whose layers share keys and values {before}")
+        return f"a decoder whose layers share keys and values {before}"
+    return ""
 
 
 class DecoderSeam:
@@ -72,8 +79,9 @@ class DecoderSeam:
                 hold columns that differ from layer to layer.
             RuntimeError, TypeError: this decoder cannot be followed.
         """
-        if stages:
-            _check_kind(model.config.get_text_config())
+        problem = refusal(model.config.get_text_config()) if stages else ""
+        if problem:
+            raise ValueError(problem)
         layers = decoder_layers(model)
         self._listeners = {
             stage - 1: AttentionListener(*attention_modules(layers[stage - 1], 1))
@@ -108,11 +116,20 @@ class DecoderSeam:
                 ),
             )
 
-    def check(self, model: Any) -> None:
+    def check(self, model: Any, inputs: Mapping[str, Any]) -> None:
         """
         Raises:
             RuntimeError: layers were replaced, or left out, since they were patched.
+            ValueError: ``inputs``, forward's arguments, ask for what layers cannot tell any more.
         """
+        config = model.config.get_text_config()
+        given = inputs.get("output_router_logits")
+        if getattr(config, "output_router_logits", False) if given is None else given:
+            raise ValueError(
+                "output_router_logits must be False where tokens are dropped, or features added, "
+                "inside the decoder: the balance of experts is counted over columns that all "
+                "layers have"
+            )
         layers = getattr(model.get_decoder(), "layers", ())
         # What wraps a layer, as compiling does, has it inside.
         ours = [any(MethodPatches.of(part) for part in layer.modules()) for layer in layers]

@@ -21,6 +21,7 @@ import torch
 
 from clasp_kernels.models.apply import apply_clasp
 from clasp_kernels.models.compat import decoder_layers, layer_masks, output_cache
+from clasp_kernels.models.decoder import recurrent_kinds, refusal
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.specimens import SPECIMENS
@@ -54,6 +55,11 @@ class Task:
     run: Callable[[Any, ClaspHandle, dict[str, torch.Tensor]], _Answer]
     schedule: Callable[[int], Schedule] = lambda num_layers: Schedule.input(_BUDGET)
     """What is kept, in a decoder of so many layers."""
+
+    def fits(self, model: Any) -> bool:
+        """Whether the model can do it: some cannot be pruned inside the decoder."""
+        config = model.config.get_text_config()
+        return not refusal(config) or not any(self.schedule(config.num_hidden_layers).layers)
 
 
 @dataclass(frozen=True)
@@ -285,6 +291,8 @@ def _oracle(
     }
     images = _repeat_images(model, batch, repeats)
     kinds = SPECIMENS[model.config.model_type].columns(model, ids)
+    if recurrent_kinds(model.config.get_text_config()):
+        return _cut(model, ids, {**kinds, **images}, seen[0], torch.cat([was_there, later], 1))
     with _masked_from(model, {layer: mask for layer, mask in seen.items() if layer > 0}, kinds):
         logits: torch.Tensor = model(
             input_ids=ids,
@@ -294,6 +302,43 @@ def _oracle(
             **kinds,
             **images,
         ).logits
+    return logits
+
+
+def _cut(
+    model: Any,
+    ids: torch.Tensor,
+    arguments: dict[str, torch.Tensor],
+    seen: torch.Tensor,
+    attention_mask: torch.Tensor,
+) -> torch.Tensor:
+    """The same of a decoder with recurrent layers, in which no token can be masked.
+
+    Each row runs by itself, without padding, on the embeddings and positions of the columns that
+    are left of the whole prompt.
+    """
+    positions = _positions(model, arguments, ids, attention_mask)
+    given: list[torch.Tensor] = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    whole = model(
+        input_ids=ids,
+        attention_mask=attention_mask,
+        position_ids=positions,
+        use_cache=False,
+        **arguments,
+    ).logits
+    hook.remove()
+    [embeds] = given
+    logits = whole.clone()  # of columns that are not left nothing is asked
+    for row in range(len(ids)):
+        [columns] = seen[row].nonzero(as_tuple=True)
+        logits[row, columns] = model(
+            inputs_embeds=embeds[row : row + 1, columns],
+            position_ids=positions[..., row : row + 1, columns],
+            use_cache=False,
+        ).logits[0]
     return logits
 
 

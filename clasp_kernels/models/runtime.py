@@ -448,7 +448,7 @@ class ClaspRuntime:
         check_weights(model)
         self._check_stages(past)
         if self.seam is not None:
-            self.seam.check(model)
+            self.seam.check(model, inputs)
         if inputs.get("labels") is not None:
             self._warn_of_training(model)
         names = self._prompt_categories.resolve(

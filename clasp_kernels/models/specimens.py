@@ -465,22 +465,70 @@ def tiny_qwen2_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4)
     return _with_visible_weights(Qwen2VLForConditionalGeneration, config, attn_implementation)
 
 
+_QWEN3_VISION: dict[str, Any] = {
+    "depth": 4,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "out_hidden_size": 32,
+    "num_position_embeddings": 64,
+    **_QWEN_VISION,
+}
+_QWEN3_DEEPSTACK = {**_QWEN3_VISION, "deepstack_visual_indexes": [0, 1, 2]}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+
 def tiny_qwen3_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
     """Images in patches of 4; the first three of four vision blocks reach into the decoder."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-    vision = {
-        "depth": 4,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "out_hidden_size": 32,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1, 2],
-        **_QWEN_VISION,
-    }
     text = {**_qwen_text(decoder_layers), "head_dim": 8}
-    config = Qwen3VLConfig(vision_config=vision, text_config=text, **_QWEN_TOKENS)
+    config = Qwen3VLConfig(vision_config=_QWEN3_DEEPSTACK, text_config=text, **_QWEN_TOKENS)
     return _with_visible_weights(Qwen3VLForConditionalGeneration, config, attn_implementation)
+
+
+def tiny_qwen3_vl_moe(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """The same with four experts, of which a token sees two."""
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    text = {**_qwen_text(decoder_layers), **_EXPERTS, "head_dim": 8}
+    config = Qwen3VLMoeConfig(vision_config=_QWEN3_DEEPSTACK, text_config=text, **_QWEN_TOKENS)
+    return _with_visible_weights(Qwen3VLMoeForConditionalGeneration, config, attn_implementation)
+
+
+def tiny_qwen3_5(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """Images in patches of 4; every other decoder layer is recurrent."""
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    config = Qwen3_5Config(
+        vision_config=_QWEN3_VISION, text_config=_hybrid_text(decoder_layers), **_QWEN_TOKENS
+    )
+    return _with_visible_weights(Qwen3_5ForConditionalGeneration, config, attn_implementation)
+
+
+def tiny_qwen3_5_moe(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+    """The same with four experts, of which a token sees two, and one that every token sees."""
+    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+    text = {
+        **_hybrid_text(decoder_layers),
+        **_EXPERTS,
+        "shared_expert_intermediate_size": 32,
+    }
+    config = Qwen3_5MoeConfig(vision_config=_QWEN3_VISION, text_config=text, **_QWEN_TOKENS)
+    return _with_visible_weights(Qwen3_5MoeForConditionalGeneration, config, attn_implementation)
+
+
+def _hybrid_text(decoder_layers: int) -> dict[str, Any]:
+    kinds = ("linear_attention", "full_attention")
+    return {
+        **_qwen_text(decoder_layers),
+        "head_dim": 8,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "layer_types": [kinds[number % 2] for number in range(decoder_layers)],
+    }
 
 
 def _patched_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -546,4 +594,7 @@ SPECIMENS: dict[str, Specimen] = {
     "qwen2_5_vl": _qwen(tiny_qwen2_5_vl),
     "qwen2_vl": _qwen(tiny_qwen2_vl),
     "qwen3_vl": _qwen(tiny_qwen3_vl),
+    "qwen3_vl_moe": _qwen(tiny_qwen3_vl_moe),
+    "qwen3_5": _qwen(tiny_qwen3_5),
+    "qwen3_5_moe": _qwen(tiny_qwen3_5_moe),
 }

@@ -19,6 +19,7 @@ import torch
 
 from clasp_kernels.models.apply import apply_clasp, supported_model_types, supported_type
 from clasp_kernels.models.compat import TESTED_RELEASES, is_tested, require_transformers
+from clasp_kernels.models.decoder import refusal
 from clasp_kernels.models.oracle import (
     TASKS,
     Comparison,
@@ -162,20 +163,25 @@ def _check_names(families: Iterable[str] | None) -> list[str]:
 def _check_families(families: list[str], device: torch.device) -> list[Check]:
     checks = []
     for family in families:
+        has_reference = SPECIMENS[family].salience is not None
 
         def build(attention: str, family: str = family) -> Any:
             return SPECIMENS[family].build(attn_implementation=attention).to(device)
 
         for attention in ("sdpa", "eager"):
             specimen = partial(build, attention)
+            model = specimen()
             for task in TASKS:
+                if not task.fits(model):
+                    continue
                 compare = partial(compare_logits, family, specimen, task, relative=False)
                 checks.append(_run(family, task.name, attention, compare))
             for name, compare_pivots in (
                 ("salience", compare_salience),
                 ("stages, salience", compare_stage_salience),
             ):
-                if name == "salience" and SPECIMENS[family].salience is None:
+                inside = compare_pivots is compare_stage_salience
+                if refusal(model.config.get_text_config()) if inside else not has_reference:
                     continue
                 compare = partial(compare_pivots, family, specimen, partial(build, "eager"))
                 checks.append(_run(family, name, attention, compare))
@@ -195,6 +201,8 @@ def _check_model(model: Any) -> tuple[list[Check], torch.dtype]:
         attention = subject.config.get_text_config()._attn_implementation
         checks = []
         for task in TASKS:
+            if not task.fits(subject):
+                continue
             compare = partial(compare_logits, family, lambda: subject, task, relative=True)
             checks.append(_run(family, task.name, attention, compare))
         return checks, subject.dtype

@@ -27,7 +27,10 @@ TOWERS = {
     "mistral3": INTERN,
     "qwen2_5_vl": QWEN,
     "qwen2_vl": QWEN,
+    "qwen3_5": QWEN3,
+    "qwen3_5_moe": QWEN3,
     "qwen3_vl": QWEN3,
+    "qwen3_vl_moe": QWEN3,
     "smolvlm": GEMMA3,
     "video_llava": CLIP,
 }

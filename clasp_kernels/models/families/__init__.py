@@ -12,7 +12,8 @@ from clasp_kernels.models.families.llava_onevision import LlavaOnevisionAdapter
 from clasp_kernels.models.families.mistral3 import Mistral3Adapter
 from clasp_kernels.models.families.qwen2_5_vl import Qwen2_5_VLAdapter
 from clasp_kernels.models.families.qwen2_vl import Qwen2VLAdapter
-from clasp_kernels.models.families.qwen3_vl import Qwen3VLAdapter
+from clasp_kernels.models.families.qwen3_5 import Qwen3_5Adapter, Qwen3_5MoeAdapter
+from clasp_kernels.models.families.qwen3_vl import Qwen3VLAdapter, Qwen3VLMoeAdapter
 from clasp_kernels.models.families.video_llava import VideoLlavaAdapter
 
 #: By ``config.model_type``.
@@ -24,6 +25,9 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "qwen2_5_vl": Qwen2_5_VLAdapter,
     "qwen2_vl": Qwen2VLAdapter,
     "qwen3_vl": Qwen3VLAdapter,
+    "qwen3_vl_moe": Qwen3VLMoeAdapter,
+    "qwen3_5": Qwen3_5Adapter,
+    "qwen3_5_moe": Qwen3_5MoeAdapter,
     "internvl": InternVLAdapter,
     "gemma3": Gemma3Adapter,
     "mistral3": Mistral3Adapter,

@@ -28,3 +28,10 @@ class Qwen3VLAdapter(PackedAdapter):
 
     def deeper(self, outputs: Any) -> Sequence[torch.Tensor]:
         return deepstack_features(outputs, self.deeper_layers)
+
+
+class Qwen3VLMoeAdapter(Qwen3VLAdapter):
+    """``Qwen3VLMoeForConditionalGeneration``: the same with experts."""
+
+    model_class = "Qwen3VLMoeForConditionalGeneration"
+    inner_class = "Qwen3VLMoeModel"

@@ -1,0 +1,23 @@
+"""Qwen3.5: the tower of Qwen3-VL, without features for later layers; a hybrid decoder."""
+
+from __future__ import annotations
+
+from clasp_kernels.models.families._packed import PackedAdapter
+
+
+class Qwen3_5Adapter(PackedAdapter):
+    """``Qwen3_5ForConditionalGeneration``.
+
+    Most layers of the decoder are recurrent (gated delta nets): a token that is dropped before the
+    decoder is one that they never see.
+    """
+
+    model_class = "Qwen3_5ForConditionalGeneration"
+    inner_class = "Qwen3_5Model"
+
+
+class Qwen3_5MoeAdapter(Qwen3_5Adapter):
+    """``Qwen3_5MoeForConditionalGeneration``: the same with experts."""
+
+    model_class = "Qwen3_5MoeForConditionalGeneration"
+    inner_class = "Qwen3_5MoeModel"
