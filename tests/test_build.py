@@ -89,6 +89,30 @@ print(kept.indices.tolist())
     assert done.stdout.strip() == "[[0, 3]]"
 
 
+def test_the_wheel_runs_where_there_is_no_compiler(wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "bare"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    python = environment / "bin" / "python"
+    done = run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # torch comes from where it is installed; an editable install there is not found this way.
+    site = Path(torch.__file__).parent.parent
+    code = """
+import shutil
+assert not any(map(shutil.which, ("cc", "c++", "gcc", "g++", "clang", "clang++", "ninja")))
+import clasp_kernels, torch
+with clasp_kernels.use_backend("cpu"):
+    kept = clasp_kernels.select_tokens(torch.eye(4)[None], torch.arange(4.0)[None], 2, 1)
+print(clasp_kernels.__file__, kept.indices.tolist())
+"""
+    env = {"PATH": str(environment / "bin"), "PYTHONPATH": str(site)}
+    done = run(python, "-c", code, cwd=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    file, _, indices = done.stdout.strip().partition(" ")
+    assert Path(file).is_relative_to(environment)
+    assert indices == "[[0, 3]]"
+
+
 def test_build_info_names_torch_and_compiler(installed: Path) -> None:
     namespace: dict[str, str] = {}
     exec((installed / "clasp_kernels" / "_build_info.py").read_text(), namespace)
