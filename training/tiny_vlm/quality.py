@@ -1,6 +1,6 @@
 """What the tiny LLaVA still answers with fewer visual tokens, on held-out scenes.
 
-    python examples/tiny_vlm/quality.py --model clasp_kernels/assets/tiny_vlm \
+    python training/tiny_vlm/quality.py --model clasp_kernels/assets/tiny_vlm \
         --out benchmarks/results/cpu
 
 Every row is the same model, the same questions and the same number of tokens kept, in one run:

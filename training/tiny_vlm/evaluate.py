@@ -1,6 +1,6 @@
 """Accuracy of the tiny LLaVA on held-out scenes: with the image, and three ways without it.
 
-    python examples/tiny_vlm/evaluate.py --model clasp_kernels/assets/tiny_vlm --out accuracy.json
+    python training/tiny_vlm/evaluate.py --model clasp_kernels/assets/tiny_vlm --out accuracy.json
 
 Every answer comes from `generate`, greedy, on the single-turn prompt, and counts when it is
 exactly the expected one. Baselines that do not see the scene: the same model asked without an

@@ -1,6 +1,6 @@
 """Render the scenes and questions of ``clasp demo`` into the package.
 
-    python examples/tiny_vlm/make_demo_assets.py
+    python training/tiny_vlm/make_demo_assets.py
 
 The scenes are held out from training. For each kind of question the first scene by seed that is
 worth looking at is taken; whether the model answers it plays no part.

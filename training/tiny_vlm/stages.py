@@ -1,6 +1,6 @@
 """The tiny LLaVA pruned inside its decoder, beside the same number of tokens pruned before it.
 
-    python examples/tiny_vlm/stages.py --model clasp_kernels/assets/tiny_vlm \
+    python training/tiny_vlm/stages.py --model clasp_kernels/assets/tiny_vlm \
         --out benchmarks/results/cpu
 
 A schedule's number of tokens is its mean over the decoder's layers. Tokens are scored by the

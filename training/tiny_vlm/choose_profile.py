@@ -1,6 +1,6 @@
 """Choose the tiny LLaVA's profile on training scenes: salience layer, strategies, pivot ratios.
 
-    python examples/tiny_vlm/choose_profile.py --model clasp_kernels/assets/tiny_vlm
+    python training/tiny_vlm/choose_profile.py --model clasp_kernels/assets/tiny_vlm
 
 Held-out scenes stay unseen. First the salience layer: the one whose pivots alone, the deepest layer
 fused, answer best. Then strategies x pivot ratios with that layer: for every category the pair with
@@ -128,7 +128,7 @@ def main() -> None:
             "model_type": "llava",
             "layers": list(LAYERS),
             "source": (
-                "this project's own, by examples/tiny_vlm/choose_profile.py: the best salience "
+                "this project's own, by training/tiny_vlm/choose_profile.py: the best salience "
                 f"layer of {', '.join(map(str, SALIENCE_LAYERS))}, then the best of "
                 f"strategies {STRATEGIES[0]} to {STRATEGIES[-1]} and pivot ratios "
                 f"{', '.join(map(str, PIVOT_RATIOS))} on {arguments.per_category} training "

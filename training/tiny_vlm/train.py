@@ -1,6 +1,6 @@
 """Train the tiny LLaVA that ships in `clasp_kernels/assets/tiny_vlm`.
 
-    python examples/tiny_vlm/train.py --out clasp_kernels/assets/tiny_vlm
+    python training/tiny_vlm/train.py --out clasp_kernels/assets/tiny_vlm
 
 Two objectives beside the language loss make it learn in about an hour on two CPU cores. Heads
 on the patch tokens that feed the projector name the shape, colour and glyph each patch shows;
