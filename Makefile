@@ -69,6 +69,7 @@ lint: $(REQUIREMENTS)  ## ruff, mypy, clang-format; changes nothing
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m mypy tools
+	$(PY) -m mypy examples
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
 
 format: $(REQUIREMENTS)  ## Let ruff and clang-format rewrite the sources

@@ -1,0 +1,143 @@
+"""What the examples share: options, tiny random models and their prompts, a clock, a report."""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from clasp_kernels.bundled import bundled_path
+from clasp_kernels.models import PrefillRecord
+from clasp_kernels.models.specimens import IMAGE_TOKEN, SPECIMENS, VOCABULARY
+
+
+def options(description: str | None, *, video: bool = False) -> argparse.Namespace:
+    """The options that the examples of model families take; ``video`` adds ``--video``."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", metavar="ID", help="a model's id or folder; without it a tiny random model runs")
+    add("--image", type=_open, metavar="FILE", help="default: a drawing with three stars")
+    add("--question", default="How many stars are there?")
+    add("--budget", type=_budget, default=0.25, help="tokens kept per image, or their share")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    if video:
+        add("--video", type=Path, metavar="FILE", help="shown after the image; --model only")
+    arguments = parser.parse_args()
+    if arguments.image is None:
+        arguments.image = _open(bundled_path("demo", "scene_2.png"))
+    return arguments
+
+
+def _open(path: str | Path) -> Image.Image:
+    return Image.open(path).convert("RGB")
+
+
+def _budget(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)
+
+
+def tiny_model(family: str) -> Any:
+    """A model of the family's real class, a few layers deep, with random weights."""
+    model = SPECIMENS[family].build()
+    # Of its 64 tokens the last stand for images and what is around them: these are no answers.
+    model.generation_config.suppress_tokens = list(range(IMAGE_TOKEN, VOCABULARY))
+    # apply_clasp warns that it has no tokenizer to read prompts with. They are "general" then.
+    warnings.filterwarnings("ignore", "the router cannot read the prompts")
+    return model
+
+
+class Visual(NamedTuple):
+    """A random image or video."""
+
+    pixels: dict[str, torch.Tensor]
+    """What forward takes for it, by argument."""
+    tokens: list[int]
+    """What stands for it in a prompt."""
+
+
+def random_image(model: Any) -> Visual:
+    """An image for a tiny model."""
+    specimen = SPECIMENS[model.config.model_type]
+    pixels = specimen.images(model, 1, torch.Generator().manual_seed(0))
+    [features] = model.get_image_features(**pixels, return_dict=True).pooler_output
+    before, after = specimen.around(model.config)
+    return Visual(pixels, [*before, *[model.config.image_token_id] * len(features), *after])
+
+
+def random_qwen_video(model: Any, *, frames: int = 3) -> Visual:
+    """A video for a tiny Qwen-VL model: ``frames`` times the patches of an image."""
+    pixels, [start, *frame, end] = random_image(model)
+    frame = [model.config.video_token_id for _ in frame]
+    if model.config.model_type == "qwen3_vl":  # frames stand between timestamps
+        tokens = [token for second in range(frames) for token in (5 + second, start, *frame, end)]
+    else:
+        tokens = [start, *frame * frames, end]
+    return Visual(
+        {
+            "pixel_values_videos": pixels["pixel_values"].repeat(frames, 1),
+            "video_grid_thw": pixels["image_grid_thw"] * torch.tensor([frames, 1, 1]),
+        },
+        tokens,
+    )
+
+
+def random_prompt(model: Any, *visuals: Visual) -> dict[str, torch.Tensor]:
+    """What ``generate`` takes for a prompt with images or videos, and a few words around them."""
+    tokens = [token for visual in visuals for token in visual.tokens]
+    input_ids = torch.tensor([[11, 12, *tokens, 21, 22, 23, 24]])
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    inputs.update(SPECIMENS[model.config.model_type].columns(model, input_ids))
+    for visual in visuals:
+        inputs.update(visual.pixels)
+    return inputs
+
+
+class Timed(NamedTuple):
+    """What ``generate`` returned, and how long it took."""
+
+    ids: torch.Tensor
+    seconds: float
+
+
+def timed(generate: Callable[[], torch.Tensor]) -> Timed:
+    """The second of two runs: the first one allocates, and picks kernels."""
+    generate()
+    _wait()
+    start = time.perf_counter()
+    ids = generate()
+    _wait()
+    return Timed(ids, time.perf_counter() - start)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def report(record: PrefillRecord | None, whole: Timed, pruned: Timed, processor: Any) -> None:
+    """Print what was kept of a prompt, what that saved, and the answers if there are words."""
+    if record is None:
+        raise SystemExit("The prompt had no image or video, so nothing was pruned.")
+    [stage] = record.stages  # one, as a budget alone prunes once, before the LLM
+    dropped = record.prompt_length - record.pruned_length
+    kept = " + ".join(map(str, stage.counts))
+    print(f"kept {kept} of {sum(stage.counts) + dropped} visual tokens", end="")
+    print(f", {int(stage.is_pivot.sum())} of them pivots (category {record.categories[0]!r})")
+    print(f"prompt: {record.prompt_length} columns, pruned {record.pruned_length}")
+    before, after = record.kv_cache_bytes_unpruned / 1024, record.kv_cache_bytes / 1024
+    print(f"KV cache after the prompt: {before:.1f} KiB, pruned {after:.1f} KiB")
+    print(f"generate: {whole.seconds:.3f} s, pruned {pruned.seconds:.3f} s")
+    if processor is None:
+        print("The weights are random and the model is tiny: neither time says anything.")
+        return
+    for name, run in (("answer", whole), ("answer, pruned", pruned)):
+        words = processor.decode(run.ids[0, record.prompt_length :], skip_special_tokens=True)
+        print(f"{name}: {words.strip()}")

@@ -1,0 +1,114 @@
+"""Every script in examples/ runs, and what it prints is right."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from clasp_kernels.bundled import tiny_vlm_path
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+OTHERS = {"custom_profile", "ops_only"}
+# Of each family the tokens that each image or video keeps by default, how many there are in all,
+# and the other columns of the prompt: words, what stands around images, line ends, timestamps.
+FAMILIES = {
+    "llava": ([9], 36, 6),
+    "llava_next": ([21], 84, 6 + 4),
+    "llava_onevision": ([21], 84, 6 + 4),
+    "video_llava": ([9, 74], 36 + 8 * 37, 6),
+    "qwen2_vl": ([4, 12], 16 + 3 * 16, 6 + 2 + 2),
+    "qwen2_5_vl": ([4, 12], 16 + 3 * 16, 6 + 2 + 2),
+    "qwen3_vl": ([4, 12], 16 + 3 * 16, 6 + 2 + 3 * 3),
+    "internvl": ([2], 9, 6),
+    "gemma3": ([2], 9, 6 + 2),
+}
+# Keys and values of 2 heads of width 8 in 4 layers, in float32.
+KIB_A_COLUMN = 2 * 2 * 8 * 4 * 4 / 1024
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """Runs a script in this process, which has imported what takes long, and gives its lines."""
+
+    def run(name: str, *options: str) -> list[str]:
+        monkeypatch.syspath_prepend(EXAMPLES)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_every_script_is_tested_and_listed() -> None:
+    scripts = {path.stem for path in EXAMPLES.glob("[!_]*.py")}
+    assert scripts == OTHERS | set(FAMILIES)
+    listed = re.findall(r"^(?:\||-) \[(\w+)\.py\]", (EXAMPLES / "README.md").read_text(), re.M)
+    assert sorted(listed) == sorted(scripts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_pruned_to_a_quarter(run: Callable[..., list[str]], family: str) -> None:
+    kept, total, others = FAMILIES[family]
+    tokens, prompt, cache, times, note = run(family)
+    said = re.fullmatch(
+        r"kept ([\d +]+) of (\d+) visual tokens, (\d+) of them pivots \(category 'general'\)",
+        tokens,
+    )
+    assert said is not None, tokens
+    assert list(map(int, said[1].split(" + "))) == kept
+    assert int(said[2]) == total
+    assert 1 <= int(said[3]) < sum(kept)
+    before, after = total + others, sum(kept) + others
+    assert prompt == f"prompt: {before} columns, pruned {after}"
+    sizes = (f"{columns * KIB_A_COLUMN:.1f} KiB" for columns in (before, after))
+    assert cache == "KV cache after the prompt: {}, pruned {}".format(*sizes)
+    assert all(float(time) > 0 for time in re.findall(r"\d+\.\d+", times))
+    assert "random" in note
+
+
+def test_a_model_of_ones_own_is_asked_through_its_chat_template(
+    run: Callable[..., list[str]],
+) -> None:
+    lines = run("llava", "--model", str(tiny_vlm_path()), "--device", "cpu", "--budget", "72")
+    assert lines[0].startswith("kept 72 of 144 visual tokens")
+    assert lines[0].endswith("(category 'counting')")
+    assert lines[-2:] == ["answer: 3", "answer, pruned: 3"]
+
+
+def test_a_profile_and_a_router_of_ones_own(run: Callable[..., list[str]]) -> None:
+    assert run("custom_profile") == [
+        "What does the sign say? 7K",
+        "  signs: 32 tokens kept, 24 of them pivots",
+        "Describe the scene. snow",
+        "  places: 8 tokens kept, 1 of them pivots",
+        "What color is the ring? orange",
+        "  general: 16 tokens kept, 8 of them pivots",
+    ]
+
+
+def test_the_ops_need_no_transformers() -> None:
+    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+    check = "; assert 'transformers' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code + check, EXAMPLES / "ops_only.py"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "fused: [3, 576, 256]",
+        "salience: [3, 576]",
+        "kept of each image: [64, 128, 32]",
+        "pivots of each image: [48, 64, 8]",
+        "tokens: [3, 576, 256] -> [3, 128, 256]",
+        "filled with zeros: 160 rows",
+    ]
