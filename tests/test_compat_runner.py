@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = importlib.metadata.version("transformers")
 MARKED = "Before.\n\n<!-- compat: make compat -->\n<!-- end of compat -->\n\nAfter.\n"
+# Stands in for the table that imports the package.
+FAMILY_TABLE = """
+import json, pathlib
+releases = json.loads(pathlib.Path(__file__).parents[1].joinpath("docs/compat.json").read_text())
+print("families:", *releases["releases"])
+"""
 TESTS = """
 import os, pytest, transformers
 
@@ -26,6 +33,15 @@ def test_release():
 @pytest.mark.skipif(transformers.__version__ == "1.0", reason="not yet")
 def test_requirement():
     pass
+"""
+
+EVERY_FAMILY = """
+import pytest, transformers
+
+@pytest.mark.parametrize("where", ["before", "inside"])
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_pruning_is_masking(family, where):
+    assert (family, where, transformers.__version__) != ("qwen", "inside", "1.0")
 """
 
 
@@ -48,13 +64,14 @@ def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A checkout with two small releases beside the one that is installed."""
-    for folder in ("tools", "clasp_kernels/models", "tests/models", "wheels"):
+    for folder in ("tools", "clasp_kernels/models", "tests/models", "docs", "wheels"):
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy(ROOT / "tools" / "compat.py", tmp_path / "tools")
     (tmp_path / "clasp_kernels" / "models" / "compat.py").write_text(
         f'import no_such_module\nTESTED_RELEASES: tuple[str, ...] = ("1.0", "2.0", "{INSTALLED}")\n'
     )
     (tmp_path / "tests" / "models" / "test_small.py").write_text(TESTS)
+    (tmp_path / "tools" / "family_table.py").write_text(FAMILY_TABLE)
     (tmp_path / "pytest.ini").touch()
     (tmp_path / "README.md").write_text(MARKED)
     wheel(tmp_path / "wheels", "transformers", "1.0", "clasp-hub<2", "packaging", "numpy>=1")
@@ -85,6 +102,7 @@ def test_every_release_is_tested_and_the_table_written(checkout: Path) -> None:
         "transformers 1.0: 1 passed, 0 failed, 1 skipped in 0 s",
         "transformers 2.0: 2 passed, 0 failed, 0 skipped in 0 s",
         f"transformers {INSTALLED}: 2 passed, 0 failed, 0 skipped in 0 s",
+        f"families: 1.0 2.0 {INSTALLED}",
     ]
     readme = (checkout / "README.md").read_text()
     assert "| 1.0 | 1 | 1 | 0 |\n| 2.0 | 2 | 0 | 0 |\n" in readme
@@ -93,9 +111,40 @@ def test_every_release_is_tested_and_the_table_written(checkout: Path) -> None:
 
 
 def test_a_new_table_replaces_the_old_one() -> None:
-    first = compat.with_table(MARKED, [compat.Result("1.0", 9, 8, 7, False)])
-    second = compat.with_table(MARKED, [compat.Result("1.0", 7, 8, 9, False)])
-    assert compat.with_table(first, [compat.Result("1.0", 7, 8, 9, False)]) == second != first
+    first = compat.with_table(MARKED, compat.as_record({"1.0": compat.Result(9, 8, 7)}))
+    record = compat.as_record({"1.0": compat.Result(7, 8, 9)})
+    assert compat.with_table(first, record) == compat.with_table(MARKED, record) != first
+
+
+def test_what_passes_is_recorded_for_each_family(checkout: Path) -> None:
+    folder = checkout / "tests" / "models" / "families"
+    folder.mkdir()
+    (folder / "test_every_family.py").write_text(EVERY_FAMILY)
+    (folder / "test_qwen.py").write_text("def test_its_own():\n    pass\n")
+    assert run_compat(checkout).returncode == 1
+    releases = json.loads((checkout / "docs" / "compat.json").read_text())["releases"]
+    assert list(releases) == ["1.0", "2.0", INSTALLED]
+    nothing = {"passed": 0, "skipped": 0, "failed": 0, "before": False, "inside": False}
+    assert releases["1.0"]["families"] == {
+        # What is in no family's file is LLaVA's.
+        "llava": {**nothing, "passed": 1 + 2, "skipped": 1, "before": True, "inside": True},
+        "qwen": {**nothing, "passed": 1 + 1, "failed": 1, "before": True},
+    }
+    assert releases["2.0"]["families"]["qwen"] == {
+        **nothing,
+        "passed": 1 + 2,
+        "before": True,
+        "inside": True,
+    }
+
+
+def test_a_family_whose_tests_cannot_be_imported_fails(checkout: Path) -> None:
+    folder = checkout / "tests" / "models" / "families"
+    folder.mkdir()
+    (folder / "test_qwen.py").write_text("import no_such_module\n")
+    assert run_compat(checkout, "2.0").returncode == 1
+    result = compat.read_report(checkout / "build" / "compat" / "2.0.xml")
+    assert result.families == {"qwen": compat.Family(failed=1)}
 
 
 def test_an_overlay_has_what_the_environment_lacks_and_no_more(checkout: Path) -> None:

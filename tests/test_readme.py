@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
+import compat
+import family_table
 import readme_tables
 
 from clasp_kernels._triton import TRITON_OPS
+from clasp_kernels.models.compat import TESTED_RELEASES
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+RECORD = json.loads((ROOT / "docs" / "compat.json").read_text())
 
 
 def test_result_tables_are_made_from_the_committed_rows() -> None:
     between = README.split(readme_tables.BEGIN)[1].split(readme_tables.END)[0]
     assert between == readme_tables.tables(), "run python benchmarks/readme_tables.py"
+
+
+def test_the_table_of_families_is_made_from_the_registry_and_recorded_tests() -> None:
+    assert family_table.BEGIN in README
+    assert family_table.with_table(README, RECORD) == README, "run python tools/family_table.py"
+
+
+def test_the_table_of_releases_is_made_from_recorded_tests() -> None:
+    assert compat.with_table(README, RECORD) == README, "run make compat"
+    assert tuple(RECORD["releases"]) == TESTED_RELEASES, "run make compat"
 
 
 def test_the_two_commands_come_first() -> None:

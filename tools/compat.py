@@ -4,7 +4,8 @@
 
 A release other than the environment's is laid over it: installed into a folder of its own, which
 comes first in PYTHONPATH, together with what it requires and the environment lacks. The environment
-itself stays as it is. A run of all releases writes its results into README.md.
+itself stays as it is. A run of all releases records its results in docs/compat.json and brings the
+README's tables up to date.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.metadata
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 from xml.etree import ElementTree
 
 from packaging.requirements import Requirement
@@ -29,23 +33,51 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "clasp_kernels" / "models" / "compat.py"
 README = ROOT / "README.md"
+RECORD = ROOT / "docs" / "compat.json"
+# Writes the README's other table, that of families, for which it imports the package.
+FAMILY_TABLE = ROOT / "tools" / "family_table.py"
 BEGIN, END = "<!-- compat: make compat -->\n", "<!-- end of compat -->"
 LOGS = ROOT / "build" / "compat"
 # What the kernels were built with stays; with another one a release would not be tested alone.
 NEVER_LAID_OVER = {"torch", "numpy"}
 IMPORT = "import transformers; print(transformers.__version__, transformers.__file__)"
+# A family's own tests, and its cases among those that all families have. What is in no family's
+# file is tried on LLaVA.
+OWN_TESTS = re.compile(r"\.families\.test_(\w+)$")
+FOR_ALL = "every_family"
+ORACLE_TEST = re.compile(r"test_pruning_is_masking\[(\w+)-(before|inside)\]")
+GENERAL = "llava"
 
 
 class CompatError(Exception):
     """Something the person at the keyboard can mend; its text says how."""
 
 
-class Result(NamedTuple):
-    release: str
-    passed: int
-    skipped: int
-    failed: int
-    ok: bool
+@dataclass
+class Counts:
+    """Tests by how they ended."""
+
+    passed: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+@dataclass
+class Family(Counts):
+    """A family's tests with one release."""
+
+    before: bool = False
+    """Whether the oracle's checks of pruning before the decoder passed."""
+    inside: bool = False
+    """The same of pruning inside it."""
+
+
+@dataclass
+class Result(Counts):
+    """All tests with one release."""
+
+    families: dict[str, Family] = field(default_factory=dict)
+    """By ``model_type``."""
 
 
 def tested_releases() -> tuple[str, ...]:
@@ -139,7 +171,8 @@ def importing(release: str, overlays: Path) -> dict[str, str]:
     return variables
 
 
-def test(release: str, overlays: Path, workers: str) -> Result:
+def test(release: str, overlays: Path, workers: str) -> tuple[Result, bool]:
+    """What came out, and whether it is good."""
     variables = importing(release, overlays)
     print(f"transformers {release}: ", end="", flush=True)
     LOGS.mkdir(parents=True, exist_ok=True)
@@ -155,30 +188,62 @@ def test(release: str, overlays: Path, workers: str) -> Result:
             [*command, *options], cwd=ROOT, env=variables, stdout=output, stderr=output
         ).returncode
     seconds = time.monotonic() - start
-    suite = ElementTree.parse(report).find("testsuite") if report.exists() else None
-    counts = dict.fromkeys(("tests", "skipped", "failures", "errors"), 0)
-    if suite is not None:
-        counts = {name: int(suite.attrib[name]) for name in counts}
-    failed = counts["failures"] + counts["errors"]
-    passed = counts["tests"] - counts["skipped"] - failed
-    print(f"{passed} passed, {failed} failed, {counts['skipped']} skipped in {seconds:.0f} s")
-    ok = status == 0 and passed > 0
+    result = read_report(report) if report.exists() else Result()
+    print(f"{result.passed} passed, {result.failed} failed, ", end="")
+    print(f"{result.skipped} skipped in {seconds:.0f} s")
+    ok = status == 0 and result.passed > 0
     if not ok:
         lines = log.read_text().splitlines()
         print(*(line for line in lines if line.startswith(("FAILED", "ERROR"))), sep="\n")
         print(f"All that pytest said is in {log.relative_to(ROOT)}.")
-    return Result(release, passed, counts["skipped"], failed, ok)
+    return result, ok
 
 
-def with_table(text: str, results: Sequence[Result]) -> str:
+def read_report(path: Path) -> Result:
+    """What pytest wrote about tests/models."""
+    result = Result()
+    for case in ElementTree.parse(path).iter("testcase"):
+        kinds = {child.tag for child in case}
+        ended = "skipped" if "skipped" in kinds else "passed"
+        ended = "failed" if kinds & {"failure", "error"} else ended
+        setattr(result, ended, getattr(result, ended) + 1)
+        name = case.get("name", "")
+        own = OWN_TESTS.search(case.get("classname") or name)  # one that is not imported has none
+        oracle = ORACLE_TEST.fullmatch(name)
+        if own and own[1] == FOR_ALL:
+            if oracle is None:
+                continue
+            model_type = oracle[1]
+        else:
+            model_type = own[1] if own else GENERAL
+        family = result.families.setdefault(model_type, Family())
+        setattr(family, ended, getattr(family, ended) + 1)
+        if oracle:
+            setattr(family, oracle[2], ended == "passed")
+    result.families = dict(sorted(result.families.items()))
+    return result
+
+
+def as_record(results: Mapping[str, Result]) -> dict[str, Any]:
+    """What docs/compat.json holds."""
+    return {
+        "torch": importlib.metadata.version("torch"),
+        "python": platform.python_version(),
+        "releases": {release: asdict(result) for release, result in results.items()},
+    }
+
+
+def with_table(text: str, record: Mapping[str, Any]) -> str:
     """README.md with these results between its two markers."""
     if BEGIN not in text.partition(END)[0]:
         raise CompatError(f"README.md has no place for the results: {BEGIN.strip()} {END}")
     before, _, rest = text.partition(BEGIN)
-    rows = [f"| {r.release} | {r.passed} | {r.skipped} | {r.failed} |\n" for r in results]
+    rows = [
+        f"| {release} | {counts['passed']} | {counts['skipped']} | {counts['failed']} |\n"
+        for release, counts in record["releases"].items()
+    ]
     head = "| transformers | tests passed | skipped | failed |\n| --- | --- | --- | --- |\n"
-    torch = importlib.metadata.version("torch")
-    versions = f"\nWith torch {torch} and Python {platform.python_version()}.\n"
+    versions = f"\nWith torch {record['torch']} and Python {record['python']}.\n"
     return f"{before}{BEGIN}{head}{''.join(rows)}{versions}{END}{rest.partition(END)[2]}"
 
 
@@ -193,15 +258,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = choose(arguments.releases, tested)
         every = chosen == list(tested)
         if every:
-            with_table(README.read_text(), [])  # before minutes of tests, not after
+            with_table(README.read_text(), as_record({}))  # before minutes of tests, not after
         overlays = arguments.overlays.resolve()
-        results = [test(release, overlays, arguments.workers) for release in chosen]
+        results = {release: test(release, overlays, arguments.workers) for release in chosen}
         if every:
-            README.write_text(with_table(README.read_text(), results))
-    except (CompatError, OSError) as error:
+            record = as_record({release: result for release, (result, _) in results.items()})
+            RECORD.write_text(json.dumps(record, indent=1) + "\n")
+            README.write_text(with_table(README.read_text(), record))
+            subprocess.run([sys.executable, FAMILY_TABLE], check=True)
+    except (CompatError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0 if all(result.ok for result in results) else 1
+    return 0 if all(ok for _, ok in results.values()) else 1
 
 
 if __name__ == "__main__":

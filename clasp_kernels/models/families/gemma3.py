@@ -59,7 +59,7 @@ class Gemma3Adapter:
         if fuse_into == "projector":
             raise ValueError(
                 "fuse_into='projector' needs a projector that takes tokens one by one, but this "
-                "model's pools patches; use fuse_into='selection'"
+                "model pools patches; use fuse_into='selection'"
             )
         self._token_id = int(config.image_token_id)
         embed: Any = model.get_input_embeddings()

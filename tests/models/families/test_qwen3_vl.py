@@ -20,11 +20,6 @@ INPUT = Schedule.input(0.25)
 INSIDE = Schedule({0: 0.75, 1: 0.5, 2: 0.25, 3: 0.125})
 
 
-def test_pruning_is_masking_for_the_tiny_model() -> None:
-    report = verify(families=[FAMILY])
-    assert report.passed, [check for check in report.checks if not check.passed]
-
-
 def test_salience_is_the_attention_that_patches_get_in_their_frame() -> None:
     model = build(FAMILY)
     batch = with_video(model, (1, 1))

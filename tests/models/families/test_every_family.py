@@ -1,0 +1,31 @@
+"""Every family of the registry is held to the masking oracle.
+
+`make compat` reads from the names of these tests which family passes before the decoder, and which
+inside it.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from clasp_kernels.models import Verification, verify
+from clasp_kernels.models.families import ADAPTERS
+
+
+@cache
+def report(family: str) -> Verification:
+    return verify(families=[family])
+
+
+@pytest.mark.parametrize("where", ["before", "inside"])
+@pytest.mark.parametrize("family", ADAPTERS)
+def test_pruning_is_masking(family: str, where: str) -> None:
+    checks = [
+        check
+        for check in report(family).checks
+        if check.name.startswith("stages") == (where == "inside")
+    ]
+    assert {check.attention for check in checks} == {"sdpa", "eager"}
+    assert not [check for check in checks if not check.passed]

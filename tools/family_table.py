@@ -1,0 +1,119 @@
+"""Writes the README's table of model families, from the registry and what `make compat` recorded.
+
+    python tools/family_table.py
+
+A family that joins the registry gets a row. What no recorded run has tested is said to be untested.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clasp_kernels.cli import prompt
+from clasp_kernels.models.adapter import Adapter
+from clasp_kernels.models.families import ADAPTERS
+from clasp_kernels.models.specimens import SPECIMENS
+from clasp_kernels.policy import Profile
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RECORD = ROOT / "docs" / "compat.json"
+BEGIN, END = "<!-- families: tools/family_table.py -->\n", "<!-- end of families -->"
+HEADER = (
+    "family (`model_type`)",
+    "before the decoder",
+    "inside it",
+    "videos",
+    "features fused into the projector",
+    "`clasp ask`",
+    "tested with transformers",
+)
+NEVER = "not tested yet"
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """A row for each family of the registry."""
+    rows = [HEADER, ("---",) * len(HEADER)]
+    for model_type, adapter in ADAPTERS.items():
+        tested = {
+            release: result["families"][model_type]
+            for release, result in record["releases"].items()
+            if model_type in result["families"]
+        }
+        row = (
+            title(adapter, model_type),
+            oracle("before", tested),
+            oracle("inside", tested),
+            "yes, each one pool" if takes_videos(adapter) else "-",
+            projector(adapter, model_type),
+            "yes" if is_asked(model_type) else "not yet",
+            releases(tested),
+        )
+        rows.append(row)
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def title(adapter: type[Adapter], model_type: str) -> str:
+    """The first sentence of the adapter's module: "Name: what is special about it."."""
+    first = inspect.getdoc(sys.modules[adapter.__module__])
+    assert first, f"{adapter.__module__} has no docstring"
+    name, _, special = " ".join(first.partition("\n\n")[0].split()).rstrip(".").partition(": ")
+    return f"{name} (`{model_type}`): {special}" if special else f"{name} (`{model_type}`)"
+
+
+def oracle(where: str, tested: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether the oracle's checks of pruning there passed."""
+    failing = [release for release, family in tested.items() if not family[where]]
+    if failing == list(tested):
+        return "no" if tested else NEVER
+    return f"not with {', '.join(failing)}" if failing else "yes"
+
+
+def takes_videos(adapter: type[Adapter]) -> bool:
+    return any("video" in argument for argument in adapter.pixel_arguments)
+
+
+def projector(adapter: type[Adapter], model_type: str) -> str:
+    """Whether the adapter takes its family's tiny model with ``fuse_into="projector"``."""
+    try:
+        adapter(SPECIMENS[model_type].build(), Profile.for_model_type(model_type), "projector")
+    except ValueError as refusal:
+        reason = re.search(r"\bbut (this model .*?);", str(refusal))
+        return f"no: {reason[1]}" if reason else "no"
+    return "yes"
+
+
+def is_asked(model_type: str) -> bool:
+    """Whether the command line asks models of the family. It lists them as long as it asks few."""
+    asked = getattr(prompt, "_ASKED", None)
+    return asked is None or model_type in asked
+
+
+def releases(tested: Mapping[str, Mapping[str, Any]]) -> str:
+    """The releases with which all tests of the family passed."""
+    passing = [
+        release
+        for release, family in tested.items()
+        if family["passed"] and not family["failed"] and family["before"] and family["inside"]
+    ]
+    return ", ".join(passing) or NEVER
+
+
+def with_table(text: str, record: Mapping[str, Any]) -> str:
+    """README.md with the table between its two markers."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}{table(record)}{END}{rest.partition(END)[2]}"
+
+
+def main() -> None:
+    README.write_text(with_table(README.read_text(), json.loads(RECORD.read_text())))
+
+
+if __name__ == "__main__":
+    main()
