@@ -24,15 +24,22 @@ def options(description: str | None, *, video: bool = False) -> argparse.Namespa
     )
     add = parser.add_argument
     add("--model", metavar="ID", help="a model's id or folder; without it a tiny random model runs")
-    add("--image", type=_open, metavar="FILE", help="default: a drawing with three stars")
-    add("--question", default="How many stars are there?")
     add("--budget", type=_budget, default=0.25, help="tokens kept per image, or their share")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--image", type=_open, metavar="FILE", help="default: a drawing with three stars")
     if video:
-        add("--video", type=Path, metavar="FILE", help="shown after the image; --model only")
+        add("--video", type=Path, metavar="FILE", help="shown after the image")
+    add("--question", help="default: How many stars are there?")
+    add("--device", help="default: a GPU if there is one")
     arguments = parser.parse_args()
+    given = [name for name, value in vars(arguments).items() if value is not None]
+    if arguments.model is None and given != ["budget"]:
+        parser.error(f"--{given[-1]} needs --model, as a random model is not asked anything")
     if arguments.image is None:
         arguments.image = _open(bundled_path("demo", "scene_2.png"))
+    if arguments.question is None:
+        arguments.question = "How many stars are there?"
+    if arguments.device is None:
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     return arguments
 
 

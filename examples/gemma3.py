@@ -1,11 +1,11 @@
-"""Gemma 3, pruned: what is kept of an image still sees itself both ways.
+r"""Gemma 3, pruned: what is kept of an image still sees itself both ways.
 
     python examples/gemma3.py
     python examples/gemma3.py --model google/gemma-3-4b-it \
         --image photo.jpg --question "What does the sign say?"
 
-Without --model a tiny model with random weights is pruned, and nothing is downloaded. Prompt
-and answer have to fit into the model's sliding window.
+Without --model a tiny model with random weights is pruned, and nothing is downloaded. Prompt and
+answer have to fit into the model's sliding window.
 """
 
 from __future__ import annotations

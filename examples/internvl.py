@@ -1,4 +1,4 @@
-"""InternVL, pruned: an image's tiles are one pool of tokens.
+r"""InternVL, pruned: an image's tiles are one pool of tokens.
 
     python examples/internvl.py
     python examples/internvl.py --model OpenGVLab/InternVL3-8B-hf \

@@ -1,4 +1,4 @@
-"""LLaVA 1.5, pruned.
+r"""LLaVA 1.5, pruned.
 
     python examples/llava.py
     python examples/llava.py --model llava-hf/llava-1.5-7b-hf \

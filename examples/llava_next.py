@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6), pruned: an image's tiles are one pool of tokens.
+r"""LLaVA-NeXT (1.6), pruned: an image's tiles are one pool of tokens.
 
     python examples/llava_next.py
     python examples/llava_next.py --model llava-hf/llava-v1.6-vicuna-7b-hf \

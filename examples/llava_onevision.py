@@ -1,4 +1,4 @@
-"""LLaVA-OneVision, pruned: an image's tiles are one pool of tokens.
+r"""LLaVA-OneVision, pruned: an image's tiles are one pool of tokens.
 
     python examples/llava_onevision.py
     python examples/llava_onevision.py --model llava-hf/llava-onevision-qwen2-7b-ov-hf \

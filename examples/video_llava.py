@@ -1,4 +1,4 @@
-"""Video-LLaVA, pruned: an image and a video, whose frames are one pool of tokens.
+r"""Video-LLaVA, pruned: an image and a video, whose frames are one pool of tokens.
 
     python examples/video_llava.py
     python examples/video_llava.py --model LanguageBind/Video-LLaVA-7B-hf \

@@ -83,6 +83,14 @@ def test_a_model_of_ones_own_is_asked_through_its_chat_template(
     assert lines[-2:] == ["answer: 3", "answer, pruned: 3"]
 
 
+def test_a_question_without_a_model_is_refused(
+    run: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run("llava", "--budget", "4", "--question", "How many?")
+    assert "--question needs --model" in capsys.readouterr().err
+
+
 def test_a_profile_and_a_router_of_ones_own(run: Callable[..., list[str]]) -> None:
     assert run("custom_profile") == [
         "What does the sign say? 7K",
