@@ -17,6 +17,7 @@ from typing import Any
 
 from clasp_kernels.cli import prompt
 from clasp_kernels.models.adapter import Adapter
+from clasp_kernels.models.decoder import refusal
 from clasp_kernels.models.families import ADAPTERS
 from clasp_kernels.models.specimens import SPECIMENS
 from clasp_kernels.policy import Profile
@@ -38,8 +39,8 @@ NEVER = "not tested yet"
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """A row for each family of the registry."""
-    rows = [HEADER, ("---",) * len(HEADER)]
+    """A row for each family of the registry. Families whose cells are the same share one."""
+    names: dict[tuple[str, ...], list[str]] = {}
     for model_type, adapter in ADAPTERS.items():
         tested = {
             release: result["families"][model_type]
@@ -47,24 +48,33 @@ def table(record: Mapping[str, Any]) -> str:
             if model_type in result["families"]
         }
         row = (
-            title(adapter, model_type),
+            *title(adapter),
             oracle("before", tested),
-            oracle("inside", tested),
+            inside(model_type) or oracle("inside", tested),
             "yes, each one pool" if takes_videos(adapter) else "-",
             projector(adapter, model_type),
             "yes" if is_asked(model_type) else "not yet",
             releases(tested),
         )
-        rows.append(row)
+        names.setdefault(row, []).append(f"`{model_type}`")
+    rows = [HEADER, ("---",) * len(HEADER)]
+    for (name, special, *cells), types in names.items():
+        rows.append((f"{name} ({', '.join(types)}){special}", *cells))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def title(adapter: type[Adapter], model_type: str) -> str:
-    """The first sentence of the adapter's module: "Name: what is special about it."."""
+def title(adapter: type[Adapter]) -> tuple[str, str]:
+    """The first sentence of the adapter's module, "Name: what is special about it.", in two."""
     first = inspect.getdoc(sys.modules[adapter.__module__])
     assert first, f"{adapter.__module__} has no docstring"
     name, _, special = " ".join(first.partition("\n\n")[0].split()).rstrip(".").partition(": ")
-    return f"{name} (`{model_type}`): {special}" if special else f"{name} (`{model_type}`)"
+    return name, f": {special}" if special else ""
+
+
+def inside(model_type: str) -> str:
+    """Why the family's decoder cannot be pruned between its layers; empty if it can."""
+    reason = refusal(SPECIMENS[model_type].build().config.get_text_config())
+    return f"no: {reason.partition(' cannot be pruned')[0]}" if reason else ""
 
 
 def oracle(where: str, tested: Mapping[str, Mapping[str, Any]]) -> str:

@@ -56,7 +56,7 @@ class Idefics3Adapter:
         if fuse_into == "projector":
             raise ValueError(
                 "fuse_into='projector' needs a projector that takes tokens one by one, but this "
-                "model's merges patches; use fuse_into='selection'"
+                "model merges patches; use fuse_into='selection'"
             )
         num_layers = config.vision_config.num_hidden_layers
         self.layers = profile.for_tower(num_layers)

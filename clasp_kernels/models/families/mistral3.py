@@ -38,7 +38,7 @@ class Mistral3Adapter(ProjectedAdapter):
         if fuse_into == "projector":
             raise ValueError(
                 "fuse_into='projector' needs a projector that takes tokens one by one, but this "
-                "model's merges patches; use fuse_into='selection'"
+                "model merges patches; use fuse_into='selection'"
             )
         self._patch = int(model.config.vision_config.patch_size)
         self._merged = int(model.config.spatial_merge_size)

@@ -10,8 +10,11 @@ from functools import cache
 
 import pytest
 
-from clasp_kernels.models import Verification, verify
+from clasp_kernels.models import Verification, apply_clasp, verify
+from clasp_kernels.models.decoder import refusal
 from clasp_kernels.models.families import ADAPTERS
+from clasp_kernels.models.specimens import SPECIMENS
+from clasp_kernels.policy import Schedule
 
 
 @cache
@@ -22,6 +25,11 @@ def report(family: str) -> Verification:
 @pytest.mark.parametrize("where", ["before", "inside"])
 @pytest.mark.parametrize("family", ADAPTERS)
 def test_pruning_is_masking(family: str, where: str) -> None:
+    model = SPECIMENS[family].build()
+    if where == "inside" and refusal(model.config.get_text_config()):
+        with pytest.raises(ValueError, match="cannot be pruned inside the decoder"):
+            apply_clasp(model, schedule=Schedule({2: 0.5}))
+        return
     checks = [
         check
         for check in report(family).checks
