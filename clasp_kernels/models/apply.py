@@ -54,7 +54,8 @@ def apply_clasp(
     The model instance is patched: it gets a class of its own, derived from the one it has. Its
     weights and other models are not touched, and ``handle.remove()`` undoes it. A patched model
     can be copied, pickled, compiled, wrapped and unwrapped (PEFT, accelerate, DataParallel, DDP,
-    FSDP). ``generate`` is called as before, with greedy search, sampling or beams, dynamic or
+    FSDP); pickled before its first prefill, as the hooks of transformers that record hidden states
+    cannot be. ``generate`` is called as before, with greedy search, sampling or beams, dynamic or
     static caches, padded batches and several images per prompt; the ids it returns hold the whole
     prompt. Each prompt is routed to a category, which decides how vision layers are fused and the
     budget split (CLASP, arXiv 2604.12767).
@@ -63,7 +64,10 @@ def apply_clasp(
         model: a model whose ``config.model_type`` is among ``supported_model_types()``.
         budget: visual tokens kept per image: an int, or a float in (0, 1] for the fraction of
             them; 0.25 unless ``schedule`` says otherwise. A category's ``budget_scale`` stretches
-            it. An image that has no more tokens is left whole. Beside a ``schedule`` it must be
+            it. An image that has no more tokens is left whole. Tiles that stand together in the
+            prompt are one image, as is a video; where the processor puts words between them, as
+            those of Idefics 3 and SmolVLM do, and of Gemma 3 with its crops, each is an image of
+            its own, and a fraction is what fits. Beside a ``schedule`` it must be
             what that keeps on average over the decoder's layers, within half a token.
         profile: what each category does. By default the ``clasp_profile.json`` in the folder the
             model was loaded from, else the one bundled for its family.
@@ -90,7 +94,9 @@ def apply_clasp(
     Logits of a plain ``forward`` have the pruned length: ``handle.last.columns`` says which prompt
     column each was. ``labels``, ``shift_labels`` and token types are pruned along; any other
     argument with a column for each token is refused. Samples packed into one row, told apart by
-    position ids that start again, stay apart; they share the row's category. A loss that is made
+    position ids that start again, stay apart, or are refused where the decoder could not keep them
+    so; they share the row's category. After a prompt that ends with an image, the answer goes on
+    from the last token that is kept. A loss that is made
     outside of the model, of its logits and whole labels (label smoothing), does not fit. No
     gradient reaches the vision tower, which is said once in a warning if it should be trained. A
     static cache that ``generate`` makes is as long, in each layer, as what is kept there; one that

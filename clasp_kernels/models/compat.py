@@ -29,6 +29,8 @@ INSTALL = 'pip install -U "clasp-kernels[hf]"'
 _LONGEST = "_previous_max_cache_length"
 # Where a layer of a static cache keeps the length it was made with.
 _GIVEN_LENGTH = "_clasp_given_length"
+# The kinds of decoder layers that keep keys and values.
+_ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 _CACHE_NAMES = ("cache", "past_key_values")
 
 
@@ -434,20 +436,22 @@ def deepstack_features(outputs: Any, layers: int) -> Sequence[torch.Tensor]:
     return list(features)
 
 
-def set_image_features(outputs: Any, features: Sequence[torch.Tensor]) -> None:
-    """Put the image features that the language model saw where this release has them.
+def set_image_features(outputs: Any, features: Mapping[str, Sequence[torch.Tensor]]) -> None:
+    """Put the features of images and videos that the language model saw where a release has them.
 
-    ``features`` holds [tokens, text width] for each image. Since 5.24 they are the
-    ``pooler_output`` of ``image_outputs``; before, one tensor ``image_hidden_states``.
+    ``features`` holds [tokens, text width] for each image and for each video, by kind. Since 5.24
+    they are the ``pooler_output`` of ``image_outputs`` and ``video_outputs``; before, one tensor
+    ``image_hidden_states``, and one ``video_hidden_states``.
     """
     known = [field.name for field in fields(outputs)]
-    if "image_outputs" in known:
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
+    for kind, items in features.items():
+        if f"{kind}_outputs" in known:
+            from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-        pooled: Any = list(features)  # typed as one tensor, and a list in this family
-        outputs["image_outputs"] = BaseModelOutputWithPooling(pooler_output=pooled)
-    elif "image_hidden_states" in known:  # not every family told them
-        outputs["image_hidden_states"] = torch.cat(list(features))
+            pooled: Any = list(items)  # typed as one tensor, which items that differ do not fit
+            outputs[f"{kind}_outputs"] = BaseModelOutputWithPooling(pooler_output=pooled)
+        elif f"{kind}_hidden_states" in known:  # not every family told them
+            outputs[f"{kind}_hidden_states"] = torch.cat(list(items))
 
 
 def uses_flash_attention(config: Any) -> bool:
@@ -472,6 +476,12 @@ def attention_window(config: Any) -> int | None:
         ]
     limits = [window for window in windows if window is not None]
     return min(limits) if limits else None
+
+
+def recurrent_kinds(config: Any) -> list[str]:
+    """The kinds of a decoder's layers that have one state for the whole prompt instead of keys and
+    values, so that no token can be taken out again."""
+    return sorted(set(getattr(config, "layer_types", None) or ()).difference(_ATTENTION))
 
 
 def makes_cache(model: Any, inputs: Mapping[str, Any]) -> bool:

@@ -15,7 +15,12 @@ from typing import Any, Protocol
 import torch
 
 from clasp_kernels.models.capture import AttentionListener, CapturedAttention
-from clasp_kernels.models.compat import attention_modules, decoder_layers, method_signature
+from clasp_kernels.models.compat import (
+    attention_modules,
+    decoder_layers,
+    method_signature,
+    recurrent_kinds,
+)
 from clasp_kernels.models.patching import MethodPatches, Patch
 
 #: The keyword of a prefill that layers take part in: a ``LayerInputs``.
@@ -44,15 +49,6 @@ class LayerInputs(Protocol):
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
         """The hidden states that the next layer should get, after a layer has run."""
-
-
-# Other kinds have a state for the whole prompt, from which no token can be taken out.
-_ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
-
-
-def recurrent_kinds(config: Any) -> list[str]:
-    """The kinds of a decoder's layers that have a state instead of keys and values."""
-    return sorted(set(getattr(config, "layer_types", None) or ()).difference(_ATTENTION))
 
 
 def refusal(config: Any) -> str:
@@ -124,11 +120,11 @@ class DecoderSeam:
         """
         config = model.config.get_text_config()
         given = inputs.get("output_router_logits")
-        if getattr(config, "output_router_logits", False) if given is None else given:
+        wanted = getattr(config, "output_router_logits", False) if given is None else given
+        if wanted and self._listeners:
             raise ValueError(
-                "output_router_logits must be False where tokens are dropped, or features added, "
-                "inside the decoder: the balance of experts is counted over columns that all "
-                "layers have"
+                "output_router_logits must be False where a schedule drops tokens inside the "
+                "decoder: the balance of experts is counted over columns that all layers have"
             )
         layers = getattr(model.get_decoder(), "layers", ())
         # What wraps a layer, as compiling does, has it inside.

@@ -118,12 +118,17 @@ def refuse_chunks(model: Any, arguments: Mapping[str, Any], has_images: bool) ->
 
 
 def encoded_images(inputs: Mapping[str, Any]) -> bool:
-    return (inputs.get("mm_encoder_outputs") or {}).get("image") is not None
+    """Whether the caller encoded images, or videos, instead of giving their pixels."""
+    outputs = inputs.get("mm_encoder_outputs")
+    if isinstance(outputs, Mapping):
+        return any(outputs.get(kind) is not None for kind in ("image", "video"))
+    # Some families take features as one tensor, which a release calls image_hidden_states.
+    return outputs is not None or inputs.get("image_hidden_states") is not None
 
 
 def refuse_encoded_images(inputs: Mapping[str, Any]) -> None:
     if encoded_images(inputs):
         raise ValueError(
-            "mm_encoder_outputs holds images that are encoded already, too late to prune them; "
-            "pass pixel_values instead"
+            "mm_encoder_outputs, or image_hidden_states, holds images that are encoded already, "
+            "too late to prune them; pass pixel_values instead"
         )

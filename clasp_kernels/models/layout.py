@@ -33,6 +33,8 @@ class PromptImages:
     """Visual tokens of each image."""
     rows: tuple[int, ...]
     """The prompt that each image is in."""
+    kinds: tuple[str, ...]
+    """Whether each of them is an "image" or a "video"."""
     spans: tuple[tuple[int, int], ...]
     """Each prompt's columns between its padding: start and stop."""
     last_images: tuple[int, ...]

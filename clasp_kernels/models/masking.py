@@ -17,6 +17,7 @@ from clasp_kernels.models.compat import (
     attention_window,
     layer_masks,
     makes_cache,
+    recurrent_kinds,
     uses_flash_attention,
 )
 from clasp_kernels.models.history import CachedPast
@@ -84,6 +85,13 @@ def find_packed(
         numbers = (positions.diff(dim=-1, prepend=positions[:, :1] - 1) != 1).cumsum(-1)
     if not numbers.any():
         return None
+    recurrent = recurrent_kinds(text_config)
+    if recurrent:
+        raise ValueError(
+            f"position_ids start again within a row, as where several samples are packed into it, "
+            f"but layers of {' and '.join(recurrent)} would not keep those apart once tokens are "
+            f"dropped: give each sample a row"
+        )
     if not flash and text_config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
             f"several samples packed into a row can be pruned with the attention implementations "
@@ -165,8 +173,9 @@ def attention_arguments(
         # With neither mask nor cache, every gap would start another sample.
         mask = layout.source.new_ones(rows, layout.length)
     arguments: dict[str, Any] = {"attention_mask": mask}
-    if rows == 1 and flash:
-        # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths.
+    # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths. Recurrent
+    # layers would take them for packed samples; their decoders get no positions to look at.
+    if rows == 1 and flash and not recurrent_kinds(text_config):
         lengths = [layout.length]
         if packed is not None:
             lengths = layout.take(packed.to(device)).flatten().bincount().tolist()

@@ -20,8 +20,13 @@ from typing import Any, NamedTuple
 import torch
 
 from clasp_kernels.models.apply import apply_clasp
-from clasp_kernels.models.compat import decoder_layers, layer_masks, output_cache
-from clasp_kernels.models.decoder import recurrent_kinds, refusal
+from clasp_kernels.models.compat import (
+    decoder_layers,
+    layer_masks,
+    output_cache,
+    recurrent_kinds,
+)
+from clasp_kernels.models.decoder import refusal
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.specimens import SPECIMENS

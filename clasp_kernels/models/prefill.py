@@ -11,7 +11,7 @@ import torch
 from clasp_kernels._integers import as_int
 from clasp_kernels.models.adapter import Adapter, VisualGroup
 from clasp_kernels.models.columns import check_columns, prune_labels, prune_token_types
-from clasp_kernels.models.compat import is_foreign_cache
+from clasp_kernels.models.compat import is_foreign_cache, recurrent_kinds
 from clasp_kernels.models.history import CachedPast, PrunedHistory
 from clasp_kernels.models.layout import (
     PromptImages,
@@ -34,8 +34,9 @@ class PrunedPrompt:
     layout: PrunedLayout
     """One row per prompt, before beams repeat them."""
     history: PrunedHistory
-    image_features: Sequence[torch.Tensor]
-    """[kept tokens, text width] of each image, in the order of the rows the language model sees."""
+    features: Mapping[str, Sequence[torch.Tensor]]
+    """[kept tokens, text width] of each image and of each video, by kind, in the order of the rows
+    that the language model sees."""
 
 
 def find_images(
@@ -65,8 +66,10 @@ def find_images(
     separators = None
     counts: list[int] = []
     prompts: list[int] = []
+    names: list[str] = []
     for group, kind, in_rows in zip(groups, kinds, found, strict=True):
         prompts += _prompts_of(group, in_rows)
+        names += [group.kind] * len(group.counts)
         # Row-major order over placeholders is image after image.
         number = kind.flatten().cumsum(0).view_as(kind) - 1
         if any(group.separators):
@@ -79,6 +82,7 @@ def find_images(
         tokens=tokens,
         counts=tuple(counts),
         rows=tuple(prompts),
+        kinds=tuple(names),
         spans=tuple(zip(starts, stops, strict=True)),
         last_images=tuple(last_images),
         separators=separators,
@@ -241,6 +245,9 @@ def prune_prompt(
         renumbering=renumbering,
     )
 
+    positions = _prune_positions(positions, rows_layout, past, compact)
+    if len(positions) == 4 and recurrent_kinds(text_config):
+        positions = positions[1:]  # in the first, those of text, gaps would start new samples
     attention = attention_arguments(
         inputs, mask, packed, rows_layout, past, text_config=text_config, dtype=embeds.dtype
     )
@@ -250,7 +257,7 @@ def prune_prompt(
         **prune_labels(inputs, rows_layout),
         **prune_token_types(inputs, rows_layout),
         "inputs_embeds": embeds,
-        "position_ids": _prune_positions(positions, rows_layout, past, compact),
+        "position_ids": positions,
     }
     if inputs.get("logits_to_keep") is not None:
         pruned["logits_to_keep"] = as_int(inputs["logits_to_keep"])
@@ -258,14 +265,13 @@ def prune_prompt(
     for spent in ("input_ids", *visual_arguments, "cache_position"):
         pruned.pop(spent, None)
     by_image = features.split(list(kept.counts))
-    by_row = [
-        by_image[image]
-        for row in range(len(images.spans))
-        for _ in range(repeats)
-        for image, in_row in enumerate(images.rows)
-        if in_row == row
-    ]
-    return PrunedPrompt(pruned, layout, history, by_row)
+    by_kind: dict[str, list[torch.Tensor]] = {kind: [] for kind in images.kinds}
+    for row in range(len(images.spans)):
+        for _ in range(repeats):
+            for image, kind in enumerate(images.kinds):
+                if images.rows[image] == row:
+                    by_kind[kind].append(by_image[image])
+    return PrunedPrompt(pruned, layout, history, by_kind)
 
 
 def _prune_embeds(

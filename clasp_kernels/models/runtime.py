@@ -509,6 +509,7 @@ class ClaspRuntime:
                 flash=uses_flash_attention(text_config),
             )
             given[PRUNING] = staged
+        if self._selector.stages:
             for name in LABELS:  # which columns they are for is known once the decoder has run
                 given.pop(name, None)
         if generates and is_made_by_generate(inputs.get("cache")):
@@ -529,9 +530,10 @@ class ClaspRuntime:
         if staged is not None:
             history, layout = staged.history, staged.layout
             stages += staged.stages
+        if self._selector.stages:
             others = {name: inputs[name] for name in inputs if name not in self._named}
             outputs = with_loss(model, outputs, inputs, layout.repeat(repeats), others)
-        set_image_features(outputs, prompt.image_features)
+        set_image_features(outputs, prompt.features)
         cache = output_cache(outputs)
         if cache is not None:
             history.attach(cache)

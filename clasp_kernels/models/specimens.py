@@ -287,8 +287,10 @@ def tiny_mistral3(*, attn_implementation: str = "sdpa", decoder_layers: int = 4)
 
 def _padded_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
     """Images of different sizes, those that are smaller padded."""
-    sizes = [(24 + 8 * (number % 2), 32) for number in range(count)]
-    size = (count, model.config.vision_config.num_channels, 32, 32)
+    vision = model.config.vision_config
+    side = vision.patch_size * model.config.spatial_merge_size  # of a visual token
+    sizes = [((3 + number % 2) * side, 4 * side) for number in range(count)]
+    size = (count, vision.num_channels, 4 * side, 4 * side)
     return {
         "pixel_values": torch.randn(size, generator=generator, dtype=torch.float32),
         "image_sizes": torch.tensor(sizes),
@@ -304,9 +306,10 @@ def _attention_by_image(
     received = attentions[model.config.vision_feature_layer - layers_before][0].mean(0).sum(0)
     scores, first = [], 0
     for height, width in images["image_sizes"].tolist():
-        rows, columns = height // 4, width // 4
+        patch, side = model.config.vision_config.patch_size, model.config.spatial_merge_size
+        rows, columns = height // patch, width // patch
         of_image = received[first : first + rows * columns] / (rows * columns)
-        squares = of_image.view(rows // 2, 2, columns // 2, 2)
+        squares = of_image.view(rows // side, side, columns // side, side)
         scores.append(squares.sum((1, 3)).flatten())
         first += rows * columns
     return torch.nn.utils.rnn.pad_sequence(scores, batch_first=True)

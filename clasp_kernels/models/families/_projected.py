@@ -242,13 +242,14 @@ def check_image_sizes(inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
         ValueError, TypeError: they are none.
     """
     given = inputs.get("image_sizes")
-    if not isinstance(given, torch.Tensor) or given.ndim != 2 or given.shape[1] != 2:
-        got = list(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+    try:
+        rows = torch.as_tensor(given).tolist()
+        sizes = [(int(height), int(width)) for height, width in rows]
+    except (TypeError, ValueError, RuntimeError):
+        got = list(given.shape) if isinstance(given, torch.Tensor) else repr(given)
         raise TypeError(
-            f"image_sizes must be a tensor [images, 2] with the height and width of each image, "
-            f"got {got}"
-        )
-    sizes = [(height, width) for height, width in given.tolist()]
+            f"image_sizes must have the height and width of each image, [images, 2], got {got}"
+        ) from None
     if any(min(size) < 1 for size in sizes):
         raise ValueError(f"image_sizes must be heights and widths of 1 or more, got {sizes}")
     return sizes

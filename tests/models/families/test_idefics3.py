@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -158,3 +159,17 @@ def test_a_model_that_does_not_fit_is_refused() -> None:
     with apply_clasp(model), pytest.raises(ValueError, match="scale_factor is 3"):
         model.config.scale_factor = 3
         model(**with_images(1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_images_that_are_encoded_already_are_refused(family: str) -> None:
+    model = build(family)
+    batch = with_images(1)
+    pixels = batch.pop("pixel_values")
+    outputs = model.model.get_image_features(pixels, return_dict=True)
+    takes = inspect.signature(type(model).forward).parameters
+    name = "mm_encoder_outputs" if "mm_encoder_outputs" in takes else "image_hidden_states"
+    with apply_clasp(model):
+        for given in (outputs.pooler_output, {"image": outputs}):
+            with pytest.raises(ValueError, match="encoded already, too late to prune"):
+                model(**batch, **{name: given})

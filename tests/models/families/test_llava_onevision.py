@@ -200,3 +200,18 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_the_specimen_has_images_of_several_sizes() -> None:
     images = SPECIMENS[FAMILY].images(build(FAMILY), 4, torch.Generator().manual_seed(1))
     assert len(set(map(tuple, images["image_sizes"].tolist()))) == 3
+
+
+def test_what_the_decoder_saw_of_images_and_of_videos_is_told_apart() -> None:
+    model = build(FAMILY)
+    batch = with_image_and_video()
+    with apply_clasp(model, budget=0.25) as handle:
+        outputs = model(**batch)
+        assert handle.last is not None
+        counts = handle.last.stages[0].counts
+    for kind, count in zip(("image", "video"), counts, strict=True):
+        if hasattr(outputs, f"{kind}_outputs"):
+            features = torch.cat(getattr(outputs, f"{kind}_outputs").pooler_output)
+        else:
+            features = getattr(outputs, f"{kind}_hidden_states")
+        assert features.shape == (count, 32)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from packed_prompts import build, differences
 
-from clasp_kernels.models import apply_clasp
+from clasp_kernels.models import apply_clasp, verify
 from clasp_kernels.models.specimens import IMAGE_TOKEN, tiny_mistral3
 from clasp_kernels.policy import Schedule
 
@@ -139,7 +140,8 @@ def test_a_budget_of_everything_changes_no_bit_and_nothing_stays_behind() -> Non
 @pytest.mark.parametrize(
     ("change", "error", "problem"),
     [
-        ({"image_sizes": None}, TypeError, r"image_sizes must be a tensor \[images, 2\]"),
+        ({"image_sizes": None}, TypeError, r"image_sizes must have .* \[images, 2\], got None"),
+        ({"image_sizes": torch.ones(1, 3)}, TypeError, r"\[images, 2\], got \[1, 3\]"),
         ({"image_sizes": torch.tensor([[16, 4]])}, ValueError, "from 8, the side of a visual"),
         ({"image_sizes": torch.tensor([[40, 32]])}, ValueError, r"to those of .*\[32, 32\]"),
         ({"image_sizes": torch.tensor([SMALL, SMALL])}, ValueError, "1 images, but image_sizes 2"),
@@ -160,3 +162,24 @@ def test_a_call_that_does_not_fit_is_refused(
 def test_a_model_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="merges patches"):
         apply_clasp(build(FAMILY), fuse_into="projector")
+
+
+def test_sizes_may_be_numbers_of_any_kind() -> None:
+    model = build(FAMILY)
+    batch = with_images((SMALL, LARGE))
+    sizes = batch["image_sizes"]
+    with apply_clasp(model, budget=0.25):
+        expected = model(**batch).logits
+        for given in (sizes.tolist(), [(16, 24), (32, 32)], sizes.numpy(), sizes.to(torch.int32)):
+            assert torch.equal(model(**{**batch, "image_sizes": given}).logits, expected)
+
+
+def test_a_released_models_patches_can_be_verified() -> None:
+    """Of 14 pixels, merged 2 x 2."""
+    model = tiny_mistral3()
+    config = copy.deepcopy(model.config)
+    config.vision_config.patch_size = 14
+    config.vision_config.image_size = 224
+    torch.manual_seed(0)
+    report = verify(type(model)(config).eval())
+    assert not [check for check in report.checks if "Error" in check.problem]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from packed_prompts import build, differences, reference_salience, with_video
 
-from clasp_kernels.models import apply_clasp
+from clasp_kernels.models import apply_clasp, masking
 from clasp_kernels.models.specimens import IMAGE_TOKEN, VIDEO_TOKEN
 from clasp_kernels.policy import Schedule
 
@@ -119,12 +119,75 @@ def test_stages_between_recurrent_layers_are_refused(family: str) -> None:
 def test_the_balance_of_experts_is_not_counted_over_layers_that_differ() -> None:
     model = build("qwen3_vl_moe")
     batch = with_video(model, (1, 1))
-    with apply_clasp(model), pytest.raises(ValueError, match="output_router_logits must be False"):
+    with (
+        apply_clasp(model, schedule=Schedule({2: 0.5})),
+        pytest.raises(ValueError, match="output_router_logits must be False"),
+    ):
         model(**batch, output_router_logits=True)
-    model = build("qwen3_5_moe")
-    with apply_clasp(model):
-        outputs = model(
-            **batch, labels=batch["input_ids"], output_router_logits=True, categories="general"
-        )
-    assert outputs.aux_loss.isfinite()
-    assert outputs.loss.isfinite()
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_the_balance_of_experts_is_part_of_the_loss(family: str) -> None:
+    model = build(family)
+    batch = with_video(model, (1, 1))
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    given = {**batch, "labels": labels, "output_router_logits": True}
+    expected = model(**given)
+    with apply_clasp(model, budget=1.0):
+        found = model(**given)
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(found.aux_loss, expected.aux_loss)
+    with apply_clasp(model, budget=0.5):
+        both = model(**given)
+        alone = model(**{**given, "output_router_logits": False})
+    share = model.config.text_config.router_aux_loss_coef * both.aux_loss
+    torch.testing.assert_close(both.loss, alone.loss + share)
+    assert not torch.equal(both.aux_loss, expected.aux_loss)
+
+
+@pytest.mark.parametrize("family", HYBRID)
+def test_packed_samples_are_refused(family: str) -> None:
+    model = build(family)
+    batch = with_video(model, (1, 1))
+    ids = batch["input_ids"][:1]
+    visuals = {name: value for name, value in batch.items() if "mask" not in name}
+    positions = torch.arange(ids.shape[1]).expand(4, 1, -1).clone()
+    positions[0, :, -4:] = torch.arange(4)
+    given = {**visuals, "input_ids": ids, "mm_token_type_ids": batch["mm_token_type_ids"][:1]}
+    with apply_clasp(model), pytest.raises(ValueError, match="give each sample a row"):
+        model(**given, position_ids=positions, use_cache=False)
+
+
+@pytest.mark.parametrize("family", HYBRID)
+def test_recurrent_layers_are_not_told_lengths_for_flash_attention(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lengths would mean packed samples to them, and the gaps of positions to attention."""
+    model = build(family)
+    batch = with_video(model, (1, 1))
+    one = {
+        name: value[:1] if len(value) == 2 and value.ndim == 2 and "grid" not in name else value
+        for name, value in batch.items()
+    }
+    seen: list[dict[str, Any]] = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    text = torch.arange(one["input_ids"].shape[1])[None, None]
+    with apply_clasp(model, budget=0.5):
+        expected = model(**one).logits
+        monkeypatch.setattr(masking, "uses_flash_attention", lambda config: True)
+        found = model(**one).logits
+        spatial = seen[0]["position_ids"]
+        model.model.rope_deltas = None
+        all_positions = model.model.get_rope_index(
+            one["input_ids"],
+            **{name: one[name] for name in ("image_grid_thw", "video_grid_thw")},
+            mm_token_type_ids=one["mm_token_type_ids"],
+        )[0]
+        model(**one, position_ids=torch.cat([text, all_positions]))
+    hook.remove()
+    assert torch.equal(found, expected)
+    for kwargs in seen:
+        assert "cu_seq_lens_q" not in kwargs
+        assert torch.equal(kwargs["position_ids"], spatial)
