@@ -23,6 +23,8 @@ CPP_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -
 # In the environment, every import of transformers would import it too.
 TORCHAO = $(VENV)/torchao
 WHEEL_TOOLS = $(VENV)/wheel-tools
+# The environment that builds the documentation.
+DOCS := build/docs
 COMPAT = $(PY) tools/compat.py --overlays $(VENV)/transformers --workers $(WORKERS)
 
 # Stamps live in the environment, so that deleting it deletes them. The package's stamp holds the
@@ -35,7 +37,7 @@ $(PACKAGE): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deep compat bench lint format compile-check wheel lock clean FORCE
+.PHONY: help demo docs test test-deep compat bench lint format compile-check wheel lock clean FORCE
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +47,10 @@ help:  ## Say what can be made
 
 demo: $(PACKAGE)  ## Ask the bundled model questions about images, with all and with few visual tokens
 	$(PY) -m clasp_kernels.cli demo --out out $(ARGS)
+
+docs: $(DOCS)/.requirements  ## Build the documentation into build/site; needs neither torch nor a compiler
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	@echo 'The documentation is in build/site/index.html.'
 
 test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
 	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m 'not deep' $(ARGS)
@@ -94,6 +100,9 @@ lock:  ## Lock the newest of everything that is installed (ARGS='-P rich' moves 
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip install --quiet --upgrade uv
 	build/uv/bin/uv pip compile --quiet $(or $(ARGS),--upgrade) pyproject.toml -o requirements.lock
+	build/uv/bin/uv pip compile --quiet $(or $(ARGS),--upgrade) --no-config --universal \
+		--python-version 3.10 --custom-compile-command 'make lock' \
+		docs/requirements.in -o docs/requirements.txt
 
 clean:  ## Remove what was built, not the environment
 	rm -rf build dist out *.egg-info clasp_kernels/_C*.so clasp_kernels/_build_info.py
@@ -102,6 +111,11 @@ clean:  ## Remove what was built, not the environment
 
 $(REQUIREMENTS): requirements.lock tools/setup_env.py
 	$(firstword $(wildcard $(PY)) $(PYTHON)) tools/setup_env.py $(VENV) '$(TORCH)'
+	@touch $@
+
+$(DOCS)/.requirements: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --no-deps -r docs/requirements.txt
 	@touch $@
 
 # No build isolation: an isolated build would download a second torch of its own.

@@ -231,11 +231,11 @@ def test_help_names_every_target() -> None:
     assert [name for name in phony if f"make {name} " not in shown] == ["FORCE"]
 
 
-@pytest.mark.parametrize("failing", ["lint", "compile-check", "test-deep", "test", None])
+@pytest.mark.parametrize("failing", ["lint", "docs", "compile-check", "test-deep", "test", None])
 def test_ci_fails_when_a_step_fails(checkout: Path, failing: str | None) -> None:
     steps = "\n".join(
         f"{name}:\n\t@echo {name}; {'false' if name == failing else 'true'}"
-        for name in ("lint", "compile-check", "test-deep", "test")
+        for name in ("lint", "docs", "compile-check", "test-deep", "test")
     )
     (checkout / "Makefile").write_text(steps + "\n")
     done = subprocess.run(
@@ -247,4 +247,4 @@ def test_ci_fails_when_a_step_fails(checkout: Path, failing: str | None) -> None
     )
     assert (done.returncode == 0) == (failing is None)
     if failing is None:
-        assert done.stdout.split() == ["lint", "compile-check", "test-deep", "test"]
+        assert done.stdout.split() == ["lint", "docs", "compile-check", "test-deep", "test"]

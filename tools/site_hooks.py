@@ -1,0 +1,213 @@
+"""What `make docs` adds to MkDocs: pages that lie elsewhere in the repository, and tables.
+
+Pages and sections that GitHub shows have one source, which the site reads where it lies. A link in
+them is written for that place. Here it is turned into one to a page of the site, or, where it leads
+to a file that is no page, into plain text. A link to a file that does not exist fails the build.
+
+A page includes the text under a heading of another file with
+
+    <!-- include: README.md "Results" -->
+
+and a table of committed measurements with <!-- table: NAME -->, NAME being one of TABLES.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "cpu"
+# Where a page lies in the repository: its address on the site.
+PAGES = {
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "clasp_kernels/assets/tiny_vlm/README.md": "tiny-vlm.md",
+    "benchmarks/results/h200/README.md": "gpu-runs.md",
+}
+# Folders of pictures that those pages show.
+PICTURES = {"benchmarks/results/cpu": "pictures"}
+
+_INCLUDE = re.compile(r'^<!-- include: (\S+) "(.+)" -->$', re.MULTILINE)
+_TABLE = re.compile(r"^<!-- table: (\S+) -->$", re.MULTILINE)
+_LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
+_CODE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+
+
+class SiteError(Exception):
+    """What is wrong with a page, in a sentence."""
+
+
+def on_files(files: Any, config: Any) -> Any:
+    from mkdocs.structure.files import File
+
+    for source, address in PAGES.items():
+        files.append(File.generated(config, address, abs_src_path=str(ROOT / source)))
+    for folder, address in PICTURES.items():
+        for picture in sorted((ROOT / folder).glob("*.png")):
+            there = f"{address}/{picture.name}"
+            files.append(File.generated(config, there, abs_src_path=str(picture)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    from mkdocs.exceptions import PluginError
+
+    address = page.file.src_uri
+    source = {there: here for here, there in PAGES.items()}.get(address, f"docs/{address}")
+    try:
+        return page_text(markdown, source, address)
+    except SiteError as error:
+        raise PluginError(f"{source}: {error}") from None
+
+
+def page_text(markdown: str, source: str, address: str) -> str:
+    """A page's own text and all that it includes, with links that hold at ``address``."""
+    parts = _INCLUDE.split(markdown)
+    text = rewritten_links(parts[0], source, address)
+    for file, heading, after in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        text += rewritten_links(section(file, heading), file, address)
+        text += rewritten_links(after, source, address)
+    return _TABLE.sub(lambda found: table(found[1]), text)
+
+
+def section(file: str, heading: str) -> str:
+    """The text under a heading of the second level, up to the next one."""
+    _, found, rest = (ROOT / file).read_text().partition(f"\n## {heading}\n")
+    if not found:
+        raise SiteError(f'{file} has no heading "{heading}" to include')
+    return rest.partition("\n## ")[0].strip() + "\n"
+
+
+def rewritten_links(markdown: str, source: str, address: str) -> str:
+    """``markdown`` of the file ``source``, whose links then hold on the page ``address``."""
+
+    def outside_code(text: str) -> str:
+        return _LINK.sub(lambda link: _rewritten(link, source, address), text)
+
+    pieces, end = [], 0
+    for code in _CODE.finditer(markdown):
+        pieces += [outside_code(markdown[end : code.start()]), code[0]]
+        end = code.end()
+    return "".join([*pieces, outside_code(markdown[end:])])
+
+
+def _rewritten(link: re.Match[str], source: str, address: str) -> str:
+    picture, text, target = link.groups()
+    path, hash_sign, anchor = target.partition("#")
+    if re.match(r"[a-z]+:", target) or not path:
+        return link[0]
+    file = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
+    if not (ROOT / file).exists():
+        raise SiteError(f"the link to {target} leads to {file}, which does not exist")
+    there = _address(file)
+    if there is None:
+        return str(rewritten_links(text, source, address))
+    relative = posixpath.relpath(there, posixpath.dirname(address) or ".")
+    return f"{picture}[{text}]({relative}{hash_sign}{anchor})"
+
+
+def _address(file: str) -> str | None:
+    """Where the site has a file of the repository, None where it does not."""
+    if file in PAGES:
+        return PAGES[file]
+    if file == "README.md":
+        return "index.md"
+    if file.startswith("docs/"):
+        return file.removeprefix("docs/")
+    folder, name = os.path.split(file)
+    return f"{PICTURES[folder]}/{name}" if folder in PICTURES and name.endswith(".png") else None
+
+
+def table(name: str) -> str:
+    if name not in TABLES:
+        raise SiteError(f"there is no table {name}; there are: {', '.join(TABLES)}")
+    return TABLES[name]()
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def accuracy_by_budget() -> str:
+    """Of the bundled model, for each category, by tokens kept before the LLM."""
+    rows = [
+        row
+        for row in _read("tiny_vlm_quality.json")["rows"]
+        if row["method"] in ("all tokens", "clasp")
+    ]
+    rows.sort(key=lambda row: -row["tokens_kept"])
+    categories = list(rows[0]["by_category"])
+    return _markdown_table(
+        ["tokens kept", "share", "overall", *categories],
+        [
+            [
+                str(row["tokens_kept"]),
+                f"{row['tokens_kept'] / rows[0]['tokens_kept']:.0%}",
+                f"{row['overall']:.3f}",
+                *(f"{row['by_category'][category]:.3f}" for category in categories),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def accuracy_by_schedule() -> str:
+    """Of the bundled model, chosen as by default, beside as many tokens before the LLM."""
+    rows = _read("tiny_vlm_stages.json")["rows"]
+    before = {round(row["mean_tokens"]): row for row in rows if "salience_rows" not in row}
+    inside = [
+        row
+        for row in rows
+        if (row.get("salience_rows"), row.get("completion_on")) == ("last", "hidden")
+    ]
+    return _markdown_table(
+        ["schedule", "mean kept", "inside the decoder", "before the LLM"],
+        [
+            [
+                f"`{row['schedule']}`",
+                f"{row['mean_tokens']:.1f}",
+                f"{row['overall']:.3f}",
+                f"{before[round(row['mean_tokens'])]['overall']:.3f}",
+            ]
+            for row in inside
+        ],
+    )
+
+
+def cost_by_budget() -> str:
+    """Of one prompt to a whole model: time to the first token, and the KV cache."""
+    rows = [row for row in _read("prefill.json")["rows"] if row["batch"] == 1 and not row["ideal"]]
+    every = next(row for row in rows if row["method"] == "unpruned")
+    methods = {"unpruned": "nothing", "input": "before the LLM", "progressive": "inside it"}
+    return _markdown_table(
+        ["tokens kept", "dropped", "first token", "of the unpruned", "KV cache", "of the unpruned"],
+        [
+            [
+                str(row["budget"]),
+                methods[row["method"]],
+                f"{row['first_token']:.2f} s",
+                f"{row['first_token'] / every['first_token']:.0%}",
+                f"{row['kv_bytes'] / 2**20:.0f} MiB",
+                f"{row['kv_bytes'] / every['kv_bytes']:.0%}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "accuracy-by-budget": accuracy_by_budget,
+    "accuracy-by-schedule": accuracy_by_schedule,
+    "cost-by-budget": cost_by_budget,
+}
