@@ -18,9 +18,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-#: Okabe and Ito's orange and sky blue.
 PIVOT_COLOR = (230, 159, 0)
+"""Okabe and Ito's orange, as red, green and blue."""
 COMPLETION_COLOR = (86, 180, 233)
+"""Their sky blue."""
 
 _INK = (28, 30, 34)
 _MUTED = (104, 108, 116)

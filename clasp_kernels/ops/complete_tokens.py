@@ -13,10 +13,11 @@ from ._library import define_op
 def complete_tokens(
     features: Tensor, selected: Tensor, num_tokens: int, *, valid: Tensor | None = None
 ) -> Tensor:
-    r"""Greedy farthest-first completion under cosine similarity.
+    """Greedy farthest-first completion under cosine similarity.
 
-    With :math:`covered_n = \max_{j \in selected} \cos(f_n, f_j)`, each of the ``num_tokens`` steps
-    picks the valid, unselected token with the smallest :math:`covered_n` and updates it.
+    With ``covered[n] = max over j in selected of cos(features[n], features[j])``, each of the
+    ``num_tokens`` steps picks the valid, unselected token with the smallest ``covered[n]``, and
+    updates ``covered``.
 
     Args:
         features: [B, N, D]; float32, bfloat16 or float16.

@@ -22,9 +22,11 @@ def fuse_layers(
     *,
     normalize: str | None = None,
 ) -> Tensor:
-    r"""Class-adaptive layer fusion: a weighted sum over layers, with weights chosen per image.
+    """Class-adaptive layer fusion: a weighted sum over layers, with weights chosen per image.
 
-    .. math:: out_{b,n} = \sum_l w_{c_b,l} \, \mathrm{norm}(h_{l,b,n})
+    For image b and token n::
+
+        out[b, n] = sum over l of  weights[category_ids[b], l] * norm(hidden_states[l][b, n])
 
     Args:
         hidden_states: L tensors [B, N, D] of one dtype and device, or one [L, B, N, D]; float32,

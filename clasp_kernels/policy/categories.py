@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-#: Category name -> what it covers.
 CATEGORIES: Mapping[str, str] = MappingProxyType(
     {
         "ocr": "reading text, numbers, signs, documents, charts",
@@ -17,6 +16,7 @@ CATEGORIES: Mapping[str, str] = MappingProxyType(
         "general": "nothing else fits",
     }
 )
+"""Category name -> what it covers."""
 
-#: What a router answers when nothing matches; every profile must have it.
 FALLBACK_CATEGORY = "general"
+"""What a router answers when nothing matches; every profile must have it."""

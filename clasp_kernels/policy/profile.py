@@ -96,7 +96,7 @@ class CategoryPolicy:
 class Profile:
     """For one model family: each category's layer weights, pivot ratio and budget scale.
 
-    The JSON layout and the meaning of every field stand at the top of this module. Values are
+    The JSON layout and the meaning of every field stand in the docstring of this module. Values are
     checked when a profile is made; a ValueError names the field, what it was, what is allowed.
 
     >>> profile = Profile.for_model_type("llava")

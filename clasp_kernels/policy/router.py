@@ -39,8 +39,8 @@ from clasp_kernels.policy.categories import FALLBACK_CATEGORY
 from clasp_kernels.policy.default_rules import DEFAULT_RULES
 from clasp_kernels.policy.prompts import find_question
 
-#: What stands where a router is asked for: prompts in, one category name per prompt out.
 RouterLike = Callable[[list[str]], Sequence[str]]
+"""What stands where a router is asked for: prompts in, one category name per prompt out."""
 
 ROUTER_FORMAT = 1
 _WORD = re.compile(r"[^\W_]+")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-#: Letter -> where the mixture is centred, 0 the shallowest fused layer and 1 the deepest.
 STRATEGIES: dict[str, float] = {"A": 0.0, "B": 0.25, "C": 0.5, "D": 0.75, "E": 1.0}
+"""Letter -> where the mixture is centred, 0 the shallowest fused layer and 1 the deepest."""
 
 
 def strategy_weights(letter: str, num_layers: int) -> tuple[float, ...]:
