@@ -9,6 +9,7 @@ A page includes the text under a heading of another file with
     <!-- include: README.md "Results" -->
 
 and a table of committed measurements with <!-- table: NAME -->, NAME being one of TABLES.
+Docstrings are turned into Markdown here too, for site_docstrings.py.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ _INCLUDE = re.compile(r'^<!-- include: (\S+) "(.+)" -->$', re.MULTILINE)
 _TABLE = re.compile(r"^<!-- table: (\S+) -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 _CODE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
+# In docstrings: a doctest with what it prints, up to a blank line; a role; a term and its meaning.
+_DOCTEST = re.compile(r"(?:^|(?<=\n\n))(>>> .*?)(?=\n\n|\Z)", re.DOTALL)
+_ROLE = re.compile(r":(?:func|class|meth|mod):`([^`]+)`")
+_TERM = re.compile(r"^(``[^\n]+``)\n    (?=\S)", re.MULTILINE)
 
 
 class SiteError(Exception):
@@ -122,6 +127,17 @@ def _address(file: str) -> str | None:
         return file.removeprefix("docs/")
     folder, name = os.path.split(file)
     return f"{PICTURES[folder]}/{name}" if folder in PICTURES and name.endswith(".png") else None
+
+
+def docstring_as_markdown(docstring: str) -> str:
+    """A docstring, which is written for the source and for help(), as the site shows it.
+
+    Markdown would take a doctest for quotations within quotations.
+    """
+    text = _DOCTEST.sub(r"```pycon\n\1\n```", docstring)
+    text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
+    text = _TERM.sub(r"\n\1\n:   ", text)
+    return _ROLE.sub(r"`\1`", text)
 
 
 def table(name: str) -> str:
