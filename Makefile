@@ -48,8 +48,9 @@ help:  ## Say what can be made
 demo: $(PACKAGE)  ## Ask the bundled model questions about images, with all and with few visual tokens
 	$(PY) -m clasp_kernels.cli demo --out out $(ARGS)
 
+# Not with --quiet, under which --strict counts no warnings.
 docs: $(DOCS)/.requirements  ## Build the documentation into build/site; needs neither torch nor a compiler
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 	@echo 'The documentation is in build/site/index.html.'
 
 test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)

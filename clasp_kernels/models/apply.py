@@ -108,9 +108,9 @@ def apply_clasp(
         ValueError, TypeError: an argument that does not fit, or a model already patched.
         ImportError: transformers is not installed, or older than the oldest release served.
         RuntimeError: transformers has changed in a way that this package cannot follow.
-        The model is then untouched.
 
-    A transformers newer than every tested release is told once, in a UserWarning.
+    Where one of these is raised, the model is untouched. A transformers newer than every tested
+    release is told once, in a UserWarning.
 
     >>> from PIL import Image
     >>> from transformers import AutoProcessor, LlavaForConditionalGeneration
