@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from models.prefill_table import whole_model
+from models.prefill_table import EXPLANATION, whole_model
+from models.shapes import RECORDED
 from rows import COMPILED, EAGER, OPS, OURS, Row, read_json
 from table import by_case, duration, markdown_table, size
 
@@ -174,12 +175,11 @@ def speed() -> str:
 
 
 def prefill() -> str:
-    """The whole model, if it has been measured; by itself, so on whatever machine."""
-    path = RESULTS / "prefill.json"
-    if not path.exists():
-        return ""
-    content = json.loads(path.read_text())
-    return "\n" + whole_model(content, _where([content["environment"]]))
+    """The whole models that have been measured. Each file may be from a machine of its own."""
+    paths = [RESULTS / name for name in RECORDED.values()]
+    recorded = [json.loads(path.read_text()) for path in paths if path.exists()]
+    texts = (whole_model(content, _where([content["environment"]])) for content in recorded)
+    return "\n" + EXPLANATION + "\n".join(texts) if recorded else ""
 
 
 def tables() -> str:

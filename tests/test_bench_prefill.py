@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import readme_tables
 import torch
-from models import measuring, methods, prefill, prefill_table, shapes
-from models.ideal import InputIdeal, ProgressiveIdeal
+from models import measuring, methods, prefill, prefill_table
+from models.ideal import Ideal
 from models.methods import INPUT, PROGRESSIVE, UNPRUNED, Method, Runner, WholeModel
+from models.shape import Shape, build, make_prompt, stage_layers, twin
+from models.shapes import RECORDED, SHAPES
 from torch import Tensor
 
-TINY = shapes.SHAPES["tiny"]
+from clasp_kernels import Selection, apply_clasp
+from clasp_kernels.models import selection
+from clasp_kernels.policy import Schedule
+
+TINY = ("tiny", "qwen2.5-vl-tiny")
+NUM_TOKENS = 36  # of an image, at either of these shapes
 CPU = torch.device("cpu")
 BATCH = 2
 
 
-@pytest.fixture(scope="module")
-def model() -> Any:
-    return shapes.build(TINY, CPU, torch.float32)
+@pytest.fixture(scope="module", params=TINY)
+def shape(request: pytest.FixtureRequest) -> Shape:
+    return SHAPES[request.param]
 
 
 @pytest.fixture(scope="module")
-def content() -> dict[str, Any]:
+def model(shape: Shape) -> Any:
+    """Its weights are large enough for a token out of place to show in the logits."""
+    built = build(shape, CPU, torch.float32)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in built.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 1.6 / parameter[0].numel() ** 0.5)
+    return built
+
+
+@pytest.fixture(scope="module")
+def content(shape: Shape) -> dict[str, Any]:
+    [name] = [name for name in TINY if SHAPES[name] is shape]
     with torch.no_grad():
-        measured = prefill.measure("tiny", CPU, (BATCH,), rounds=2)
+        measured = prefill.measure(name, CPU, (BATCH,), rounds=2)
     return json.loads(json.dumps(measured))
 
 
@@ -35,9 +57,9 @@ def rows_by_method(content: dict[str, Any]) -> dict[Method, dict[str, Any]]:
     return {Method(row["method"], row["budget"], row["ideal"]): row for row in rows}
 
 
-def test_every_method_has_a_row_of_positive_numbers(content: dict[str, Any]) -> None:
+def test_every_method_has_a_row_of_positive_numbers(shape: Shape, content: dict[str, Any]) -> None:
     rows = rows_by_method(content)
-    assert len(rows) == len(content["rows"]) and set(rows) == set(methods.methods(TINY))
+    assert len(rows) == len(content["rows"]) and set(rows) == set(methods.methods(shape))
     measured = ("first_token", "first_token_min", "per_token", "peak_bytes", "kv_bytes", "rounds")
     for method, row in rows.items():
         assert all(row[name] > 0 for name in measured), method
@@ -47,36 +69,39 @@ def test_every_method_has_a_row_of_positive_numbers(content: dict[str, Any]) -> 
 
 
 def test_layers_have_the_columns_of_the_stages_and_the_ideal_has_the_same(
+    shape: Shape,
     content: dict[str, Any],
 ) -> None:
     rows = rows_by_method(content)
-    text = TINY.text_before + TINY.text_after
+    text = shape.text_before + shape.text_after
     for method, row in rows.items():
         kept = dict(row["stages"])
-        start = {0: TINY.num_tokens} if 0 not in kept else {}
+        start = {0: shape.num_tokens} if 0 not in kept else {}
         assert row["columns"] == [[layer, text + n] for layer, n in {**start, **kept}.items()]
         assert row["columns"] == rows[Method(method.name, method.budget)]["columns"]
         if method.name != UNPRUNED:
-            assert row["kv_bytes"] < rows[Method(UNPRUNED, TINY.num_tokens)]["kv_bytes"]
+            assert row["kv_bytes"] < rows[Method(UNPRUNED, shape.num_tokens)]["kv_bytes"]
 
 
-def test_an_ideal_that_is_given_other_columns_is_no_result(model: Any) -> None:
-    prompt = shapes.make_prompt(TINY, model, 1)
+def test_an_ideal_that_is_given_other_columns_is_no_result(shape: Shape, model: Any) -> None:
+    prompt = make_prompt(shape, model, 1)
     runners = {
-        Method(INPUT, 9): methods.make_runner(model, TINY, prompt, Method(INPUT, 9)),
-        Method(INPUT, 9, ideal=True): InputIdeal(model, TINY, prompt, 8),
+        Method(INPUT, 9): methods.make_runner(model, shape, prompt, Method(INPUT, 9)),
+        Method(INPUT, 9, ideal=True): Ideal(model, shape, prompt, {0: 8}),
     }
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"input R9 leaves .* has \[16"):
         prefill.caches_of(runners)
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-def test_ideals_that_are_given_every_token_are_the_unpruned_model(model: Any, steps: int) -> None:
-    prompt = shapes.make_prompt(TINY, model, BATCH)
+def test_ideals_that_are_given_every_token_are_the_unpruned_model(
+    shape: Shape, model: Any, steps: int
+) -> None:
+    prompt = make_prompt(shape, model, BATCH)
+    everything = shape.num_tokens
     runners: list[Runner] = [
         WholeModel(model, prompt),
-        InputIdeal(model, TINY, prompt, TINY.num_tokens),
-        ProgressiveIdeal(model, TINY, prompt, {}),
+        *(Ideal(model, shape, prompt, {layer: everything}) for layer in (0, 1)),
     ]
     answers = []
     with torch.no_grad():
@@ -84,24 +109,58 @@ def test_ideals_that_are_given_every_token_are_the_unpruned_model(model: Any, st
             logits, cache = runner.prefill()
             for step in range(steps):
                 tokens = torch.full((BATCH, 1), step)
-                logits = runner.step(tokens, cache, TINY.prompt_length + step)
+                logits = runner.step(tokens, cache, shape.prompt_length + step)
             answers.append(logits)
     for answer in answers[1:]:
         torch.testing.assert_close(answer, answers[0], atol=1e-5, rtol=0)
 
 
-def test_the_model_that_is_not_pruned_stays_unpatched(model: Any) -> None:
-    prompt = shapes.make_prompt(TINY, model, 1)
-    pruned = methods.make_runner(model, TINY, prompt, Method(INPUT, 9))
+def test_the_model_that_is_not_pruned_stays_unpatched(shape: Shape, model: Any) -> None:
+    prompt = make_prompt(shape, model, 1)
+    pruned = methods.make_runner(model, shape, prompt, Method(INPUT, 9))
     with torch.no_grad():
-        assert measuring.columns(WholeModel(model, prompt).prefill()[1])[0] == TINY.prompt_length
-        assert measuring.columns(pruned.prefill()[1])[0] == TINY.prompt_length - 36 + 9
+        assert measuring.columns(WholeModel(model, prompt).prefill()[1])[0] == shape.prompt_length
+        assert measuring.columns(pruned.prefill()[1])[0] == shape.prompt_length - NUM_TOKENS + 9
 
 
-@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_an_ideal_of_fewer_tokens_is_the_model_without_the_others(shape: Shape, model: Any) -> None:
+    """A pruned model that happens to keep the first tokens gives the same logits."""
+    prompt = make_prompt(shape, model, BATCH)
+    stages = {0: 20, 2: 9}
+    pruned = twin(model)
+    apply_clasp(pruned, schedule=Schedule(stages))
+    answers = []
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selection, "select_tokens", first_tokens)
+        for runner in (
+            WholeModel(pruned, prompt, categories="general"),
+            Ideal(model, shape, prompt, stages),
+        ):
+            logits, cache = runner.prefill()
+            tokens = torch.full((BATCH, 1), 1)
+            answers.append((logits, runner.step(tokens, cache, shape.prompt_length)))
+    for ours, ideal in zip(*answers, strict=True):
+        torch.testing.assert_close(ours, ideal, atol=1e-5, rtol=0)
+
+
+def first_tokens(
+    features: Tensor, salience: Tensor, counts: list[int], pivots: list[int], *, valid: None
+) -> Selection:
+    indices = torch.arange(counts[0]).repeat(len(features), 1)
+    return Selection(indices, torch.ones_like(indices, dtype=torch.bool), torch.tensor(counts))
+
+
+@pytest.mark.parametrize("name", SHAPES)
 def test_stages_are_the_papers_in_proportion_and_have_the_mean(name: str) -> None:
-    shape = shapes.SHAPES[name]
-    expected = {"7b": (2, 6, 15), "0.4b": (1, 3, 8), "tiny": (1, 2, 3)}
+    shape = SHAPES[name]
+    expected = {
+        "7b": (2, 6, 15),
+        "0.4b": (1, 3, 8),
+        "tiny": (1, 2, 3),
+        "qwen2.5-vl-7b": (2, 5, 13),
+        "qwen2.5-vl-0.3b": (1, 3, 7),
+        "qwen2.5-vl-tiny": (1, 2, 3),
+    }
     for budget in shape.budgets:
         kept = methods.stages(shape, Method(PROGRESSIVE, budget))
         assert tuple(kept) == expected[name]
@@ -113,9 +172,9 @@ def test_stages_are_the_papers_in_proportion_and_have_the_mean(name: str) -> Non
 
 
 def test_the_first_stage_moves_forward_where_the_mean_needs_it() -> None:
-    assert shapes.stage_layers(shapes.SHAPES["7b"], 20) == (1, 6, 15)
+    assert stage_layers(SHAPES["7b"], 20) == (1, 6, 15)
     with pytest.raises(ValueError, match="16 of 576 tokens on average over 32 layers"):
-        shapes.stage_layers(shapes.SHAPES["7b"], 16)
+        stage_layers(SHAPES["7b"], 16)
 
 
 class Logged:
@@ -150,35 +209,74 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert measuring.ratio_of(ideal, measuring.Times([1.0, 2.0, 2.0], [])) == pytest.approx(0.9)
 
 
-def test_the_readme_has_a_line_for_each_budget(content: dict[str, Any]) -> None:
+def test_the_readme_has_a_line_for_each_budget(shape: Shape, content: dict[str, Any]) -> None:
     text = prefill_table.whole_model(content, "a machine")
-    assert (
-        "its 6 layers, dropped once 1, 2 and 3 have run" in text
-        and "36 visual tokens and 8 of text" in text
-    )
+    assert text.startswith(f"**{shape.family}'s shape on a CPU** (a machine), cut to 0 M")
+    assert "dropped once 1, 2 and 3 of its 6 layers have run" in text
+    assert "36 visual tokens and 8 of text" in text
     lines = [line for line in text.splitlines() if line.startswith(f"| {BATCH} ")]
-    assert len(lines) == len(TINY.budgets)
-    row = rows_by_method(content)[Method(INPUT, TINY.budgets[0])]
+    assert len(lines) == len(shape.budgets)
+    row = rows_by_method(content)[Method(INPUT, shape.budgets[0])]
     assert f"| {row['ideal_ratio']:.2f} |" in lines[0]
 
 
-@pytest.mark.parametrize(
-    ("options", "is_recorded"),
-    [([], True), (["--batches", "1"], False), (["--shape", "tiny"], False)],
-)
-def test_only_the_whole_benchmark_is_recorded(
-    options: list[str],
-    is_recorded: bool,
-    content: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_readme_shows_every_file_that_is_there(
+    content: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prefill, "measure", lambda *_: content)
+    monkeypatch.setattr(readme_tables, "RESULTS", tmp_path)
+    assert readme_tables.prefill() == ""
+    for shown, file in enumerate(RECORDED.values(), start=1):
+        (tmp_path / file).write_text(json.dumps(content))
+        text = readme_tables.prefill()
+        assert text.count("'s shape on a CPU**") == text.count("| B | R |") == shown
+        assert text.count("**Whole models.**") == 1
+
+
+@pytest.fixture
+def run_main(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., list[str]]:
+    """Runs the command line, which measures nothing, and tells the files that it has written."""
+
+    def run(*options: str) -> list[str]:
+        monkeypatch.setattr("sys.argv", ["bench_prefill.py", *options])
+        prefill.main("")
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    def measure(name: str, *_: Any) -> dict[str, Any]:
+        return {"name": name, "rows": []}
+
+    monkeypatch.setattr(prefill, "measure", measure)
     monkeypatch.setattr(prefill, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(prefill, "RECORDED", tmp_path / "prefill.json")
-    monkeypatch.setattr("sys.argv", ["bench_prefill.py", *options])
-    prefill.main("")
-    assert (tmp_path / "prefill.json").exists() == is_recorded
-    monkeypatch.setattr("sys.argv", ["bench_prefill.py", *options, "--out", str(tmp_path / "it")])
-    prefill.main("")
-    assert json.loads((tmp_path / "it").read_text()) == content
+    monkeypatch.setattr(prefill, "RESULTS", tmp_path)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "recorded"),
+    [
+        ([], ["prefill.json", "prefill_qwen2_5_vl.json"]),
+        (["--shape", "0.4b"], ["prefill.json"]),
+        (["--shape", "qwen2.5-vl-0.3b"], ["prefill_qwen2_5_vl.json"]),
+        (["--batches", "1"], []),
+        (["--shape", "tiny"], []),
+    ],
+)
+def test_only_the_whole_benchmark_of_a_shape_is_recorded(
+    options: list[str], recorded: list[str], run_main: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    assert run_main(*options) == recorded
+    names = {file: name for name, file in RECORDED.items()}
+    for file in recorded:
+        assert json.loads((tmp_path / file).read_text())["name"] == names[file]
+
+
+def test_one_shape_can_go_to_a_file_of_ones_own(
+    run_main: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = ["--out", str(tmp_path / "it")]
+    assert run_main("--shape", "0.4b", *out) == ["it"]
+    assert run_main("--shape", "tiny", "--batches", "1", *out) == ["it"]
+    with pytest.raises(SystemExit):
+        run_main(*out)
+    assert "say which with --shape" in capsys.readouterr().err

@@ -1,14 +1,15 @@
 """Whole models: the time to the first token, each token after it, memory, and the ideal of each.
 
-    python benchmarks/models/bench_prefill.py                          # -> benchmarks/results/cpu
-    python benchmarks/models/bench_prefill.py --batches 1 --rounds 1   # a try, printed only
+    python benchmarks/models/bench_prefill.py                         # -> benchmarks/results/cpu
+    python benchmarks/models/bench_prefill.py --shape qwen2.5-vl-0.3b # only this shape's file
+    python benchmarks/models/bench_prefill.py --batches 1 --rounds 1  # a try, printed only
     python benchmarks/models/bench_prefill.py --device cuda --shape 7b --out FILE
 
-Compared on a LLaVA-1.5-shaped model of random weights are the unpruned model, pruning to R visual
-tokens before the language model, pruning inside it to R on average over its layers, and the ideal
-of both: the same tower and layers, given as many tokens for free (``ideal.py``). Every round runs
-each of them once. Weights are float32 on a CPU and bfloat16 on a GPU, where CUDA events take the
-times.
+The models have the shape of LLaVA 1.5 and of Qwen2.5-VL, and random weights (``shapes.py``). Every
+round runs each of these once: the unpruned model; pruning to R visual tokens before the language
+model; pruning inside it to R on average over its layers; and for both the ideal, the same tower and
+layers given as many tokens for free (``ideal.py``). Weights are float32 on a CPU and bfloat16 on a
+GPU, where CUDA events take the times.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Times by interleaved rounds, the peak of memory, and what a cache holds."""
+"""Times taken in interleaved rounds, the peak of memory, and the size of a cache."""
 
 from __future__ import annotations
 
@@ -20,47 +20,48 @@ STEPS = 8  # tokens decoded in every round, after the first
 
 @dataclass
 class PrefillRow:
-    """What is recorded of a method on a batch of prompts. Times are in seconds."""
+    """The record of one method on a batch of prompts. Times are in seconds."""
 
     method: str
     ideal: bool
     batch: int
     budget: int
-    """Visual tokens of an image, on average over the decoder layers."""
+    """Visual tokens kept of an image, on average over the decoder layers."""
     stages: list[list[int]]
-    """[layers that have run, visual tokens that go on]."""
+    """Each stage: [layers that have run, visual tokens that go on]."""
     columns: list[list[int]]
-    """[first layer, columns in its cache and those of the layers after it] after the prefill."""
+    """The columns in the cache after the prefill: [layer, columns], for each layer that holds
+    another number of them than the layer before it."""
     rounds: int
     first_token: float
-    """Median time to the first token, the vision tower included."""
+    """The median time to the first token. It includes the vision tower."""
     first_token_min: float
     first_token_iqr: float
     per_token: float
-    """Median time of each token after the first."""
+    """The median time of each token after the first."""
     peak_bytes: int
-    """Of the prefill, beyond what was there before it: the weights and the prompt."""
+    """The memory that the prefill takes at its peak, beyond the weights and the prompt."""
     kv_bytes: int
-    """Keys and values of every layer after the prefill."""
+    """The size of all keys and values after the prefill."""
     ideal_ratio: float | None = None
-    """Time of the ideal to the first token over that of this method: median over the rounds. None
-    of an ideal and of the unpruned model."""
+    """The ideal's time to the first token over this method's, as the median over the rounds. None
+    for an ideal and for the unpruned model."""
 
 
 class Times(NamedTuple):
-    """Of one method, a number a round."""
+    """The seconds of one method in each round."""
 
     first_token: list[float]
     per_token: list[float]
 
 
 def columns(cache: Any) -> list[int]:
-    """Of every layer."""
+    """The columns that the cache holds of each layer."""
     return [layer.keys.shape[-2] for layer in cache.layers]
 
 
 def runs(values: list[int]) -> list[list[int]]:
-    """[index, value] where the value changes."""
+    """[index, value] of the first value, and of each that differs from the one before."""
     return [
         [index, value]
         for index, value in enumerate(values)
@@ -75,13 +76,14 @@ def kv_bytes(cache: Any) -> int:
 def time_rounds(
     runners: Mapping[Method, Runner], device: torch.device, prompt_length: int, rounds: int
 ) -> dict[Method, Times]:
-    """Every method once in each round, beginning with another one each time.
+    """Run every method once in each round.
 
-    Every other round goes backwards, so that what ran just before helps neither of a pair.
+    Each round begins with another method, and every other round goes backwards, so that neither
+    of two neighbours always profits from what the other left in the caches.
     """
     methods = list(runners)
     times = {method: Times([], []) for method in methods}
-    gc.freeze()  # what is imported need not be looked through before every run
+    gc.freeze()  # so that collecting before each run does not look through all modules
     for turn in range(rounds):
         order = methods[::-1] if turn % 2 else methods
         start = turn % len(methods)
@@ -107,7 +109,7 @@ def _time_once(runner: Runner, device: torch.device, prompt_length: int) -> tupl
 
 
 def ratio_of(ideal: Times, ours: Times) -> float:
-    """Between times of the same round, so that a machine that slows down does not show."""
+    """The median of the ratios within rounds. A machine that slows down slows both times of one."""
     pairs = zip(ideal.first_token, ours.first_token, strict=True)
     return statistics.median(theirs / mine for theirs, mine in pairs)
 
@@ -120,8 +122,10 @@ def interquartile_range(values: list[float]) -> float:
 
 
 def peak_bytes(runner: Runner, device: torch.device) -> int:
-    """How much memory a prefill takes at its peak, beyond what was there before it. Memory of the
-    CPU is counted where the process was started with ``count_malloc.counting()``."""
+    """The memory that a prefill takes at its peak, beyond what was there before it.
+
+    On a CPU the process must have been started with ``count_malloc.counting()``.
+    """
     if device.type == "cpu":
         return result_and_peak(runner.prefill)[1]
     gc.collect()

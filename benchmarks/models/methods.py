@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from clasp_kernels import apply_clasp
 from clasp_kernels.models.compat import cache_name, native_cache, output_cache
 from clasp_kernels.policy import Schedule
 
-from .ideal import InputIdeal, ProgressiveIdeal
-from .shapes import Shape, stage_layers, twin
+from .ideal import Ideal
+from .shape import Shape, stage_layers, twin
 
 UNPRUNED, INPUT, PROGRESSIVE = "unpruned", "input", "progressive"
 
@@ -33,7 +32,7 @@ class Method:
 
 
 def methods(shape: Shape) -> list[Method]:
-    """Each ideal follows what it is compared with."""
+    """All methods, each ideal right after the method that it is compared with."""
     return [
         Method(UNPRUNED, shape.num_tokens),
         *(
@@ -46,7 +45,7 @@ def methods(shape: Shape) -> list[Method]:
 
 
 def schedule(shape: Shape, method: Method) -> Schedule | None:
-    """Where the method drops tokens; None where it drops none."""
+    """The method's schedule, None for the unpruned model."""
     if method.name == UNPRUNED:
         return None
     if method.name == INPUT:
@@ -66,18 +65,18 @@ def stages(shape: Shape, method: Method) -> dict[int, int]:
 
 
 class Runner(Protocol):
-    """A method on one prompt."""
+    """Runs one method on one prompt."""
 
     def prefill(self) -> tuple[Tensor, Any]:
         """Logits [B, vocabulary] of the last column, and the cache."""
 
     def step(self, tokens: Tensor, cache: Any, seen: int) -> Tensor:
-        """Logits after one more token a row, [B, 1], which ``seen`` columns of the whole prompt
-        and its answer precede."""
+        """Logits after ``tokens`` [B, 1], one more in each row. ``seen`` counts the columns before
+        them: those of the unpruned prompt, and of its answer so far."""
 
 
 class WholeModel:
-    """A model called as a user's loop would, pruned or not."""
+    """A model, pruned or not, called as in a user's own loop."""
 
     def __init__(self, model: Any, prompt: Mapping[str, Tensor], **arguments: Any) -> None:
         self._model, self._prompt, self._arguments = model, prompt, arguments
@@ -90,21 +89,18 @@ class WholeModel:
         return outputs.logits[:, -1], output_cache(outputs)
 
     def step(self, tokens: Tensor, cache: Any, seen: int) -> Tensor:
-        mask = torch.ones(tokens.shape[0], seen + 1, dtype=torch.int64, device=tokens.device)
         past = native_cache({"cache": cache}, self._cache_name)
-        outputs = self._model(input_ids=tokens, attention_mask=mask, return_dict=True, **past)
+        outputs = self._model(input_ids=tokens, return_dict=True, **past)
         logits: Tensor = outputs.logits[:, -1]
         return logits
 
 
 def make_runner(model: Any, shape: Shape, prompt: Mapping[str, Tensor], method: Method) -> Runner:
-    """``model`` is left as it is: what is patched shares its weights."""
+    """``model`` is not patched: pruning patches a twin that shares its weights."""
     if method.name == UNPRUNED:
         return WholeModel(model, prompt)
-    if method.ideal and method.name == INPUT:
-        return InputIdeal(model, shape, prompt, method.budget)
     if method.ideal:
-        return ProgressiveIdeal(model, shape, prompt, stages(shape, method))
+        return Ideal(model, shape, prompt, stages(shape, method))
     pruned = twin(model)
     apply_clasp(pruned, schedule=schedule(shape, method))
     # The category is given, as there is no tokenizer to read the prompt with; a router takes less

@@ -34,11 +34,11 @@ from .measuring import (
 )
 from .methods import UNPRUNED, Method, Runner, make_runner, methods, stages
 from .prefill_table import prefill_table
-from .shapes import SHAPES, Shape, build, make_prompt
+from .shape import Shape, build, make_prompt
+from .shapes import RECORDED, SHAPES
 
 SCRIPT = Path(__file__).with_name("bench_prefill.py")
-RECORDED = ROOT / "benchmarks" / "results" / "cpu" / "prefill.json"
-RECORDED_SHAPE = "0.4b"
+RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 ROUNDS = 7
 
 
@@ -54,7 +54,7 @@ def caches_of(runners: Mapping[Method, Runner]) -> dict[Method, tuple[list[int],
     It also warms each of them up.
 
     Raises:
-        RuntimeError: an ideal is given other columns than pruning leaves.
+        RuntimeError: an ideal has other columns than pruning leaves.
     """
     caches = {}
     for method, runner in runners.items():
@@ -134,7 +134,10 @@ def measure(
             make_row(shape, batch, method, times, caches[method], peaks[str(method)])
             for method in runners
         ]
-        print(f"B={batch} measured in {time.monotonic() - start:.0f} s", file=sys.stderr)
+        print(
+            f"{shape_name}, B={batch}: measured in {time.monotonic() - start:.0f} s",
+            file=sys.stderr,
+        )
     of_what = {
         "transformers": transformers.__version__,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -149,28 +152,38 @@ def measure(
 
 
 def main(description: str) -> None:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--shape", default=RECORDED_SHAPE, choices=SHAPES)
-    parser.add_argument("--batches", type=int, nargs="+", help="prompts at once")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--out", type=Path, help="the file of the results")
-    parser.add_argument("--peaks-of", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parse_arguments(description)
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         sys.exit("torch sees no GPU here; --device cpu needs none")
-    shape = SHAPES[arguments.shape]
     with torch.no_grad(), use_backend("cpu" if device.type == "cpu" else "auto"):
         if arguments.peaks_of:
-            print(json.dumps(peaks_here(shape, device, arguments.peaks_of)))
+            print(json.dumps(peaks_here(SHAPES[arguments.shape], device, arguments.peaks_of)))
             return
         if device.type == "cpu":
             keep_freed_memory()
-        batches = arguments.batches or shape.batches
-        content = measure(arguments.shape, device, batches, arguments.rounds)
-    whole = arguments.shape == RECORDED_SHAPE and device.type == "cpu" and not arguments.batches
-    out = arguments.out or (RECORDED if whole else None)
-    if out:
-        out.write_text(json.dumps(content, indent=2) + "\n")
-    print(prefill_table(content["rows"]))
+        for name in [arguments.shape] if arguments.shape else RECORDED:
+            batches = arguments.batches or SHAPES[name].batches
+            content = measure(name, device, batches, arguments.rounds)
+            out = arguments.out
+            if name in RECORDED and device.type == "cpu" and not arguments.batches:
+                out = out or RESULTS / RECORDED[name]
+            if out:
+                out.write_text(json.dumps(content, indent=2) + "\n")
+            print(f"{name}\n{prefill_table(content['rows'])}")
+
+
+def parse_arguments(description: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument(
+        "--shape", choices=SHAPES, help=f"one shape; without it, {' and '.join(RECORDED)}"
+    )
+    parser.add_argument("--batches", type=int, nargs="+", help="prompts at once")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--out", type=Path, help="the file of the results of --shape")
+    parser.add_argument("--peaks-of", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.out and not arguments.shape:
+        parser.error("--out is the file of one shape's results: say which with --shape")
+    return arguments

@@ -1,4 +1,4 @@
-"""The table of whole models, for the terminal and the README."""
+"""The tables of whole models, for the terminal and the README."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from table import duration, markdown_table, size
 
 from .measuring import PrefillRow
 from .methods import INPUT, PROGRESSIVE, UNPRUNED
+from .shapes import SHAPES
 
 HEADER = [
     "B",
@@ -24,7 +25,7 @@ HEADER = [
 
 
 def prefill_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Of recorded rows, one line for each batch size and budget."""
+    """A table of recorded rows, with one line for each batch size and budget."""
     ours = [row for row in map(_row, rows) if not row.ideal]
     everything = {row.batch: row for row in ours if row.method == UNPRUNED}
     pruned = {(row.batch, row.budget, row.method): row for row in ours if row.method != UNPRUNED}
@@ -49,25 +50,33 @@ def prefill_table(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def whole_model(content: dict[str, Any], where: str) -> str:
-    """The README's paragraph and table of what ``bench_prefill.py`` recorded."""
+    """The README's paragraph and table of one file that ``bench_prefill.py`` recorded."""
     environment, rows = content["environment"], [_row(row) for row in content["rows"]]
     shape = environment["shape"]
+    family = SHAPES[environment["shape_name"]].family
     inside = next(row for row in rows if row.method == PROGRESSIVE)
     stages = [str(layer) for layer, _ in inside.stages]
     tokens = next(row for row in rows if row.method == UNPRUNED).budget
     spread = max(row.first_token_iqr / row.first_token for row in rows)
     return (
-        f"**The whole model on a CPU** ({where}): LLaVA 1.5's shape cut to "
-        f"{environment['parameters'] / 1e6:.0f} M parameters, random weights in "
-        f"{environment['dtype']}, B prompts of {tokens} visual tokens and "
-        f"{shape['text_before'] + shape['text_after']} of text. Time to the first token, vision "
-        f"tower included, R tokens kept before the language model (input), or R on average over "
-        f"its {shape['text']['layers']} layers, dropped once {', '.join(stages[:-1])} and "
-        f"{stages[-1]} have run (progressive); ideal: the same layers given as many tokens for "
-        f"free. Medians of {inside.rounds} rounds, each of which ran everything once; times vary "
-        f"between rounds (interquartile range up to {spread:.0%} of the median), so ratios are "
-        f"taken within them.\n\n" + prefill_table(content["rows"])
+        f"**{family}'s shape on a CPU** ({where}), cut to "
+        f"{environment['parameters'] / 1e6:.0f} M parameters, with random weights in "
+        f"{environment['dtype']}: B prompts of {tokens} visual tokens and "
+        f"{shape['text_before'] + shape['text_after']} of text. Inside the decoder, tokens are "
+        f"dropped once {', '.join(stages[:-1])} and {stages[-1]} of its "
+        f"{shape['text']['layers']} layers have run. Medians of {inside.rounds} rounds, between "
+        f"which times vary (interquartile range up to {spread:.0%} of the median).\n\n"
+        + prefill_table(content["rows"])
     )
+
+
+# What the tables have in common.
+EXPLANATION = (
+    "**Whole models.** Time to the first token, vision tower included, with R visual tokens kept "
+    "before the language model (input), or R on average over its layers (progressive). Ideal: the "
+    "same layers given as many tokens for free. Every round runs each of them once, and ratios "
+    "are taken within rounds.\n\n"
+)
 
 
 def _row(recorded: dict[str, Any]) -> PrefillRow:
