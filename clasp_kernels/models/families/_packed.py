@@ -142,7 +142,7 @@ class PackedAdapter:
             order = self.order(inputs[grid], model.config.vision_config)
             back = None if order is None else order.argsort().to(values.device)
             merged = [
-                self._by_token(outputs.hidden_states[state], back).mean(1)
+                _in_order(self._by_token(outputs.hidden_states[state]).mean(1), back)
                 for state in self.layers.states
             ]
             features += outputs.pooler_output.split(group.counts)
@@ -157,7 +157,8 @@ class PackedAdapter:
                     attention_salience(query, key, scale=captured.scale)[0]
                     for query, key in captured.sequences()
                 ]
-                scores += self._by_token(torch.cat(of_patches), back).sum(1).split(counts)
+                of_tokens = self._by_token(torch.cat(of_patches)).sum(1)
+                scores += _in_order(of_tokens, back).split(counts)
             return padded(scores)
 
         return VisionOutput(
@@ -199,10 +200,9 @@ class PackedAdapter:
         deltas = deltas.repeat_interleave(rows // len(deltas), dim=0).cpu()
         return (positions + deltas).expand(3, rows, columns)
 
-    def _by_token(self, patches: torch.Tensor, back: torch.Tensor | None) -> torch.Tensor:
-        """[tokens, patches of each, ...] of all patches, in the order of ``features``."""
-        tokens = patches.unflatten(0, (-1, self._merged))
-        return tokens if back is None else tokens[back]
+    def _by_token(self, patches: torch.Tensor) -> torch.Tensor:
+        """[tokens, patches of each, ...] of all patches, in the order of the patches."""
+        return patches.unflatten(0, (-1, self._merged))
 
     def _given(self, inputs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         return [kind for kind in _KINDS if inputs.get(kind[1]) is not None]
@@ -237,6 +237,11 @@ def _grid_sizes(
     if patches != len(values):
         raise ValueError(f"{pixels} holds {len(values)} patches, but {grid} says {patches}")
     return sizes
+
+
+def _in_order(tokens: torch.Tensor, back: torch.Tensor | None) -> torch.Tensor:
+    """The tower's tokens in the order of ``features``; ``back`` is None where they are the same."""
+    return tokens if back is None else tokens[back]
 
 
 def _by_item(layers: Sequence[torch.Tensor], counts: Sequence[int]) -> list[list[torch.Tensor]]:
