@@ -259,6 +259,7 @@ def run_main(
         (["--shape", "0.4b"], ["prefill.json"]),
         (["--shape", "qwen2.5-vl-0.3b"], ["prefill_qwen2_5_vl.json"]),
         (["--batches", "1"], []),
+        (["--rounds", "1"], []),
         (["--shape", "tiny"], []),
     ],
 )

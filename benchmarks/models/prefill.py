@@ -162,11 +162,12 @@ def main(description: str) -> None:
             return
         if device.type == "cpu":
             keep_freed_memory()
+        whole = not arguments.batches and arguments.rounds >= ROUNDS and device.type == "cpu"
         for name in [arguments.shape] if arguments.shape else RECORDED:
             batches = arguments.batches or SHAPES[name].batches
             content = measure(name, device, batches, arguments.rounds)
             out = arguments.out
-            if name in RECORDED and device.type == "cpu" and not arguments.batches:
+            if whole and name in RECORDED:
                 out = out or RESULTS / RECORDED[name]
             if out:
                 out.write_text(json.dumps(content, indent=2) + "\n")
