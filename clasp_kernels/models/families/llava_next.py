@@ -9,6 +9,7 @@ import torch
 
 from clasp_kernels.models.adapter import VisionOutput, VisualGroup
 from clasp_kernels.models.families._items import padded
+from clasp_kernels.models.families._modules import parameter_of
 from clasp_kernels.models.families._tiled import TiledAdapter
 
 
@@ -39,5 +40,5 @@ class LlavaNextAdapter(TiledAdapter):
             features=padded(features),
             salience=lambda: by_image(tiles.salience()[..., None])[..., 0],
             counts=tuple(map(len, features)),
-            separator=self.inner_model(model).image_newline,
+            separator=parameter_of(self.inner_model(model), "image_newline"),
         )

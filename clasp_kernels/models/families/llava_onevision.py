@@ -10,6 +10,7 @@ import torch
 
 from clasp_kernels.models.adapter import VisionOutput, VisualGroup
 from clasp_kernels.models.families._items import padded
+from clasp_kernels.models.families._modules import parameter_of
 from clasp_kernels.models.families._projected import check_pixels
 from clasp_kernels.models.families._tiled import TiledAdapter
 from clasp_kernels.policy import Profile
@@ -115,7 +116,7 @@ class LlavaOnevisionAdapter(TiledAdapter):
             features=padded(features),
             salience=lambda: padded([item[:, 0] for items in saliences for item in items()]),
             counts=tuple(map(len, features)),
-            separator=inner.image_newline,
+            separator=parameter_of(inner, "image_newline"),
         )
 
     def untrained(self, model: Any) -> dict[str, torch.nn.Module]:

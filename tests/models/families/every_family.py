@@ -1,0 +1,127 @@
+"""Every family's tiny model, its prompts, and what it gives when nobody wraps or changes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from clasp_kernels.models import ClaspHandle, PrefillRecord, apply_clasp, oracle
+from clasp_kernels.models.specimens import SPECIMENS
+from clasp_kernels.policy import Schedule
+
+Batch = dict[str, torch.Tensor]
+
+SCHEDULES = {"input": Schedule.input(0.25), "inside": Schedule({1: 0.5, 3: 0.25})}
+#: Words before, between and after the images of each prompt: one, two and none.
+ROWS = ((2, 3), (1, 2, 5), (4,))
+CATEGORIES = {"categories": ["ocr", "counting", "general"]}
+NEW_TOKENS = 4
+
+every_family = pytest.mark.parametrize("family", list(SPECIMENS))
+every_schedule = pytest.mark.parametrize("where", list(SCHEDULES))
+
+
+def build(family: str, **settings: Any) -> Any:
+    return SPECIMENS[family].build(**settings)
+
+
+def patched(model: Any, where: str) -> ClaspHandle:
+    family = model.config.model_type
+    return apply_clasp(
+        model,
+        schedule=SCHEDULES[where],
+        profile=oracle._profile(family),
+        fuse_into="selection",
+    )
+
+
+@cache
+def batch(family: str, rows: tuple[tuple[int, ...], ...] = ROWS) -> Batch:
+    """Prompts padded on the left. Shared, so not to be changed."""
+    with torch.no_grad():
+        return oracle._batch(family, build(family), rows)
+
+
+def negated(prompts: Batch) -> Batch:
+    """The same prompts about other images."""
+    return {name: -value if value.is_floating_point() else value for name, value in prompts.items()}
+
+
+def together(family: str, *prompts: Batch) -> Batch:
+    """Prompts of a row each as one batch, padded on the left."""
+    width = max(prompt["input_ids"].shape[1] for prompt in prompts)
+    joined: Batch = {}
+    for name, value in prompts[0].items():
+        parts = [prompt[name] for prompt in prompts]
+        if name in oracle._BY_COLUMN:
+            assert value.ndim == 2
+            parts = [torch.nn.functional.pad(part, (width - part.shape[1], 0)) for part in parts]
+        joined[name] = torch.cat(parts)
+    return joined
+
+
+def greedy(model: Any) -> dict[str, Any]:
+    """Settings of ``generate`` under which no placeholder is generated."""
+    return {
+        "max_new_tokens": NEW_TOKENS,
+        "do_sample": False,
+        "suppress_tokens": no_words(model),
+    }
+
+
+def no_words(model: Any) -> list[int]:
+    around = SPECIMENS[model.config.model_type].around(model.config)
+    return sorted({*oracle._no_words(model.config), *around[0], *around[1]})
+
+
+def last(handle: ClaspHandle) -> PrefillRecord:
+    assert handle.last is not None
+    return handle.last
+
+
+def answers(model: Any, prompts: Batch, pruned: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a forward, and ids that are generated."""
+    categories = CATEGORIES if pruned else {}
+    logits = model(**prompts, **categories).logits
+    return logits, model.generate(**prompts, **categories, **greedy(model))
+
+
+@cache
+def expected(family: str, where: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The answers of a fresh model, pruned or, where that is None, not."""
+    model = build(family)
+    with torch.no_grad():
+        if where is None:
+            return answers(model, batch(family), pruned=False)
+        with patched(model, where):
+            return answers(model, batch(family))
+
+
+def assert_prunes(model: Any, family: str, where: str, atol: float = 0.0) -> None:
+    """A model answers as one does that was patched and nothing else."""
+    assert_answers(model, batch(family), expected(family, where), atol)
+
+
+def assert_as_it_was(model: Any, family: str, atol: float = 0.0) -> None:
+    assert_answers(model, batch(family), expected(family, None), atol, pruned=False)
+
+
+def assert_answers(
+    model: Any,
+    prompts: Batch,
+    wanted: Sequence[torch.Tensor],
+    atol: float = 0.0,
+    pruned: bool = True,
+) -> None:
+    logits, ids = answers(model, prompts, pruned)
+    torch.testing.assert_close(logits.float(), wanted[0], atol=atol, rtol=0.0)
+    assert torch.equal(ids, wanted[1])
+
+
+def oracle_logits(model: Any, prompts: Batch, ids: torch.Tensor, record: PrefillRecord) -> Any:
+    """[rows, columns, vocabulary]: an unpatched model's logits, with what was dropped masked."""
+    return oracle._oracle(model, prompts, ids, oracle._kept(record, prompts))
