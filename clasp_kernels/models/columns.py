@@ -68,18 +68,23 @@ def check_columns(
                 )
 
 
-def with_types_of_drafts(inputs: dict[str, Any], length: int, appended: int) -> dict[str, Any]:
-    """Arguments in which all ``length`` columns of a prompt have a kind.
+def with_types_of_columns(
+    inputs: dict[str, Any], length: int, appended: int, seen: int
+) -> dict[str, Any]:
+    """Arguments in which each of the ``length`` columns of a prompt has a kind, and no other.
 
-    Who drafts tokens tells none of the last ``appended``, which are text.
+    Not every release takes the ``seen`` columns before the prompt off the kinds of a whole
+    conversation. Who drafts tokens tells none of the last ``appended``, which are text.
     """
     kinds = inputs.get("mm_token_type_ids")
     if not isinstance(kinds, torch.Tensor) or kinds.ndim != 2:
         return inputs
-    if not 0 < length - kinds.shape[1] <= appended:
-        return inputs
-    text = kinds.new_zeros(len(kinds), length - kinds.shape[1])
-    return {**inputs, "mm_token_type_ids": torch.cat([kinds, text], dim=1)}
+    if length < kinds.shape[1] <= seen + length:
+        kinds = kinds[:, seen:]
+    if 0 < length - kinds.shape[1] <= appended:
+        text = kinds.new_zeros(len(kinds), length - kinds.shape[1])
+        kinds = torch.cat([kinds, text], dim=1)
+    return {**inputs, "mm_token_type_ids": kinds}
 
 
 def prune_labels(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, torch.Tensor]:

@@ -73,4 +73,5 @@ class ImageDrafter:
             kwargs.pop(of_the_other_model, None)
         takes = inspect.signature(self._assistant.forward).parameters
         images = {name: value for name, value in self._images.items() if name in takes}
-        return self._assistant.generate(*args, **kwargs, **images)
+        # Some releases hand on what belongs to images and holds no pixels.
+        return self._assistant.generate(*args, **{**kwargs, **images})

@@ -21,7 +21,7 @@ from clasp_kernels.models.columns import (
     MASKING_TYPES,
     given_token_types,
     with_loss,
-    with_types_of_drafts,
+    with_types_of_columns,
 )
 from clasp_kernels.models.compat import (
     by_name,
@@ -350,7 +350,8 @@ class ClaspRuntime:
             repeats = generation.repeats(rows)
             names = generation.categories
             appended = generation.appended
-            inputs = with_types_of_drafts(inputs, length, appended)
+            seen = CachedPast.of(inputs.get("cache")).full_seen
+            inputs = with_types_of_columns(inputs, length, appended, seen)
             return self._prune_and_forward(model, original, inputs, names, repeats, appended)
         if self._has_pixels(inputs):
             return self._prune_and_forward(model, original, inputs, categories)

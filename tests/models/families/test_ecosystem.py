@@ -106,6 +106,7 @@ def test_weights_in_the_cpus_memory(family: str, where: str, patch_first: bool) 
     check_offloaded(family, where, patch_first, lambda model: cpu_offload(model, "cpu"))
 
 
+@deep
 @every_family
 @orders
 def test_weights_on_disk(family: str, where: str, patch_first: bool, tmp_path: Path) -> None:
@@ -151,6 +152,18 @@ def test_a_device_map(
     assert_as_it_was(model, family)
 
 
+#: The same for what takes longer: a quarter is not deep.
+orders_of_adapting = pytest.mark.parametrize(
+    ("where", "patch_first"),
+    [
+        pytest.param("inside", True, id="inside, apply first"),
+        pytest.param("input", False, id="input, apply last", marks=deep),
+        pytest.param("input", True, id="input, apply first", marks=deep),
+        pytest.param("inside", False, id="inside, apply last", marks=deep),
+    ],
+)
+
+
 def adapted(model: Any) -> Any:
     """With LoRA on the decoder that does something."""
     from peft import LoraConfig, get_peft_model
@@ -165,7 +178,7 @@ def adapted(model: Any) -> Any:
 
 
 @every_family
-@orders
+@orders_of_adapting
 def test_lora(family: str, where: str, patch_first: bool) -> None:
     reference, prompts = adapted(build(family)).merge_and_unload(), batch(family)
     unpruned = answers(reference, prompts, pruned=False)
@@ -219,7 +232,7 @@ def quantised(model: Any) -> Any:
 
 
 @every_family
-@orders
+@orders_of_adapting
 def test_linear_layers_of_integers(family: str, where: str, patch_first: bool) -> None:
     reference, prompts = build(family), batch(family)
     for name, module in quantised(build(family)).named_modules():
@@ -238,7 +251,7 @@ def test_linear_layers_of_integers(family: str, where: str, patch_first: bool) -
 
 
 @every_family
-@orders
+@orders_of_adapting
 def test_torchao(family: str, where: str, patch_first: bool) -> None:
     torchao = pytest.importorskip("torchao.quantization", exc_type=ImportError)
     model = build(family)

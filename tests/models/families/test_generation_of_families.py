@@ -56,7 +56,10 @@ def test_samples_of_each_prompt(family: str, where: str) -> None:
 
 @every_family
 @every_schedule
-@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize(
+    "static",
+    [pytest.param(False, id="dynamic"), pytest.param(True, id="static", marks=pytest.mark.deep)],
+)
 def test_beams(family: str, where: str, static: bool) -> None:
     """Each beam's score is what the masked model gives its tokens."""
     model, prompts = build(family), batch(family)
@@ -82,7 +85,10 @@ def test_beams(family: str, where: str, static: bool) -> None:
 
 @every_family
 @every_schedule
-@pytest.mark.parametrize("given", [False, True], ids=["made", "given"])
+@pytest.mark.parametrize(
+    "given",
+    [pytest.param(False, id="made"), pytest.param(True, id="given", marks=pytest.mark.deep)],
+)
 def test_a_static_cache(family: str, where: str, given: bool) -> None:
     model, prompts = build(family), batch(family)
     settings: dict[str, Any] = {"cache_implementation": "static"}
