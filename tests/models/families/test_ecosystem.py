@@ -138,6 +138,7 @@ def device_map(model: Any, layers: Callable[[int], str]) -> dict[str, str]:
 
 @every_family
 @orders
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules")
 @pytest.mark.parametrize("other", ["cpu", pytest.param("disk", marks=deep)])
 def test_a_device_map(
     family: str, where: str, patch_first: bool, other: str, tmp_path: Path

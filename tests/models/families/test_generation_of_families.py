@@ -27,6 +27,8 @@ from clasp_kernels.models import oracle
 from clasp_kernels.models.compat import output_cache
 from clasp_kernels.models.specimens import SPECIMENS
 
+pytestmark = pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated")
+
 TOLERANCE: dict[str, float] = {"atol": 1e-4, "rtol": 0.0}
 TELL_ALL = {"return_dict_in_generate": True, "output_logits": True}
 ONE = ((2, 4),)
