@@ -1,8 +1,8 @@
-"""Writes the README's result tables from the committed benchmark rows.
+"""Writes the tables of docs/results.md, and the README's one, from the committed benchmark rows.
 
     python benchmarks/readme_tables.py
 
-A test holds the README to what this makes of `benchmarks/results`, so no number there can drift.
+A test holds both to what this makes of `benchmarks/results`, so no number there can drift.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from table import by_case, duration, markdown_table, size
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 BEGIN, END = "<!-- results: benchmarks/readme_tables.py -->\n", "<!-- end of results -->"
-# The cases that the README shows: small and large, the easy dtype and the hard one.
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
+# The op cases of the README's table.
+FRONT = {
+    "select_tokens": "8x576x1024 bfloat16 R64 P32 clusters",
+    "attention_salience": "B1 T32 S640 float32 H32/32 d128",
+    "fuse_layers": "8x576x1024 bfloat16 L4 categories",
+}
+# The cases that docs/results.md shows: small and large, the easy dtype and the hard one.
 TELLING = {
     "fuse_layers": (
         "1x576x1024 float32 L4",
@@ -164,7 +171,7 @@ def speed() -> str:
         more += "\n" + memory(report["rows"])
     if picture.exists():
         text = "Every case: times faster than the best baseline computing the same"
-        more += f"\n![{text}]({picture.relative_to(ROOT).as_posix()})\n"
+        more += f"\n![{text}](../{picture.relative_to(ROOT).as_posix()})\n"
     return (
         f"**The ops on a CPU** ({where}). Medians; what is compared was taken in one run; ratio: "
         "the best baseline that computes the same over ours; floor: the time in which this machine "
@@ -183,7 +190,7 @@ def prefill() -> str:
 
 
 def tables() -> str:
-    """Everything between the README's markers."""
+    """Everything between the markers of docs/results.md."""
     quality = json.loads((RESULTS / "tiny_vlm_quality.json").read_text())
     accuracy = json.loads((RESULTS / "tiny_vlm_accuracy.json").read_text())
     stages = json.loads((RESULTS / "tiny_vlm_stages.json").read_text())
@@ -206,11 +213,59 @@ def tables() -> str:
     )
 
 
+def summary() -> str:
+    """The README's table: whole models, ops, and the accuracy of the bundled one."""
+    lines = []
+    for name in RECORDED.values():
+        if not (RESULTS / name).exists():
+            continue
+        content = json.loads((RESULTS / name).read_text())
+        rows = [row for row in content["rows"] if not row["ideal"]]
+        for batch in sorted({row["batch"] for row in rows}):
+            mine = [row for row in rows if row["batch"] == batch]
+            every = next(row for row in mine if row["method"] == "unpruned")
+            least = min(row["budget"] for row in mine)
+            ours = next(row for row in mine if (row["method"], row["budget"]) == ("input", least))
+            lines.append(
+                [
+                    f"first token, {content['environment']['parameters'] / 1e6:.0f} M parameters, "
+                    f"batch {batch}: {least} of {every['budget']} tokens",
+                    duration(1e6 * every["first_token"]),
+                    duration(1e6 * ours["first_token"]),
+                    f"{every['first_token'] / ours['first_token']:.1f}x",
+                ]
+            )
+    for op, case in FRONT.items():
+        _, recorded = read_json(RESULTS / f"{op}.json")
+        implementations = by_case(recorded)[op, case]
+        best = min(
+            row.median_us for row in implementations.values() if row.kind in (EAGER, COMPILED)
+        )
+        ours = implementations[OURS]
+        ratio = _times(ours.speedup_over_best_baseline)
+        lines.append([f"`{op}` {case}", duration(best), duration(ours.median_us), ratio])
+    quality = json.loads((RESULTS / "tiny_vlm_quality.json").read_text())["rows"]
+    overall = {(row["method"], row["tokens_kept"]): row["overall"] for row in quality}
+    everything = overall["all tokens", 144]
+    for kept in (36, 16):
+        lines.append(
+            [
+                f"accuracy of the bundled model: {kept} of 144 tokens "
+                f"(random ones: {overall['random', kept]:.3f})",
+                f"{everything:.3f}",
+                f"{overall['clasp', kept]:.3f}",
+                "",
+            ]
+        )
+    header = ["on a CPU with 2 threads", "all tokens, or the best baseline", "ours", "ratio"]
+    return markdown_table(header, lines)
+
+
 def main() -> None:
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{BEGIN}{tables()}{END}{after}")
+    for path, text in ((PAGE, tables()), (README, summary())):
+        before, _, rest = path.read_text().partition(BEGIN)
+        _, _, after = rest.partition(END)
+        path.write_text(f"{before}{BEGIN}{text}{END}{after}")
 
 
 if __name__ == "__main__":

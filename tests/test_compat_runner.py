@@ -73,7 +73,7 @@ def checkout(tmp_path: Path) -> Path:
     (tmp_path / "tests" / "models" / "test_small.py").write_text(TESTS)
     (tmp_path / "tools" / "family_table.py").write_text(FAMILY_TABLE)
     (tmp_path / "pytest.ini").touch()
-    (tmp_path / "README.md").write_text(MARKED)
+    (tmp_path / "docs" / "compatibility.md").write_text(MARKED)
     wheel(tmp_path / "wheels", "transformers", "1.0", "clasp-hub<2", "packaging", "numpy>=1")
     wheel(tmp_path / "wheels", "transformers", "2.0", "torch>=1; extra == 'torch'")
     wheel(tmp_path / "wheels", "clasp-hub", "1.5", "clasp-http")
@@ -104,7 +104,7 @@ def test_every_release_is_tested_and_the_table_written(checkout: Path) -> None:
         f"transformers {INSTALLED}: 2 passed, 0 failed, 0 skipped in 0 s",
         f"families: 1.0 2.0 {INSTALLED}",
     ]
-    readme = (checkout / "README.md").read_text()
+    readme = (checkout / "docs" / "compatibility.md").read_text()
     assert "| 1.0 | 1 | 1 | 0 |\n| 2.0 | 2 | 0 | 0 |\n" in readme
     assert f"torch {importlib.metadata.version('torch')}" in readme
     assert re.sub(r"(?s)(compat -->\n).*(<!-- end)", r"\1\2", readme) == MARKED
@@ -193,7 +193,7 @@ def test_a_failing_release_fails_and_says_where_to_read_on(checkout: Path) -> No
     (log,) = re.findall(r"pytest said is in (.*)\.$", done.stdout, re.M)
     assert "test_release" in (checkout / log).read_text()
     assert "transformers 2.0: 2 passed" in done.stdout
-    assert (checkout / "README.md").read_text() == MARKED, "not all releases ran"
+    assert (checkout / "docs" / "compatibility.md").read_text() == MARKED, "not all releases ran"
 
 
 @pytest.mark.parametrize("text", ["", "def test_it():\n    import pytest; pytest.skip()", "1 / 0"])
@@ -210,7 +210,7 @@ def test_an_unknown_release_is_refused_in_one_sentence(checkout: Path) -> None:
 
 
 def test_a_readme_without_a_place_for_the_table(checkout: Path) -> None:
-    (checkout / "README.md").write_text("No markers.\n")
+    (checkout / "docs" / "compatibility.md").write_text("No markers.\n")
     done = run_compat(checkout)
     assert done.returncode == 1 and done.stdout == ""
-    assert "README.md has no place for the results" in done.stderr
+    assert "docs/compatibility.md has no place for the results" in done.stderr

@@ -5,7 +5,7 @@
 A release other than the environment's is laid over it: installed into a folder of its own, which
 comes first in PYTHONPATH, together with what it requires and the environment lacks. The environment
 itself stays as it is. A run of all releases records its results in docs/compat.json and brings the
-README's tables up to date.
+tables of docs/compatibility.md, and the README's, up to date.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "clasp_kernels" / "models" / "compat.py"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "compatibility.md"
 RECORD = ROOT / "docs" / "compat.json"
-# Writes the README's other table, that of families, for which it imports the package.
+# Writes the tables of families, for which it imports the package.
 FAMILY_TABLE = ROOT / "tools" / "family_table.py"
 BEGIN, END = "<!-- compat: make compat -->\n", "<!-- end of compat -->"
 LOGS = ROOT / "build" / "compat"
@@ -234,9 +234,11 @@ def as_record(results: Mapping[str, Result]) -> dict[str, Any]:
 
 
 def with_table(text: str, record: Mapping[str, Any]) -> str:
-    """README.md with these results between its two markers."""
+    """docs/compatibility.md with these results between its two markers."""
     if BEGIN not in text.partition(END)[0]:
-        raise CompatError(f"README.md has no place for the results: {BEGIN.strip()} {END}")
+        raise CompatError(
+            f"docs/compatibility.md has no place for the results: {BEGIN.strip()} {END}"
+        )
     before, _, rest = text.partition(BEGIN)
     rows = [
         f"| {release} | {counts['passed']} | {counts['skipped']} | {counts['failed']} |\n"
@@ -258,13 +260,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = choose(arguments.releases, tested)
         every = chosen == list(tested)
         if every:
-            with_table(README.read_text(), as_record({}))  # before minutes of tests, not after
+            with_table(PAGE.read_text(), as_record({}))  # before minutes of tests, not after
         overlays = arguments.overlays.resolve()
         results = {release: test(release, overlays, arguments.workers) for release in chosen}
         if every:
             record = as_record({release: result for release, (result, _) in results.items()})
             RECORD.write_text(json.dumps(record, indent=1) + "\n")
-            README.write_text(with_table(README.read_text(), record))
+            PAGE.write_text(with_table(PAGE.read_text(), record))
             subprocess.run([sys.executable, FAMILY_TABLE], check=True)
     except (CompatError, OSError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Writes the README's table of model families, from the registry and what `make compat` recorded.
+"""Writes the tables of model families, from the registry and what `make compat` recorded.
 
     python tools/family_table.py
 
@@ -23,7 +23,7 @@ from clasp_kernels.models.specimens import SPECIMENS
 from clasp_kernels.policy import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "compatibility.md"
 RECORD = ROOT / "docs" / "compat.json"
 BEGIN, END = "<!-- families: tools/family_table.py -->\n", "<!-- end of families -->"
 HEADER = (
@@ -61,6 +61,17 @@ def table(record: Mapping[str, Any]) -> str:
     for (name, special, *cells), types in names.items():
         rows.append((f"{name} ({', '.join(types)}){special}", *cells))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def short_table(record: Mapping[str, Any]) -> str:
+    """The README's: the same rows with fewer cells."""
+    rows = [line.strip("| \n").split(" | ") for line in table(record).splitlines()]
+    lines = [[cells[0].partition("):")[0] + ")", *cells[1:4], cells[5]] for cells in rows[2:]]
+    head = [[*HEADER[:4], HEADER[5]], ["---"] * 5]
+    for cells in lines:
+        cells[0] = cells[0].replace("))", ")")
+        cells[2], cells[3] = cells[2].partition(":")[0], cells[3].partition(",")[0]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in [*head, *lines])
 
 
 def title(adapter: type[Adapter]) -> tuple[str, str]:
@@ -115,14 +126,16 @@ def releases(tested: Mapping[str, Mapping[str, Any]]) -> str:
     return ", ".join(passing) or NEVER
 
 
-def with_table(text: str, record: Mapping[str, Any]) -> str:
-    """README.md with the table between its two markers."""
+def with_table(text: str, rows: str) -> str:
+    """A page with a table between its two markers."""
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}{table(record)}{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}{rows}{END}{rest.partition(END)[2]}"
 
 
 def main() -> None:
-    README.write_text(with_table(README.read_text(), json.loads(RECORD.read_text())))
+    record = json.loads(RECORD.read_text())
+    for path, rows in ((PAGE, table(record)), (README, short_table(record))):
+        path.write_text(with_table(path.read_text(), rows))
 
 
 if __name__ == "__main__":
