@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from clasp_kernels.models import ClaspHandle, PrefillRecord, apply_clasp, oracle
+from clasp_kernels.models.decoder import refusal
 from clasp_kernels.models.specimens import SPECIMENS
 from clasp_kernels.policy import Schedule
 
@@ -31,6 +32,9 @@ def build(family: str, **settings: Any) -> Any:
 
 def patched(model: Any, where: str) -> ClaspHandle:
     family = model.config.model_type
+    problem = refusal(model.config.get_text_config())
+    if problem and any(SCHEDULES[where].layers):
+        pytest.skip(problem)
     return apply_clasp(
         model,
         schedule=SCHEDULES[where],
