@@ -1,0 +1,46 @@
+"""A checkpoint's processor, for images alone where videos cannot be processed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def load_processor(source: str, **options: Any) -> Any:
+    """What ``AutoProcessor`` loads; without torchvision, all of it but the part for videos.
+
+    transformers has video processors with torchvision alone, and without it loads no processor that
+    has a part for videos. Images need no torchvision.
+    """
+    import transformers
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+    from transformers.utils import is_torchvision_available
+
+    config = transformers.AutoConfig.from_pretrained(source, **options)
+    known: Any = transformers.PROCESSOR_MAPPING
+    kind = known.get(type(config), None)
+    if kind is None or _VIDEOS not in kind.get_attributes() or is_torchvision_available():
+        return transformers.AutoProcessor.from_pretrained(source, **options)
+    # Some releases say of the AutoImageProcessor at the top that it needed torchvision; this one
+    # never does.
+    parts = {"image_processor": AutoImageProcessor, "tokenizer": transformers.AutoTokenizer}
+    described, others = kind.get_processor_dict(source, **options)
+    arguments = [
+        None if name == _VIDEOS else parts[name].from_pretrained(source, **options)
+        for name in kind.get_attributes()
+    ]
+    return without_videos(kind).from_args_and_dict(arguments, described, **others)
+
+
+def without_videos(kind: type) -> Any:
+    """A processor's class whose ``video_processor`` may be None, as long as no video comes."""
+
+    def check_argument_for_proper_class(self: Any, name: str, argument: Any) -> Any:
+        if name == _VIDEOS and argument is None:
+            return None
+        return getattr(kind, "check_argument_for_proper_class")(self, name, argument)  # noqa: B009
+
+    overridden = {"check_argument_for_proper_class": check_argument_for_proper_class}
+    return type(kind.__name__, (kind,), overridden)
+
+
+_VIDEOS = "video_processor"

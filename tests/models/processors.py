@@ -1,0 +1,240 @@
+"""The real processors of the families' tiny models, made in code: no files, no network.
+
+``processor_for`` makes one that fits a model, ``save_checkpoint`` writes both into a folder from
+which ``clasp --model FOLDER`` and transformers' own ``from_pretrained`` load them. A new family
+takes a line in ``PROCESSORS``, and a way to build its processor where none of these fits.
+
+No processor here takes videos: transformers has video processors with torchvision alone, which the
+tests do without.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from clasp_kernels.cli.processor import without_videos
+from clasp_kernels.models.specimens import PAD_TOKEN, SPECIMENS, VOCABULARY
+
+WORDS = (
+    "what is in the picture how many circles are there where on it and of this that sign say a "
+    "describe scene red green blue left right to why answer user image"
+).split()
+_START, _END = 62, 63
+
+
+@dataclass(frozen=True)
+class ProcessorKind:
+    """How to make a family's processor."""
+
+    build: Callable[[Any, Any], Any]
+    """The processor, of a model's config and a tokenizer."""
+    tokens: Mapping[str, tuple[str, int | str]]
+    """The tokens that the tokenizer has a name for: each with its id, or with the name of that in
+    the config."""
+    prompt: str
+    """What a chat template writes for an image."""
+
+
+def processor_for(family: str, model: Any) -> Any:
+    """A processor whose images and placeholders are those of a model."""
+    kind = PROCESSORS[family]
+    processor = kind.build(model.config, _tokenizer(kind, model.config))
+    processor.chat_template = _template(kind.prompt)
+    return processor
+
+
+def save_checkpoint(family: str, folder: Path) -> None:
+    """Write the family's tiny model and its processor."""
+    model = SPECIMENS[family].build()
+    model.save_pretrained(folder)
+    processor = processor_for(family, model)
+    processor.tokenizer.save_pretrained(folder)
+    described = {
+        name: getattr(processor, name)
+        for name in (*_SETTINGS, "image_processor")
+        if hasattr(processor, name)
+    }
+    described["image_processor"] = described["image_processor"].to_dict()
+    described["processor_class"] = type(processor).__name__
+    text = json.dumps(described, default=str, indent=2)
+    (folder / "processor_config.json").write_text(text, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
+
+
+_SETTINGS = (
+    "patch_size",
+    "num_additional_image_tokens",
+    "vision_feature_select_strategy",
+    "num_image_tokens",
+    "vision_aspect_ratio",
+    "image_seq_length",
+)
+
+
+def _template(placeholder: str) -> str:
+    return (
+        "{% for message in messages %}user "
+        "{% for part in message['content'] %}"
+        "{% if part['type'] == 'image' %}" + placeholder + " "
+        "{% else %}{{ part['text'] }} {% endif %}"
+        "{% endfor %}{% endfor %}"
+        "{% if add_generation_prompt %}answer{% endif %}"
+    )
+
+
+def _tokenizer(kind: ProcessorKind, config: Any) -> Any:
+    vocabulary = {"<pad>": PAD_TOKEN, "<s>": 1, "<unk>": 2}
+    vocabulary |= {word: number for number, word in enumerate(WORDS, start=3)}
+    named = {}
+    for name, (token, where) in kind.tokens.items():
+        named[name] = token
+        vocabulary[token] = getattr(config, where) if isinstance(where, str) else where
+    taken = set(vocabulary.values())
+    vocabulary |= {f"word{n}": n for n in range(VOCABULARY) if n not in taken}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",
+        bos_token="<s>",
+        unk_token="<unk>",
+        padding_side="left",
+        model_input_names=["input_ids", "attention_mask"],
+        extra_special_tokens=named,
+    )
+
+
+def _square(side: int) -> dict[str, int]:
+    return {"height": side, "width": side}
+
+
+def _llava(config: Any, tokenizer: Any) -> Any:
+    vision = config.vision_config
+    images = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": vision.image_size}, crop_size=_square(vision.image_size)
+    )
+    return transformers.LlavaProcessor(images, tokenizer, **_patches(config))
+
+
+def _patches(config: Any) -> dict[str, Any]:
+    return {
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 1,
+    }
+
+
+def _llava_next(config: Any, tokenizer: Any) -> Any:
+    vision = config.vision_config
+    images = transformers.LlavaNextImageProcessorPil(
+        size={"shortest_edge": vision.image_size},
+        crop_size=_square(vision.image_size),
+        image_grid_pinpoints=config.image_grid_pinpoints,
+    )
+    return transformers.LlavaNextProcessor(images, tokenizer, **_patches(config))
+
+
+def _llava_onevision(config: Any, tokenizer: Any) -> Any:
+    vision = config.vision_config
+    images = transformers.LlavaOnevisionImageProcessorPil(
+        size=_square(vision.image_size), image_grid_pinpoints=config.image_grid_pinpoints
+    )
+    return without_videos(transformers.LlavaOnevisionProcessor)(
+        images,
+        tokenizer,
+        num_image_tokens=(vision.image_size // vision.patch_size) ** 2,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        vision_aspect_ratio=config.vision_aspect_ratio,
+    )
+
+
+def _video_llava(config: Any, tokenizer: Any) -> Any:
+    side = config.vision_config.image_size
+    images = transformers.VideoLlavaImageProcessor(
+        size={"shortest_edge": side}, crop_size=_square(side)
+    )
+    return without_videos(transformers.VideoLlavaProcessor)(
+        images, None, tokenizer, **_patches(config)
+    )
+
+
+def _qwen(name: str) -> Callable[[Any, Any], Any]:
+    def build(config: Any, tokenizer: Any) -> Any:
+        vision = config.vision_config
+        images = transformers.Qwen2VLImageProcessorPil(
+            patch_size=vision.patch_size,
+            merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64},
+        )
+        return without_videos(getattr(transformers, name))(images, tokenizer)
+
+    return build
+
+
+def _internvl(config: Any, tokenizer: Any) -> Any:
+    height, width = config.vision_config.image_size
+    images = transformers.GotOcr2ImageProcessorPil(
+        size={"height": height, "width": width}, crop_to_patches=True, min_patches=1, max_patches=6
+    )
+    return without_videos(transformers.InternVLProcessor)(
+        images, tokenizer, image_seq_length=config.image_seq_length
+    )
+
+
+def _gemma3(config: Any, tokenizer: Any) -> Any:
+    images = transformers.Gemma3ImageProcessorPil(size=_square(config.vision_config.image_size))
+    return transformers.Gemma3Processor(
+        images, tokenizer, image_seq_length=config.mm_tokens_per_image
+    )
+
+
+_LLAVA_TOKENS = {"image_token": ("<image>", "image_token_id")}
+_VIDEO_TOKENS = {**_LLAVA_TOKENS, "video_token": ("<video>", "video_token_id")}
+_QWEN_TOKENS = {
+    "image_token": ("<|image_pad|>", "image_token_id"),
+    "video_token": ("<|video_pad|>", "video_token_id"),
+    "vision_start_token": ("<|vision_start|>", "vision_start_token_id"),
+    "vision_end_token": ("<|vision_end|>", "vision_end_token_id"),
+}
+_QWEN_PROMPT = "<|vision_start|><|image_pad|><|vision_end|>"
+
+#: By ``config.model_type``, one for each family.
+PROCESSORS: dict[str, ProcessorKind] = {
+    "llava": ProcessorKind(_llava, _LLAVA_TOKENS, "<image>"),
+    "llava_next": ProcessorKind(_llava_next, _LLAVA_TOKENS, "<image>"),
+    "llava_onevision": ProcessorKind(_llava_onevision, _VIDEO_TOKENS, "<image>"),
+    "video_llava": ProcessorKind(_video_llava, _VIDEO_TOKENS, "<image>"),
+    "qwen2_vl": ProcessorKind(_qwen("Qwen2VLProcessor"), _QWEN_TOKENS, _QWEN_PROMPT),
+    "qwen2_5_vl": ProcessorKind(_qwen("Qwen2_5_VLProcessor"), _QWEN_TOKENS, _QWEN_PROMPT),
+    "qwen3_vl": ProcessorKind(_qwen("Qwen3VLProcessor"), _QWEN_TOKENS, _QWEN_PROMPT),
+    "internvl": ProcessorKind(
+        _internvl,
+        {
+            "context_image_token": ("<IMG_CONTEXT>", "image_token_id"),
+            "video_token": ("<video>", 61),
+            "start_image_token": ("<img>", _START),
+            "end_image_token": ("</img>", _END),
+        },
+        "<IMG_CONTEXT>",
+    ),
+    "gemma3": ProcessorKind(
+        _gemma3,
+        {
+            "image_token": ("<image_soft_token>", "image_token_id"),
+            "boi_token": ("<start_of_image>", "boi_token_index"),
+            "eoi_token": ("<end_of_image>", "eoi_token_index"),
+        },
+        "<start_of_image>",
+    ),
+}

@@ -1,0 +1,101 @@
+"""Pictures and questions as people have them, through each family's own processor, pruned.
+
+No video goes this way: transformers has video processors with torchvision alone (without it even
+``transformers.BaseVideoProcessor`` cannot be made, in every release tested), and the processors
+themselves make no video's placeholders from arrays. The families' own tests give videos as
+``forward`` takes them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families.packed_prompts import differences
+from PIL import Image
+from processors import PROCESSORS, processor_for, save_checkpoint
+
+from clasp_kernels.cli.processor import load_processor
+from clasp_kernels.models import apply_clasp, supported_model_types
+from clasp_kernels.models.specimens import SPECIMENS
+from clasp_kernels.policy import Schedule
+
+pytestmark = pytest.mark.filterwarnings("ignore:the router cannot read the prompts")
+
+SMALL, LARGE = (20, 26), (400, 150)
+SCHEDULES = {"input": Schedule.input(0.25), "inside": Schedule({0: 0.75, 1: 0.5, 3: 0.25})}
+
+
+def picture(size: tuple[int, int]) -> Image.Image:
+    """Colours that differ from place to place."""
+    colors = torch.randint(256, (8, 8, 3), generator=torch.Generator().manual_seed(3))
+    small = Image.fromarray(colors.byte().numpy())
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+def asked(processor: Any, images: int, question: str) -> str:
+    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+    prompt: str = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    return prompt
+
+
+def batch_of(family: str) -> dict[str, torch.Tensor]:
+    """A small image, a large one and none, each with a question of its own."""
+    processor = processor_for(family, SPECIMENS[family].build())
+    prompts = [
+        asked(processor, 1, "what is in the picture"),
+        asked(processor, 1, "how many circles are there"),
+        asked(processor, 0, "say why"),
+    ]
+    images = [[picture(SMALL)], [picture(LARGE)], []]
+    return dict(processor(images=images, text=prompts, return_tensors="pt", padding=True))
+
+
+def test_every_family_has_a_processor_here() -> None:
+    assert set(PROCESSORS) == set(supported_model_types())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_what_a_processor_makes_is_pruned_as_the_oracle_masks(
+    family: str, schedule: Schedule
+) -> None:
+    batch = batch_of(family)
+    prefill, generation, record = differences(family, batch, schedule)
+    assert prefill < 1e-4
+    assert generation < 1e-4
+    assert record.images_per_prompt == (1, 1, 0)
+    before = [stage.tokens_before for stage in record.stages]
+    assert record.pruned_length < record.prompt_length
+    assert all(count < before[0] for count in record.stages[-1].counts)
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_a_budget_of_everything_changes_nothing(family: str) -> None:
+    model, batch = SPECIMENS[family].build(), batch_of(family)
+    options = {"max_new_tokens": 3, "do_sample": False}
+    before = model.generate(**batch, **options)
+    with apply_clasp(model, budget=1.0, fuse_into="selection") as handle:
+        assert torch.equal(model.generate(**batch, **options), before)
+    assert handle.last is not None
+    assert handle.last.pruned_length == batch["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_a_processor_comes_back_from_its_folder(family: str, tmp_path: Path) -> None:
+    save_checkpoint(family, tmp_path)
+    made = processor_for(family, SPECIMENS[family].build())
+    loaded = load_processor(str(tmp_path))
+    assert type(loaded).__name__ == type(made).__name__
+    prompt = asked(made, 1, "what is it")
+    assert asked(loaded, 1, "what is it") == prompt
+    expected, got = (
+        each(images=picture(LARGE), text=prompt, return_tensors="pt") for each in (made, loaded)
+    )
+    assert set(got) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
