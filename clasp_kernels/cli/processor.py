@@ -13,7 +13,7 @@ def load_processor(source: str, **options: Any) -> Any:
     """
     import transformers
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
-    from transformers.utils import is_torchvision_available
+    from transformers.utils.import_utils import is_torchvision_available
 
     config = transformers.AutoConfig.from_pretrained(source, **options)
     known: Any = transformers.PROCESSOR_MAPPING
@@ -22,7 +22,10 @@ def load_processor(source: str, **options: Any) -> Any:
         return transformers.AutoProcessor.from_pretrained(source, **options)
     # Some releases say of the AutoImageProcessor at the top that it needed torchvision; this one
     # never does.
-    parts = {"image_processor": AutoImageProcessor, "tokenizer": transformers.AutoTokenizer}
+    parts: dict[str, Any] = {
+        "image_processor": AutoImageProcessor,
+        "tokenizer": transformers.AutoTokenizer,
+    }
     described, others = kind.get_processor_dict(source, **options)
     arguments = [
         None if name == _VIDEOS else parts[name].from_pretrained(source, **options)

@@ -25,10 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from clasp_kernels.cli.processor import without_videos
 from clasp_kernels.models.specimens import PAD_TOKEN, SPECIMENS, VOCABULARY
 
-WORDS = (
-    "what is in the picture how many circles are there where on it and of this that sign say a "
-    "describe scene red green blue left right to why answer user image"
-).split()
+WORDS = "what is in the picture how many circles are there where on it and of this sign say why"
 _START, _END = 62, 63
 
 
@@ -94,7 +91,9 @@ def _template(placeholder: str) -> str:
 
 def _tokenizer(kind: ProcessorKind, config: Any) -> Any:
     vocabulary = {"<pad>": PAD_TOKEN, "<s>": 1, "<unk>": 2}
-    vocabulary |= {word: number for number, word in enumerate(WORDS, start=3)}
+    vocabulary |= {
+        word: number for number, word in enumerate([*WORDS.split(), "user", "answer"], start=3)
+    }
     named = {}
     for name, (token, where) in kind.tokens.items():
         named[name] = token
