@@ -33,6 +33,8 @@ _DIMMED_CONTRAST, _DIMMED_FLOOR = 0.33, 36
 _LAST_CONTRAST, _LAST_FLOOR = 0.52, 44
 _DOT = (244, 244, 246)
 _MARGIN = 16
+# A patch is never drawn smaller.
+_LEAST_SIDE = 4
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Box = tuple[int, int, int, int]
@@ -62,18 +64,22 @@ def draw_selection(
     image: Image.Image,
     indices: Iterable[int],
     is_pivot: Iterable[bool],
-    grid: tuple[int, int],
+    grid: tuple[int, int] | None = None,
     *,
+    boxes: Sequence[Box] | None = None,
     size: int = 576,
     dropped: Sequence[Dropped] = (),
 ) -> Image.Image:
     """The image with kept patches framed and dropped ones dimmed, its longer side about ``size``.
 
-    ``indices`` are patch numbers, row by row, on a ``grid`` of (rows, columns) that spans the
-    whole image; -1 stands for "none" and is skipped. ``is_pivot`` is aligned with ``indices``.
+    ``indices`` are patch numbers; -1 stands for "none" and is skipped. ``is_pivot`` is aligned with
+    ``indices``. Where the patches are, ``grid`` or ``boxes`` says: a ``grid`` of (rows, columns)
+    spans the whole image, and its patches are numbered row by row; ``boxes`` has (left, top, right,
+    bottom) of each patch in pixels of the image, and what lies in none of them stays as it is.
     ``dropped`` says which stage dropped each other patch, the first stage first. It is needed only
     to tell several stages apart; every patch must then be kept, or dropped at one stage.
-    The result is an RGB picture whose sides are multiples of the grid's.
+    The result is an RGB picture. With a ``grid`` its sides are multiples of the grid's; with
+    ``boxes`` it is larger than ``size`` where patches would else be too small to be told apart.
 
     >>> white = Image.new("RGB", (96, 96), "white")
     >>> draw_selection(white, [0, 5], [True, False], (3, 3)).size
@@ -81,40 +87,79 @@ def draw_selection(
     >>> stages = [Dropped("before the LLM", [1, 2, 3, 4]), Dropped("after layer 2", [6, 7, 8])]
     >>> draw_selection(white, [0, 5], [True, False], (3, 3), dropped=stages).size
     (576, 576)
+    >>> halves = [(0, 0, 48, 96), (48, 0, 96, 96)]
+    >>> draw_selection(white, [1], [True], boxes=halves, size=192).size
+    (192, 192)
     """
+    if (grid is None) == (boxes is None):
+        given = "neither" if grid is None else "both"
+        raise ValueError(f"one of grid and boxes must say where patches are, got {given}")
+    if boxes is None:
+        assert grid is not None
+        width, height, boxes = _scaled_grid(image, grid, size)
+    else:
+        width, height, boxes = _scaled_boxes(image, boxes, size)
+    kept = [(int(n), bool(p)) for n, p in zip(indices, is_pivot, strict=True) if int(n) != -1]
+    for number, _ in kept:
+        if not 0 <= number < len(boxes):
+            raise ValueError(f"indices must be in 0..{len(boxes) - 1} or -1, got {number}")
+    if dropped:
+        _check_partition([number for number, _ in kept], dropped, len(boxes))
+    full = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    drawn = full.copy()
+    dimmed = _dim(full)
+    for box in boxes:
+        drawn.paste(dimmed.crop(box), box[:2])
+    draw = ImageDraw.Draw(drawn)
+    for stage in range(1, len(dropped)):
+        dimmed_less = _dim(full, stage / (len(dropped) - 1))
+        for number in dropped[stage].indices:
+            box = boxes[number]
+            drawn.paste(dimmed_less.crop(box), box[:2])
+            _dots(draw, box, stage)
+    for number, _ in kept:
+        drawn.paste(full.crop(boxes[number]), boxes[number][:2])
+    for number, pivot in kept:
+        _frame(draw, boxes[number], pivot)
+    return drawn
+
+
+def _scaled_grid(
+    image: Image.Image, grid: tuple[int, int], size: int
+) -> tuple[int, int, list[Box]]:
+    """Width and height of the picture, and each patch's box in it."""
     rows, columns = grid
     if rows < 1 or columns < 1:
         raise ValueError(f"grid must be (rows, columns), each at least 1, got {grid!r}")
-    kept = [(int(n), bool(p)) for n, p in zip(indices, is_pivot, strict=True) if int(n) != -1]
-    for number, _ in kept:
-        if not 0 <= number < rows * columns:
-            raise ValueError(f"indices must be in 0..{rows * columns - 1} or -1, got {number}")
-    if dropped:
-        _check_partition([number for number, _ in kept], dropped, rows * columns)
     # The image decides the shape, the grid only divides it.
-    scale = size / max(image.width, image.height)
-    cell_width = max(4, round(image.width * scale / columns))
-    cell_height = max(4, round(image.height * scale / rows))
-    full = image.convert("RGB").resize(
-        (cell_width * columns, cell_height * rows), Image.Resampling.LANCZOS
-    )
+    scale = size / max(image.size)
+    width = max(_LEAST_SIDE, round(image.width * scale / columns))
+    height = max(_LEAST_SIDE, round(image.height * scale / rows))
+    boxes = [
+        (column * width, row * height, (column + 1) * width, (row + 1) * height)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+    return width * columns, height * rows, boxes
 
-    def box_of(number: int) -> Box:
-        left, top = number % columns * cell_width, number // columns * cell_height
-        return left, top, left + cell_width, top + cell_height
 
-    dimmed = _dim(full)
-    draw = ImageDraw.Draw(dimmed)
-    for stage in range(1, len(dropped)):
-        dimmed_less = _dim(full, stage / (len(dropped) - 1))
-        for box in map(box_of, dropped[stage].indices):
-            dimmed.paste(dimmed_less.crop(box), box[:2])
-            _dots(draw, box, stage)
-    for number, _ in kept:
-        dimmed.paste(full.crop(box_of(number)), box_of(number)[:2])
-    for number, pivot in kept:
-        _frame(draw, box_of(number), pivot)
-    return dimmed
+def _scaled_boxes(
+    image: Image.Image, boxes: Sequence[Box], size: int
+) -> tuple[int, int, list[Box]]:
+    """The same of patches that are anywhere."""
+    for number, (left, top, right, bottom) in enumerate(boxes):
+        if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
+            raise ValueError(
+                f"boxes must be (left, top, right, bottom) inside the image of {image.width} x "
+                f"{image.height} pixels, got {(left, top, right, bottom)} for patch {number}"
+            )
+    sides = [side for box in boxes for side in (box[2] - box[0], box[3] - box[1])]
+    scale = max(size / max(image.size), _LEAST_SIDE / min(sides, default=_LEAST_SIDE))
+    scaled: list[Box] = []
+    for box in boxes:
+        left, top, right, bottom = (round(edge * scale) for edge in box)
+        scaled.append((left, top, right, bottom))
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale)), scaled
 
 
 def _check_partition(kept: Sequence[int], dropped: Sequence[Dropped], num_patches: int) -> None:

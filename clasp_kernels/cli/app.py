@@ -151,7 +151,7 @@ def ask(
             step("Drawing")
             undrawn = unwritten = None
             try:
-                seen, drawn, dropped = overlay(loaded, picture, comparison, size=576)
+                seen, drawn, dropped = overlay(loaded, comparison, size=576)
                 page = selection_picture(
                     seen, drawn, question, caption(comparison), dropped=dropped
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from clasp_kernels.models import ClaspHandle, PrefillRecord, StageRecord
+    from clasp_kernels.models import ClaspHandle, PrefillRecord
+    from clasp_kernels.models.adapter import View
 
 # Timed runs after a warm-up: more of them while they are cheap.
 _MAX_RUNS = 5
@@ -55,18 +56,8 @@ class Stage:
     """Decoder layers that had run; None before the first."""
     tokens_before: int
     indices: tuple[int, ...]
-    """Of the kept tokens, among all visual tokens of the image."""
+    """Of the kept tokens, among all visual tokens of the prompt."""
     is_pivot: tuple[bool, ...]
-
-    @classmethod
-    def of_first_image(cls, record: StageRecord) -> Stage:
-        count = record.counts[0]
-        return cls(
-            layer=record.layer,
-            tokens_before=record.tokens_before,
-            indices=tuple(record.indices[0, :count].tolist()),
-            is_pivot=tuple(record.is_pivot[0, :count].tolist()),
-        )
 
     @property
     def tokens_after(self) -> int:
@@ -91,6 +82,8 @@ class Comparison:
     timed_runs: int
     schedule: Schedule | None = None
     """Where tokens were to be dropped, if not just before the LLM."""
+    views: tuple[View, ...] = field(default=(), repr=False)
+    """What the model saw, and where its visual tokens are."""
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -138,11 +131,11 @@ def compare(
     # Applied once for its checks, so that an unsuitable model is refused before any work.
     with _applied(loaded, 1, profile) as handle:
         name, reason = _categorise(question, category, handle.profile)
-    inputs = prepare(loaded, image, question)
-    num_tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
+        prompt = prepare(loaded, handle.adapter, image, question)
+    num_tokens = prompt.visual_tokens
     num_layers: int = model.config.get_text_config().num_hidden_layers
-    _check_fits(keep, num_tokens, num_layers, loaded.name)
-    asker = _Asker(loaded, inputs, max_new_tokens)
+    _check_fits(keep, max(prompt.counts), num_layers, loaded.name)
+    asker = _Asker(loaded, prompt.inputs, max_new_tokens)
     some = (
         f"the schedule {keep}"
         if isinstance(keep, Schedule)
@@ -169,7 +162,7 @@ def compare(
         on_step(f"Answering with all {num_tokens} visual tokens, {run}")
         asker.ask(full)
     assert record is not None  # for the type checker: each pruned answer leaves one
-    stages = tuple(map(Stage.of_first_image, record.stages))
+    stages = _stages(record, prompt.counts)
     return Comparison(
         question=question,
         category=name,
@@ -180,7 +173,25 @@ def compare(
         num_layers=num_layers,
         timed_runs=len(full.phases),
         schedule=keep if isinstance(keep, Schedule) else None,
+        views=prompt.views,
     )
+
+
+def _stages(record: PrefillRecord, counts: Sequence[int]) -> tuple[Stage, ...]:
+    """The stages of a prompt whose images have so many visual tokens each."""
+    stages: list[Stage] = []
+    before = sum(counts)
+    for stage in record.stages:
+        indices: list[int] = []
+        is_pivot: list[bool] = []
+        first = 0
+        for image, (kept, count) in enumerate(zip(stage.counts, counts, strict=True)):
+            indices += [first + index for index in stage.indices[image, :kept].tolist()]
+            is_pivot += stage.is_pivot[image, :kept].tolist()
+            first += count
+        stages.append(Stage(stage.layer, before, tuple(indices), tuple(is_pivot)))
+        before = len(indices)
+    return tuple(stages)
 
 
 def _check_fits(keep: int | Schedule, num_tokens: int, num_layers: int, model: str) -> None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 class DemoAnswer:
     """One bundled question, what is true, and what the model said."""
 
-    image: Image.Image
     truth: str
     comparison: Comparison
 
@@ -46,7 +45,7 @@ class DemoResults:
         cards = []
         for answer in self.answers:
             comparison = answer.comparison
-            _, drawn, _ = overlay(self.loaded, answer.image, comparison, size=432)
+            _, drawn, _ = overlay(self.loaded, comparison, size=432)
             full, kept = comparison.all_tokens, comparison.kept_tokens
             cards.append(
                 Card(
@@ -92,7 +91,7 @@ def run_demo(keep: int | Schedule, device: str, on_step: Callable[[str], None]) 
             on_step(prefix + text)
 
         comparison = compare(loaded, image, entry["question"], keep=keep, on_step=step)
-        answers.append(DemoAnswer(image, entry["answer"], comparison))
+        answers.append(DemoAnswer(entry["answer"], comparison))
     return DemoResults(loaded, tuple(answers))
 
 

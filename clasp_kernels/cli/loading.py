@@ -19,6 +19,7 @@ from clasp_kernels.cli.errors import (
     refusing_as,
 )
 from clasp_kernels.cli.files import check_readable
+from clasp_kernels.cli.processor import load_processor
 from clasp_kernels.policy import Profile
 
 if TYPE_CHECKING:
@@ -104,10 +105,8 @@ def load_model(path_or_id: str | None, device: str) -> LoadedModel:
     except FileNotFoundError as error:
         raise CommandError(str(error)) from None
     model, options = _load(source, device)
-    import transformers
-
     with _loading(source):
-        processor = transformers.AutoProcessor.from_pretrained(source, **options)
+        processor = load_processor(source, **options)
     if getattr(processor, "chat_template", None) is None:
         raise CommandError(
             f"--model {source}: its processor has no chat template, so the prompt's layout is "

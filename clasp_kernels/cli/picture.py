@@ -3,69 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from clasp_kernels.cli.comparison import Comparison
-from clasp_kernels.cli.errors import refusing_as
 from clasp_kernels.cli.loading import LoadedModel
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
-    from clasp_kernels.visualize import Dropped
+    from clasp_kernels.visualize import Box, Dropped
 
-
-def overlay(
-    loaded: LoadedModel, image: Image.Image, comparison: Comparison, size: int
-) -> tuple[Image.Image, Image.Image, list[Dropped]]:
-    """The image as the model sees it, what was kept, and what each stage dropped.
-
-    Raises NoPicture if that is not known.
-    """
-    from clasp_kernels.visualize import draw_selection
-
-    grid = patch_grid(comparison.all_tokens.visual_tokens)
-    if grid is None:
-        raise NoPicture(
-            f"the model's {comparison.all_tokens.visual_tokens} tokens form no square grid"
-        )
-    rows, columns, leading = grid
-    seen = image_as_seen(loaded, image)
-    patches = [
-        (index - leading, pivot)
-        for index, pivot in zip(comparison.indices, comparison.is_pivot, strict=True)
-        if index >= leading  # a kept CLS token has no place in the image
-    ]
-    indices, is_pivot = [index for index, _ in patches], [pivot for _, pivot in patches]
-    dropped = _dropped(comparison, leading)
-    drawn = draw_selection(seen, indices, is_pivot, (rows, columns), size=size, dropped=dropped)
-    return seen, drawn, dropped
-
-
-def _dropped(comparison: Comparison, leading: int) -> list[Dropped]:
-    """The patches that each stage dropped; the first ``leading`` tokens are no patches."""
-    from clasp_kernels.visualize import Dropped
-
-    dropped = []
-    left = set(range(leading, comparison.all_tokens.visual_tokens))
-    for stage in comparison.stages:
-        gone = sorted(left.difference(stage.indices))
-        dropped.append(Dropped(stage.when, [index - leading for index in gone]))
-        left.difference_update(gone)
-    return dropped
-
-
-def patch_grid(num_tokens: int) -> tuple[int, int, int] | None:
-    """(rows, columns, tokens before the first patch) of a square grid, or None if it is not one.
-
-    >>> patch_grid(576), patch_grid(577), patch_grid(600)
-    ((24, 24, 0), (24, 24, 1), None)
-    """
-    for leading in (0, 1):  # one: a CLS token among the visual tokens
-        side = math.isqrt(num_tokens - leading)
-        if side * side == num_tokens - leading:
-            return side, side, leading
-    return None
+# Views stand in one row as long as they are no more than these.
+_ONE_ROW = 3
 
 
 class NoPicture(ValueError):
@@ -73,8 +24,86 @@ class NoPicture(ValueError):
     image, are not known."""
 
 
-def image_as_seen(loaded: LoadedModel, image: Image.Image) -> Image.Image:
-    """The image under the patch grid: the model's own input, its normalisation undone.
+def overlay(
+    loaded: LoadedModel, comparison: Comparison, size: int
+) -> tuple[Image.Image, Image.Image, list[Dropped]]:
+    """The image as the model sees it, what was kept, and what each stage dropped.
+
+    Where the model sees an image in several views, they are beside each other, and the longest is
+    about ``size``, as far as the picture gets no longer than twice that. Raises NoPicture if what
+    the model sees is not known.
+    """
+    from clasp_kernels.visualize import draw_selection
+
+    views = comparison.views
+    if not views:
+        raise NoPicture("where the model's tokens are in the image is not known")
+    pictures = [as_seen(loaded, view.pixels) for view in views]
+    seen, corners = beside_each_other(pictures)
+    patches: dict[int, int] = {}  # of tokens that have a place: a CLS token has none
+    boxes: list[Box] = []
+    for view, (x, y) in zip(views, corners, strict=True):
+        for token, (left, top, right, bottom) in zip(view.tokens, view.boxes, strict=True):
+            patches[token] = len(boxes)
+            boxes.append((left + x, top + y, right + x, bottom + y))
+    kept = [
+        (patches[token], pivot)
+        for token, pivot in zip(comparison.indices, comparison.is_pivot, strict=True)
+        if token in patches
+    ]
+    dropped = _dropped(comparison, patches)
+    longest = max(max(picture.size) for picture in pictures)
+    drawn = draw_selection(
+        seen,
+        [patch for patch, _ in kept],
+        [pivot for _, pivot in kept],
+        boxes=boxes,
+        size=round(min(2.0, max(seen.size) / longest) * size),
+        dropped=dropped,
+    )
+    return seen, drawn, dropped
+
+
+def _dropped(comparison: Comparison, patches: dict[int, int]) -> list[Dropped]:
+    """The patches that each stage dropped, ``patches`` being their numbers by token."""
+    from clasp_kernels.visualize import Dropped
+
+    dropped = []
+    left = set(patches)
+    for stage in comparison.stages:
+        gone = sorted(left.difference(stage.indices))
+        dropped.append(Dropped(stage.when, [patches[token] for token in gone]))
+        left.difference_update(gone)
+    return dropped
+
+
+def beside_each_other(
+    pictures: Sequence[Image.Image],
+) -> tuple[Image.Image, list[tuple[int, int]]]:
+    """One picture of several on white, in rows, and where the left upper corner of each is."""
+    from PIL import Image
+
+    per_row = len(pictures)
+    if per_row > _ONE_ROW:
+        per_row = math.ceil(math.sqrt(per_row))
+    gap = max(1, max(max(picture.size) for picture in pictures) // 24)
+    corners: list[tuple[int, int]] = []
+    y = width = height = 0
+    for start in range(0, len(pictures), per_row):
+        x = 0
+        for picture in pictures[start : start + per_row]:
+            corners.append((x, y))
+            width, height = max(width, x + picture.width), max(height, y + picture.height)
+            x += picture.width + gap
+        y = height + gap
+    page = Image.new("RGB", (width, height), "white")
+    for picture, corner in zip(pictures, corners, strict=True):
+        page.paste(picture, corner)
+    return page, corners
+
+
+def as_seen(loaded: LoadedModel, pixels: torch.Tensor) -> Image.Image:
+    """A picture of the model's own input [channels, height, width], its normalisation undone.
 
     Whatever an image processor resizes, crops, pads or squashes is then in the picture. Raises
     NoPicture if the pixels are not those of one RGB image, or what was done to them is not known.
@@ -83,14 +112,12 @@ def image_as_seen(loaded: LoadedModel, image: Image.Image) -> Image.Image:
     from PIL import Image
 
     processor = loaded.processor.image_processor
-    with refusing_as(f"the image processor of {loaded.name} cannot prepare this image"):
-        pixels = processor(images=image, return_tensors="pt")["pixel_values"]
-    if pixels.ndim != 4 or pixels.shape[:2] != (1, 3):
+    if pixels.ndim != 3 or len(pixels) != 3:
         raise NoPicture(
             f"the model's input has the shape {list(pixels.shape)}, not that of one RGB image"
         )
     try:
-        values = pixels[0].double()
+        values = pixels.double().cpu()
         if processor.do_normalize:
             scale, shift = (
                 torch.as_tensor(each, dtype=torch.double).reshape(-1, 1, 1)
@@ -107,7 +134,4 @@ def image_as_seen(loaded: LoadedModel, image: Image.Image) -> Image.Image:
             f"how the image processor of {loaded.name}, {type(processor).__name__}, changes "
             f"colours is not known"
         )
-    seen = Image.fromarray(values.clamp(0, 255).round().byte().permute(1, 2, 0).numpy())
-    # The tower cuts whole patches; what is left at the right and at the bottom it does not see.
-    patch = loaded.model.config.vision_config.patch_size
-    return seen.crop((0, 0, seen.width // patch * patch, seen.height // patch * patch))
+    return Image.fromarray(values.clamp(0, 255).round().byte().permute(1, 2, 0).numpy())

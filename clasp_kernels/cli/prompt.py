@@ -2,92 +2,162 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from clasp_kernels.cli.errors import CommandError, UsageError, refusing_as
+from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, refusing_as
 from clasp_kernels.cli.loading import LoadedModel
 
 if TYPE_CHECKING:
     from PIL import Image
 
-
-# The families whose prompts and pictures are made here.
-_ASKED = ("llava",)
+    from clasp_kernels.models.adapter import Adapter, View, VisualGroup
 
 
-def prepare(loaded: LoadedModel, image: Image.Image, question: str) -> Any:
-    """What ``generate`` takes. Raises a CommandError where processor and model do not fit."""
-    config = loaded.model.config
-    if config.model_type not in _ASKED:
-        raise CommandError(
-            f"{loaded.name} is a {config.model_type!r} model, of which the command line does not "
-            f"ask yet: it asks {' and '.join(map(repr, _ASKED))} models; apply_clasp() in Python "
-            f"prunes it"
-        )
-    tokenizer = loaded.processor.tokenizer
+@dataclass(frozen=True)
+class Prompt:
+    """One image and one question, as the model takes them."""
+
+    inputs: Any
+    """What ``generate`` takes."""
+    counts: tuple[int, ...]
+    """The visual tokens of each image that the processor makes of the one: crops may stand apart
+    in the prompt."""
+    views: tuple[View, ...]
+    """What the model sees of them, and where their visual tokens are."""
+
+    @property
+    def visual_tokens(self) -> int:
+        return sum(self.counts)
+
+
+def prepare(loaded: LoadedModel, adapter: Adapter, image: Image.Image, question: str) -> Prompt:
+    """Raises a CommandError where processor and model do not fit, a UsageError for a question that
+    no prompt can hold."""
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
+    prompt = _written(loaded, question, vocabulary)
+    checked = [*_settings(loaded, _COUNTED[:1]), "the image processor"]
+    said = (
+        f"the processor of {loaded.name} cannot prepare the image and the question, check "
+        f"{_listed(checked)} in its processor_config.json"
+    )
+    with refusing_as(said):
+        inputs = loaded.processor(images=image, text=prompt, return_tensors="pt")
+        groups = _checked_groups(loaded, adapter, inputs, vocabulary)
+        return Prompt(
+            inputs.to(loaded.model.device, loaded.model.dtype),
+            tuple(count for group in groups for count in group.counts),
+            tuple(adapter.views(inputs)),
+        )
+
+
+def _written(loaded: LoadedModel, question: str, vocabulary: int) -> str:
+    """The prompt as text, an image's place marked in it."""
+    config, processor = loaded.model.config, loaded.processor
+    tokenizer = processor.tokenizer
+    setting = config.attribute_map.get("image_token_id", "image_token_id")
     placeholder = None
     if isinstance(config.image_token_id, int) and 0 <= config.image_token_id < vocabulary:
         with refusing_as(f"the tokenizer of {loaded.name} does not work"):
             placeholder = tokenizer.convert_ids_to_tokens(config.image_token_id)
     if placeholder is None:
         raise CommandError(
-            f"{loaded.name} has no image token: image_token_index in its config.json is "
+            f"{loaded.name} has no image token: {setting} in its config.json is "
             f"{config.image_token_id}, which its tokenizer or its vocabulary of {vocabulary} "
             f"tokens does not have"
         )
-    if placeholder in question:
-        raise UsageError(
-            f"QUESTION must not contain {placeholder!r}, which stands for an image in the prompts "
-            f"of {loaded.name}, got {question!r}"
-        )
+    # A processor may take another token for an image, and put the placeholders there.
+    mark = getattr(processor, "image_token", None) or placeholder
+    for token in (placeholder, mark):
+        if token in question:
+            raise UsageError(
+                f"QUESTION must not contain {token!r}, which stands for an image in the prompts "
+                f"of {loaded.name}, got {question!r}"
+            )
     content = [{"type": "image"}, {"type": "text", "text": question}]
     with refusing_as(f"the chat template of {loaded.name} does not work"):
-        prompt = loaded.processor.apply_chat_template(
+        prompt: str = processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
-    if placeholder not in prompt:
+    if mark not in prompt:
+        what = f"the token of {setting} in config.json"
+        if mark != placeholder:
+            what = "the image token of its processor"
         raise CommandError(
             f"the chat template of {loaded.name} puts no image into the prompt: it must write "
-            f"{placeholder!r}, the token of image_token_index in config.json"
+            f"{mark!r}, {what}"
         )
-    said = (
-        f"the processor of {loaded.name} cannot prepare the image and the question, check "
-        f"patch_size and the image processor in its processor_config.json"
-    )
-    with refusing_as(said):
-        inputs = loaded.processor(images=image, text=prompt, return_tensors="pt")
-        _check_numbers(loaded, inputs, vocabulary)
-        return inputs.to(loaded.model.device, loaded.model.dtype)
+    return prompt
 
 
-def _check_numbers(loaded: LoadedModel, inputs: Any, vocabulary: int) -> None:
-    from clasp_kernels.models.families.llava import tokens_per_image
-
+def _checked_groups(
+    loaded: LoadedModel, adapter: Adapter, inputs: Any, vocabulary: int
+) -> list[VisualGroup]:
+    """What the model will make of the inputs, once those are known to be a prompt of its own."""
     largest = int(inputs["input_ids"].max())
     if largest >= vocabulary:  # on a GPU no later error would say so
         raise CommandError(
             f"the tokenizer of {loaded.name} makes token {largest}, the model has only "
             f"{vocabulary} tokens: its tokenizer files are not those of this model"
         )
-    if not inputs["pixel_values"].isfinite().all():
+    given = [inputs[name] for name in adapter.pixel_arguments if inputs.get(name) is not None]
+    if not given:
+        raise CommandError(
+            f"the processor of {loaded.name} makes no {' or '.join(adapter.pixel_arguments)} of "
+            f"this image: the model's processor is another one"
+        )
+    if not all(pixels.isfinite().all() for pixels in given):
         raise CommandError(
             f"the processor of {loaded.name} makes pixels that are no numbers: check image_mean, "
             f"image_std and rescale_factor in processor_config.json"
         )
     tower = loaded.model.config.vision_config
-    pixels = list(inputs["pixel_values"].shape)
-    if pixels[-2:] != [tower.image_size] * 2:
+    for pixels in map(list, (pixels.shape for pixels in given)):
+        if adapter.tokens_per_image() is not None and pixels[-2:] != [tower.image_size] * 2:
+            raise CommandError(
+                f"the processor of {loaded.name} makes pixels of shape {pixels}, the model takes "
+                f"{tower.image_size} x {tower.image_size}: check size, crop_size, do_resize and "
+                f"do_center_crop in processor_config.json"
+            )
+    try:
+        groups = adapter.groups(inputs)
+    except (TypeError, ValueError) as error:
         raise CommandError(
-            f"the processor of {loaded.name} makes pixels of shape {pixels}, the model takes "
-            f"{tower.image_size} x {tower.image_size}: check size, crop_size, do_resize and "
-            f"do_center_crop in processor_config.json"
-        )
-    made = int((inputs["input_ids"] == loaded.model.config.image_token_id).sum())
-    wanted = tokens_per_image(loaded.model.config)
-    if made != wanted:
-        raise CommandError(
-            f"the processor of {loaded.name} makes {made} image tokens of this image, the model "
-            f"{wanted}: check patch_size, num_additional_image_tokens and "
-            f"vision_feature_select_strategy in processor_config.json"
-        )
+            f"the processor of {loaded.name} does not fit the model: {in_one_line(error)}"
+        ) from None
+    for group in groups:
+        made = int((inputs["input_ids"] == group.token_id).sum())
+        wanted = sum(group.placeholders)
+        if made != wanted:
+            raise CommandError(
+                f"the processor of {loaded.name} makes {made} image tokens of this image, the "
+                f"model {wanted}: check {_listed(_settings(loaded, _COUNTED))} in "
+                f"processor_config.json"
+            )
+    return groups
+
+
+# What a processor counts an image's tokens by, where it has such a setting.
+_COUNTED = (
+    "patch_size",
+    "num_additional_image_tokens",
+    "vision_feature_select_strategy",
+    "num_image_tokens",
+    "vision_aspect_ratio",
+    "image_seq_length",
+)
+
+
+def _settings(loaded: LoadedModel, names: Sequence[str]) -> list[str]:
+    return [name for name in names if hasattr(loaded.processor, name)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """
+    >>> _listed(["a", "b", "c"]), _listed(["a"]), _listed([])
+    ('a, b and c', 'a', 'the image processor')
+    """
+    if not names:
+        return "the image processor"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -67,6 +67,27 @@ class VisionOutput:
     the decoder's first layers has run."""
 
 
+#: left, top, right, bottom.
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture that the vision tower saw, and where in it visual tokens are.
+
+    An image may be seen in several: as a whole, and in tiles, which are arranged to one picture.
+    Pixels that no token comes from are left out.
+    """
+
+    pixels: torch.Tensor
+    """[channels, height, width], normalised as the model's input is."""
+    tokens: tuple[int, ...]
+    """The visual tokens that have a place in it, numbered through all items of all groups. A CLS
+    token has none."""
+    boxes: tuple[Box, ...]
+    """Where each of ``tokens`` is, in pixels of the view."""
+
+
 class Adapter(Protocol):
     """One model family. Constructing one checks the model and the profile against each other.
 
@@ -115,6 +136,10 @@ class Adapter(Protocol):
 
     def tokens_per_image(self) -> int | None:
         """Tokens of every image, if all have as many; None if they differ."""
+
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        """The images and videos that forward is given, as pictures: what ``groups`` counts, with
+        each visual token's place. The same errors."""
 
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         """Run the vision tower."""

@@ -396,16 +396,24 @@ def cache_bytes(cache: Any, columns: Callable[[int], int]) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def tiles_of_image(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], tile: int) -> int:
-    """How many square tiles a processor makes of an image of a height and width.
+def tile_grid(
+    size: tuple[int, int], pinpoints: Sequence[Sequence[int]], tile: int
+) -> tuple[int, int]:
+    """Rows and columns of the square tiles that a processor cuts an image of a height and width in.
 
-    That of the whole image included. ``pinpoints`` are the heights and widths that it may be fitted
-    into, ``tile`` is the side of a tile.
+    ``pinpoints`` are the heights and widths that it may be fitted into, ``tile`` is the side of a
+    tile.
     """
     from transformers.image_processing_utils import select_best_resolution
 
     height, width = select_best_resolution(size, [tuple(pair) for pair in pinpoints])
-    return -(-height // tile) * -(-width // tile) + 1
+    return -(-height // tile), -(-width // tile)
+
+
+def tiles_of_image(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], tile: int) -> int:
+    """How many tiles ``tile_grid`` has, and one more: that of the whole image."""
+    rows, columns = tile_grid(size, pinpoints, tile)
+    return rows * columns + 1
 
 
 def vision_window_index(grid_thw: torch.Tensor, vision_config: Any) -> torch.Tensor:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from clasp_kernels._warn import warn_caller
+from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.guards import guard_images
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.records import PrefillRecord
@@ -38,6 +39,12 @@ class ClaspHandle:
     def last(self) -> PrefillRecord | None:
         """The last prefill that had images, or None before the first."""
         return self._runtime.last
+
+    @property
+    def adapter(self) -> Adapter:
+        """What is the model family's own: which images and videos inputs hold, and where in them
+        visual tokens are."""
+        return self._runtime.adapter
 
     def remove(self) -> None:
         """Give the model its own methods back; doing so again changes nothing.

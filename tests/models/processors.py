@@ -50,9 +50,9 @@ def processor_for(family: str, model: Any) -> Any:
     return processor
 
 
-def save_checkpoint(family: str, folder: Path) -> None:
-    """Write the family's tiny model and its processor."""
-    model = SPECIMENS[family].build()
+def save_checkpoint(family: str, folder: Path, model: Any = None) -> None:
+    """Write a model, by default the family's tiny one, and its processor."""
+    model = SPECIMENS[family].build() if model is None else model
     model.save_pretrained(folder)
     processor = processor_for(family, model)
     processor.tokenizer.save_pretrained(folder)

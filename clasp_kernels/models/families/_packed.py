@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from clasp_kernels import attention_salience
-from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.capture import AttentionListener, CapturedAttention
 from clasp_kernels.models.compat import attention_modules, image_tower, is_overridden
 from clasp_kernels.models.families._items import padded
 from clasp_kernels.models.families._modules import module_inside
 from clasp_kernels.models.families._positions import counted_positions
+from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
@@ -72,6 +73,13 @@ class PackedAdapter:
                 )
         self._side = int(vision.spatial_merge_size)
         self._merged = self._side**2
+        patch = int(vision.patch_size)
+        self._patch_shape = (
+            int(vision.in_channels),
+            int(vision.temporal_patch_size),
+            patch,
+            patch,
+        )
         self._tokens = (int(config.image_token_id), int(config.video_token_id))
         self.token_ids: tuple[int, ...] = self._tokens
         self.text_config = config.get_text_config()
@@ -123,6 +131,24 @@ class PackedAdapter:
             counts = tuple(t * h * w // self._merged for t, h, w in sizes)
             groups.append(VisualGroup(kind, grid, token_id, counts))
         return groups
+
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        """Of the frames that are one in the tower, the first is shown."""
+        views: list[View] = []
+        first_token, side = 0, self._side
+        for _, pixels, grid in self._given(inputs):
+            sizes = _grid_sizes(inputs, pixels, grid, side)
+            items = inputs[pixels].split([t * h * w for t, h, w in sizes])
+            for item, (frames, height, width) in zip(items, sizes, strict=True):
+                rows, columns = height // side, width // side
+                # Patches that are merged follow each other.
+                patches = item.unflatten(1, self._patch_shape)[:, :, 0]
+                patches = patches.unflatten(0, (frames, rows, columns, side, side))
+                for frame in patches.permute(0, 5, 1, 3, 6, 2, 4, 7):
+                    picture = frame.flatten(4, 6).flatten(1, 3)
+                    views.append(grid_view(picture, rows, columns, first_token))
+                    first_token += rows * columns
+        return views
 
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:

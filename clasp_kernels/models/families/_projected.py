@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from clasp_kernels import attention_salience
+from clasp_kernels.models.adapter import View
 from clasp_kernels.models.capture import AttentionListener
 from clasp_kernels.models.compat import (
     attention_modules,
@@ -18,6 +19,7 @@ from clasp_kernels.models.compat import (
 )
 from clasp_kernels.models.families._modules import module_inside
 from clasp_kernels.models.families._positions import counted_positions
+from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
@@ -120,7 +122,9 @@ class ProjectedAdapter:
                 f"config.vision_feature_select_strategy must be 'full' with a {vision.model_type}, "
                 f"which has no CLS token to drop, got 'default'"
             )
-        self._side = int(vision.image_size) // int(vision.patch_size)
+        self._tile = int(vision.image_size)
+        self._patch = int(vision.patch_size)
+        self._side = self._tile // self._patch
         self.token_ids: tuple[int, ...] = (int(config.image_token_id),)
         self.text_config = config.get_text_config()
 
@@ -188,6 +192,29 @@ class ProjectedAdapter:
     def tokens_per_tile(self, keeps_cls: bool | None = None) -> int:
         """Tokens that the tower makes of what has its own size."""
         return self._side**2 + (self._has_cls and not self._is_dropped(keeps_cls))
+
+    def tile_view(
+        self, pixels: torch.Tensor, first_token: int, keeps_cls: bool | None = None
+    ) -> View:
+        """What has the tower's own size, [channels, height, width], and its patches."""
+        has_cls = self.tokens_per_tile(keeps_cls) > self._side**2
+        return grid_view(self.seen(pixels), self._side, self._side, first_token + has_cls)
+
+    def seen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Without what is left at the right and at the bottom, as the tower cuts whole patches."""
+        length = self._side * self._patch
+        return pixels[..., :length, :length]
+
+    def check_size(self, name: str, pixels: torch.Tensor) -> None:
+        """
+        Raises:
+            ValueError: images have another size than the tower takes.
+        """
+        if list(pixels.shape[-2:]) != [self._tile] * 2:
+            raise ValueError(
+                f"{name} must be of {self._tile} x {self._tile} pixels, as the vision tower takes "
+                f"them, got {list(pixels.shape)}"
+            )
 
     def _is_dropped(self, keeps_cls: bool | None) -> bool:
         return self._drops_cls if keeps_cls is None else not keeps_cls

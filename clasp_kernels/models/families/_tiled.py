@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from clasp_kernels.models.adapter import VisualGroup
-from clasp_kernels.models.compat import tiles_of_image
+from clasp_kernels.models.adapter import Box, View, VisualGroup
+from clasp_kernels.models.compat import tile_grid, tiles_of_image
 from clasp_kernels.models.families._projected import ProjectedAdapter, check_image_sizes
+from clasp_kernels.models.families._views import arranged
 from clasp_kernels.policy import Profile
 
 
@@ -37,7 +38,6 @@ class TiledAdapter(ProjectedAdapter):
                 "config.vision_feature_select_strategy must be 'default', as a CLS token has no "
                 "place among the patches of tiles, got 'full'"
             )
-        self._tile = int(model.config.vision_config.image_size)
         self._original = getattr(transformers, self.inner_class)
         #: All that the model's way to arrange tiles reads of it.
         self._model = SimpleNamespace(config=model.config)
@@ -70,6 +70,35 @@ class TiledAdapter(ProjectedAdapter):
         separators = tuple(map(tuple, ends))
         return VisualGroup("image", "pixel_values", self.token_ids[0], tuple(lengths), separators)
 
+    def image_views(self, inputs: Mapping[str, Any]) -> list[View]:
+        """Each image as a whole, and its tiles beside each other as far as they show the image."""
+        views: list[View] = []
+        sizes, counts = self.image_tiles(inputs)
+        first_token = 0
+        images = self.pixels_of(inputs, counts).split(counts)
+        for pixels, size, count in zip(images, sizes, counts, strict=True):
+            grid = tile_grid(size, self._settings["image_grid_pinpoints"], self._tile)
+            # Each patch says where it is, and the model itself carries that to its tokens.
+            [places] = self.pack([self._places(grid)[:count]], [size])
+            tokens = range(first_token, first_token + len(places))
+            views.append(self.tile_view(pixels[0], first_token))
+            if count > 1:
+                whole = self._side**2
+                mosaic = arranged(self.seen(pixels[1:]), *grid)
+                views.append(_placed(mosaic, places[whole:], tokens[whole:], self._patch))
+            first_token += len(places)
+        return views
+
+    def _places(self, grid: tuple[int, int]) -> torch.Tensor:
+        """[tiles, patches, 2]: the row and column of pixels in the middle of each patch, in the
+        view of the whole image, which comes first, and then in the arranged tiles."""
+        rows, columns = grid
+        length = self._side * self._patch
+        inside = (torch.arange(self._side) + 0.5) * self._patch
+        tile = torch.cartesian_prod(inside, inside)
+        corners = torch.cartesian_prod(torch.arange(rows), torch.arange(columns)) * length
+        return torch.cat([tile[None], tile + corners[:, None]])
+
     def image_tiles(self, inputs: Mapping[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
         """Each image's height and width, and how many tiles it has. Waits for the device.
 
@@ -88,6 +117,7 @@ class TiledAdapter(ProjectedAdapter):
             raise TypeError(
                 f"pixel_values must be a tensor [images, tiles, channels, height, width], got {got}"
             )
+        self.check_size("pixel_values", pixels)
         if pixels.ndim == 5 and len(pixels) != len(sizes):
             raise ValueError(
                 f"pixel_values holds {len(pixels)} images, but image_sizes {len(sizes)}"
@@ -111,3 +141,29 @@ class TiledAdapter(ProjectedAdapter):
         if pixels.ndim == 4:
             return pixels
         return torch.cat([image[:count] for image, count in zip(pixels, tiles, strict=True)])
+
+
+def _placed(pixels: torch.Tensor, middles: torch.Tensor, tokens: Sequence[int], patch: int) -> View:
+    """A view of the part of a picture where tokens are, in a grid.
+
+    ``middles`` [tokens, 2] are the row and column in the middle of each. A token may be of several
+    patches, as where the model shrinks an image.
+    """
+    height, width = (_step(middles[:, axis], patch) for axis in (0, 1))
+    edges = [
+        (column - width / 2, row - height / 2, column + width / 2, row + height / 2)
+        for row, column in middles.tolist()
+    ]
+    # Rounded alike where two tokens meet, whatever the last bits are.
+    inside = [tuple(round(edge + 1e-3) for edge in of_token) for of_token in edges]
+    left, top = (min(box[side] for box in inside) for side in (0, 1))
+    boxes: list[Box] = [(x - left, y - top, r - left, b - top) for x, y, r, b in inside]
+    right, bottom = (max(box[side] for box in boxes) for side in (2, 3))
+    return View(pixels[:, top : top + bottom, left : left + right], tuple(tokens), tuple(boxes))
+
+
+def _step(middles: torch.Tensor, patch: int) -> float:
+    """From one row, or column, to the next; a patch where there is but one."""
+    steps = middles.sort().values.diff()
+    steps = steps[steps > 0.5]
+    return float(steps.min()) if len(steps) else float(patch)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from clasp_kernels import attention_salience
-from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.capture import AttentionListener
 from clasp_kernels.models.compat import (
     attention_modules,
@@ -18,6 +18,7 @@ from clasp_kernels.models.compat import (
 )
 from clasp_kernels.models.families._modules import module_inside
 from clasp_kernels.models.families._positions import counted_positions
+from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.models.history import CachedPast
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
@@ -84,7 +85,8 @@ class Gemma3Adapter:
                 f"would go past it: images are encoded by the vision tower and the projector alone"
             )
         self._image_size = int(vision.image_size)
-        self._patches = self._image_size // int(vision.patch_size)  # to a side
+        self._patch = int(vision.patch_size)
+        self._patches = self._image_size // self._patch  # to a side
         self._square = self._patches // int(config.mm_tokens_per_image**0.5)  # pooled, to a side
         self._tokens_per_image = (self._patches // self._square) ** 2
         self.token_ids: tuple[int, ...] = (self._token_id,)
@@ -141,6 +143,14 @@ class Gemma3Adapter:
             )
         counts = (self._tokens_per_image,) * len(pixels)
         return [VisualGroup("image", "pixel_values", self._token_id, counts)]
+
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        side = self._patches // self._square
+        length = side * self._square * self._patch
+        return [
+            grid_view(pixels, side, side, number * self._tokens_per_image)
+            for number, pixels in enumerate(inputs["pixel_values"][..., :length, :length])
+        ]
 
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:

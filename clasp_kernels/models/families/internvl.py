@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from clasp_kernels import attention_salience
-from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.capture import AttentionListener
 from clasp_kernels.models.compat import (
     attention_modules,
@@ -20,6 +20,7 @@ from clasp_kernels.models.compat import (
 from clasp_kernels.models.families._items import padded, placeholder_runs
 from clasp_kernels.models.families._modules import module_inside
 from clasp_kernels.models.families._positions import counted_positions
+from clasp_kernels.models.families._views import arranged, grid_boxes, grid_view
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
@@ -142,6 +143,39 @@ class InternVLAdapter:
         counts = [tiles * self._tokens_per_tile(inputs) for tiles in self._tiles(inputs)]
         return [VisualGroup("image", "pixel_values", self.token_ids[0], tuple(counts))]
 
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        """Of an image in tiles, the last shows the whole, and is the first view. How the others
+        were arranged no input says: they are arranged so that together they look like the last."""
+        views: list[View] = []
+        tokens, tiles = self._tokens_per_tile(inputs), self._tiles(inputs)
+        side, first_token = math.isqrt(tokens), 0
+        height, width = (side * self._side * patch for patch in self._patch_size)
+        for pixels in inputs["pixel_values"][..., :height, :width].split(tiles):
+            *parts, whole = pixels
+            views.append(grid_view(whole, side, side, first_token + len(parts) * tokens))
+            if parts:
+                rows, columns = _grid_of_tiles(pixels[:-1], whole)
+                boxes = [
+                    (
+                        left + column * width,
+                        top + row * height,
+                        right + column * width,
+                        bottom + row * height,
+                    )
+                    for row in range(rows)
+                    for column in range(columns)
+                    for left, top, right, bottom in grid_boxes(height, width, side, side)
+                ]
+                views.append(
+                    View(
+                        arranged(pixels[:-1], rows, columns),
+                        tuple(range(first_token, first_token + len(boxes))),
+                        tuple(boxes),
+                    )
+                )
+            first_token += len(pixels) * tokens
+        return views
+
     def _tokens_per_tile(self, inputs: Mapping[str, Any]) -> int:
         """
         Raises:
@@ -250,3 +284,17 @@ class InternVLAdapter:
 
     def later_positions(self, model: Any, past: int, columns: int, rows: int) -> torch.Tensor:
         return torch.arange(past, past + columns)[None]
+
+
+def _grid_of_tiles(tiles: torch.Tensor, whole: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns in which tiles look most like the image; ties go to the squarer grid."""
+    count = len(tiles)
+    grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    grids.sort(key=lambda grid: abs(grid[0] - grid[1]))
+
+    def difference(grid: tuple[int, int]) -> float:
+        picture = arranged(tiles, *grid).float()
+        small = torch.nn.functional.interpolate(picture[None], whole.shape[1:], mode="area")[0]
+        return float((small - whole.float()).square().mean())
+
+    return min(grids, key=difference)

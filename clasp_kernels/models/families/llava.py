@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.families._projected import ProjectedAdapter, check_pixels
 
 
@@ -30,6 +30,13 @@ class LlavaAdapter(ProjectedAdapter):
         pixels = check_pixels("pixel_values", inputs["pixel_values"], axes)
         counts = (self.tokens_per_tile(),) * len(pixels)
         return [VisualGroup("image", "pixel_values", self.token_ids[0], counts)]
+
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        each = self.tokens_per_tile()
+        return [
+            self.tile_view(pixels, number * each)
+            for number, pixels in enumerate(inputs["pixel_values"])
+        ]
 
     def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
         super().check_call(model, inputs)

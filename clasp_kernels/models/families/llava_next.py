@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.families._items import padded
 from clasp_kernels.models.families._modules import parameter_of
 from clasp_kernels.models.families._tiled import TiledAdapter
@@ -25,6 +25,9 @@ class LlavaNextAdapter(TiledAdapter):
 
     def groups(self, inputs: Mapping[str, Any]) -> list[VisualGroup]:
         return [self.image_group(inputs)]
+
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        return self.image_views(inputs)
 
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         sizes, counts = self.image_tiles(inputs)

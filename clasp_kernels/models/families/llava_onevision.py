@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.families._items import padded
 from clasp_kernels.models.families._modules import parameter_of
 from clasp_kernels.models.families._projected import check_pixels
 from clasp_kernels.models.families._tiled import TiledAdapter
+from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.policy import Profile
 
 _VIDEO_AXES = ("videos", "frames", "channels", "height", "width")
@@ -72,13 +73,32 @@ class LlavaOnevisionAdapter(TiledAdapter):
         if inputs.get("pixel_values_videos") is not None:
             name = "pixel_values_videos"
             videos, frames = check_pixels(name, inputs[name], _VIDEO_AXES).shape[:2]
-            count = frames * math.ceil(self._side / 2) ** 2
+            self.check_size(name, inputs[name])
+            count = frames * self._side_of_frame**2
             groups.append(
                 VisualGroup(
                     "video", name, self.token_ids[1], (count,) * videos, ((count,),) * videos
                 )
             )
         return groups
+
+    @property
+    def _side_of_frame(self) -> int:
+        """Tokens to a side of a video's frame, which the model shrinks."""
+        return math.ceil(self._side / 2)
+
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        views = []
+        if inputs.get("pixel_values") is not None:
+            views += self.image_views(inputs)
+        if inputs.get("pixel_values_videos") is not None:
+            first_token = sum(len(view.tokens) for view in views)
+            side = self._side_of_frame
+            for number, frame in enumerate(inputs["pixel_values_videos"].flatten(0, 1)):
+                views.append(
+                    grid_view(self.seen(frame), side, side, first_token + number * side**2)
+                )
+        return views
 
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.families._items import padded
 from clasp_kernels.models.families._projected import EncodedTiles, ProjectedAdapter, check_pixels
 from clasp_kernels.policy import Profile
@@ -47,13 +47,27 @@ class VideoLlavaAdapter(ProjectedAdapter):
         groups = []
         if images is not None:
             pixels = check_pixels(images, inputs[images], _IMAGE_AXES)
+            self.check_size(images, pixels)
             counts = (self.tokens_per_tile(),) * len(pixels)
             groups.append(VisualGroup("image", images, image_token, counts))
         if videos is not None:
             pixels = check_pixels(videos, inputs[videos], _VIDEO_AXES)
+            self.check_size(videos, pixels)
             counts = (pixels.shape[1] * self.tokens_per_tile(keeps_cls=True),) * len(pixels)
             groups.append(VisualGroup("video", videos, video_token, counts))
         return groups
+
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        views: list[View] = []
+        first_token = 0
+        images, videos = (self._given(inputs, names) for names in (_IMAGES, _VIDEOS))
+        for name, keeps_cls in ((images, None), (videos, True)):
+            if name is None:
+                continue
+            for pixels in inputs[name].reshape(-1, *inputs[name].shape[-3:]):
+                views.append(self.tile_view(pixels, first_token, keeps_cls))
+                first_token += self.tokens_per_tile(keeps_cls)
+        return views
 
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         images, videos = (self._given(inputs, names) for names in (_IMAGES, _VIDEOS))

@@ -1,0 +1,38 @@
+"""Pictures of what a vision tower saw, with a box for each visual token."""
+
+from __future__ import annotations
+
+import torch
+
+from clasp_kernels.models.adapter import Box, View
+
+
+def grid_view(pixels: torch.Tensor, rows: int, columns: int, first_token: int) -> View:
+    """A picture that tokens divide evenly, row after row.
+
+    >>> grid_view(torch.zeros(3, 4, 6), 1, 2, first_token=5).tokens
+    (5, 6)
+    """
+    height, width = pixels.shape[1:]
+    boxes = grid_boxes(height, width, rows, columns)
+    return View(pixels, tuple(range(first_token, first_token + len(boxes))), boxes)
+
+
+def grid_boxes(height: int, width: int, rows: int, columns: int) -> tuple[Box, ...]:
+    """
+    >>> grid_boxes(4, 6, 1, 2)
+    ((0, 0, 3, 4), (3, 0, 6, 4))
+    """
+    ys = [round(height * row / rows) for row in range(rows + 1)]
+    xs = [round(width * column / columns) for column in range(columns + 1)]
+    return tuple(
+        (xs[column], ys[row], xs[column + 1], ys[row + 1])
+        for row in range(rows)
+        for column in range(columns)
+    )
+
+
+def arranged(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """[channels, height, width] of [rows * columns, channels, height, width], row after row."""
+    grid = tiles.unflatten(0, (rows, columns))
+    return grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
