@@ -240,27 +240,31 @@ def selection_picture(
     lines: Sequence[str],
     *,
     dropped: Sequence[Dropped] = (),
+    below: bool = False,
 ) -> Image.Image:
     """The image beside its overlay, with a title, a legend and lines of caption.
 
-    With several stages in ``dropped``, those that ``draw_selection`` was given, the legend names
-    each stage: when it was, and how many patches it dropped.
+    The overlay may be ``below`` the image instead, as suits a wide one. With several stages in
+    ``dropped``, those that ``draw_selection`` was given, the legend names each stage: when it was,
+    and how many patches it dropped.
     """
     panel = image.convert("RGB").resize(overlay.size, Image.Resampling.LANCZOS)
     legend = _Legend([f"{stage.when}: {len(stage.indices)}" for stage in dropped])
-    width = max(3 * _MARGIN + 2 * overlay.width, legend.least_width + 2 * _MARGIN)
+    right, down = (0, overlay.height + _MARGIN) if below else (overlay.width + _MARGIN, 0)
+    pictures = overlay.width + right
+    width = max(pictures, legend.least_width) + 2 * _MARGIN
     legend_height = legend.height(width - 2 * _MARGIN)
     title_lines = _wrap(title, _font(24), width - 2 * _MARGIN)
     caption = [part for line in lines for part in _wrap(line, _font(18), width - 2 * _MARGIN)]
     head = _MARGIN + 32 * len(title_lines)
-    legend_top = head + overlay.height + _MARGIN
+    legend_top = head + down + overlay.height + _MARGIN
     caption_top = legend_top + legend_height + 12
     height = caption_top + 26 * len(caption) + _MARGIN
     page = Image.new("RGB", (width, height), _PAPER)
     draw = ImageDraw.Draw(page)
     _text_block(draw, title_lines, (_MARGIN, _MARGIN - 4), 32, _font(24), _INK)
     page.paste(panel, (_MARGIN, head))
-    page.paste(overlay, (2 * _MARGIN + overlay.width, head))
+    page.paste(overlay, (_MARGIN + right, head + down))
     legend.paste(page, (_MARGIN, legend_top), width - 2 * _MARGIN)
     _text_block(draw, caption, (_MARGIN, caption_top), 26, _font(18), _INK)
     return page

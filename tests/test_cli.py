@@ -29,7 +29,6 @@ from clasp_kernels.cli.comparison import (
 )
 from clasp_kernels.cli.demo import DemoAnswer, DemoResults
 from clasp_kernels.cli.loading import load_image, load_model, pick_device
-from clasp_kernels.cli.picture import patch_grid
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import CATEGORIES, CategoryPolicy, Profile
 from clasp_kernels.visualize import COMPLETION_COLOR, PIVOT_COLOR
@@ -120,7 +119,7 @@ def test_every_number_stands_in_its_place(kept, said):
 def test_the_demo_counts_the_right_answers_of_each_way(loaded):
     answers = [("two", "two"), ("two", "ten"), ("two", "ten"), ("ten", "ten")]
     results = DemoResults(
-        loaded, tuple(DemoAnswer(None, "two", comparison_of(*answer)) for answer in answers)
+        loaded, tuple(DemoAnswer("two", comparison_of(*answer)) for answer in answers)
     )
     assert results.summary() == "Right (+): 3 of 4 with all tokens, 1 of 4 with those kept."
 
@@ -800,12 +799,6 @@ def test_doctor_refuses_a_model_of_another_family(tmp_path, monkeypatch):
     assert result.exit_code == 1
     assert "cannot be pruned: its model_type must be 'llava' or" in message(result)
     assert "got 'paligemma'" in message(result)
-
-
-def test_the_grid_of_a_token_count():
-    assert patch_grid(144) == (12, 12, 0)
-    assert patch_grid(577) == (24, 24, 1)
-    assert patch_grid(143) is None
 
 
 def test_auto_prefers_a_gpu(monkeypatch):

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from running import QUESTION, clasp, message, variant
 
-from clasp_kernels.cli.loading import load_model
-from clasp_kernels.cli.picture import NoPicture, image_as_seen
+from clasp_kernels.cli.loading import LoadedModel, load_model
+from clasp_kernels.cli.picture import NoPicture, as_seen, beside_each_other
+from clasp_kernels.models import apply_clasp
 
 RED, BLACK = (255, 0, 0), (0, 0, 0)
 
@@ -29,7 +30,10 @@ def wide():
 def seen_by(bundled, tmp_path, **settings):
     model = variant(tmp_path, "processor_config.json", {"image_processor": settings})
     processor = type(bundled.processor).from_pretrained(model)
-    return np.asarray(image_as_seen(type(bundled)(bundled.model, processor, "it"), wide()))
+    with apply_clasp(bundled.model) as handle:
+        inputs = processor.image_processor(images=wide(), return_tensors="pt")
+        [view] = handle.adapter.views(inputs)
+    return np.asarray(as_seen(LoadedModel(bundled.model, processor, "it"), view.pixels))
 
 
 def is_near(pixels, color):
@@ -94,34 +98,40 @@ def test_what_the_last_patches_do_not_reach_is_not_in_the_picture(bundled, tmp_p
     assert seen_by(bundled, tmp_path, size={"height": 100, "width": 103}).shape == (96, 96, 3)
 
 
-class Strange:
-    """An image processor that does not say what it does, as remote code may not."""
-
-    def __init__(self, pixels, **said):
-        self.pixels = pixels
-        vars(self).update(said)
-
-    def __call__(self, images, return_tensors):
-        return {"pixel_values": self.pixels}
-
-
 NORMAL = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False}
 
 
 @pytest.mark.parametrize(
-    ("processor", "said"),
+    ("described", "pixels", "said"),
     [
-        (Strange(torch.zeros(1, 3, 96, 96)), "Strange, changes colours is not known"),
-        (Strange(torch.full((1, 3, 96, 96), -3.0), **NORMAL), "changes colours is not known"),
-        (Strange(torch.full((1, 3, 96, 96), torch.nan), **NORMAL), "colours is not known"),
-        (Strange(torch.zeros(1, 5, 3, 96, 96), **NORMAL), r"shape \[1, 5, 3, 96, 96\], not that"),
-        (Strange(torch.zeros(1, 1, 96, 96), **NORMAL), r"shape \[1, 1, 96, 96\], not that of one"),
+        ({}, torch.zeros(3, 96, 96), "SimpleNamespace, changes colours is not known"),
+        (NORMAL, torch.full((3, 96, 96), -3.0), "changes colours is not known"),
+        (NORMAL, torch.full((3, 96, 96), torch.nan), "changes colours is not known"),
+        (NORMAL, torch.zeros(5, 3, 96, 96), r"shape \[5, 3, 96, 96\], not that of one RGB image"),
+        (NORMAL, torch.zeros(1, 96, 96), r"shape \[1, 96, 96\], not that of one RGB image"),
     ],
 )
-def test_what_is_not_known_is_not_drawn(bundled, processor, said):
-    model = type(bundled)(bundled.model, SimpleNamespace(image_processor=processor), "it")
+def test_what_is_not_known_is_not_drawn(bundled, described, pixels, said):
+    """As of image processors that do not say what they do."""
+    processor = SimpleNamespace(image_processor=SimpleNamespace(**described))
     with pytest.raises(NoPicture, match=said):
-        image_as_seen(model, wide())
+        as_seen(LoadedModel(bundled.model, processor, "it"), pixels)
+
+
+def test_views_stand_beside_each_other_on_white():
+    red, black = Image.new("RGB", (120, 60), RED), Image.new("RGB", (30, 90), BLACK)
+    page, corners = beside_each_other([red, black])
+    assert corners == [(0, 0), (122, 0)]
+    assert page.size == (152, 90)
+    pixels = np.asarray(page)
+    assert (pixels[:60, :120] == RED).all() and (pixels[:, 122:] == BLACK).all()
+    assert (pixels[:, 120:122] == 255).all() and (pixels[60:, :120] == 255).all()
+
+
+def test_many_views_stand_in_rows():
+    page, corners = beside_each_other([Image.new("RGB", (60, 60), RED)] * 5)
+    assert corners == [(0, 0), (61, 0), (122, 0), (0, 61), (61, 61)]
+    assert page.size == (182, 121)
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])

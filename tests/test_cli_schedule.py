@@ -6,6 +6,7 @@ from io import BytesIO, TextIOWrapper
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from running import QUESTION, SCENE, clasp, message
 
@@ -13,6 +14,7 @@ from clasp_kernels.cli import demo, loading, picture, report
 from clasp_kernels.cli.comparison import Comparison, Phases, Run, Stage, compare
 from clasp_kernels.cli.loading import load_image, load_model
 from clasp_kernels.models import apply_clasp
+from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.policy import CategoryPolicy, Profile, Schedule
 from clasp_kernels.visualize import COMPLETION_COLOR, PIVOT_COLOR
 
@@ -228,7 +230,7 @@ def test_the_demo_takes_a_schedule(tmp_path, one_run):
     assert dots[80:].sum() > 1000
 
 
-def comparison_of(num_tokens, *stages):
+def comparison_of(num_tokens, *stages, views=()):
     run = Run("two", 1, num_tokens, 1000, Phases(1.0, 1.0, 1.0, 1.0, 4.0))
     return Comparison(
         question="How many?",
@@ -240,21 +242,22 @@ def comparison_of(num_tokens, *stages):
         num_layers=NUM_LAYERS,
         timed_runs=1,
         schedule=Schedule.parse(SCHEDULE),
+        views=views,
     )
 
 
 def test_a_class_token_is_no_patch_at_any_stage(monkeypatch):
-    image = Image.new("RGB", (64, 64))
-    monkeypatch.setattr(picture, "image_as_seen", lambda *_: image)
+    monkeypatch.setattr(picture, "as_seen", lambda *_: Image.new("RGB", (64, 64)))
+    view = grid_view(torch.zeros(3, 64, 64), 2, 2, first_token=1)
     first = Stage(2, 5, (0, 1, 4), (True, False, False))
-    comparison = comparison_of(5, first, Stage(4, 3, (0, 4), (False, True)))
-    *_, dropped = picture.overlay(None, image, comparison, 64)
+    comparison = comparison_of(5, first, Stage(4, 3, (0, 4), (False, True)), views=(view,))
+    *_, dropped = picture.overlay(None, comparison, 64)
     assert [(stage.when, list(stage.indices)) for stage in dropped] == [
         ("after layer 2", [1, 2]),
         ("after layer 4", [0]),
     ]
-    comparison = comparison_of(5, first, Stage(4, 3, (4,), (True,)))
-    *_, dropped = picture.overlay(None, image, comparison, 64)
+    comparison = comparison_of(5, first, Stage(4, 3, (4,), (True,)), views=(view,))
+    *_, dropped = picture.overlay(None, comparison, 64)
     assert list(dropped[1].indices) == [0]
 
 

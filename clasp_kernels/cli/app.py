@@ -153,7 +153,12 @@ def ask(
             try:
                 seen, drawn, dropped = overlay(loaded, comparison, size=576)
                 page = selection_picture(
-                    seen, drawn, question, caption(comparison), dropped=dropped
+                    seen,
+                    drawn,
+                    question,
+                    caption(comparison),
+                    dropped=dropped,
+                    below=len(comparison.views) > 1 and drawn.width > 1.5 * drawn.height,
                 )
                 save(page, path)
             except NoPicture as error:

@@ -86,7 +86,7 @@ def beside_each_other(
     per_row = len(pictures)
     if per_row > _ONE_ROW:
         per_row = math.ceil(math.sqrt(per_row))
-    gap = max(1, max(max(picture.size) for picture in pictures) // 24)
+    gap = max(1, max(max(picture.size) for picture in pictures) // 60)
     corners: list[tuple[int, int]] = []
     y = width = height = 0
     for start in range(0, len(pictures), per_row):

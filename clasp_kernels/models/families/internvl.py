@@ -293,8 +293,8 @@ def _grid_of_tiles(tiles: torch.Tensor, whole: torch.Tensor) -> tuple[int, int]:
     grids.sort(key=lambda grid: abs(grid[0] - grid[1]))
 
     def difference(grid: tuple[int, int]) -> float:
-        picture = arranged(tiles, *grid).float()
+        picture = arranged(tiles.detach(), *grid).float()
         small = torch.nn.functional.interpolate(picture[None], whole.shape[1:], mode="area")[0]
-        return float((small - whole.float()).square().mean())
+        return float((small - whole.detach().float()).square().mean())
 
     return min(grids, key=difference)
