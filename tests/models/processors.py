@@ -40,6 +40,8 @@ class ProcessorKind:
     the config."""
     prompt: str
     """What a chat template writes for an image."""
+    videos: str | None = None
+    """The class of its video processor, None where it has none."""
 
 
 def processor_for(family: str, model: Any) -> Any:
@@ -65,6 +67,9 @@ def save_checkpoint(family: str, folder: Path, model: Any = None) -> None:
     described["processor_class"] = type(processor).__name__
     text = json.dumps(described, default=str, indent=2)
     (folder / "processor_config.json").write_text(text, encoding="utf-8")
+    if PROCESSORS[family].videos is not None:  # read where there is torchvision
+        videos = json.dumps({"video_processor_type": PROCESSORS[family].videos})
+        (folder / "video_preprocessor_config.json").write_text(videos, encoding="utf-8")
     (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
 
 
@@ -167,20 +172,6 @@ def _video_llava(config: Any, tokenizer: Any) -> Any:
     )
 
 
-def _qwen(name: str) -> Callable[[Any, Any], Any]:
-    def build(config: Any, tokenizer: Any) -> Any:
-        vision = config.vision_config
-        images = transformers.Qwen2VLImageProcessorPil(
-            patch_size=vision.patch_size,
-            merge_size=vision.spatial_merge_size,
-            temporal_patch_size=vision.temporal_patch_size,
-            size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64},
-        )
-        return without_videos(getattr(transformers, name))(images, tokenizer)
-
-    return build
-
-
 def _internvl(config: Any, tokenizer: Any) -> Any:
     height, width = config.vision_config.image_size
     images = transformers.GotOcr2ImageProcessorPil(
@@ -198,6 +189,21 @@ def _gemma3(config: Any, tokenizer: Any) -> Any:
     )
 
 
+def _qwen(name: str, videos: str) -> ProcessorKind:
+    def build(config: Any, tokenizer: Any) -> Any:
+        vision = config.vision_config
+        images = transformers.Qwen2VLImageProcessorPil(
+            patch_size=vision.patch_size,
+            merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64},
+        )
+        return without_videos(getattr(transformers, name))(images, tokenizer)
+
+    prompt = "<|vision_start|><|image_pad|><|vision_end|>"
+    return ProcessorKind(build, _QWEN_TOKENS, prompt, videos)
+
+
 _LLAVA_TOKENS = {"image_token": ("<image>", "image_token_id")}
 _VIDEO_TOKENS = {**_LLAVA_TOKENS, "video_token": ("<video>", "video_token_id")}
 _QWEN_TOKENS = {
@@ -206,17 +212,19 @@ _QWEN_TOKENS = {
     "vision_start_token": ("<|vision_start|>", "vision_start_token_id"),
     "vision_end_token": ("<|vision_end|>", "vision_end_token_id"),
 }
-_QWEN_PROMPT = "<|vision_start|><|image_pad|><|vision_end|>"
-
 #: By ``config.model_type``, one for each family.
 PROCESSORS: dict[str, ProcessorKind] = {
     "llava": ProcessorKind(_llava, _LLAVA_TOKENS, "<image>"),
     "llava_next": ProcessorKind(_llava_next, _LLAVA_TOKENS, "<image>"),
-    "llava_onevision": ProcessorKind(_llava_onevision, _VIDEO_TOKENS, "<image>"),
-    "video_llava": ProcessorKind(_video_llava, _VIDEO_TOKENS, "<image>"),
-    "qwen2_vl": ProcessorKind(_qwen("Qwen2VLProcessor"), _QWEN_TOKENS, _QWEN_PROMPT),
-    "qwen2_5_vl": ProcessorKind(_qwen("Qwen2_5_VLProcessor"), _QWEN_TOKENS, _QWEN_PROMPT),
-    "qwen3_vl": ProcessorKind(_qwen("Qwen3VLProcessor"), _QWEN_TOKENS, _QWEN_PROMPT),
+    "llava_onevision": ProcessorKind(
+        _llava_onevision, _VIDEO_TOKENS, "<image>", "LlavaOnevisionVideoProcessor"
+    ),
+    "video_llava": ProcessorKind(
+        _video_llava, _VIDEO_TOKENS, "<image>", "VideoLlavaVideoProcessor"
+    ),
+    "qwen2_vl": _qwen("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen2_5_vl": _qwen("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+    "qwen3_vl": _qwen("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     "internvl": ProcessorKind(
         _internvl,
         {
@@ -226,6 +234,7 @@ PROCESSORS: dict[str, ProcessorKind] = {
             "end_image_token": ("</img>", _END),
         },
         "<IMG_CONTEXT>",
+        "InternVLVideoProcessor",
     ),
     "gemma3": ProcessorKind(
         _gemma3,

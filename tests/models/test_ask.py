@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from processors import PROCESSORS, save_checkpoint
 from running import SCENE, clasp, message
+from transformers.utils.import_utils import is_torchvision_available
 
 from clasp_kernels.cli import loading
 from clasp_kernels.cli.comparison import compare
@@ -204,6 +205,7 @@ def test_crops_that_stand_apart_are_an_image_each(checkpoint, wide):
         compare(loaded, load_image(wide), QUESTION, keep=10)
 
 
+@pytest.mark.skipif(is_torchvision_available(), reason="needs an environment without torchvision")
 def test_videos_are_left_out_of_a_processor_without_torchvision(checkpoint):
     kind = load_processor(str(checkpoint("qwen2_vl")))
     assert type(kind).__name__ == "Qwen2VLProcessor"
