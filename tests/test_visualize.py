@@ -96,6 +96,50 @@ def test_what_does_not_fit_is_named(indices, grid, message):
         draw_selection(Image.new("RGB", (8, 8)), indices, [True], grid)
 
 
+def test_boxes_say_where_patches_are_and_the_rest_stays():
+    image = Image.new("RGB", (60, 30), RED)
+    boxes = [(0, 0, 20, 30), (20, 0, 30, 10), (40, 10, 60, 30)]
+    drawn = draw_selection(image, [2], [True], boxes=boxes, size=600)
+    assert drawn.size == (600, 300)
+    assert (pixels(drawn, (0, 0, 200, 300)) != RED).all(-1).all()
+    assert (pixels(drawn, (200, 0, 300, 100)) != RED).all(-1).all()
+    assert drawn.getpixel((400, 100)) == drawn.getpixel((599, 299)) == PIVOT_COLOR
+    assert drawn.getpixel((500, 200)) == RED
+    for outside in ((200, 100, 400, 300), (300, 0, 600, 100)):
+        assert (pixels(drawn, outside) == RED).all()
+
+
+def test_a_grid_and_its_boxes_look_alike():
+    image = Image.effect_noise((96, 64), 80)
+    boxes = [(32 * (n % 3), 32 * (n // 3), 32 * (n % 3 + 1), 32 * (n // 3 + 1)) for n in range(6)]
+    stages = [Dropped("first", [0, 1]), Dropped("second", [3, 5])]
+    by_grid = draw_selection(image, [2, 4], [True, False], (2, 3), dropped=stages)
+    by_boxes = draw_selection(image, [2, 4], [True, False], boxes=boxes, dropped=stages)
+    assert by_grid.tobytes() == by_boxes.tobytes()
+
+
+def test_small_boxes_make_a_larger_picture():
+    image = Image.new("RGB", (1000, 10), RED)
+    assert draw_selection(image, [], [], boxes=[(0, 0, 2, 2)], size=100).size == (2000, 20)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({}, "one of grid and boxes must say where patches are, got neither"),
+        ({"grid": (1, 1), "boxes": []}, "one of grid and boxes .*, got both"),
+        (
+            {"boxes": [(0, 0, 8, 8), (0, 0, 9, 8)]},
+            r"got \(0, 0, 9, 8\) for patch 1",
+        ),
+        ({"boxes": [(4, 0, 4, 8)]}, r"got \(4, 0, 4, 8\) for patch 0"),
+    ],
+)
+def test_what_says_no_places_is_named(where, message):
+    with pytest.raises(ValueError, match=message):
+        draw_selection(Image.new("RGB", (8, 8)), [0], [True], **where)
+
+
 def test_indices_and_pivots_must_be_aligned():
     with pytest.raises(ValueError, match="shorter"):
         draw_selection(Image.new("RGB", (8, 8)), [0, 1], [True], (4, 4))
@@ -194,6 +238,17 @@ def test_selection_picture_shows_image_and_overlay_side_by_side(overlay):
     assert count(shown, RED) == width * height
     beside = page.crop((32 + width, top, 32 + 2 * width, top + height))
     assert (pixels(beside) == pixels(overlay)).all()
+
+
+def test_selection_picture_shows_the_overlay_below(overlay):
+    page = selection_picture(Image.new("RGB", (64, 64), RED), overlay, "Why?", [], below=True)
+    beside = selection_picture(Image.new("RGB", (64, 64), RED), overlay, "Why?", [])
+    width, height = overlay.size
+    assert page.height >= beside.height + height
+    top = next(y for y in range(page.height) if page.getpixel((20, y)) == RED)
+    assert count(page.crop((16, top, 16 + width, top + height)), RED) == width * height
+    under = page.crop((16, top + height + 16, 16 + width, top + 2 * height + 16))
+    assert (pixels(under) == pixels(overlay)).all()
 
 
 def test_selection_picture_has_title_legend_and_caption(overlay):

@@ -556,8 +556,8 @@ def _kinds_of_tokens(model: Any, input_ids: torch.Tensor) -> dict[str, torch.Ten
 
 def _spatial_positions(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """[3, rows, columns]: frame, row and column of visual tokens."""
-    names = ("image_grid_thw", "video_grid_thw", "mm_token_type_ids", "attention_mask")
-    given = {name: batch[name] for name in names if name in batch}
+    names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
+    given = {name: batch[name] for name in (*names, "attention_mask") if name in batch}
     inner = model.model
     deltas = inner.rope_deltas
     positions: torch.Tensor

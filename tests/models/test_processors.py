@@ -1,21 +1,24 @@
 """Pictures and questions as people have them, through each family's own processor, pruned.
 
-No video goes this way: transformers has video processors with torchvision alone (without it even
-``transformers.BaseVideoProcessor`` cannot be made, in every release tested), and the processors
-themselves make no video's placeholders from arrays. The families' own tests give videos as
-``forward`` takes them.
+No video's pixels go this way: transformers has video processors with torchvision alone (without
+it even ``transformers.BaseVideoProcessor`` cannot be made, in every release tested). What such a
+processor would make of a video is given in its place, and the rest of the family's processor, which
+writes the placeholders, is its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families.packed_prompts import differences
 from PIL import Image
 from processors import PROCESSORS, processor_for, save_checkpoint
+from transformers.video_utils import VideoMetadata
 
 from clasp_kernels.cli.processor import load_processor
 from clasp_kernels.models import apply_clasp, supported_model_types
@@ -72,6 +75,59 @@ def test_what_a_processor_makes_is_pruned_as_the_oracle_masks(
     before = [stage.tokens_before for stage in record.stages]
     assert record.pruned_length < record.prompt_length
     assert all(count < before[0] for count in record.stages[-1].counts)
+
+
+class GivenVideo:
+    """Stands for a video processor, and takes every video for the one that it was given."""
+
+    merge_size = 2
+    temporal_patch_size = 2
+    model_input_names = ("pixel_values_videos", "video_grid_thw")
+
+    def __init__(self, made: Mapping[str, Any]) -> None:
+        self.made = made
+
+    def __call__(self, videos: Any, **_: Any) -> dict[str, Any]:
+        return dict(self.made)
+
+
+def video_of(family: str) -> tuple[int, dict[str, Any]]:
+    """The frames of a video, and what a video processor makes of it."""
+    generator = torch.Generator().manual_seed(1)
+    if not family.startswith("qwen"):
+        return 3, {"pixel_values_videos": torch.randn(1, 3, 3, 24, 24, generator=generator)}
+    metadata = VideoMetadata(total_num_frames=4, fps=1.0, frames_indices=[0, 1, 2, 3])
+    return 4, {
+        "pixel_values_videos": torch.randn(48, 96, generator=generator),
+        "video_grid_thw": torch.tensor([[2, 4, 6]]),
+        "video_metadata": [metadata],
+    }
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize("family", [name for name, kind in PROCESSORS.items() if kind.videos])
+def test_a_video_beside_an_image_is_pruned_as_the_oracle_masks(
+    family: str, schedule: Schedule
+) -> None:
+    processor = processor_for(family, SPECIMENS[family].build())
+    frames, made = video_of(family)
+    processor.video_processor = GivenVideo(made)
+    prompts = [asked(processor, 1, "what is it"), asked(processor, 0, "say why")]
+    mark = processor.video_token
+    if family.startswith("qwen"):
+        mark = f"<|vision_start|>{mark}<|vision_end|>"
+    batch = processor(
+        images=[[picture(LARGE)], []],
+        videos=[np.zeros((frames, 24, 24, 3), np.uint8)],
+        text=[prompts[0].replace("what", f"{mark} what"), prompts[1]],
+        return_tensors="pt",
+        padding=True,
+    )
+    prefill, generation, record = differences(family, dict(batch), schedule)
+    assert prefill < 1e-4
+    assert generation < 1e-4
+    # InternVL's frames are an image each.
+    assert record.images_per_prompt == (4 if family == "internvl" else 2, 0)
 
 
 @pytest.mark.parametrize("family", PROCESSORS)
