@@ -261,6 +261,17 @@ def test_a_class_token_is_no_patch_at_any_stage(monkeypatch):
     assert list(dropped[1].indices) == [0]
 
 
+@pytest.mark.parametrize(("patches", "width"), [(4, 96), (24, 192), (30, 240), (40, 240)])
+def test_small_patches_make_a_larger_picture(monkeypatch, patches, width):
+    side = 8 * patches
+    monkeypatch.setattr(picture, "as_seen", lambda *_: Image.new("RGB", (side, side)))
+    monkeypatch.setattr(picture, "_LEAST_PATCH", 8)
+    view = grid_view(torch.zeros(3, side, side), patches, patches, first_token=0)
+    comparison = comparison_of(patches**2, Stage(2, patches**2, (0,), (True,)), views=(view,))
+    _, drawn, _ = picture.overlay(None, comparison, 96)
+    assert drawn.size == (width, width)
+
+
 def test_the_caption_says_where_tokens_were_dropped():
     stages = Stage(None, 9, (1, 2, 5), (True,) * 3), Stage(2, 3, (5,), (True,))
     assert "Kept 3 before the LLM, then 1 after layer 2: two" in report.caption(

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 # Views stand in one row as long as they are no more than these.
 _ONE_ROW = 3
+# A view is drawn larger than asked for where its patches would be smaller than this, as the frame
+# then hides what a patch shows; but not by more than this factor.
+_LEAST_PATCH, _LARGEST = 14, 2.5
 
 
 class NoPicture(ValueError):
@@ -29,9 +32,9 @@ def overlay(
 ) -> tuple[Image.Image, Image.Image, list[Dropped]]:
     """The image as the model sees it, what was kept, and what each stage dropped.
 
-    Where the model sees an image in several views, they are beside each other, and the longest is
-    about ``size``, as far as the picture gets no longer than twice that. Raises NoPicture if what
-    the model sees is not known.
+    Where the model sees an image in several views, they are beside each other. The longest is about
+    ``size``, or larger where patches are small. Raises NoPicture if what the model sees is not
+    known.
     """
     from clasp_kernels.visualize import draw_selection
 
@@ -53,12 +56,14 @@ def overlay(
     ]
     dropped = _dropped(comparison, patches)
     longest = max(max(picture.size) for picture in pictures)
+    smallest = min(min(box[2] - box[0], box[3] - box[1]) for box in boxes)
+    length = min(max(size, _LEAST_PATCH * longest / smallest), _LARGEST * size)
     drawn = draw_selection(
         seen,
         [patch for patch, _ in kept],
         [pivot for _, pivot in kept],
         boxes=boxes,
-        size=round(min(2.0, max(seen.size) / longest) * size),
+        size=round(min(2.0, max(seen.size) / longest) * length),
         dropped=dropped,
     )
     return seen, drawn, dropped
