@@ -176,14 +176,32 @@ def test_a_chat_template_without_the_token_of_the_processor(checkpoint, tmp_path
         asking(folder)
 
 
-class Panning:
-    """A processor that makes crops of its image, which stand apart in the prompt."""
+class Wrapped:
+    """A processor around another."""
 
     def __init__(self, processor):
         self.processor = processor
 
     def __getattr__(self, name):
         return getattr(self.processor, name)
+
+
+class Blind(Wrapped):
+    def __call__(self, **arguments):
+        inputs = self.processor(**arguments)
+        del inputs["pixel_values"]
+        return inputs
+
+
+def test_a_processor_that_makes_no_pixels(checkpoint, wide):
+    loaded = load_model(str(checkpoint("internvl")), "cpu")
+    loaded = LoadedModel(loaded.model, Blind(loaded.processor), "it")
+    with pytest.raises(CommandError, match="the processor of it makes no pixel_values of this ima"):
+        compare(loaded, load_image(wide), QUESTION, keep=2)
+
+
+class Panning(Wrapped):
+    """Makes crops of its image, which stand apart in the prompt."""
 
     def __call__(self, **arguments):
         crops = {"min_crop_size": 30, "max_num_crops": 4, "min_ratio_to_activate": 1.2}
