@@ -70,7 +70,7 @@ def test_adapters_are_asked_what_they_take(monkeypatch: pytest.MonkeyPatch) -> N
             )
 
     monkeypatch.setitem(ADAPTERS, "llava", Refuses)
-    monkeypatch.setattr(prompt, "_ASKED", (), raising=False)
+    monkeypatch.setattr(prompt, "NOT_ASKED", ("llava",))
     Refuses.__module__ = LlavaAdapter.__module__
     assert cells(r1_0=PASSED)[3:6] == ["yes, each one pool", "no: this model folds", "not yet"]
 

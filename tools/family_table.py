@@ -111,9 +111,8 @@ def projector(adapter: type[Adapter], model_type: str) -> str:
 
 
 def is_asked(model_type: str) -> bool:
-    """Whether the command line asks models of the family. It lists them as long as it asks few."""
-    asked = getattr(prompt, "_ASKED", None)
-    return asked is None or model_type in asked
+    """Whether the command line asks models of the family."""
+    return model_type not in prompt.NOT_ASKED
 
 
 def releases(tested: Mapping[str, Mapping[str, Any]]) -> str:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from clasp_kernels.models.adapter import Adapter, View, VisualGroup
 
 
+#: Families that are not asked: what their own processors make was never tried here.
+NOT_ASKED = ("idefics3", "mistral3", "smolvlm")
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One image and one question, as the model takes them."""
@@ -35,6 +39,12 @@ class Prompt:
 def prepare(loaded: LoadedModel, adapter: Adapter, image: Image.Image, question: str) -> Prompt:
     """Raises a CommandError where processor and model do not fit, a UsageError for a question that
     no prompt can hold."""
+    model_type = loaded.model.config.model_type
+    if model_type in NOT_ASKED:
+        raise CommandError(
+            f"{loaded.name} is a {model_type!r} model, of which the command line does not ask yet; "
+            f"apply_clasp() in Python prunes it"
+        )
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
     prompt = _written(loaded, question, vocabulary)
     checked = [*_settings(loaded, _COUNTED[:1]), "the image processor"]

@@ -224,7 +224,10 @@ PROCESSORS: dict[str, ProcessorKind] = {
     ),
     "qwen2_vl": _qwen("Qwen2VLProcessor", "Qwen2VLVideoProcessor"),
     "qwen2_5_vl": _qwen("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
-    "qwen3_vl": _qwen("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    **{
+        family: _qwen("Qwen3VLProcessor", "Qwen3VLVideoProcessor")
+        for family in ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+    },
     "internvl": ProcessorKind(
         _internvl,
         {

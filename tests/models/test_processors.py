@@ -21,7 +21,9 @@ from processors import PROCESSORS, processor_for, save_checkpoint
 from transformers.video_utils import VideoMetadata
 
 from clasp_kernels.cli.processor import load_processor
+from clasp_kernels.cli.prompt import NOT_ASKED
 from clasp_kernels.models import apply_clasp, supported_model_types
+from clasp_kernels.models.decoder import refusal
 from clasp_kernels.models.specimens import SPECIMENS
 from clasp_kernels.policy import Schedule
 
@@ -58,8 +60,15 @@ def batch_of(family: str) -> dict[str, torch.Tensor]:
     return dict(processor(images=images, text=prompts, return_tensors="pt", padding=True))
 
 
+def skip_what_is_refused(family: str, schedule: Schedule) -> None:
+    problem = refusal(SPECIMENS[family].build().config.get_text_config())
+    if problem and any(schedule.layers):
+        pytest.skip(problem)
+
+
 def test_every_family_has_a_processor_here() -> None:
-    assert set(PROCESSORS) == set(supported_model_types())
+    assert {*PROCESSORS, *NOT_ASKED} == set(supported_model_types())
+    assert not set(PROCESSORS).intersection(NOT_ASKED)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
@@ -67,6 +76,7 @@ def test_every_family_has_a_processor_here() -> None:
 def test_what_a_processor_makes_is_pruned_as_the_oracle_masks(
     family: str, schedule: Schedule
 ) -> None:
+    skip_what_is_refused(family, schedule)
     batch = batch_of(family)
     prefill, generation, record = differences(family, batch, schedule)
     assert prefill < 1e-4
@@ -109,6 +119,7 @@ def video_of(family: str) -> tuple[int, dict[str, Any]]:
 def test_a_video_beside_an_image_is_pruned_as_the_oracle_masks(
     family: str, schedule: Schedule
 ) -> None:
+    skip_what_is_refused(family, schedule)
     processor = processor_for(family, SPECIMENS[family].build())
     frames, made = video_of(family)
     processor.video_processor = GivenVideo(made)
@@ -143,6 +154,10 @@ def test_a_budget_of_everything_changes_nothing(family: str) -> None:
 
 @pytest.mark.parametrize("family", PROCESSORS)
 def test_a_processor_comes_back_from_its_folder(family: str, tmp_path: Path) -> None:
+    if family.startswith("qwen3_5"):
+        pytest.skip(
+            "transformers gives any tokenizer of Qwen3.5 that family's own way to cut words"
+        )
     save_checkpoint(family, tmp_path)
     made = processor_for(family, SPECIMENS[family].build())
     loaded = load_processor(str(tmp_path))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from clasp_kernels import attention_salience
-from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.capture import AttentionListener
 from clasp_kernels.models.compat import (
     attention_modules,
@@ -19,6 +20,7 @@ from clasp_kernels.models.compat import (
 from clasp_kernels.models.families._modules import module_inside
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.families._projected import check_pixels
+from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
@@ -122,6 +124,16 @@ class Idefics3Adapter:
             raise ValueError("pixel_values holds no image: all pixels are 0, as in padding")
         counts = ((rows // self._side) ** 2,) * images
         return [VisualGroup("image", "pixel_values", self.token_ids[0], counts)]
+
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        [group] = self.groups(inputs)
+        side = math.isqrt(group.counts[0])
+        length = side * self._side * self._patch
+        pixels = inputs["pixel_values"][..., :length, :length]
+        return [
+            grid_view(image, side, side, number * side**2)
+            for number, image in enumerate(pixels[_is_image(inputs["pixel_values"])])
+        ]
 
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from clasp_kernels import attention_salience
-from clasp_kernels.models.adapter import VisionOutput, VisualGroup
+from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.compat import image_tower
 from clasp_kernels.models.families._items import padded
 from clasp_kernels.models.families._projected import (
@@ -16,6 +16,7 @@ from clasp_kernels.models.families._projected import (
     check_image_sizes,
     check_pixels,
 )
+from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.policy import Profile
 
 
@@ -76,6 +77,16 @@ class Mistral3Adapter(ProjectedAdapter):
                     f"{[height, width]}"
                 )
         return [(height // self._patch, width // self._patch) for height, width in sizes]
+
+    def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        views: list[View] = []
+        first_token, side = 0, self._patch * self._merged
+        for pixels, grid in zip(inputs["pixel_values"], self._grids(inputs), strict=True):
+            rows, columns = (length // self._merged for length in grid)
+            seen = pixels[:, : rows * side, : columns * side]
+            views.append(grid_view(seen, rows, columns, first_token))
+            first_token += rows * columns
+        return views
 
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:

@@ -32,15 +32,20 @@ def build(family: str, **settings: Any) -> Any:
 
 def patched(model: Any, where: str) -> ClaspHandle:
     family = model.config.model_type
-    problem = refusal(model.config.get_text_config())
-    if problem and any(SCHEDULES[where].layers):
-        pytest.skip(problem)
+    skip_what_is_refused(model, where)
     return apply_clasp(
         model,
         schedule=SCHEDULES[where],
         profile=oracle._profile(family),
         fuse_into="selection",
     )
+
+
+def skip_what_is_refused(model: Any, where: str) -> None:
+    """Skip a test inside a decoder that cannot be pruned there."""
+    problem = refusal(model.config.get_text_config())
+    if problem and any(SCHEDULES[where].layers):
+        pytest.skip(problem)
 
 
 @cache
