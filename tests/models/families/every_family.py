@@ -22,7 +22,18 @@ ROWS = ((2, 3), (1, 2, 5), (4,))
 CATEGORIES = {"categories": ["ocr", "counting", "general"]}
 NEW_TOKENS = 4
 
-every_family = pytest.mark.parametrize("family", list(SPECIMENS))
+#: Families that differ most: line ends between tokens; features for later layers and
+#: positions in three dimensions; images that see themselves both ways; a recurrent decoder.
+TELLING = ("llava_next", "qwen3_vl", "gemma3", "qwen3_5")
+telling_families = pytest.mark.parametrize("family", TELLING)
+#: The others are deep.
+every_family = pytest.mark.parametrize(
+    "family",
+    [
+        family if family in TELLING else pytest.param(family, marks=pytest.mark.deep)
+        for family in SPECIMENS
+    ],
+)
 every_schedule = pytest.mark.parametrize("where", list(SCHEDULES))
 
 

@@ -29,6 +29,7 @@ from every_family import (
     last,
     patched,
     skip_what_is_refused,
+    telling_families,
 )
 from tiny_llava import saved_and_loaded
 from transformers import CompileConfig
@@ -417,7 +418,7 @@ def compiled_model(model: Any) -> Any:
 
 
 @deep
-@every_family
+@telling_families
 @pytest.mark.parametrize(
     ("where", "compiles"), [("input", compiled_forward), ("inside", compiled_model)]
 )
@@ -426,9 +427,9 @@ def test_compiled(family: str, where: str, compiles: Callable[[Any], Any]) -> No
 
 
 @deep
-@pytest.mark.parametrize("family", ["llava_next", "qwen3_vl"])
+@pytest.mark.parametrize("family", ["qwen3_vl"])
 def test_compiled_for_speed(family: str) -> None:
-    """As it takes minutes, only where something is put between or added to visual tokens."""
+    """As it takes minutes, only where features are added to visual tokens."""
     check_compiled(family, "inside", torch.compile)
 
 
@@ -444,7 +445,7 @@ def check_compiled(family: str, where: str, compiles: Callable[[Any], Any]) -> N
 
 
 @deep
-@every_family
+@telling_families
 @every_schedule
 def test_compiled_decoding_with_a_static_cache(family: str, where: str) -> None:
     """As many graphs as the unpatched model needs, and the same answer as without."""
