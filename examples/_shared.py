@@ -83,7 +83,7 @@ def random_qwen_video(model: Any, *, frames: int = 3) -> Visual:
     """A video for a tiny Qwen-VL model: ``frames`` times the patches of an image."""
     pixels, [start, *frame, end] = random_image(model)
     frame = [model.config.video_token_id for _ in frame]
-    if model.config.model_type == "qwen3_vl":  # frames stand between timestamps
+    if model.config.model_type.startswith("qwen3"):  # frames stand between timestamps
         tokens = [token for second in range(frames) for token in (5 + second, start, *frame, end)]
     else:
         tokens = [start, *frame * frames, end]
