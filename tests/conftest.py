@@ -57,11 +57,7 @@ def pytest_report_header() -> list[str]:
 
 # Of the CUDA extension; "auto" chooses by shape, for images as small as these tests have "matrix".
 CUDA_DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
-
-
-def cuda_designs(device: str) -> tuple[str, ...]:
-    has_clusters = torch.cuda.get_device_capability(device) >= (9, 0)
-    return ("auto", "cluster", "steps") if has_clusters else ("auto", "steps")
+CUDA_DESIGNS = ("auto", "steps")
 
 
 class Served(NamedTuple):
@@ -96,7 +92,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         here = [Served(name) for name in serving(op)]
         there = serving(op, torch.device(device).type) if device else []
         for name in there:
-            designs = cuda_designs(device) if name == "cuda" else (None,)
+            designs = CUDA_DESIGNS if name == "cuda" else (None,)
             here += [Served(name, device, design) for design in designs]
         return here
 

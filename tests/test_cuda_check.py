@@ -53,22 +53,6 @@ GREEDY = """template <int COUNT>
 __global__ __launch_bounds__(256) void greedy_kernel(float* values) { reverse<COUNT>(values); }"""
 SPILLING = """
 __global__ __launch_bounds__(1024) void spilling_kernel(float* values) { reverse<100>(values); }"""
-# Of clusters, which GPUs have from 9.0 on: for those before, it must compile to nothing.
-RESIDENT = """
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define CLUSTER __cluster_dims__(4)
-#else
-#define CLUSTER
-#endif
-__global__ CLUSTER __launch_bounds__(256, 1) void resident_kernel([[maybe_unused]] float* values) {
-#if __CUDA_ARCH__ >= 900
-  extern __shared__ float others[];
-  others[threadIdx.x] = values[threadIdx.x];
-  asm volatile("barrier.cluster.arrive.aligned;");
-  asm volatile("barrier.cluster.wait.aligned;");
-  reverse<180>(others);
-#endif
-}"""
 UNBOUNDED = "__global__ void unbounded_kernel(float* values) { values[0] = 0; }"
 WARNS = """
 __global__ __launch_bounds__(32) void warns_kernel(float* values) { int idle; values[0] = 0; }"""
@@ -133,20 +117,6 @@ def test_exceptions_are_listed_and_have_to_be_needed(
 
 
 @needs_nvcc
-def test_a_kernel_that_some_gpus_have_may_keep_its_data_in_registers_there(
-    check: Callable[..., tuple[int, str]],
-) -> None:
-    reason = "It keeps its rows there, one block a multiprocessor."
-    exceptions: list[Exemption] = [FewWarps("resident_kernel", 8, reason, (90, 100))]
-    status, output = check(RESIDENT, "resident_kernel", exceptions=exceptions)
-    assert status == 0, output
-    lines = [line.split() for line in output.splitlines() if "resident_kernel  " in line]
-    warps = {architecture: line[-6] for _, architecture, *line in lines}
-    assert warps == {"sm_80": "64", "sm_90a": "8", "sm_100": "8"}, output
-    assert f"resident_kernel may leave 8 of 64 warps: {reason}" in output, output
-
-
-@needs_nvcc
 def test_half_of_the_warps_that_are_enough_need_no_exception(
     check: Callable[..., tuple[int, str]],
 ) -> None:
@@ -175,10 +145,10 @@ def test_a_kernel_has_to_say_how_many_threads_it_runs(
 def test_block_sizes_are_found_among_other_directives() -> None:
     directives = {
         "plain": ".maxntid 256",
-        "cluster": ".explicitcluster\n.reqnctapercluster 8, 1, 1\n.maxntid 512, 1, 1\n.maxnreg 128",
+        "wide": ".maxntid 512, 1, 1\n.maxnreg 128",
         "tall": ".minnctapersm 1\n.maxntid 32, 8, 2",
-        "fixed": ".blocksareclusters\n.reqntid 64, 1, 1\n.reqnctapercluster 1, 1, 1",
-        "last": ".maxntid 1024, 1, 1\n.minnctapersm 1\n.maxclusterrank 8",
+        "fixed": ".reqntid 64, 1, 1",
+        "last": ".maxntid 1024, 1, 1\n.minnctapersm 1",
     }
     ptx = "".join(
         f".visible .entry {name}(\n.param .u64 {name}_0,\n.param .align 8 .b8 {name}_1[16]\n)\n"
@@ -194,7 +164,7 @@ def test_block_sizes_are_found_among_other_directives() -> None:
     )
     kernels = cuda_check.read_kernels(ptxas, ptx, capability=90)
     assert {kernel.name: kernel.resources.num_warps for kernel in kernels} == {
-        **{"plain": 8, "cluster": 16, "tall": 16, "fixed": 2, "last": 32},
+        **{"plain": 8, "wide": 16, "tall": 16, "fixed": 2, "last": 32},
     }
 
 

@@ -167,8 +167,8 @@ def test_what_is_too_large_is_left_out_before_it_is_made() -> None:
 
 @pytest.fixture
 def on_the_cpu(monkeypatch: Any) -> list[str]:
-    """The extension is taken to serve the CPU; says which design each call of ours was made with,
-    of which the cluster refuses and the steps are wrong."""
+    """The extension is taken to serve the CPU; says which design each call of ours was made with.
+    ``refused`` of the case refuses, and the steps are wrong."""
     told: list[str] = []
 
     def choose(op: str, device: str, forced: str) -> backends.Choice:
@@ -176,10 +176,12 @@ def on_the_cpu(monkeypatch: Any) -> list[str]:
         return backends.Choice(None if problem else forced, problem or "forced")
 
     class Case(type(small_cases("complete_tokens")[-1])):
+        refused = "none"
+
         def ours(self, features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
             told.append(os.environ.get(designs.ENVIRONMENT, "nothing"))
-            if told[-1] == "cluster":
-                raise RuntimeError("CLASP_KERNELS_CUDA_DESIGN=cluster serves 9.0\nand later")
+            if told[-1] == self.refused:
+                raise RuntimeError("CLASP_KERNELS_CUDA_DESIGN=matrix serves no more\nthan that")
             picks = complete_tokens(features, selected, num_tokens)
             return picks.flip(1) if told[-1] == "steps" else picks
 
@@ -203,17 +205,19 @@ def test_a_design_holds_for_all_of_its_calls_and_no_others(on_the_cpu) -> None:
         assert os.environ[designs.ENVIRONMENT] == "auto"
     assert designs.ENVIRONMENT not in os.environ
     in_turn = [name for name, before in zip(told, ["", *told], strict=False) if name != before]
-    assert in_turn == ["auto", "cluster", "matrix", "steps"]
+    assert in_turn == ["auto", "matrix", "steps"]
     assert told.count("matrix") == told.count("auto") - 1  # which is called once to compare with
     rows = {row.implementation: row.kind for row in session.rows}
     assert rows == {OURS: "ours", "cuda-matrix": DESIGN}
 
 
 def test_a_design_that_refuses_is_left_out_and_one_that_errs_fails(on_the_cpu) -> None:
+    case = on_the_cpu.pop()
+    type(case).refused = "matrix"
     session = run.Session(HostClock(), "cpu")
-    session.measure(on_the_cpu.pop())
+    session.measure(case)
     assert {it["implementation"]: it["why"] for it in session.left_out} == {
-        "cuda-cluster": "CLASP_KERNELS_CUDA_DESIGN=cluster serves 9.0",
+        "cuda-matrix": "CLASP_KERNELS_CUDA_DESIGN=matrix serves no more",
         "cuda-steps": "computes something else",
         "triton": "there is no triton here",
     }
@@ -240,7 +244,7 @@ def invented(case: str, implementation: str, kind: str, median: float, by: str) 
 def test_designs_are_shown_by_shape() -> None:
     rows = [
         invented("a", OURS, "ours", 50.0, "graph"),
-        invented("a", "cuda-cluster", DESIGN, 49.0, "graph"),
+        invented("a", "cuda-steps", DESIGN, 49.0, "graph"),
         invented("a", "cuda-matrix", DESIGN, 61.0, "graph"),
         invented("a", "eager-gram", EAGER, 1500.0, "graph"),
         invented("a", "eager-per-image", EAGER, 1100.0, "events"),
@@ -252,21 +256,21 @@ def test_designs_are_shown_by_shape() -> None:
     ]
     where = {"op": "select_tokens", "case": "b"}
     left_out = [
-        {**where, "implementation": "cuda-cluster", "kind": DESIGN, "why": "too large"},
+        {**where, "implementation": "cuda-steps", "kind": DESIGN, "why": "too large"},
         {**where, "implementation": "eager-gram", "kind": EAGER, "why": "too slow"},
     ]
     header, _, first, second, *rest = design_table.markdown(rows, left_out).splitlines()
-    names = "case|ours|cuda-cluster|cuda-matrix|cuda-steps|triton|best eager|torch.compile"
+    names = "case|ours|cuda-matrix|cuda-steps|triton|best eager|torch.compile"
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
         *names.split("|"),
         "torch-cluster",
     ]
     assert first == (
-        "| `select_tokens` a | 50 us | **49 us** | 61 us | - | - | 1.1 ms\\* (22.0x) "
+        "| `select_tokens` a | 50 us | 61 us | **49 us** | - | 1.1 ms\\* (22.0x) "
         "| 900 us (18.0x) | 5 ms\\* (100.0x) |"
     )
-    assert second == "| `select_tokens` b | 400 us | - | **399 us** | - | - | - | - | - |"
-    assert rest[-1] == "- `select_tokens` b, cuda-cluster: too large"
+    assert second == "| `select_tokens` b | 400 us | **399 us** | - | - | - | - | - |"
+    assert rest[-1] == "- `select_tokens` b, cuda-steps: too large"
     assert "too slow" not in "".join(rest) and "select_pivots" not in "".join(rest)
     assert design_table.markdown(rows[-1:], []) == ""
 
@@ -392,9 +396,9 @@ def test_a_run_writes_every_op_and_shows_the_designs(
     content = json.loads((tmp_path / "complete_tokens.json").read_text())
     assert content["environment"]["backend"] == "cpu"
     assert {row["case"] for row in content["rows"]} == {str(it) for it in few["complete_tokens"]}
-    assert {it["implementation"] for it in content["left_out"]} >= {"cuda-cluster", "cuda-steps"}
+    assert {it["implementation"] for it in content["left_out"]} >= {"cuda-matrix", "cuda-steps"}
     table = (tmp_path / "designs.md").read_text()
-    assert table.startswith("P\n\n| case | ours | cuda-cluster |")
+    assert table.startswith("P\n\n| case | ours | cuda-matrix |")
     output = capsys.readouterr().out
     assert table.removeprefix("P\n\n") in output and "backend auto" in output
 

@@ -229,7 +229,7 @@ sanitized.main({tool!r}, "cpu")
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    designs = {f"cuda-{design}" for design in ("cluster", "matrix", "steps")}
+    designs = {f"cuda-{design}" for design in ("matrix", "steps")}
     expected = {f"{op}-{design}" for op in _cuda.CUDA_OPS for design in designs}
     if tool == "memcheck":
         expected |= {f"{op}-triton" for op in _triton.TRITON_OPS}

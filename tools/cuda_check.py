@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cuda_toolkit
-from kernel_report import Exemption, FewWarps, Report
+from kernel_report import Exemption, Report
 from kernel_resources import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,11 +34,7 @@ MAJOR = "13"  # of the toolkit to install where there is none; 12.8 is the first
 WARP = 32
 STRICT = ("-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
 
-_RESIDENT = "It holds features in registers on purpose: one block of 8 warps to a multiprocessor."
-EXCEPTIONS: list[Exemption] = [
-    FewWarps("cluster_complete_kernel", 8, _RESIDENT, (90, 100)),
-    FewWarps("cluster_select_kernel", 8, _RESIDENT, (90, 100)),
-]
+EXCEPTIONS: list[Exemption] = []
 
 # ptxas -v: each kernel's three lines.
 _KERNEL = re.compile(

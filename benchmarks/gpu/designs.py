@@ -21,7 +21,6 @@ from .implementation import Implementation, NotServed, first_line
 ENVIRONMENT = "CLASP_KERNELS_CUDA_DESIGN"
 # Name: backend, and design of the CUDA extension.
 DESIGNS = {
-    "cuda-cluster": ("cuda", "cluster"),
     "cuda-matrix": ("cuda", "matrix"),
     "cuda-steps": ("cuda", "steps"),
     "triton": ("triton", "auto"),

@@ -63,43 +63,4 @@ CLASP_DEVICE void rank_block(Block& block, int32_t first, int32_t num_tokens, co
   });
 }
 
-// As above for `share` tokens from `first` on, which may be far fewer than the block has threads:
-// several threads count for each. `keys` has room for all tokens of the image, `counts` for
-// kMost + 1, and `share` is no more than kMost.
-template <int kMost, class Block, class Rank>
-CLASP_DEVICE void rank_share(Block& block, int32_t first, int32_t share, int32_t num_tokens,
-                             const Rank& rank, uint64_t* keys, int32_t* counts,
-                             const PivotRow& row) {
-  constexpr int kParts = Block::kThreads / kMost;
-  static_assert(kParts > 0);
-  block.each([&](int thread) {
-    for (int32_t n = thread; n < num_tokens; n += Block::kThreads) keys[n] = ranked(rank(n), n);
-    for (int i = thread; i <= kMost; i += Block::kThreads) counts[i] = 0;
-  });
-  block.sync();
-  block.each([&](int thread) {
-    const int slot = thread % kMost;
-    const int part = thread / kMost;
-    if (part >= kParts || slot >= share) return;
-    int32_t better = 0;
-    int32_t num_valid = 0;
-    for (int32_t n = part; n < num_tokens; n += kParts) {
-      better += keys[n] < keys[first + slot] ? 1 : 0;
-      num_valid += keys[n] >> 32 != kRankOfInvalid ? 1 : 0;
-    }
-    block.add(counts + slot, better);
-    if (slot == 0) block.add(counts + kMost, num_valid);
-  });
-  block.sync();
-  block.each([&](int thread) {
-    for (int32_t slot = thread; slot < share; slot += Block::kThreads) {
-      const bool valid = keys[first + slot] >> 32 != kRankOfInvalid;
-      if (valid && counts[slot] < row.num_pivots) row.pivots[counts[slot]] = first + slot;
-    }
-    if (first != 0) return;
-    const int64_t found = counts[kMost] < row.num_pivots ? counts[kMost] : row.num_pivots;
-    for (int64_t i = found + thread; i < row.width; i += Block::kThreads) row.pivots[i] = -1;
-  });
-}
-
 }  // namespace clasp

@@ -1,6 +1,8 @@
 // A block of GPU threads, as the algorithms of csrc/core/block_*.h see it.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 #include "core/order.h"
@@ -85,42 +87,9 @@ class Block {
     atomicOr(words + n / 32, 1U << n % 32);
   }
 
-  __device__ void add(int32_t* sum, int32_t value) const { atomicAdd(sum, value); }
-
  private:
   Shared* shared_ = nullptr;
   int turn_ = 0;
-};
-
-// A warp as a block of its own.
-template <int ItemCount>
-class Warp {
- public:
-  static constexpr int kThreads = kWarpSize;
-  static constexpr int kItems = ItemCount;
-
-  template <class T>
-  using PerThread = typename Block<kWarpSize, ItemCount>::template PerThread<T>;
-  template <class T>
-  using Items = typename Block<kWarpSize, ItemCount>::template Items<T>;
-
-  template <class Body>
-  __device__ void each(const Body& body) const {
-    body(static_cast<int>(threadIdx.x) % kWarpSize);
-  }
-
-  __device__ void sync() const { __syncwarp(); }
-
-  template <class Key>
-  __device__ uint64_t minimum(const Key& key) const {
-    return warp_minimum(key(static_cast<int>(threadIdx.x) % kWarpSize));
-  }
-
-  // The first thread for which `is_it` holds; there must be one.
-  template <class Predicate>
-  __device__ int find(const Predicate& is_it) const {
-    return __ffs(__ballot_sync(0xFFFFFFFFU, is_it(static_cast<int>(threadIdx.x) % kWarpSize))) - 1;
-  }
 };
 
 }  // namespace clasp::cuda

@@ -1,6 +1,5 @@
-// complete_tokens and select_tokens on a GPU, by one of three designs (plan.h): from the
-// similarities of all pairs of an image's tokens, in two launches a wave of images; by a cluster of
-// blocks an image, in one launch; or in a launch a step.
+// complete_tokens and select_tokens on a GPU, by one of two designs (plan.h): from the similarities
+// of all pairs of an image's tokens, in two launches a wave of images; or in a launch a step.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -11,8 +10,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <limits>
-#include <map>
-#include <mutex>
 #include <optional>
 #include <tuple>
 
@@ -23,7 +20,6 @@
 #include "core/scalar.h"
 #include "core/tile_pairs.h"
 #include "cuda/arguments.h"
-#include "cuda/cluster.cuh"
 #include "cuda/plan.h"
 #include "cuda/ranking.cuh"
 #include "cuda/scan.cuh"
@@ -50,66 +46,6 @@ bool is_aligned(const Features<T>& features) {
 // Looked up at every call, so that a process can time one design against another.
 std::optional<Design> forced_design() {
   return design_named(std::getenv("CLASP_KERNELS_CUDA_DESIGN"));
-}
-
-int32_t device_attribute(cudaDeviceAttr attribute, int32_t device) {
-  int value;
-  STD_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
-  return value;
-}
-
-int32_t num_multiprocessors(int32_t device) {
-  return device_attribute(cudaDevAttrMultiProcessorCount, device);
-}
-
-// A launch of `grid` blocks in clusters of `blocks`. Its parts point to each other.
-struct ClusterLaunch {
-  cudaLaunchAttribute cluster{};
-  cudaLaunchConfig_t config{};
-
-  ClusterLaunch(unsigned grid, int32_t blocks, cudaStream_t stream) {
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-    config.gridDim = grid;
-    config.blockDim = kRowThreads;
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-  }
-  ClusterLaunch(const ClusterLaunch&) = delete;
-};
-
-// Whether the current device, which is `device`, runs this kernel in clusters of so many blocks.
-bool find_out_if_launches_clusters(const void* kernel, int32_t device, int32_t blocks) {
-  if (device_attribute(cudaDevAttrClusterLaunch, device) == 0) return false;
-  // Compiled for an older GPU, and only translated for this one, it is empty.
-  cudaFuncAttributes attributes;
-  STD_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
-  if (attributes.ptxVersion < 90) return false;
-  if (blocks > kPortableCluster) {
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  }
-  const ClusterLaunch one(static_cast<unsigned>(blocks), blocks, nullptr);
-  int num_clusters = 0;
-  const cudaError_t status = cudaOccupancyMaxActiveClusters(&num_clusters, kernel, &one.config);
-  if (status == cudaErrorInvalidClusterSize) {
-    cudaGetLastError();  // or whoever asks next would take it for an error of theirs
-    return false;
-  }
-  STD_CUDA_CHECK(status);
-  return num_clusters > 0;
-}
-
-bool launches_clusters(const void* kernel, int32_t device, int32_t blocks) {
-  static std::mutex mutex;
-  static std::map<std::tuple<const void*, int32_t, int32_t>, bool> known;
-  const std::lock_guard<std::mutex> lock(mutex);
-  const std::tuple key{kernel, device, blocks};
-  auto found = known.find(key);
-  if (found == known.end()) {
-    found = known.emplace(key, find_out_if_launches_clusters(kernel, device, blocks)).first;
-  }
-  return found->second;
 }
 
 // One op on one batch; the two ops differ in where the tokens to start from come from, and in what
@@ -142,10 +78,7 @@ class Launcher {
     const std::optional<Design> forced = forced_design();
     // Nothing to compare: any design only fills in results.
     if (job_.num_tokens == 0) return with_matrix();
-    const int32_t smallest = forced == Design::cluster ? smallest_launchable_cluster() : 0;
-    switch (design_for(job_.num_tokens, forced, smallest > 0)) {
-      case Design::cluster:
-        return by_clusters(smallest);
+    switch (design_for(job_.num_tokens, forced)) {
       case Design::matrix:
         return with_matrix();
       case Design::steps:
@@ -161,56 +94,6 @@ class Launcher {
     for (int64_t first = 0; first < job_.num_images; first += wave) {
       body(workspace, first, std::min(wave, job_.num_images - first));
     }
-  }
-
-  // Calls body with the kernels for these features.
-  template <class Body>
-  auto with_cluster_kernels(const Body& body) {
-    if constexpr (sizeof(T) == 4) {
-      return body(&cluster_complete_kernel<T, kFloatShape.block_tokens, kFloatShape.most_dims>,
-                  &cluster_select_kernel<T, kFloatShape.block_tokens, kFloatShape.most_dims>);
-    } else if (features_.dim <= kHalfShape.most_dims) {
-      return body(&cluster_complete_kernel<T, kHalfShape.block_tokens, kHalfShape.most_dims>,
-                  &cluster_select_kernel<T, kHalfShape.block_tokens, kHalfShape.most_dims>);
-    } else {
-      return body(
-          &cluster_complete_kernel<T, kWideHalfShape.block_tokens, kWideHalfShape.most_dims>,
-          &cluster_select_kernel<T, kWideHalfShape.block_tokens, kWideHalfShape.most_dims>);
-    }
-  }
-
-  // 0 if an image is too large for one, or there are none here.
-  int32_t smallest_launchable_cluster() {
-    const auto shape = cluster_shape(sizeof(T), features_.dim);
-    if (!shape) return 0;
-    const int32_t blocks = smallest_cluster(job_.num_tokens, *shape);
-    return blocks > 0 && launches(blocks) ? blocks : 0;
-  }
-
-  bool launches(int32_t blocks) {
-    return with_cluster_kernels([&](auto complete, auto select) {
-      const auto* kernel = job_.selects ? reinterpret_cast<const void*>(select)
-                                        : reinterpret_cast<const void*>(complete);
-      return launches_clusters(kernel, place_.device_index, blocks);
-    });
-  }
-
-  void by_clusters(int32_t smallest) {
-    const int32_t blocks = cluster_size(smallest, job_.num_tokens, job_.num_images,
-                                        num_multiprocessors(place_.device_index),
-                                        [&](int32_t larger) { return launches(larger); });
-    const ClusterLaunch launch(grid(job_.num_images * blocks), blocks, stream_);
-    with_cluster_kernels([&](auto complete, auto select) {
-      if (job_.selects) {
-        const ClusterSelection selection{job_.ranking, job_.outputs};
-        STD_CUDA_CHECK(
-            cudaLaunchKernelEx(&launch.config, select, features_, is_aligned_, selection));
-      } else {
-        const ClusterCompletion completion{job_.selected, job_.valid, job_.picks, job_.width};
-        STD_CUDA_CHECK(
-            cudaLaunchKernelEx(&launch.config, complete, features_, is_aligned_, completion));
-      }
-    });
   }
 
   void with_matrix() {

@@ -17,10 +17,7 @@ from clasp_kernels import _cuda, backends, use_backend
 
 DEVICE = "cuda"  # of the tensors in the tests that need a GPU
 CUDA_DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
-CLUSTER_CAPABILITY = (9, 0)
-# The most tokens of an image, by bytes of an element and the widest features.
-CLUSTER_TOKENS = {2: {1024: 1280, 1536: 768}, 4: {1024: 640}}
-MATRIX_TOKENS = 8192
+MATRIX_TOKENS = 8192  # the most of an image
 
 
 class Kernels(NamedTuple):
@@ -37,22 +34,11 @@ class Kernels(NamedTuple):
     def problem(self, device: str) -> str | None:
         """Why they cannot serve on ``device``, or None where they can."""
         choice = backends.choose(self.op, torch.device(device).type, self.backend)
-        if choice.backend is None:
-            return choice.reason
-        if self.design == "cluster":
-            capability = torch.cuda.get_device_capability(device)
-            if capability < CLUSTER_CAPABILITY:
-                return f"clusters need compute capability 9.0 or later, the GPU has {capability}"
-        return None
+        return choice.reason if choice.backend is None else None
 
-    def fit(self, size: large.Size, dtype: torch.dtype) -> bool:
+    def fit(self, size: large.Size) -> bool:
         """Whether features of this size are any that they serve."""
-        if self.design == "matrix":
-            return size.tokens <= MATRIX_TOKENS
-        if self.design != "cluster":
-            return True
-        most = CLUSTER_TOKENS[dtype.itemsize]
-        return any(size.dim <= dim and size.tokens <= tokens for dim, tokens in most.items())
+        return self.design != "matrix" or size.tokens <= MATRIX_TOKENS
 
     @contextlib.contextmanager
     def forced(self) -> Iterator[None]:
@@ -70,7 +56,7 @@ TRITON = [Kernels(op, "triton") for op in large.OPS]
 # For what depends on how a backend is called, not on its kernels.
 OF_EACH_BACKEND = TRITON + cuda("auto")
 # For what the kernels do: "auto" is one of the others then.
-OF_EACH_DESIGN = TRITON + cuda("cluster", "matrix", "steps")
+OF_EACH_DESIGN = TRITON + cuda("matrix", "steps")
 
 
 def each(kernels: Iterable[Kernels]) -> pytest.MarkDecorator:
@@ -87,7 +73,7 @@ def each_that_fits(
         for chosen in kernels
         for dtype in dtypes
         for size in sizes
-        if chosen.fit(size, dtype)
+        if chosen.fit(size)
     ]
 
 

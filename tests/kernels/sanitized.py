@@ -5,10 +5,9 @@
 memcheck   All kernels. Without torch's cache every tensor is an allocation of its own, and whatever
            is read or written past its end is seen.
 racecheck  The CUDA extension's kernels: Triton places the barriers of its own. It sees accesses to
-           shared memory, also by cp.async, and remote ones to blocks of a cluster that have not yet
-           started or have ended. By its manual it does not see what blocks tell each other through
-           global memory (the keys of "steps"), nor whether accesses to another block's shared
-           memory are ordered: the twenty runs of test_gpu_results.py have to.
+           shared memory, also by cp.async. By its manual it does not see what blocks tell each
+           other through global memory (the keys of "steps"): the twenty runs of test_gpu_results.py
+           have to.
 synccheck  The same: barriers that not all threads reach, and masks without the threads that do. By
            its manual not a thread that is named in a mask and never comes.
 """
@@ -41,7 +40,7 @@ SIZES = [
     large.Size(2, 301, 136),
 ]
 DTYPES = (torch.float32, torch.bfloat16)
-DESIGNS = cuda("cluster", "matrix", "steps")
+DESIGNS = cuda("matrix", "steps")
 WORKLOADS: dict[str, list[Kernels]] = {
     # Those that need no compiler first.
     "memcheck": sorted(OF_EACH_DESIGN, key=lambda kernels: kernels.backend),
@@ -55,7 +54,7 @@ def call(kernels: Kernels, device: str) -> None:
     with kernels.forced():
         for dtype in DTYPES:
             for size in SIZES:
-                if kernels.fit(size, dtype):
+                if kernels.fit(size):
                     run(op, large.arguments(op, size, dtype, device))
         for given in (calls()[op], calls(torch.bfloat16)[op], plain_calls()[op]):
             run(op, tensors_mapped(given.arguments, lambda tensor: tensor.to(device)))

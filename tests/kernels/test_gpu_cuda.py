@@ -13,19 +13,14 @@ from inputs import DTYPES
 if not torch.cuda.is_available():
     pytest.skip("there is no GPU", allow_module_level=True)
 
-DESIGNS = cuda("cluster", "matrix", "steps")
+DESIGNS = cuda("matrix", "steps")
 
 
 EQUAL = [large.Size(3, 576, 1024), large.Size(2, 2880, 1024)]
-# So many that each goes to a cluster of few blocks.
-EQUAL_IN_SMALL_CLUSTERS = [large.Size(128, 64, 1024), large.Size(32, 300, 1024)]
 
 
 @pytest.mark.parametrize("seed", range(3))
-@with_sizes(
-    each_that_fits(DESIGNS, EQUAL, DTYPES)
-    + each_that_fits(cuda("cluster"), EQUAL_IN_SMALL_CLUSTERS, DTYPES)
-)
+@with_sizes(each_that_fits(DESIGNS, EQUAL, DTYPES))
 def test_equal_tokens_tie(op, size, dtype, seed) -> None:
     """Features whose sums round: a sum in another order would break the tie."""
     gpu_checks.assert_equal_tokens_tie(op, size, dtype, DEVICE, seed)
@@ -42,7 +37,7 @@ WAVES = [
 ]
 # These go through at once, and should not take more either.
 AT_ONCE = [
-    *each_that_fits(cuda("cluster", "steps"), [large.Size(256, 576, 64)], [torch.bfloat16]),
+    *each_that_fits(cuda("steps"), [large.Size(256, 576, 64)], [torch.bfloat16]),
     *each_that_fits(cuda("steps", "auto"), [large.Size(1, 16384, 64)], [torch.float32]),
 ]
 
@@ -69,23 +64,12 @@ def test_what_memory_held_does_not_matter_to_waves(op, size, dtype) -> None:
     gpu_checks.assert_what_memory_held_does_not_matter(op, size, dtype, DEVICE)
 
 
-REFUSED = [
-    ("matrix", large.Size(1, 8193, 8), torch.bfloat16),
-    ("cluster", large.Size(1, 1281, 1024), torch.bfloat16),
-    ("cluster", large.Size(1, 769, 1536), torch.float16),
-    ("cluster", large.Size(1, 8, 1544), torch.bfloat16),
-    ("cluster", large.Size(1, 641, 1024), torch.float32),
-    ("cluster", large.Size(1, 8, 1028), torch.float32),
-]
-
-
 @each(cuda("auto"))
-@pytest.mark.parametrize(("design", "size", "dtype"), REFUSED, ids=str)
-def test_a_design_that_cannot_serve_says_so_and_is_not_chosen(op, design, size, dtype) -> None:
+def test_a_design_that_cannot_serve_says_so_and_is_not_chosen(op) -> None:
     """What the other tests leave out is what it refuses."""
-    kernels = Kernels(op, "cuda", design)
-    assert not kernels.fit(size, dtype)
-    given = large.arguments(op, size, dtype, DEVICE)
+    kernels, size = Kernels(op, "cuda", "matrix"), large.Size(1, 8193, 8)
+    assert not kernels.fit(size)
+    given = large.arguments(op, size, torch.bfloat16, DEVICE)
     with kernels.forced(), pytest.raises((RuntimeError, ValueError), match=CUDA_DESIGN):
         run(op, given)
     run(op, given)

@@ -33,13 +33,6 @@ REAL_SIZES = [large.Size(8, 576, 1024), large.Size(8, 2880, 1024)]
 # Past what any design but "steps" holds; the last once only, as it takes longest.
 MOST_TOKENS = [large.Size(2, 16384, 1), large.Size(2, 16384, 63), large.Size(2, 16384, 1024)]
 LARGEST = large.Size(1, 16384, 3584)
-# The most that clusters hold, where the largest ones begin, and widths that are no power of two.
-CLUSTER_SIZES = [
-    large.Size(2, *size)
-    for size in ((1280, 1024), (640, 1024), (768, 1536), (769, 1024), (577, 8), (300, 1160))
-]
-# So many images that each goes to a smaller cluster than it would alone.
-CLUSTER_BATCHES = [large.Size(128, 65, 1024), large.Size(32, 300, 1024), large.Size(70, 31, 8)]
 HALF = [torch.bfloat16]
 
 # Every size in bfloat16 only; the designs of the CUDA extension that it does not choose by itself
@@ -47,8 +40,7 @@ HALF = [torch.bfloat16]
 RIGHT = [
     *each_that_fits(TRITON + cuda("auto"), EVERY_SIZE, HALF),
     *each_that_fits(TRITON, SOME_SIZES, [dtype for dtype in DTYPES if dtype not in HALF]),
-    *each_that_fits(cuda("cluster", "matrix", "steps"), SOME_SIZES, DTYPES),
-    *each_that_fits(cuda("cluster"), CLUSTER_SIZES + CLUSTER_BATCHES, DTYPES),
+    *each_that_fits(cuda("matrix", "steps"), SOME_SIZES, DTYPES),
     *each_that_fits(cuda("auto"), MOST_TOKENS, HALF),
     *each_that_fits([Kernels("select_tokens", "cuda", "auto")], [LARGEST], HALF),
 ]
@@ -66,10 +58,7 @@ def test_twenty_runs_give_the_same_bits(op, size, dtype) -> None:
     gpu_checks.assert_same_bits_every_time(op, size, dtype, DEVICE, times=20)
 
 
-@with_sizes(
-    each_that_fits(OF_EACH_DESIGN, REAL_SIZES, DTYPES)
-    + each_that_fits(cuda("cluster"), CLUSTER_BATCHES, DTYPES)
-)
+@with_sizes(each_that_fits(OF_EACH_DESIGN, REAL_SIZES, DTYPES))
 def test_an_image_does_not_depend_on_its_batch(op, size, dtype) -> None:
     gpu_checks.assert_images_are_independent(op, size, dtype, DEVICE)
 

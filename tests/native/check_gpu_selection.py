@@ -9,80 +9,22 @@ import numpy as np
 from arrays import SCALARS, at_end_of_page, decode, encode, random_mask
 from check_completion import certify, greedy, lattice, two_stages
 
-PATHS = ("matrix", "steps", "cluster5", "cluster8")
+PATHS = ("matrix", "steps")
 
 
 def check_gpu_design_follows_the_size_of_an_image(core: ModuleType) -> None:
     for num_tokens, design in ((0, "matrix"), (1, "matrix"), (8192, "matrix"), (8193, "steps")):
-        for has_cluster in (False, True):
-            assert core.gpu_design(num_tokens, None, has_cluster) == design
-            assert core.gpu_design(num_tokens, "auto", has_cluster) == design
-            assert core.gpu_design(num_tokens, "steps", has_cluster) == "steps"
-    assert core.gpu_design(8192, "matrix", False) == "matrix"
-    assert core.gpu_design(1, "cluster", True) == "cluster"
-    refused = ((8193, "matrix", True), (1, "cluster", False), (1, "tiles", True), (1, "", True))
-    for arguments in refused:
+        assert core.gpu_design(num_tokens, None) == design
+        assert core.gpu_design(num_tokens, "auto") == design
+        assert core.gpu_design(num_tokens, "steps") == "steps"
+    assert core.gpu_design(8192, "matrix") == "matrix"
+    for arguments in ((8193, "matrix"), (1, "cluster"), (1, "tiles"), (1, "")):
         try:
             core.gpu_design(*arguments)
         except ValueError as error:
             assert "CLASP_KERNELS_CUDA_DESIGN" in str(error), error
         else:
             raise AssertionError(arguments)
-
-
-def check_gpu_clusters_hold_an_image(core: ModuleType) -> None:
-    """Element size, N and D; the blocks of the smallest cluster that holds it, 0 if none does."""
-    expected = {
-        (2, 1, 1): 1,
-        (2, 80, 1024): 1,
-        (2, 81, 1024): 2,
-        (2, 576, 1024): 8,
-        (2, 577, 1024): 8,
-        (2, 729, 1152): 16,
-        (2, 768, 1536): 16,
-        (2, 769, 1025): 0,
-        (2, 1, 1537): 0,
-        (2, 1280, 1024): 16,
-        (2, 1281, 1): 0,
-        (4, 40, 1024): 1,
-        (4, 576, 1024): 16,
-        (4, 640, 1024): 16,
-        (4, 641, 1024): 0,
-        (4, 1, 1025): 0,
-    }
-    for (element, num_tokens, dim), blocks in expected.items():
-        assert core.gpu_smallest_cluster(element, num_tokens, dim) == blocks, (num_tokens, dim)
-
-
-def check_gpu_clusters_grow_where_there_is_room(core: ModuleType) -> None:
-    def size(smallest: int, num_tokens: int, batch: int, processors: int, largest: int = 16) -> int:
-        return core.gpu_cluster_size(smallest, num_tokens, batch, processors, largest)
-
-    assert size(8, 576, 1, 132) == size(8, 576, 64, 132) == 8
-    assert size(16, 1000, 1, 132) == 16
-    assert size(1, 80, 1, 132) == 8
-    assert size(1, 80, 16, 132) == 8
-    assert size(1, 80, 17, 132) == 4
-    assert size(1, 80, 132, 132) == 1
-    # Blocks with fewer tokens than a tile have would not be done sooner.
-    assert size(1, 16, 1, 132) == 1
-    assert size(1, 17, 1, 132) == 2
-    # Nor is every size launched by every slice of a GPU.
-    assert size(1, 80, 1, 132, 4) == 4
-    assert size(2, 80, 1, 132, 2) == 2
-
-
-def check_gpu_blocks_of_a_cluster_share_its_tokens(core: ModuleType) -> None:
-    """First and count: every token once, and no more to a block than its registers may hold."""
-    for num_blocks in (1, 2, 4, 8, 16):
-        for num_tokens in (*range(1, 50), 80 * num_blocks, 80 * num_blocks - 1):
-            shares = core.gpu_token_shares(num_tokens, num_blocks)
-            assert len(shares) == num_blocks
-            assert [n for first, count in shares for n in range(first, first + count)] == list(
-                range(num_tokens)
-            )
-            assert all(0 <= first <= num_tokens for first, _ in shares)
-            assert max(count for _, count in shares) == math.ceil(num_tokens / num_blocks)
 
 
 def check_gpu_waves_stay_within_the_workspace(core: ModuleType) -> None:
@@ -183,12 +125,3 @@ def check_gpu_stages(core: ModuleType) -> None:
                 assert indices == kept + [-1] * padding, (trial, path, backwards)
                 assert is_pivot == [n in pivots for n in kept] + [False] * padding, trial
                 assert count == len(kept), trial
-
-
-def check_gpu_clusters_pick_several_tokens_a_pass(core: ModuleType) -> None:
-    rng = np.random.default_rng(15)
-    features = encode(rng.standard_normal((180, 60)), "float32")
-    one_by_one = core.gpu_complete("steps", features, "float32", [3], 60, [True] * 180, False)
-    picks = core.gpu_complete("cluster8", features, "float32", [3], 60, [True] * 180, False)
-    assert picks == one_by_one
-    assert 60 / 3 <= core.gpu_cluster_passes(features, 3, 60, 8) < 60 / 1.5

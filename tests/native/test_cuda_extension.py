@@ -20,7 +20,7 @@ pytestmark = pytest.mark.deep
 
 OPS = torch.ops.clasp_simt
 DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
-DESIGNS = ("cluster", "matrix", "steps")
+DESIGNS = ("matrix", "steps")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,22 +58,19 @@ def test_the_contract() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.findall(r"test_(\w+)\.py::\w+\[cuda-cpu-(\w+)\S*\] PASSED", done.stdout)
     for op in cuda_on_host.CUDA_OPS:
-        for design in ("auto", "cluster", "steps"):
+        for design in ("auto", "steps"):
             assert passed.count((op, design)) >= 10, (op, design)
 
 
-@pytest.mark.parametrize(
-    ("design", "batch", "tokens"), [("matrix", 25, 60), ("steps", 20, 900), ("cluster", 15, 60)]
-)
+@pytest.mark.parametrize(("design", "batch", "tokens"), [("matrix", 25, 60), ("steps", 20, 900)])
 def test_waves_of_images(
     design: str, batch: int, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than there is workspace for, but for clusters, which need none."""
+    """More than there is workspace for."""
     monkeypatch.setenv(DESIGN, design)
     features, salience = torch.randn(batch, tokens, 5), torch.rand(batch, tokens)
-    if design != "cluster":
-        bytes_an_image = 17 * tokens if design == "steps" else 4 * tokens**2
-        assert 2 * harness.WORKSPACE_BYTES > batch * bytes_an_image > harness.WORKSPACE_BYTES
+    bytes_an_image = 17 * tokens if design == "steps" else 4 * tokens**2
+    assert 2 * harness.WORKSPACE_BYTES > batch * bytes_an_image > harness.WORKSPACE_BYTES
     picks, kept = complete(features, 3), select(features, salience)
     for image in (batch // 2, batch - 1):
         here = slice(image, image + 1)
@@ -84,55 +81,19 @@ def test_waves_of_images(
             assert torch.equal(ours[image], whole[image])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_how_many_multiprocessors_there_are_does_not_change_a_bit(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where there are more, clusters have more blocks."""
-    monkeypatch.setenv(DESIGN, "cluster")
-    features = torch.randn(1, 75, 200).to(dtype)
-    found = []
-    for count in ("1", "4", "132"):
-        monkeypatch.setenv("SIMT_MULTIPROCESSORS", count)
-        found.append(complete(features, 30).tolist())
-    assert found == found[:1] * 3
-
-
 @pytest.mark.parametrize(
-    ("design", "shape", "dtype"),
-    [
-        ("cluster", (1, 1281, 4), torch.bfloat16),
-        ("cluster", (1, 769, 1025), torch.float16),
-        ("cluster", (1, 3, 1537), torch.bfloat16),
-        ("cluster", (1, 641, 4), torch.float32),
-        ("cluster", (1, 3, 1025), torch.float32),
-        ("matrix", (1, 257, 4), torch.float32),
-        ("fastest", (1, 3, 4), torch.float32),
-    ],
+    ("design", "shape"), [("matrix", (1, 257, 4)), ("cluster", (1, 3, 4)), ("fastest", (1, 3, 4))]
 )
 def test_a_design_that_does_not_serve_is_refused(
-    design: str, shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    design: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The matrix of 257 tokens takes more than the workspace that there is in these tests."""
-    features = torch.randn(shape).to(dtype)
+    features = torch.randn(shape)
     monkeypatch.setenv(DESIGN, design)
     with pytest.raises((RuntimeError, ValueError), match=DESIGN):
         complete(features, 2)
     monkeypatch.delenv(DESIGN)
     assert complete(features, 1).shape == (1, 1)
-
-
-def test_gpus_without_large_clusters_or_without_any(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a GPU launches is asked once a size: so each size once here."""
-    monkeypatch.setenv(DESIGN, "cluster")
-    for largest, tokens, serves in ((0, 79, False), (8, 330, True), (8, 641, False)):
-        monkeypatch.setenv("SIMT_LARGEST_CLUSTER", str(largest))
-        features = torch.randn(1, tokens, 3).half()
-        if serves:
-            assert complete(features, 1).shape == (1, 1)
-        else:
-            with pytest.raises((RuntimeError, ValueError), match=r"capability 9\.0"):
-                complete(features, 1)
 
 
 @pytest.mark.parametrize("design", DESIGNS)

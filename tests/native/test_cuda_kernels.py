@@ -7,7 +7,6 @@ import math
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,15 +26,7 @@ ORDERS_OF_SCALARS = [
 ]
 
 
-class How(NamedTuple):
-    design: str
-    """``cluster`` as GPUs have it, ``small cluster`` with room for few tokens and features."""
-    blocks: int = 1
-    """Of a cluster."""
-
-
-SMALL = How("small cluster", 4)
-DESIGNS = (SMALL, How("cluster", 2), How("matrix"), How("steps"))
+DESIGNS = ("matrix", "steps")
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +51,7 @@ class Images:
 
 def complete(
     kernels: ModuleType,
-    how: How,
+    design: str,
     images: Images,
     selected: list[list[int]],
     count: int,
@@ -68,7 +59,7 @@ def complete(
     order: str = "forwards",
     is_aligned: bool | None = None,
 ) -> list[list[int]]:
-    launch = (*how, images.is_aligned if is_aligned is None else is_aligned, order)
+    launch = (design, images.is_aligned if is_aligned is None else is_aligned, order)
     given = np.array(selected, np.int64).reshape(len(selected), -1)
     valid = images.valid.astype(np.uint8) * 3  # any of which but 0 is true
     return kernels.complete(launch, images.scalar, images.encoded, given, count, valid).tolist()
@@ -88,7 +79,7 @@ def lattices(rng: np.random.Generator, batch: int, num_tokens: int, dim: int) ->
 
 
 def assert_both_stages(
-    kernels: ModuleType, how: How, scalar: str, order: str, num_tokens: int, dim: int
+    kernels: ModuleType, design: str, scalar: str, order: str, num_tokens: int, dim: int
 ) -> None:
     rng = np.random.default_rng(1)
     budgets, shares = [12, 0, num_tokens + 10, 9, 20], [5, 3, 2, 99, 15]
@@ -99,7 +90,7 @@ def assert_both_stages(
     choices = [0.0, -0.0, 1.5, -2.0, math.inf, -math.inf, math.nan]
     salience = rng.choice(choices, (batch, num_tokens)).astype(np.float32)
     indices, is_pivot, counts = kernels.select(
-        (*how, images.is_aligned, order),
+        (design, images.is_aligned, order),
         *(scalar, images.encoded, salience, width, np.array(budgets), np.array(shares)),
         images.valid.astype(np.uint8),
     )
@@ -114,93 +105,63 @@ def assert_both_stages(
 
 
 @pytest.mark.parametrize(("scalar", "order"), ORDERS_OF_SCALARS)
-@pytest.mark.parametrize("how", DESIGNS, ids=str)
-def test_both_stages(kernels: ModuleType, how: How, scalar: str, order: str) -> None:
+@pytest.mark.parametrize("design", DESIGNS)
+def test_both_stages(kernels: ModuleType, design: str, scalar: str, order: str) -> None:
     for num_tokens, dim in ((30, 40), (27, 13)):
-        assert_both_stages(kernels, how, scalar, order, num_tokens, dim)
+        assert_both_stages(kernels, design, scalar, order, num_tokens, dim)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("how", [How("small cluster", 16), *DESIGNS[1:]], ids=str)
-def test_more_tokens_than_a_thread_writes(kernels: ModuleType, how: How, order: str) -> None:
+@pytest.mark.parametrize("design", DESIGNS)
+def test_more_tokens_than_a_thread_writes(kernels: ModuleType, design: str, order: str) -> None:
     """Of the kept tokens, that is, in image order: 32."""
-    assert_both_stages(kernels, how, "float32", order, 75, 24)
+    assert_both_stages(kernels, design, "float32", order, 75, 24)
 
 
 @pytest.mark.parametrize(("scalar", "order"), ORDERS_OF_SCALARS)
-@pytest.mark.parametrize("how", DESIGNS, ids=str)
-def test_completion(kernels: ModuleType, how: How, scalar: str, order: str) -> None:
+@pytest.mark.parametrize("design", DESIGNS)
+def test_completion(kernels: ModuleType, design: str, scalar: str, order: str) -> None:
     rng = np.random.default_rng(2)
     images = Images(lattices(rng, 2, 31, 24), scalar, rng.random((2, 31)) < 0.9)
     # What is no token is passed over, also what does not fit an int32.
     for selected in ([[], []], [[-1, 7, 30, 2**40, 7], [31, 0, -(2**63), 5, 2]]):
         for count in (9, 34):
-            picks = complete(kernels, how, images, selected, count, order=order)
+            picks = complete(kernels, design, images, selected, count, order=order)
             assert picks == expected_picks(images, selected, count)
 
 
 @pytest.mark.parametrize("scalar", SCALARS)
-@pytest.mark.parametrize("how", DESIGNS, ids=str)
+@pytest.mark.parametrize("design", DESIGNS)
 def test_the_layout_of_features_does_not_change_a_bit(
-    kernels: ModuleType, how: How, scalar: str
+    kernels: ModuleType, design: str, scalar: str
 ) -> None:
     values = np.random.default_rng(3).standard_normal((1, 29, 56))
     images = Images(values, scalar)
     assert images.is_aligned
-    picks = [complete(kernels, how, images, [[3]], 25, is_aligned=flag) for flag in (True, False)]
+    picks = [
+        complete(kernels, design, images, [[3]], 25, is_aligned=flag) for flag in (True, False)
+    ]
     assert picks[0] == picks[1]
 
 
 @pytest.mark.parametrize("scalar", SCALARS)
-@pytest.mark.parametrize("how", DESIGNS, ids=str)
-def test_picks_are_certified(kernels: ModuleType, how: How, scalar: str) -> None:
+@pytest.mark.parametrize("design", DESIGNS)
+def test_picks_are_certified(kernels: ModuleType, design: str, scalar: str) -> None:
     rng = np.random.default_rng(4)
     for dim in (1, 3, 200):
         images = Images(rng.standard_normal((1, 30, dim)), scalar, rng.random((1, 30)) < 0.9)
-        (picks,) = complete(kernels, how, images, [[4, 9]], 20)
+        (picks,) = complete(kernels, design, images, [[4, 9]], 20)
         certify(images.values[0], [4, 9], [n for n in picks if n >= 0], 20, images.mask(0))
 
 
-@pytest.mark.parametrize(
-    ("scalar", "num_tokens", "dim", "blocks"),
-    [
-        ("bfloat16", 160, 1024, 2),
-        ("bfloat16", 161, 1016, 4),
-        ("float16", 96, 1536, 2),
-        ("float16", 47, 1032, 1),
-        ("float32", 80, 1024, 2),
-        ("float32", 41, 1020, 2),
-    ],
-)
-def test_clusters_of_the_largest_features(
-    kernels: ModuleType, scalar: str, num_tokens: int, dim: int, blocks: int
-) -> None:
-    rng = np.random.default_rng(5)
-    images = Images(lattices(rng, 1, num_tokens, dim), scalar)
-    selected = [rng.permutation(num_tokens)[:11].tolist()]
-    picks = complete(kernels, How("cluster", blocks), images, selected, 8)
-    assert picks == expected_picks(images, selected, 8)
-
-
 @pytest.mark.parametrize("scalar", SCALARS)
-def test_the_size_of_a_cluster_does_not_change_a_bit(kernels: ModuleType, scalar: str) -> None:
-    """Also where a block has a single token, or none."""
-    images = Images(np.random.default_rng(6).standard_normal((1, 9, 64)), scalar)
-    found = [
-        complete(kernels, How("small cluster", blocks), images, [[]], 9) for blocks in (2, 4, 8, 16)
-    ]
-    assert found == found[:1] * 4
-    certify(images.values[0], [], found[0][0], 9, [True] * 9)
-
-
-@pytest.mark.parametrize("scalar", SCALARS)
-@pytest.mark.parametrize("how", DESIGNS, ids=str)
-def test_what_is_no_number(kernels: ModuleType, how: How, scalar: str) -> None:
+@pytest.mark.parametrize("design", DESIGNS)
+def test_what_is_no_number(kernels: ModuleType, design: str, scalar: str) -> None:
     values = lattice(np.random.default_rng(7), 30, 12)[None]
     values[0, 4, 3], values[0, 9, 0], values[0, 20, 11] = math.nan, math.inf, -math.inf
     images = Images(values, scalar)
     for selected in ([[]], [[0, 20]], [[4]]):
-        picks = complete(kernels, how, images, selected, 30)
+        picks = complete(kernels, design, images, selected, 30)
         assert picks == expected_picks(images, selected, 30)
 
 
@@ -213,21 +174,21 @@ def test_similarities_of_the_matrix(kernels: ModuleType, scalar: str, order: str
     assert images.is_aligned
     unit = images.values[0] / np.linalg.norm(images.values[0], axis=1, keepdims=True)
     for flag in (True, False):
-        (found,) = kernels.similarities((*How("matrix"), flag, order), scalar, images.encoded)
+        (found,) = kernels.similarities(("matrix", flag, order), scalar, images.encoded)
         np.testing.assert_allclose(found, unit @ unit.T, atol=8e-7, rtol=0)
         assert (found == found.T).all()
         assert (found[:64, :64] == found[:64, :63:-1]).all()
 
 
 @pytest.mark.parametrize("scalar", SCALARS)
-@pytest.mark.parametrize("how", [*DESIGNS[1:], How("small cluster", 16)], ids=str)
-def test_tokens_that_are_equal_tie(kernels: ModuleType, how: How, scalar: str) -> None:
+@pytest.mark.parametrize("design", DESIGNS)
+def test_tokens_that_are_equal_tie(kernels: ModuleType, design: str, scalar: str) -> None:
     """Whichever side of a product they are on: token 0 and a later one, compared with one between
     them, are picked in the order of their indices."""
     for seed in range(6):
-        values = np.random.default_rng(seed).standard_normal((1, 40 if how.blocks > 1 else 70, 250))
+        values = np.random.default_rng(seed).standard_normal((1, 70, 250))
         last = values.shape[1] - 1
         values[0, last] = values[0, 0]
         images = Images(values, scalar, np.zeros(values.shape[:2], bool))
         images.valid[0, [0, last]] = True
-        assert complete(kernels, how, images, [[last // 2, 7, last - 3]], 2) == [[0, last]]
+        assert complete(kernels, design, images, [[last // 2, 7, last - 3]], 2) == [[0, last]]

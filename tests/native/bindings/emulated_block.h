@@ -52,16 +52,6 @@ class EmulatedBlock {
     for (int32_t i = first; i < last; ++i) body(backwards_ ? first + last - 1 - i : i, true);
   }
 
-  template <class Predicate>
-  int find(const Predicate& is_it) const {
-    for (int thread = 0; thread < kThreads; ++thread) {
-      if (is_it(thread)) return thread;
-    }
-    return -1;
-  }
-
-  void add(int32_t* sum, int32_t value) const { *sum += value; }
-
   void set_bit(uint32_t* words, int32_t n) const { words[n / 32] |= 1U << n % 32; }
 
  private:

@@ -21,7 +21,6 @@ struct Access {
   const void* place;
 };
 
-// Blocks of a cluster take turns, so that one thread of the system at a time is here.
 std::unordered_map<uintptr_t, std::vector<Access>> shadow;  // by words of four bytes
 std::set<std::string> reports;
 
@@ -30,8 +29,7 @@ bool is_before(const Thread& first, const Thread& second) {
   const bool same_warp = same_block && first.warp == second.warp;
   if (same_warp && first.lane == second.lane) return true;
   return (same_warp && first.barriers.warp < second.barriers.warp) ||
-         (same_block && first.barriers.block < second.barriers.block) ||
-         (first.cluster == second.cluster && first.barriers.cluster < second.barriers.cluster);
+         (same_block && first.barriers.block < second.barriers.block);
 }
 
 std::string name(const Access& access) {

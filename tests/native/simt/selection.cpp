@@ -9,7 +9,6 @@
 #include <tuple>
 #include <vector>
 
-#include "cuda/cluster.cuh"
 #include "cuda/plan.h"
 #include "cuda/scan.cuh"
 #include "cuda/similarities.cuh"
@@ -24,9 +23,21 @@ using namespace clasp;
 using namespace clasp::cuda;
 using Picks = std::vector<std::vector<int64_t>>;
 
+// Where an image starts from, and what becomes of its picks.
+struct Completion {
+  Selected<int64_t> selected;
+  Mask valid;
+  int64_t* picks;  // [B, width]
+  int64_t width;
+};
+
+struct Selection {
+  Ranking ranking;
+  Outputs outputs;
+};
+
 struct Launch {
-  std::string design;  // matrix, steps, cluster, or small cluster: of few tokens and features
-  int cluster_size;
+  std::string design;  // matrix or steps
   bool is_aligned;
   simt::Order order;
 };
@@ -51,24 +62,10 @@ class Selector {
       : launch_(launch), features_(features_of<T>(features)), num_images_(features.shape(0)) {}
 
   // One of the two is empty.
-  void run(const ClusterCompletion& completion, const ClusterSelection& selection, bool selects,
+  void run(const Completion& completion, const Selection& selection, bool selects,
            int32_t num_steps) {
     if (launch_.design == "matrix") return with_matrix(completion, selection, selects, num_steps);
-    if (launch_.design == "steps") return by_steps(completion, selection, selects, num_steps);
-    const bool is_small = launch_.design == "small cluster";
-    if constexpr (sizeof(T) == 4) {
-      if (is_small) return by_clusters<8, 256>(completion, selection, selects);
-      return by_clusters<kFloatShape.block_tokens, kFloatShape.most_dims>(completion, selection,
-                                                                          selects);
-    } else {
-      if (is_small) return by_clusters<16, 256>(completion, selection, selects);
-      if (features_.dim <= kHalfShape.most_dims) {
-        return by_clusters<kHalfShape.block_tokens, kHalfShape.most_dims>(completion, selection,
-                                                                          selects);
-      }
-      return by_clusters<kWideHalfShape.block_tokens, kWideHalfShape.most_dims>(completion,
-                                                                                selection, selects);
-    }
+    by_steps(completion, selection, selects, num_steps);
   }
 
   // [B, N, matrix_stride(N)]
@@ -76,32 +73,12 @@ class Selector {
 
  private:
   template <class Kernel>
-  void launch(int64_t num_blocks, int num_threads, const Kernel& kernel, int cluster_size = 1) {
-    simt::launch(static_cast<unsigned>(num_blocks), num_threads, kernel, cluster_size,
-                 launch_.order);
+  void launch(int64_t num_blocks, int num_threads, const Kernel& kernel) {
+    simt::launch(static_cast<unsigned>(num_blocks), num_threads, kernel, launch_.order);
   }
 
-  template <int kTokens, int kDims>
-  void by_clusters(const ClusterCompletion& completion, const ClusterSelection& selection,
-                   bool selects) {
-    const int32_t size = launch_.cluster_size;
-    if (features_.num_tokens > size * kTokens || features_.dim > kDims) {
-      throw std::invalid_argument("features are too large for the cluster");
-    }
-    launch(
-        num_images_ * size, kRowThreads,
-        [&] {
-          if (selects) {
-            cluster_select_kernel<T, kTokens, kDims>(features_, launch_.is_aligned, selection);
-          } else {
-            cluster_complete_kernel<T, kTokens, kDims>(features_, launch_.is_aligned, completion);
-          }
-        },
-        size);
-  }
-
-  void with_matrix(const ClusterCompletion& completion, const ClusterSelection& selection,
-                   bool selects, int32_t num_steps) {
+  void with_matrix(const Completion& completion, const Selection& selection, bool selects,
+                   int32_t num_steps) {
     const int32_t N = features_.num_tokens;
     std::vector<float> matrix(num_images_ * matrix_bytes(N) / sizeof(float),
                               std::numeric_limits<float>::quiet_NaN());
@@ -135,8 +112,8 @@ class Selector {
     return similarities;
   }
 
-  void by_steps(const ClusterCompletion& completion, const ClusterSelection& selection,
-                bool selects, int32_t num_steps) {
+  void by_steps(const Completion& completion, const Selection& selection, bool selects,
+                int32_t num_steps) {
     const int32_t N = features_.num_tokens;
     Layout measure(nullptr);
     Progress::in(measure, num_images_, N, num_steps);
@@ -193,15 +170,14 @@ void with_selector(const Launch& launch, const std::string& scalar, const py::ar
 }
 
 void run(const Launch& launch, const std::string& scalar, const py::array& features,
-         const ClusterCompletion& completion, const ClusterSelection& selection, bool selects,
+         const Completion& completion, const Selection& selection, bool selects,
          int32_t num_steps) {
   with_selector(launch, scalar, features,
                 [&](auto selector) { selector.run(completion, selection, selects, num_steps); });
 }
 
-Launch launch_of(const std::string& design, int cluster_size, bool is_aligned,
-                 const std::string& order) {
-  return {design, cluster_size, is_aligned,
+Launch launch_of(const std::string& design, bool is_aligned, const std::string& order) {
+  return {design, is_aligned,
           order == "forwards"    ? simt::Order::forwards
           : order == "backwards" ? simt::Order::backwards
                                  : simt::Order::shuffled};
@@ -211,14 +187,14 @@ Mask mask_of(const py::array_t<uint8_t>& valid) {
   return {valid.data(), valid.strides(0), valid.strides(1)};
 }
 
-using Launched = std::tuple<std::string, int, bool, std::string>;
+using Launched = std::tuple<std::string, bool, std::string>;
 
 py::array_t<int64_t> simt_complete(const Launched& how, const std::string& scalar,
                                    const py::array& features, const py::array_t<int64_t>& selected,
                                    int64_t num_picks, const py::array_t<uint8_t>& valid) {
   py::array_t<int64_t> picks({features.shape(0), static_cast<py::ssize_t>(num_picks)});
   std::fill_n(picks.mutable_data(), picks.size(), -7);
-  const ClusterCompletion completion{
+  const Completion completion{
       {selected.data(), selected.strides(0) / 8, selected.strides(1) / 8, selected.shape(1)},
       mask_of(valid),
       picks.mutable_data(),

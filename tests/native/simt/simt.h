@@ -1,12 +1,11 @@
-// CUDA kernels on the host: every thread of a block is a fiber, blocks are threads of the system.
+// CUDA kernels on the host: every thread of a block is a fiber, and blocks run one after the other.
 //
 // This header comes before any other and gives the words of CUDA their meaning. A fiber runs until
-// it has to wait for others of its warp, block or cluster, and a block until it has to wait for its
-// cluster: as far ahead of the others as it can come, so that a barrier that is missing shows. The
-// order in which they are resumed can be chosen: whatever a kernel does between two barriers must
-// not depend on it. What waits forever is found and ends the process with a message.
+// it has to wait for others of its warp or block, as far ahead of them as it can come, so that a
+// barrier that is missing shows. The order in which fibers are resumed can be chosen, as a kernel
+// must not depend on it. What waits forever is found and ends the process with a message.
 //
-// Shared memory is memory of the block's thread, full of NaN when it starts. So is what an
+// Shared memory is thread-local memory, full of NaN when a block starts. So is what an
 // asynchronous copy writes to from when it begins until it is waited for. Addresses must be aligned
 // as the hardware asks for.
 #pragma once
@@ -20,7 +19,6 @@
 #include <array>
 #include <atomic>
 #include <bit>
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -28,7 +26,6 @@
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -48,9 +45,6 @@ using std::memcpy;
 
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
-};
-struct alignas(8) float2 {
-  float x, y;
 };
 
 namespace simt {
@@ -89,20 +83,15 @@ class Stacks {
   using Stack = std::unique_ptr<std::byte[]>;
 
   Stack take() {
-    const std::lock_guard lock(mutex_);
     if (free_.empty()) return std::make_unique_for_overwrite<std::byte[]>(kBytes);
     Stack stack = std::move(free_.back());
     free_.pop_back();
     return stack;
   }
 
-  void give(Stack stack) {
-    const std::lock_guard lock(mutex_);
-    free_.push_back(std::move(stack));
-  }
+  void give(Stack stack) { free_.push_back(std::move(stack)); }
 
  private:
-  std::mutex mutex_;
   std::vector<Stack> free_;
 };
 
@@ -119,14 +108,12 @@ struct Fiber {
   std::vector<std::vector<Copy>> groups;  // committed, not arrived
 };
 
-class Cluster;
-
 class Block {
  public:
-  Block(unsigned index, unsigned rank, Cluster& cluster, int num_threads, Order order)
-      : index(index), rank(rank), cluster(cluster), order_(order), random_(index) {
+  Block(unsigned index, int num_threads, Order order)
+      : index(index), order_(order), random_(index) {
     if (num_threads % kWarp != 0) fail("a block has a part of a warp");
-    everyone.members = in_cluster.members = num_threads;
+    everyone.members = num_threads;
     warps.resize(num_threads / kWarp);
     for (auto& warp : warps) warp.members = kWarp;
     exchange.resize(num_threads);
@@ -138,8 +125,7 @@ class Block {
     for (Fiber& fiber : fibers_) {
       fiber.stack = stacks.take();
       const auto thread = static_cast<int>(&fiber - fibers_.data());
-      fiber.identity = {.cluster = static_cast<int>(index - rank),
-                        .block = static_cast<int>(index),
+      fiber.identity = {.block = static_cast<int>(index),
                         .warp = thread / kWarp,
                         .lane = thread % kWarp,
                         .barriers = {},
@@ -178,16 +164,10 @@ class Block {
   }
 
   void wait(Meeting& meeting) {
-    wait(meeting, [] {});
-  }
-
-  template <class Action>
-  void wait(Meeting& meeting, const Action& when_all_are_there) {
     [[maybe_unused]] const races::Paused paused;
     const int64_t generation = meeting.generation;
     ++progress;
     if (++meeting.arrived == meeting.members) {
-      when_all_are_there();
       meeting.arrived = 0;
       ++meeting.generation;
       return;
@@ -213,11 +193,9 @@ class Block {
   }
 
   unsigned index;
-  unsigned rank;
-  Cluster& cluster;
   int current = 0;
   int64_t progress = 0;
-  Meeting everyone, in_cluster;
+  Meeting everyone;
   std::vector<Meeting> warps;
   struct Slot {
     std::byte bytes[64];
@@ -248,7 +226,7 @@ class Block {
 };
 
 inline thread_local Block* block = nullptr;
-// Something in the memory that a thread has to itself, to find the same of another thread.
+// Something in the memory that a thread has to itself, to find the rest of it.
 inline thread_local std::byte landmark;
 
 // All memory of its own that this module has in the calling thread.
@@ -278,100 +256,19 @@ inline void Block::enter() {
   _longjmp(own->scheduler_, 1);
 }
 
-// Blocks that can wait for each other and reach each other's shared memory. One of them runs at a
-// time, until it waits for the others or ends.
-class Cluster {
- public:
-  Cluster(int size, Order order)
-      : size(size),
-        landmarks(size),
-        running(size),
-        order_(order),
-        turns_(size),
-        ranks_(size),
-        ended_(size) {
-    std::iota(ranks_.begin(), ranks_.end(), 0);
-    if (order == Order::backwards) std::reverse(ranks_.begin(), ranks_.end());
-    if (order == Order::shuffled) std::shuffle(ranks_.begin(), ranks_.end(), random_);
-  }
-
-  // Once all blocks are there.
-  void start(int rank) {
-    std::unique_lock lock(mutex_);
-    if (++num_there_ == size) give_turn();
-    wait_for_turn(rank, lock);
-    running[rank] = true;
-  }
-
-  void wait(int rank) {
-    std::unique_lock lock(mutex_);
-    pass_on();
-    wait_for_turn(rank, lock);
-  }
-
-  // Nobody waits for a block that has ended.
-  void end(int rank) {
-    const std::lock_guard lock(mutex_);
-    running[rank] = false;
-    ended_[rank] = true;
-    if (--num_there_ > 0) pass_on();
-  }
-
-  int size;
-  std::vector<std::byte*> landmarks;
-  std::vector<char> running;
-
- private:
-  void give_turn() {
-    turn_ = ranks_[place_];
-    turns_[turn_].notify_one();
-  }
-
-  void wait_for_turn(int rank, std::unique_lock<std::mutex>& lock) {
-    turns_[rank].wait(lock, [&] { return turn_ == rank; });
-  }
-
-  // To the next block; after the last one all of them have met.
-  void pass_on() {
-    do {
-      if (++place_ < size) continue;
-      place_ = 0;
-      if (order_ == Order::shuffled) std::shuffle(ranks_.begin(), ranks_.end(), random_);
-    } while (ended_[ranks_[place_]]);
-    give_turn();
-  }
-
-  Order order_;
-  std::mt19937 random_;
-  std::mutex mutex_;
-  std::vector<std::condition_variable> turns_;
-  std::vector<int> ranks_;
-  std::vector<char> ended_;
-  int num_there_ = 0;
-  int place_ = 0;
-  int turn_ = -1;
-};
-
-// `kernel` is called by every thread of the grid. Clusters come one after the other.
+// `kernel` is called by every thread of the grid. In a thread of the system, because what the
+// module keeps in thread-local memory for others must not be overwritten.
 inline void launch(unsigned num_blocks, int num_threads, const std::function<void()>& kernel,
-                   int cluster_size = 1, Order order = Order::forwards) {
-  if (num_blocks % cluster_size != 0) fail("a cluster is not whole");
+                   Order order = Order::forwards) {
   races::forget_all();
-  for (unsigned first = 0; first < num_blocks; first += cluster_size) {
-    Cluster cluster(cluster_size, order);
-    const auto body = [&](int rank) {
+  std::thread([&] {
+    for (unsigned index = 0; index < num_blocks; ++index) {
       poison_shared_memory();
-      Block own(first + rank, rank, cluster, num_threads, order);
+      Block own(index, num_threads, order);
       block = &own;
-      cluster.landmarks[rank] = &landmark;
-      cluster.start(rank);
       own.run(kernel);
-      cluster.end(rank);
-    };
-    std::vector<std::thread> threads;
-    for (int rank = 0; rank < cluster_size; ++rank) threads.emplace_back(body, rank);
-    for (std::thread& thread : threads) thread.join();
-  }
+    }
+  }).join();
 }
 
 struct ThreadIndex {
@@ -411,23 +308,10 @@ inline uint32_t __reduce_min_sync(unsigned, uint32_t value) {
   for (const uint32_t other : simt::block->all_lanes(value)) least = std::min(least, other);
   return least;
 }
-inline unsigned __ballot_sync(unsigned, bool is_it) {
-  unsigned found = 0;
-  const auto lanes = simt::block->all_lanes<uint8_t>(is_it);
-  for (int lane = 0; lane < simt::kWarp; ++lane) found |= lanes[lane] ? 1U << lane : 0U;
-  return found;
-}
-inline int __ffs(unsigned bits) {
-  return bits == 0 ? 0 : std::countr_zero(bits) + 1;
-}
 inline int __popc(unsigned bits) {
   return std::popcount(bits);
 }
 
-template <class T>
-T atomicAdd(T* target, T value) {
-  return std::atomic_ref(*target).fetch_add(value);
-}
 template <class T>
 T atomicOr(T* target, T value) {
   return std::atomic_ref(*target).fetch_or(value);
