@@ -2,8 +2,8 @@
 // number of tokens with a better key. Blocks of threads do this for some of the tokens each and
 // share nothing, so that all of them run beside whatever else the launch computes.
 //
-// Block: what a block of GPU threads offers, as in cuda/block.cuh and in the tests' emulation of
-// it. `each(body)` runs body(thread) for all threads, `sync()` is their barrier.
+// Block: what a block of GPU threads offers, as in cuda/block.cuh. `each(body)` runs body(thread)
+// for all threads, `sync()` is their barrier.
 #pragma once
 
 #include <cstdint>

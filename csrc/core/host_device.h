@@ -1,5 +1,5 @@
 // What nvcc compiles as well: functions for both sides, and algorithms of a block of GPU threads,
-// which are compiled for the GPU alone by nvcc and for tests that emulate a block by anyone else.
+// which other compilers see only in tests that run them on the host.
 #pragma once
 
 #ifdef __CUDACC__

@@ -13,6 +13,7 @@
 #include "common/scalars.h"
 #include "core/image_budget.h"
 #include "core/scalar.h"
+#include "cuda/launch.h"
 #include "cuda/tensors.h"
 
 namespace clasp::cuda {
@@ -24,7 +25,8 @@ using torch::stable::Tensor;
 class Call {
  public:
   explicit Call(const Tensor& features) : device_(features.get_device_index()) {
-    STD_TORCH_CHECK(features.is_cuda() && features.dim() == 3, "features must be [B, N, D] on GPU");
+    STD_TORCH_CHECK(is_on_gpu(features) && features.dim() == 3,
+                    "features must be [B, N, D] on GPU");
     num_images = features.size(0);
     // Half of what an int32 holds, so that loops which step past the last token do not overflow.
     constexpr int64_t kMost = int64_t{1} << 30;
@@ -80,7 +82,7 @@ class Call {
 
  private:
   bool is_here(const Tensor& tensor) const {
-    return tensor.is_cuda() && tensor.get_device_index() == device_;
+    return is_on_gpu(tensor) && tensor.get_device_index() == device_;
   }
 
   void check(const Tensor& tensor, const char* name, ScalarType type, int64_t width) const {

@@ -46,8 +46,8 @@ inline int64_t matrix_bytes(int32_t num_tokens) {
   return num_tokens * matrix_stride(num_tokens) * static_cast<int64_t>(sizeof(float));
 }
 
-inline Design design_for(int32_t num_tokens, std::optional<Design> forced) {
-  const bool has_matrix = num_tokens <= kLargestScan && matrix_bytes(num_tokens) <= kWorkspaceBytes;
+inline Design design_for(int32_t num_tokens, std::optional<Design> forced, int64_t workspace) {
+  const bool has_matrix = num_tokens <= kLargestScan && matrix_bytes(num_tokens) <= workspace;
   if (forced == Design::matrix && !has_matrix) {
     throw std::invalid_argument("CLASP_KERNELS_CUDA_DESIGN=matrix serves no more than " +
                                 std::to_string(kLargestScan) + " tokens, features has " +
@@ -57,8 +57,8 @@ inline Design design_for(int32_t num_tokens, std::optional<Design> forced) {
 }
 
 // At least one, also if it takes more than there should be.
-inline int64_t images_per_wave(int64_t num_images, int64_t bytes_per_image) {
-  const int64_t fitting = kWorkspaceBytes / std::max<int64_t>(bytes_per_image, 1);
+inline int64_t images_per_wave(int64_t num_images, int64_t bytes_per_image, int64_t workspace) {
+  const int64_t fitting = workspace / std::max<int64_t>(bytes_per_image, 1);
   return std::clamp<int64_t>(fitting, 1, std::max<int64_t>(num_images, 1));
 }
 

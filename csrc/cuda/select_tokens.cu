@@ -1,7 +1,5 @@
 // complete_tokens and select_tokens on a GPU, by one of two designs (plan.h): from the similarities
 // of all pairs of an image's tokens, in two launches a wave of images; or in a launch a step.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -13,13 +11,13 @@
 #include <optional>
 #include <tuple>
 
-#include "common/failures.h"
 #include "common/outputs.h"
 #include "core/block_output.h"
 #include "core/image_budget.h"
 #include "core/scalar.h"
 #include "core/tile_pairs.h"
 #include "cuda/arguments.h"
+#include "cuda/launch.h"
 #include "cuda/plan.h"
 #include "cuda/ranking.cuh"
 #include "cuda/scan.cuh"
@@ -67,18 +65,17 @@ template <class T>
 class Launcher {
  public:
   Launcher(const Features<T>& features, const Job& job, Place place)
-      : features_(features), job_(job), place_(place), is_aligned_(is_aligned(features)) {
-    void* stream;
-    check_torch(aoti_torch_get_current_cuda_stream(place.device_index, &stream),
-                "get_current_cuda_stream");
-    stream_ = static_cast<cudaStream_t>(stream);
-  }
+      : features_(features),
+        job_(job),
+        place_(place),
+        is_aligned_(is_aligned(features)),
+        stream_(place.device_index) {}
 
   void run() {
     const std::optional<Design> forced = forced_design();
     // Nothing to compare: any design only fills in results.
     if (job_.num_tokens == 0) return with_matrix();
-    switch (design_for(job_.num_tokens, forced)) {
+    switch (design_for(job_.num_tokens, forced, workspace_bytes())) {
       case Design::matrix:
         return with_matrix();
       case Design::steps:
@@ -89,7 +86,7 @@ class Launcher {
  private:
   template <class Body>
   void in_waves(int64_t bytes_per_image, const Body& body) {
-    const int64_t wave = images_per_wave(job_.num_images, bytes_per_image);
+    const int64_t wave = images_per_wave(job_.num_images, bytes_per_image, workspace_bytes());
     Workspace workspace(std::max<int64_t>(1, wave * bytes_per_image), place_);
     for (int64_t first = 0; first < job_.num_images; first += wave) {
       body(workspace, first, std::min(wave, job_.num_images - first));
@@ -110,9 +107,8 @@ class Launcher {
       if (blocks > 0) {
         const auto kernel =
             is_aligned_ ? &similarities_kernel<T, true> : &similarities_kernel<T, false>;
-        kernel<<<grid(count * blocks), kTileThreads, 0, stream_>>>(
-            features_, similarities, job_.ranking, first, num_pairs, blocks);
-        STD_CUDA_KERNEL_LAUNCH_CHECK();
+        stream_.launch(kernel, grid(count * blocks), kTileThreads, features_, similarities,
+                       job_.ranking, first, num_pairs, blocks);
       }
       if (N <= 128 * 8) {
         scan<128, 8>(similarities, first, count);
@@ -127,13 +123,12 @@ class Launcher {
   template <int kThreads, int kItems>
   void scan(const SimilarityBatch& similarities, int64_t first, int64_t count) {
     if (job_.selects) {
-      select_kernel<kThreads, kItems>
-          <<<grid(count), kThreads, 0, stream_>>>(similarities, job_.ranking, first, job_.outputs);
+      stream_.launch(&select_kernel<kThreads, kItems>, grid(count), kThreads, similarities,
+                     job_.ranking, first, job_.outputs);
     } else {
-      complete_kernel<kThreads, kItems><<<grid(count), kThreads, 0, stream_>>>(
-          similarities, job_.num_tokens, job_.selected, job_.valid, first, job_.picks, job_.width);
+      stream_.launch(&complete_kernel<kThreads, kItems>, grid(count), kThreads, similarities,
+                     job_.num_tokens, job_.selected, job_.valid, first, job_.picks, job_.width);
     }
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
   void by_steps() {
@@ -146,25 +141,22 @@ class Launcher {
       const Progress progress = Progress::in(layout, count, N, job_.num_steps);
       const unsigned all = grid(count * blocks);
       const auto prepare = is_aligned_ ? &prepare_kernel<T, true> : &prepare_kernel<T, false>;
-      prepare<<<all, kStepThreads, 0, stream_>>>(features_, job_.valid, job_.ranking, job_.selects,
-                                                 progress, first, blocks);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      stream_.launch(prepare, all, kStepThreads, features_, job_.valid, job_.ranking, job_.selects,
+                     progress, first, blocks);
       if (job_.selects) {
         const unsigned rank_blocks = job_.ranking.num_blocks();
-        rank_kernel<<<grid(count * rank_blocks), kRankThreads, 0, stream_>>>(job_.ranking, first,
-                                                                             rank_blocks);
-        STD_CUDA_KERNEL_LAUNCH_CHECK();
+        stream_.launch(&rank_kernel, grid(count * rank_blocks), kRankThreads, job_.ranking, first,
+                       rank_blocks);
         const Selected<int32_t> pivots{job_.ranking.pivots, job_.ranking.width, 1,
                                        job_.ranking.width};
         cover(pivots, progress, first, all, blocks);
-        finish_selection_kernel<<<grid(count), kFinishThreads, 0, stream_>>>(progress, job_.ranking,
-                                                                             first, job_.outputs);
+        stream_.launch(&finish_selection_kernel, grid(count), kFinishThreads, progress,
+                       job_.ranking, first, job_.outputs);
       } else {
         cover(job_.selected, progress, first, all, blocks);
-        finish_picks_kernel<<<grid(count), kFinishThreads, 0, stream_>>>(progress, first,
-                                                                         job_.picks, job_.width);
+        stream_.launch(&finish_picks_kernel, grid(count), kFinishThreads, progress, first,
+                       job_.picks, job_.width);
       }
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
   }
 
@@ -174,8 +166,7 @@ class Launcher {
     const auto kernel =
         is_aligned_ ? &cover_kernel<T, true, Index> : &cover_kernel<T, false, Index>;
     for (int32_t step = 0; step < job_.num_steps; ++step) {
-      kernel<<<all, kStepThreads, 0, stream_>>>(features_, selected, progress, first, blocks, step);
-      STD_CUDA_KERNEL_LAUNCH_CHECK();
+      stream_.launch(kernel, all, kStepThreads, features_, selected, progress, first, blocks, step);
     }
   }
 
@@ -189,7 +180,7 @@ class Launcher {
   Job job_;
   Place place_;
   bool is_aligned_;
-  cudaStream_t stream_;
+  Stream stream_;
 };
 
 void launch(const Call& call, const Tensor& features, const Job& job) {
@@ -208,7 +199,7 @@ void launch(const Call& call, const Tensor& features, const Job& job) {
 // features [B, N, D], selected [B, P] -> [B, num_tokens]
 Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t num_tokens,
                        const std::optional<Tensor>& valid) {
-  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const DeviceGuard guard(features.get_device_index());
   const Call call(features);
   STD_TORCH_CHECK(num_tokens >= 0, "num_tokens must not be negative");
   Tensor picks =
@@ -234,7 +225,7 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
                                                  int64_t num_pivots,
                                                  const std::optional<Tensor>& pivot_counts,
                                                  const std::optional<Tensor>& valid) {
-  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const DeviceGuard guard(features.get_device_index());
   const Call call(features);
   const Place place = Place::of(features);
   const int64_t B = call.num_images;
@@ -269,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
 }  // namespace
 }  // namespace clasp::cuda
 
-STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CUDA, m) {
+CLASP_CUDA_LIBRARY_IMPL(m) {
   m.impl("complete_tokens", CLASP_BOX(&clasp::cuda::complete_tokens));
   m.impl("select_tokens", CLASP_BOX(&clasp::cuda::select_tokens));
 }

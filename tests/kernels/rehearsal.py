@@ -20,7 +20,7 @@ from unittest import mock
 
 os.environ["TRITON_INTERPRET"] = "1"  # before anything of the package is imported
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cuda_on_host"))
 
 import cuda_on_host
 import gpu_kernels

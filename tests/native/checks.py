@@ -1,7 +1,7 @@
 """What the core must do, against float64 and plain Python; numpy is all it needs.
 
 Each ``check_*`` takes the built module and the name of an instruction set, or the module alone
-where only the algorithms of GPUs are checked. ``test_core.py`` runs them one by one on the plain
+where the plan of the CUDA kernels is checked. ``test_core.py`` runs them one by one on the plain
 build; as a script, this file runs all of them on the module it is given, which is how they run
 under the sanitizers:
 
@@ -18,8 +18,8 @@ from types import ModuleType
 
 import check_arithmetic
 import check_completion
+import check_cuda_plan
 import check_fusion
-import check_gpu_selection
 import check_merging
 import check_pivots
 import check_salience
@@ -43,7 +43,7 @@ def checks_of(subject: ModuleType) -> dict[str, Callable[..., None]]:
 
 
 CHECKS = {name: check for subject in SUBJECTS for name, check in checks_of(subject).items()}
-GPU_CHECKS = checks_of(check_gpu_selection)
+CUDA_CHECKS = checks_of(check_cuda_plan)
 
 
 def load(path: Path) -> ModuleType:
@@ -59,7 +59,7 @@ def main(path: str) -> None:
         for name, check in CHECKS.items():
             check(core, isa)
             print(f"ok {isa} {name}", flush=True)
-    for name, check in GPU_CHECKS.items():
+    for name, check in CUDA_CHECKS.items():
         check(core)
         print(f"ok {name}", flush=True)
 

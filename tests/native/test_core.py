@@ -34,9 +34,9 @@ def test_core(core: ModuleType, instruction_set: str, check: str) -> None:
     checks.CHECKS[check](core, instruction_set)
 
 
-@pytest.mark.parametrize("check", checks.GPU_CHECKS)
-def test_core_of_gpus(core: ModuleType, check: str) -> None:
-    checks.GPU_CHECKS[check](core)
+@pytest.mark.parametrize("check", checks.CUDA_CHECKS)
+def test_plan_of_cuda_kernels(core: ModuleType, check: str) -> None:
+    checks.CUDA_CHECKS[check](core)
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def test_no_sanitizer_report(core: ModuleType, sanitized: Path) -> None:
     done = run_sanitized("checks.py", str(sanitized))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ERROR: " not in done.stderr and "runtime error" not in done.stderr, done.stderr
-    passed = len(core.instruction_sets()) * len(checks.CHECKS) + len(checks.GPU_CHECKS)
+    passed = len(core.instruction_sets()) * len(checks.CHECKS) + len(checks.CUDA_CHECKS)
     assert done.stdout.count("ok ") == passed, done.stdout
 
 

@@ -13,8 +13,8 @@
 
 void bind_arithmetic(py::module_& m);
 void bind_completion(py::module_& m);
+void bind_cuda_plan(py::module_& m);
 void bind_fusion(py::module_& m);
-void bind_gpu_selection(py::module_& m);
 void bind_merging(py::module_& m);
 void bind_pivots(py::module_& m);
 void bind_salience(py::module_& m);
@@ -46,8 +46,8 @@ PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
   m.def("read_past_the_end", &read_past_the_end);
   bind_arithmetic(m);
   bind_completion(m);
+  bind_cuda_plan(m);
   bind_fusion(m);
-  bind_gpu_selection(m);
   bind_merging(m);
   bind_pivots(m);
   bind_salience(m);

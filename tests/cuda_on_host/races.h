@@ -2,9 +2,8 @@
 //
 // A build with -fsanitize=thread has the compiler call a function at every access; these are ours,
 // not those of a sanitizer. Two accesses to a word by different threads, of which one writes, are
-// apart if their warp or block has met at a barrier in between. A shuffle is none: it
-// exchanges registers, and says nothing about memory. Atomics may meet each other. A launch ends
-// what was before it.
+// apart if their block has met at a barrier in between. A shuffle is none: it exchanges registers,
+// and says nothing about memory. Atomics may meet each other. A launch ends what was before it.
 #pragma once
 
 #include <cstddef>
@@ -13,14 +12,10 @@
 
 namespace simt::races {
 
-struct Barriers {
-  int warp = 0, block = 0;  // passed so far
-};
-
-// Where the calling thread is, and what it has passed; nothing is recorded on the host.
+// A thread of the grid.
 struct Thread {
   int block, warp, lane;
-  Barriers barriers;
+  int barriers;            // passed so far
   const std::byte* stack;  // its own, which nobody shares
   size_t stack_bytes;
 };

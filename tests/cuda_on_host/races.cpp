@@ -12,7 +12,7 @@
 namespace simt::races {
 namespace {
 
-thread_local const Thread* current = nullptr;
+const Thread* current = nullptr;
 
 struct Access {
   Thread thread;
@@ -25,11 +25,9 @@ std::unordered_map<uintptr_t, std::vector<Access>> shadow;  // by words of four 
 std::set<std::string> reports;
 
 bool is_before(const Thread& first, const Thread& second) {
-  const bool same_block = first.block == second.block;
-  const bool same_warp = same_block && first.warp == second.warp;
-  if (same_warp && first.lane == second.lane) return true;
-  return (same_warp && first.barriers.warp < second.barriers.warp) ||
-         (same_block && first.barriers.block < second.barriers.block);
+  if (first.block != second.block) return false;
+  const bool is_same = first.warp == second.warp && first.lane == second.lane;
+  return is_same || first.barriers < second.barriers;
 }
 
 std::string name(const Access& access) {

@@ -14,7 +14,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cuda_on_host
-import harness
 
 pytestmark = pytest.mark.deep
 
@@ -42,7 +41,7 @@ def select(features: torch.Tensor, salience: torch.Tensor) -> tuple[torch.Tensor
 
 def test_the_contract() -> None:
     """Every test in tests/ops that concerns these ops, with every design."""
-    root = harness.ROOT
+    root = cuda_on_host.harness.ROOT
     options = ["-v", "-p", "no:cacheprovider", "-p", "cuda_on_host", "--op-device=cpu"]
     options += ["--hypothesis-profile=few", "-k", "cuda-cpu"]
     tests = [f"tests/ops/test_{op}.py" for op in cuda_on_host.CUDA_OPS]
@@ -62,15 +61,19 @@ def test_the_contract() -> None:
             assert passed.count((op, design)) >= 10, (op, design)
 
 
-@pytest.mark.parametrize(("design", "batch", "tokens"), [("matrix", 25, 60), ("steps", 20, 900)])
+@pytest.mark.parametrize(
+    ("design", "batch", "tokens", "workspace"),
+    [("matrix", 25, 60, 1 << 18), ("steps", 20, 100, 1 << 15)],
+)
 def test_waves_of_images(
-    design: str, batch: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+    design: str, batch: int, tokens: int, workspace: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than there is workspace for."""
     monkeypatch.setenv(DESIGN, design)
+    monkeypatch.setenv("SIMT_WORKSPACE_BYTES", str(workspace))
     features, salience = torch.randn(batch, tokens, 5), torch.rand(batch, tokens)
     bytes_an_image = 17 * tokens if design == "steps" else 4 * tokens**2
-    assert 2 * harness.WORKSPACE_BYTES > batch * bytes_an_image > harness.WORKSPACE_BYTES
+    assert 2 * workspace > batch * bytes_an_image > workspace
     picks, kept = complete(features, 3), select(features, salience)
     for image in (batch // 2, batch - 1):
         here = slice(image, image + 1)
@@ -82,14 +85,21 @@ def test_waves_of_images(
 
 
 @pytest.mark.parametrize(
-    ("design", "shape"), [("matrix", (1, 257, 4)), ("cluster", (1, 3, 4)), ("fastest", (1, 3, 4))]
+    ("design", "tokens", "workspace"),
+    [
+        ("matrix", 257, 1 << 18),
+        ("matrix", 8193, None),
+        ("cluster", 3, None),
+        ("", 3, None),
+    ],
 )
 def test_a_design_that_does_not_serve_is_refused(
-    design: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    design: str, tokens: int, workspace: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The matrix of 257 tokens takes more than the workspace that there is in these tests."""
-    features = torch.randn(shape)
+    features = torch.randn(1, tokens, 4)
     monkeypatch.setenv(DESIGN, design)
+    if workspace is not None:
+        monkeypatch.setenv("SIMT_WORKSPACE_BYTES", str(workspace))
     with pytest.raises((RuntimeError, ValueError), match=DESIGN):
         complete(features, 2)
     monkeypatch.delenv(DESIGN)

@@ -1,4 +1,5 @@
-// Matrix fragments: every lane has all of them.
+// Matrix fragments, of which each lane has every 32nd element. These operations need all lanes of a
+// warp; they order nothing in memory.
 #pragma once
 
 #include "core/scalar.h"
@@ -26,9 +27,19 @@ inline constexpr int kSize<matrix_b, M, N, K> = K * N;
 // matrix_a as [M, K], matrix_b as [N, K], sums as [M, N].
 template <class Use, int M, int N, int K, class T, class Layout = void>
 struct fragment {
-  static constexpr int num_elements = kSize<Use, M, N, K>;
+  static constexpr int num_elements = kSize<Use, M, N, K> / simt::kWarp;
   float x[num_elements];
 };
+
+// Where in its matrix an element of the calling lane lies.
+inline int place_of(int element) {
+  return element * simt::kWarp + simt::block->current % simt::kWarp;
+}
+
+inline void converge() {
+  [[maybe_unused]] const simt::races::Paused paused;
+  simt::block->wait(simt::block->warp());
+}
 
 template <class Fragment>
 void fill_fragment(Fragment& fragment, float value) {
@@ -41,10 +52,11 @@ void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& fragment, const Element
   static_assert(std::is_same_v<Layout, row_major> == std::is_same_v<Use, matrix_a>);
   simt::check_alignment(from, 32);
   if (pitch * sizeof(Element) % 16 != 0) simt::fail("rows of a matrix are not aligned");
-  for (int i = 0; i < fragment.num_elements; ++i) {
-    fragment.x[i] = clasp::to_float(from[i / K * pitch + i % K]);
+  for (int e = 0; e < fragment.num_elements; ++e) {
+    const int i = place_of(e);
+    fragment.x[e] = clasp::to_float(from[i / K * pitch + i % K]);
   }
-  __syncwarp();
+  converge();
 }
 
 inline float __float_to_tf32(float value) {
@@ -58,22 +70,36 @@ void mma_sync(fragment<accumulator, M, N, K, float>& sum,
               const fragment<matrix_a, M, N, K, T, Left>& a,
               const fragment<matrix_b, M, N, K, T, Right>& b,
               const fragment<accumulator, M, N, K, float>& start) {
-  for (int i = 0; i < M * N; ++i) {
-    sum.x[i] = start.x[i];
-    for (int k = 0; k < K; ++k) sum.x[i] += a.x[i / N * K + k] * b.x[i % N * K + k];
-  }
-  __syncwarp();
+  struct Operands {
+    float a[M * K / simt::kWarp], b[N * K / simt::kWarp];
+  } own;
+  memcpy(own.a, a.x, sizeof(own.a));
+  memcpy(own.b, b.x, sizeof(own.b));
+  simt::block->with_all_lanes(own, [&](const auto& lanes) {
+    for (int e = 0; e < sum.num_elements; ++e) {
+      const int row = place_of(e) / N * K;
+      const int column = place_of(e) % N * K;
+      float total = start.x[e];
+      for (int k = 0; k < K; ++k) {
+        const int left = row + k;
+        const int right = column + k;
+        total += lanes(left % simt::kWarp).a[left / simt::kWarp] *
+                 lanes(right % simt::kWarp).b[right / simt::kWarp];
+      }
+      sum.x[e] = total;
+    }
+  });
 }
 
 template <int M, int N, int K>
 void store_matrix_sync(float* to, const fragment<accumulator, M, N, K, float>& sum, unsigned pitch,
                        layout_t) {
   simt::check_alignment(to, 32);
-  __syncwarp();
-  if (simt::block->current % simt::kWarp == 0) {
-    for (int i = 0; i < M * N; ++i) to[i / N * pitch + i % N] = sum.x[i];
+  for (int e = 0; e < sum.num_elements; ++e) {
+    const int i = place_of(e);
+    to[i / N * pitch + i % N] = sum.x[e];
   }
-  __syncwarp();
+  converge();
 }
 
 }  // namespace nvcuda::wmma

@@ -1,9 +1,9 @@
 // CUDA kernels on the host: every thread of a block is a fiber, and blocks run one after the other.
 //
-// This header comes before any other and gives the words of CUDA their meaning. A fiber runs until
-// it has to wait for others of its warp or block, as far ahead of them as it can come, so that a
-// barrier that is missing shows. The order in which fibers are resumed can be chosen, as a kernel
-// must not depend on it. What waits forever is found and ends the process with a message.
+// This header gives the words of CUDA their meaning. A fiber runs until it has to wait for others
+// of its warp or block, as far ahead of them as it can come, so that a barrier that is missing
+// shows. The order of blocks, and that in which fibers are resumed, can be chosen, as a kernel must
+// not depend on it. What waits forever is found and ends the process with a message.
 //
 // Shared memory is thread-local memory, full of NaN when a block starts. So is what an
 // asynchronous copy writes to from when it begins until it is waited for. Addresses must be aligned
@@ -16,7 +16,6 @@
 #include <ucontext.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <bit>
 #include <cstddef>
@@ -26,6 +25,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <random>
 #include <thread>
@@ -76,37 +76,27 @@ struct Copy {
   size_t zeros;  // at its end
 };
 
-// Stacks that fibers had, for others: fresh memory costs more than most kernels here.
-class Stacks {
- public:
-  static constexpr size_t kBytes = 256 << 10;
-  using Stack = std::unique_ptr<std::byte[]>;
-
-  Stack take() {
-    if (free_.empty()) return std::make_unique_for_overwrite<std::byte[]>(kBytes);
-    Stack stack = std::move(free_.back());
-    free_.pop_back();
-    return stack;
-  }
-
-  void give(Stack stack) { free_.push_back(std::move(stack)); }
-
- private:
-  std::vector<Stack> free_;
-};
-
-inline Stacks stacks;
-
 struct Fiber {
+  static constexpr size_t kStackBytes = 256 << 10;
+
+  bool is_waiting() const { return meeting != nullptr && meeting->generation == generation; }
+
   ucontext_t context;  // to begin with; from then on jumps are cheaper, as they ask no system
   jmp_buf place;
   bool begun = false;
-  Stacks::Stack stack;
+  std::unique_ptr<std::byte[]> stack = std::make_unique_for_overwrite<std::byte[]>(kStackBytes);
+  // Of the block that it is a thread of:
   bool done = false;
+  const Meeting* meeting = nullptr;  // where it has arrived, and in which generation
+  int64_t generation = 0;
   races::Thread identity;
   std::vector<Copy> copies;               // not committed
   std::vector<std::vector<Copy>> groups;  // committed, not arrived
 };
+
+// One a thread of the largest block so far. A fiber serves block after block, as a new one costs
+// more than most kernels here.
+inline std::vector<std::unique_ptr<Fiber>> fibers;
 
 class Block {
  public:
@@ -117,26 +107,27 @@ class Block {
     warps.resize(num_threads / kWarp);
     for (auto& warp : warps) warp.members = kWarp;
     exchange.resize(num_threads);
-    fibers_ = std::vector<Fiber>(num_threads);
+    while (static_cast<int>(fibers.size()) < num_threads) {
+      fibers.push_back(std::make_unique<Fiber>());
+    }
   }
 
   void run(const std::function<void()>& kernel) {
     kernel_ = &kernel;
-    for (Fiber& fiber : fibers_) {
-      fiber.stack = stacks.take();
-      const auto thread = static_cast<int>(&fiber - fibers_.data());
+    const int count = everyone.members;
+    for (int thread = 0; thread < count; ++thread) {
+      Fiber& fiber = *fibers[thread];
+      fiber.done = false;
+      fiber.meeting = nullptr;
+      fiber.copies.clear();
+      fiber.groups.clear();
       fiber.identity = {.block = static_cast<int>(index),
                         .warp = thread / kWarp,
                         .lane = thread % kWarp,
-                        .barriers = {},
+                        .barriers = 0,
                         .stack = fiber.stack.get(),
-                        .stack_bytes = Stacks::kBytes};
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack.get();
-      fiber.context.uc_stack.ss_size = Stacks::kBytes;
-      makecontext(&fiber.context, &Block::enter, 0);
+                        .stack_bytes = Fiber::kStackBytes};
     }
-    const auto count = static_cast<int>(fibers_.size());
     std::vector<int> order(count);
     for (int i = 0; i < count; ++i) order[i] = order_ == Order::backwards ? count - 1 - i : i;
     int left = count;
@@ -145,9 +136,10 @@ class Block {
     const auto step = [&](int first) {
       if (order_ == Order::shuffled) std::shuffle(order.begin(), order.end(), random_);
       for (int i = first; i < first + group; ++i) {
-        if (fibers_[order[i]].done) continue;
+        const Fiber& fiber = *fibers[order[i]];
+        if (fiber.done || fiber.is_waiting()) continue;
         resume(order[i]);
-        if (fibers_[order[i]].done) --left, ++progress;
+        if (fiber.done) --left, ++progress;
       }
     };
     while (left > 0) {
@@ -160,36 +152,33 @@ class Block {
       }
       if (progress == before) fail("threads wait for others that never come");
     }
-    for (Fiber& fiber : fibers_) stacks.give(std::move(fiber.stack));
   }
 
   void wait(Meeting& meeting) {
     [[maybe_unused]] const races::Paused paused;
-    const int64_t generation = meeting.generation;
     ++progress;
     if (++meeting.arrived == meeting.members) {
       meeting.arrived = 0;
       ++meeting.generation;
       return;
     }
-    while (meeting.generation == generation) yield();
+    fiber().meeting = &meeting;
+    fiber().generation = meeting.generation;
+    yield();
   }
 
-  Fiber& fiber() { return fibers_[current]; }
+  Fiber& fiber() { return *fibers[current]; }
   Meeting& warp() { return warps[current / kWarp]; }
-  // What each lane of this thread's warp gave: to be read before the warp meets again.
-  template <class T>
-  std::array<T, kWarp> all_lanes(const T& own) {
+  // Calls `use` with what each lane of this thread's warp gave, as a function of the lane.
+  template <class T, class Use>
+  void with_all_lanes(const T& own, const Use& use) {
     [[maybe_unused]] const races::Paused paused;
     static_assert(sizeof(T) <= sizeof(Slot));
     memcpy(&exchange[current], &own, sizeof(T));
     wait(warp());
-    std::array<T, kWarp> values;
-    for (int lane = 0; lane < kWarp; ++lane) {
-      memcpy(&values[lane], &exchange[current / kWarp * kWarp + lane], sizeof(T));
-    }
+    const Slot* first = &exchange[current / kWarp * kWarp];
+    use([first](int lane) -> const T& { return *reinterpret_cast<const T*>(first + lane); });
     wait(warp());
-    return values;
   }
 
   unsigned index;
@@ -197,7 +186,7 @@ class Block {
   int64_t progress = 0;
   Meeting everyone;
   std::vector<Meeting> warps;
-  struct Slot {
+  struct alignas(64) Slot {
     std::byte bytes[64];
   };
   std::vector<Slot> exchange;
@@ -215,6 +204,10 @@ class Block {
     if (_setjmp(scheduler_) != 0) return;
     if (fiber().begun) _longjmp(fiber().place, 1);
     fiber().begun = true;
+    getcontext(&fiber().context);
+    fiber().context.uc_stack.ss_sp = fiber().stack.get();
+    fiber().context.uc_stack.ss_size = Fiber::kStackBytes;
+    makecontext(&fiber().context, &Block::enter, 0);
     setcontext(&fiber().context);
   }
 
@@ -222,10 +215,9 @@ class Block {
   std::mt19937 random_;
   const std::function<void()>* kernel_ = nullptr;
   jmp_buf scheduler_;
-  std::vector<Fiber> fibers_;
 };
 
-inline thread_local Block* block = nullptr;
+inline Block* block = nullptr;  // the one that runs; one at a time
 // Something in the memory that a thread has to itself, to find the rest of it.
 inline thread_local std::byte landmark;
 
@@ -247,22 +239,31 @@ inline void poison_shared_memory() {
   if (dl_iterate_phdr(poison, nullptr) == 0) fail("there is no shared memory");
 }
 
+// The life of a fiber: a kernel for each of the blocks that it serves. Nothing of a block is kept
+// in a variable from one to the next.
 inline void Block::enter() {
-  Block* own = block;
-  races::run(&own->fiber().identity);
-  (*own->kernel_)();
-  races::run(nullptr);
-  own->fiber().done = true;
-  _longjmp(own->scheduler_, 1);
+  for (;;) {
+    races::run(&block->fiber().identity);
+    (*block->kernel_)();
+    races::run(nullptr);
+    block->fiber().done = true;
+    block->yield();
+  }
 }
 
 // `kernel` is called by every thread of the grid. In a thread of the system, because what the
 // module keeps in thread-local memory for others must not be overwritten.
 inline void launch(unsigned num_blocks, int num_threads, const std::function<void()>& kernel,
-                   Order order = Order::forwards) {
+                   Order order) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard lock(one_at_a_time);
   races::forget_all();
+  std::vector<unsigned> indices(num_blocks);
+  std::iota(indices.begin(), indices.end(), 0U);
+  if (order == Order::backwards) std::reverse(indices.begin(), indices.end());
+  if (order == Order::shuffled) std::shuffle(indices.begin(), indices.end(), std::mt19937());
   std::thread([&] {
-    for (unsigned index = 0; index < num_blocks; ++index) {
+    for (const unsigned index : indices) {
       poison_shared_memory();
       Block own(index, num_threads, order);
       block = &own;
@@ -292,24 +293,20 @@ inline constexpr simt::BlockIndex blockIdx;
 inline void __syncthreads() {
   [[maybe_unused]] const simt::races::Paused paused;
   simt::block->wait(simt::block->everyone);
-  ++simt::block->fiber().identity.barriers.block;
+  ++simt::block->fiber().identity.barriers;
 }
-inline void __syncwarp() {
-  [[maybe_unused]] const simt::races::Paused paused;
-  simt::block->wait(simt::block->warp());
-  ++simt::block->fiber().identity.barriers.warp;
-}
-
 inline float __shfl_xor_sync(unsigned, float value, int mask) {
-  return simt::block->all_lanes(value)[simt::block->current % simt::kWarp ^ mask];
+  float other;
+  simt::block->with_all_lanes(
+      value, [&](const auto& lanes) { other = lanes(simt::block->current % simt::kWarp ^ mask); });
+  return other;
 }
 inline uint32_t __reduce_min_sync(unsigned, uint32_t value) {
   uint32_t least = value;
-  for (const uint32_t other : simt::block->all_lanes(value)) least = std::min(least, other);
+  simt::block->with_all_lanes(value, [&](const auto& lanes) {
+    for (int lane = 0; lane < simt::kWarp; ++lane) least = std::min(least, lanes(lane));
+  });
   return least;
-}
-inline int __popc(unsigned bits) {
-  return std::popcount(bits);
 }
 
 template <class T>

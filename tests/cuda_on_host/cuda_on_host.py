@@ -1,0 +1,109 @@
+"""The CUDA extension without a GPU: csrc/cuda from its torch interface on, compiled for the host,
+where a fiber runs for every GPU thread (simt.h).
+
+As a plugin of pytest's it runs the contract tests, for which the `cuda` backend then serves tensors
+on the CPU:
+
+    python -m pytest -p cuda_on_host --op-device=cpu -k cuda-cpu tests/ops/test_select_tokens.py
+
+with this folder on PYTHONPATH; `cuda-cpu-steps` is one of its designs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "native"))
+import harness
+
+import clasp_kernels.ops  # noqa: F401  defines the ops
+from clasp_kernels import backends
+from clasp_kernels._cuda import CUDA_OPS
+
+HERE = Path(__file__).parent
+SUFFIXES = {".cpp", ".cu", ".cuh", ".h"}
+SIMILARITIES = "similarities(Tensor features, Tensor(a!) matrix, bool is_aligned) -> ()"
+
+
+def build(variant: str) -> Path:
+    """A library that torch loads, which implements the ops of torch.ops.clasp_<variant>.
+
+    ``simt`` has the kernels as they are; of ``simt_races`` every access to memory is watched.
+    """
+    setup = runpy.run_path(str(harness.ROOT / "setup.py"))
+    _, torch_includes, torch_libraries = setup["find_torch"]()
+    # Headers here come before those of the same name in csrc.
+    includes = [HERE, harness.CSRC]
+    sources, flags, extra = [HERE / "extension.cpp"], [], []
+    if variant == "simt_races":
+        # The compiler's half of a sanitizer without the sanitizer: races.cpp is the other half.
+        sources.append(HERE / "races.cpp")
+        flags, extra = ["-g"], ["-fsanitize=thread", "-DSIMT_RACES"]
+    return harness.build_library(
+        f"clasp_{variant}.so",
+        variant,
+        sources,
+        [*flags, "-O1", "-Wno-unknown-pragmas", "-pthread", f"-DSIMT_LIBRARY=clasp_{variant}"]
+        + setup["DEFINES"],
+        read=[
+            path
+            for folder in includes
+            for path in sorted(folder.rglob("*"))
+            if path.suffix in SUFFIXES
+        ],
+        includes=includes,
+        system=torch_includes,
+        extra={"extension": extra},
+        link=[*(f"-L{path}" for path in torch_libraries), "-ltorch_cpu", "-ltorch"],
+    )
+
+
+@functools.cache
+def load(variant: str = "simt") -> Path:
+    """As `torch.ops.clasp_<variant>`, like `torch.ops.clasp_kernels` in all but the kernels."""
+    namespace = f"clasp_{variant}"
+    library = torch.library.Library(namespace, "DEF")
+    libraries.append(library)
+    for op in CUDA_OPS:
+        original = getattr(torch.ops.clasp_kernels, op).default
+        schema = str(original._schema).removeprefix("clasp_kernels::")
+        library.define(schema, tags=original.tags)
+        library.impl(op, torch.library.fallthrough_kernel, "Autograd")
+        fake = importlib.import_module(f"clasp_kernels.ops.{op}")._fake
+        torch.library.register_fake(f"{namespace}::{op}", fake, lib=library)
+    library.define(SIMILARITIES)
+    path = build(variant)
+    torch.ops.load_library(str(path))
+    return path
+
+
+libraries: list[torch.library.Library] = []  # what they define lives as long as they
+
+
+def serve() -> None:
+    choose, overload = backends.choose, backends.overload
+
+    def choose_too(op: str, device: str, forced: str) -> backends.Choice:
+        if forced == "cuda" and op in CUDA_OPS:
+            return backends.Choice("cuda", "forced")
+        return choose(op, device, forced)
+
+    def overload_too(op: str, device: torch.device) -> Callable[..., Any]:
+        if backends.forced_backend() == "cuda" and op in CUDA_OPS:
+            return getattr(torch.ops.clasp_simt, op).default
+        return overload(op, device)
+
+    backends.choose, backends.overload = choose_too, overload_too
+
+
+def pytest_configure() -> None:
+    load()
+    serve()

@@ -1,0 +1,246 @@
+"""The CUDA kernels of csrc/cuda, run on the host with a fiber for every GPU thread (simt.h),
+against float64 and plain Python."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cuda_on_host
+from arrays import SCALARS, at_end_of_page, decode, encode, random_mask
+from check_completion import certify, greedy, lattice, two_stages
+
+OPS = torch.ops.clasp_simt
+DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
+DESIGNS = ("matrix", "steps")
+# Which threads and blocks come first; none of it may matter.
+ORDERS = ("forwards", "backwards", "shuffled")
+# The two half precisions differ in little but what they are converted by.
+ORDERS_OF_SCALARS = [
+    *(("float32", order) for order in ORDERS),
+    *zip(("bfloat16", "float16", "bfloat16"), ORDERS, strict=True),
+]
+SALIENCES = (0.0, -0.0, 1.5, -2.0, math.inf, -math.inf, math.nan)
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def extension() -> None:
+    cuda_on_host.load()
+
+
+@pytest.fixture(params=DESIGNS)
+def design(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(DESIGN, request.param)
+    return request.param
+
+
+@pytest.fixture
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("SIMT_ORDER", request.param)
+    return request.param
+
+
+each_order = pytest.mark.parametrize("order", ORDERS, indirect=True)
+each_scalar_in_an_order = pytest.mark.parametrize(
+    ("scalar", "order"), ORDERS_OF_SCALARS, indirect=["order"]
+)
+
+
+class Images(NamedTuple):
+    """Features [B, N, D] of a dtype, which end where readable memory does, and which are valid."""
+
+    features: Tensor
+    values: np.ndarray
+    valid: np.ndarray
+
+    @staticmethod
+    def of(values: np.ndarray, scalar: str, valid: np.ndarray | None = None) -> Images:
+        encoded = at_end_of_page(encode(values, scalar))
+        features = torch.from_numpy(encoded.view(np.int16) if scalar != "float32" else encoded)
+        decoded = np.array([decode(image, scalar) for image in encoded])
+        valid = np.ones(values.shape[:2], bool) if valid is None else valid
+        return Images(features.view(getattr(torch, scalar)), decoded, valid)
+
+    def mask(self, image: int) -> list[bool]:
+        return self.valid[image].tolist()
+
+    @property
+    def mask_tensor(self) -> Tensor:
+        # Bytes, any of which but 0 is true.
+        return torch.from_numpy(self.valid.astype(np.uint8) * 3).view(torch.bool)
+
+
+def unaligned(features: Tensor) -> Tensor:
+    """The same features where no 16 bytes can be read at once."""
+    wide = features.new_zeros(*features.shape[:-1], features.shape[-1] + 1)
+    wide[..., 1:] = features
+    return wide[..., 1:]
+
+
+def complete(images: Images, selected: list[list[int]], count: int) -> list[list[int]]:
+    given = torch.tensor(selected, dtype=torch.int64).reshape(len(selected), -1)
+    return OPS.complete_tokens(images.features, given, count, images.mask_tensor).tolist()
+
+
+def assert_completes(images: Images, selected: list[list[int]], count: int) -> None:
+    picks = complete(images, selected, count)
+    for image, values in enumerate(images.values):
+        known = [n for n in selected[image] if 0 <= n < len(values)]
+        expected = greedy(values, known, count, images.mask(image))
+        assert picks[image] == expected + [-1] * (count - len(expected)), image
+
+
+def assert_selects(
+    images: Images,
+    salience: np.ndarray,
+    width: int,
+    budgets: list[int],
+    shares: list[int],
+    most_pivots: int,
+) -> None:
+    """``width``, ``most_pivots``: what the budgets and shares of single images may not exceed."""
+    indices, is_pivot, counts = OPS.select_tokens(
+        *(images.features, torch.from_numpy(salience.astype(np.float32)), width),
+        *(torch.tensor(budgets), most_pivots, torch.tensor(shares), images.mask_tensor),
+    )
+    for i, values in enumerate(images.values):
+        budget, share = min(max(budgets[i], 0), width), min(shares[i], max(most_pivots, 1))
+        kept, pivots = two_stages(values, salience[i].tolist(), budget, share, images.mask(i))
+        padding = width - len(kept)
+        assert indices[i].tolist() == kept + [-1] * padding, i
+        assert is_pivot[i].tolist() == [n in pivots for n in kept] + [False] * padding, i
+        assert counts[i] == len(kept), i
+
+
+def lattices(rng: np.random.Generator, batch: int, num_tokens: int, dim: int) -> np.ndarray:
+    values = [lattice(rng, num_tokens, dim) for _ in range(batch)]
+    return np.array(values).reshape(batch, num_tokens, dim)
+
+
+def assert_both_stages(scalar: str, num_tokens: int, dim: int) -> None:
+    rng = np.random.default_rng(1)
+    budgets, shares = [12, 0, num_tokens + 10, 9, 20], [5, 3, 2, 99, 15]
+    batch, width = len(budgets), 20
+    values = lattices(rng, batch, num_tokens, dim)
+    images = Images.of(values, scalar, rng.random((batch, num_tokens)) < 0.8)
+    images.valid[4, : num_tokens - 6] = False  # fewer are left than there may be pivots
+    salience = rng.choice(SALIENCES, (batch, num_tokens))
+    assert_selects(images, salience, width, budgets, shares, width)
+
+
+@each_scalar_in_an_order
+def test_both_stages(design: str, scalar: str, order: str) -> None:
+    for num_tokens, dim in ((30, 40), (27, 13)):
+        assert_both_stages(scalar, num_tokens, dim)
+
+
+@each_order
+def test_more_tokens_than_a_thread_writes(design: str, order: str) -> None:
+    """Of the kept tokens, that is, in image order: 32."""
+    assert_both_stages("float32", 75, 24)
+
+
+@each_order
+@pytest.mark.parametrize("num_tokens", [129, 300])
+def test_more_tokens_than_a_block_has_threads(num_tokens: int, order: str, monkeypatch) -> None:
+    """So that threads of the scan hold several, and ranks are counted in several rounds."""
+    monkeypatch.setenv(DESIGN, "matrix")
+    rng = np.random.default_rng(11)
+    images = Images.of(
+        lattices(rng, 1, num_tokens, 8), "bfloat16", rng.random((1, num_tokens)) < 0.9
+    )
+    assert_completes(images, [rng.permutation(num_tokens)[:7].tolist()], num_tokens // 2)
+    salience = rng.choice(SALIENCES, (1, num_tokens))
+    assert_selects(images, salience, num_tokens // 2, [num_tokens // 2], [9], 9)
+
+
+@each_scalar_in_an_order
+def test_completion(design: str, scalar: str, order: str) -> None:
+    rng = np.random.default_rng(2)
+    images = Images.of(lattices(rng, 2, 31, 24), scalar, rng.random((2, 31)) < 0.9)
+    # What is no token is passed over, also what does not fit an int32.
+    for selected in ([[], []], [[-1, 7, 30, 2**40, 7], [31, 0, -(2**63), 5, 2]]):
+        for count in (9, 34):
+            assert_completes(images, selected, count)
+
+
+@each_order
+def test_sizes_and_counts_of_all_kinds(design: str, order: str) -> None:
+    """Images of 0 to 69 tokens, few or many of them valid; from nothing to everything selected
+    before; and more asked for than there is."""
+    rng = np.random.default_rng(12)
+    for trial in range(12):
+        num_tokens, dim = int(rng.integers(0, 70)), int(rng.integers(4, 24))
+        masks = np.array([random_mask(rng, num_tokens) for _ in range(2)]).reshape(2, num_tokens)
+        images = Images.of(lattices(rng, 2, num_tokens, dim), SCALARS[trial % 3], masks)
+        num_selected = int(rng.integers(0, min(num_tokens, 20) + 1))
+        selected = [[-1, *rng.permutation(num_tokens)[:num_selected].tolist(), -1] for _ in "ab"]
+        assert_completes(images, selected, int(rng.integers(0, num_tokens + 3)))
+
+        salience = rng.choice(SALIENCES, (2, num_tokens))
+        budgets = rng.integers(0, num_tokens + 3, 2).tolist()
+        width = max(budgets) + int(rng.integers(0, 3))
+        assert_selects(images, salience, width, budgets, rng.integers(-1, 12, 2).tolist(), 12)
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_the_layout_of_features_does_not_change_a_bit(design: str, scalar: str) -> None:
+    images = Images.of(np.random.default_rng(3).standard_normal((1, 29, 56)), scalar)
+    elsewhere = images._replace(features=unaligned(images.features))
+    assert complete(images, [[3]], 25) == complete(elsewhere, [[3]], 25)
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_picks_are_certified(design: str, scalar: str) -> None:
+    rng = np.random.default_rng(4)
+    for dim in (1, 3, 200):
+        images = Images.of(rng.standard_normal((1, 30, dim)), scalar, rng.random((1, 30)) < 0.9)
+        (picks,) = complete(images, [[4, 9]], 20)
+        certify(images.values[0], [4, 9], [n for n in picks if n >= 0], 20, images.mask(0))
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_what_is_no_number(design: str, scalar: str) -> None:
+    values = lattice(np.random.default_rng(7), 40, 12)[None]
+    values[0, 4, 3], values[0, 9, 0], values[0, 20, 11] = math.nan, math.inf, -math.inf
+    values[0, 33] = math.nan
+    images = Images.of(values, scalar)
+    for selected in ([[]], [[0, 20]], [[4]], [[33]], [[8, 30]]):
+        assert_completes(images, selected, 40)
+
+
+@each_scalar_in_an_order
+def test_similarities_of_the_matrix(scalar: str, order: str) -> None:
+    """Close to float64, of float32 too; and the second half of the tokens, which equals the first
+    half, to the bit, although it is on the other side of products with the first."""
+    half = np.random.default_rng(8).standard_normal((1, 64, 248))  # some slices of shared memory
+    images = Images.of(np.concatenate([half, half[:, ::-1]], axis=1), scalar)
+    unit = images.values[0] / np.linalg.norm(images.values[0], axis=1, keepdims=True)
+    for is_aligned in (True, False):
+        found = torch.full((128, 128), math.nan)
+        OPS.similarities(images.features, found, is_aligned)
+        np.testing.assert_allclose(found.numpy(), unit @ unit.T, atol=8e-7, rtol=0)
+        assert torch.equal(found, found.T)
+        assert torch.equal(found[:64, :64], found[:64, 64:].flip(1))
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_tokens_that_are_equal_tie(design: str, scalar: str) -> None:
+    """Whichever side of a product they are on: token 0 and a later one, compared with one between
+    them, are picked in the order of their indices."""
+    for seed in range(6):
+        values = np.random.default_rng(seed).standard_normal((1, 70, 250))
+        values[0, 69] = values[0, 0]
+        images = Images.of(values, scalar, np.zeros((1, 70), bool))
+        images.valid[0, [0, 69]] = True
+        assert complete(images, [[34, 7, 66]], 2) == [[0, 69]]

@@ -1,0 +1,69 @@
+"""No two threads of a CUDA kernel access the same memory, one of them writing, without a barrier of
+their block in between; whatever the order in which they happen to run."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cuda_on_host
+
+pytestmark = pytest.mark.deep
+
+OPS = torch.ops.clasp_simt_races
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(cuda_on_host.load("simt_races")))
+    loaded.simt_take_races.restype = ctypes.c_char_p
+    return loaded
+
+
+def races(library: ctypes.CDLL) -> str:
+    """What was found since the last call, with lines of the source where binutils are installed."""
+    found = library.simt_take_races().decode()
+    places = sorted(set(re.findall(r"\+(0x[0-9a-f]+)", found)))
+    if not places or not shutil.which("addr2line"):
+        return found
+    command = ["addr2line", "-Cfpsae", library._name, *places]
+    return found + "\n" + subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def test_a_race_is_found(library: ctypes.CDLL) -> None:
+    library.simt_exchange(True)
+    assert not races(library)
+    library.simt_exchange(False)
+    assert re.match(r"write at \+0x\w+, read at \+0x\w+", races(library))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "dim", "order"),
+    [(torch.float32, 24, "forwards"), (torch.bfloat16, 13, "shuffled")],
+    ids=str,
+)
+@pytest.mark.parametrize("design", ["matrix", "steps"])
+def test_kernels_have_no_races(
+    library: ctypes.CDLL,
+    design: str,
+    dtype: torch.dtype,
+    dim: int,
+    order: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CLASP_KERNELS_CUDA_DESIGN", design)
+    monkeypatch.setenv("SIMT_ORDER", order)
+    torch.manual_seed(1)
+    features, salience = torch.randn(2, 70, dim).to(dtype), torch.rand(2, 70)
+    valid = torch.rand(2, 70) < 0.9
+    OPS.select_tokens(features, salience, 18, torch.tensor([18, 7]), 9, torch.tensor([9, 3]), valid)
+    OPS.complete_tokens(features, torch.tensor([[1, -1, 4]] * 2), 7, valid)
+    assert not races(library)
