@@ -80,11 +80,15 @@ class Images(NamedTuple):
         return torch.from_numpy(self.valid.astype(np.uint8) * 3).view(torch.bool)
 
 
-def unaligned(features: Tensor) -> Tensor:
-    """The same features where no 16 bytes can be read at once."""
-    wide = features.new_zeros(*features.shape[:-1], features.shape[-1] + 1)
-    wide[..., 1:] = features
-    return wide[..., 1:]
+def unaligned(features: Tensor) -> list[Tensor]:
+    """The same features where not all 16 bytes can be read at once: of no token, of all but the
+    first, of all but the first image's, and not of neighbouring features."""
+    batch, tokens, dim = features.shape
+    rows = [features.new_zeros(batch, tokens, dim + 8)[..., 1 : dim + 1]]
+    rows.append(features.new_zeros(batch, tokens, dim + 1)[..., :dim])
+    rows.append(features.new_zeros(batch, tokens * dim + 1)[:, :-1].unflatten(1, (tokens, dim)))
+    rows.append(features.new_zeros(batch, tokens, 2 * dim)[..., ::2])
+    return [row.copy_(features) for row in rows]
 
 
 def complete(images: Images, selected: list[list[int]], count: int) -> list[list[int]]:
@@ -195,9 +199,10 @@ def test_sizes_and_counts_of_all_kinds(design: str, order: str) -> None:
 
 @pytest.mark.parametrize("scalar", SCALARS)
 def test_the_layout_of_features_does_not_change_a_bit(design: str, scalar: str) -> None:
-    images = Images.of(np.random.default_rng(3).standard_normal((1, 29, 56)), scalar)
-    elsewhere = images._replace(features=unaligned(images.features))
-    assert complete(images, [[3]], 25) == complete(elsewhere, [[3]], 25)
+    images = Images.of(np.random.default_rng(3).standard_normal((2, 29, 56)), scalar)
+    expected = complete(images, [[3], [7]], 25)
+    for features in unaligned(images.features):
+        assert complete(images._replace(features=features), [[3], [7]], 25) == expected
 
 
 @pytest.mark.parametrize("scalar", SCALARS)
