@@ -27,6 +27,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
+ON_HOST = ROOT / "tests" / "cuda_on_host"
+_SYNTAX = ("-fsyntax-only", "-x", "c++", "-")
 
 # -march values: the baseline a wheel must run on, then what run-time dispatch may choose.
 LEVELS = {
@@ -89,11 +91,15 @@ def find_compilers() -> tuple[list[Compiler], list[str]]:
 def header_checks(compiler: Compiler, flags: list[str], torch: list[str]) -> Iterator[Check]:
     for header in sorted(CSRC.rglob("*.h")):
         name = str(header.relative_to(CSRC))
+        if "<cuda_runtime.h>" in header.read_text():
+            continue  # cuda_check.py compiles it where there is CUDA
         system = [] if name.startswith("core/") else torch
+        # First the headers that stand on the host for those that need CUDA.
+        first = [f"-I{ON_HOST}"] if name.startswith("cuda/") else []
         yield Check(
             group=f"{compiler.name}: headers alone",
             subject=f"csrc/{name}",
-            command=(*compiler.command, *flags, *system, "-fsyntax-only", "-x", "c++", "-"),
+            command=(*compiler.command, *first, *flags, *system, *_SYNTAX),
             text=f'#include "{name}"\n',
         )
 
