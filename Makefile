@@ -61,7 +61,8 @@ test-deep: $(PACKAGE)  ## What digs deeper than `make test`: builds, emulators, 
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m deep
 	$(COMPAT) oldest
 	$(PY) -m pip install -qq --no-deps --target $(TORCHAO) --upgrade torchao==0.18.0
-	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py -k quantised
+	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py \
+	    tests/models/families/test_ecosystem.py -k "quantised or torchao"
 
 compat: $(PACKAGE)  ## Test with every supported transformers (RELEASES='oldest 5.23.0' to choose)
 	$(COMPAT) $(RELEASES)
