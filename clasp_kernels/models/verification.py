@@ -87,8 +87,8 @@ def verify(
 ) -> Verification:
     """Check that pruned models give what the same models give with dropped tokens masked.
 
-    Without ``model``, on a tiny random model of each family, with SDPA and eager attention, in a
-    few seconds; there it is also checked that tokens are scored by the attention they should be.
+    Without ``model``, on a tiny random model of each family, with SDPA and eager attention, in
+    about a minute; there it is also checked that tokens are scored by the attention they should be.
     With one, on that model and the attention it uses, with prompts of a few random words and
     random images: in float32 on a copy if there is memory for it, else in its own dtype with a
     wider tolerance. The model is left as it was; nobody else may use it meanwhile.

@@ -60,6 +60,7 @@ def run_sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.deep  # the build takes minutes
 def test_no_sanitizer_report(core: ModuleType, sanitized: Path) -> None:
     done = run_sanitized("checks.py", str(sanitized))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -68,6 +69,7 @@ def test_no_sanitizer_report(core: ModuleType, sanitized: Path) -> None:
     assert done.stdout.count("ok ") == passed, done.stdout
 
 
+@pytest.mark.deep
 def test_the_sanitizer_is_there(sanitized: Path) -> None:
     code = (
         "import checks, pathlib, sys;"
