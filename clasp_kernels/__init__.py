@@ -16,14 +16,17 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .backends import backend_report, use_backend
     from .models import apply_clasp
-    from .ops.attention_salience import attention_salience
-    from .ops.complete_tokens import complete_tokens
-    from .ops.fuse_layers import fuse_layers
-    from .ops.gather_tokens import gather_tokens
-    from .ops.merge_tokens import merge_tokens
-    from .ops.prune_tokens import prune_tokens
-    from .ops.select_pivots import select_pivots
-    from .ops.select_tokens import Selection, select_tokens
+    from .ops import (
+        Selection,
+        attention_salience,
+        complete_tokens,
+        fuse_layers,
+        gather_tokens,
+        merge_tokens,
+        prune_tokens,
+        select_pivots,
+        select_tokens,
+    )
 
 __all__ = [
     "Selection",

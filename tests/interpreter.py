@@ -34,6 +34,6 @@ assert type(sys.meta_path.pop(0)).__name__ == "Waiting"
 def extension_in(folder: str) -> str:
     """Code to begin with, so that the ops look for the C++ extension in another folder."""
     return f"""{WITHOUT_OPS}
-import pathlib, clasp_kernels._native
-clasp_kernels._native.PACKAGE = pathlib.Path({folder!r})
+import pathlib, clasp_kernels.backends.cpu
+clasp_kernels.backends.cpu.PACKAGE = pathlib.Path({folder!r})
 """

@@ -8,6 +8,7 @@ import gc
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ import torch
 from interpreter import extension_in, python
 
 import clasp_kernels
-from clasp_kernels import _native, _triton, backend_report, backends, select_pivots, use_backend
+from clasp_kernels import backend_report, backends, select_pivots, use_backend
+from clasp_kernels.backends import chooser, cpu, table, triton
 from clasp_kernels.ops import _library
 
 SALIENCE = torch.tensor([[1.0, 3.0, 2.0]])
-LOADED = _native.load().loaded
+LOADED = cpu.load().loaded
 needs_extension = pytest.mark.skipif(not LOADED, reason="the C++ extension is not built")
 
 
@@ -43,7 +45,7 @@ assert not heavy, heavy
         "import clasp_kernels, torch",
         "import torch, clasp_kernels",
         "import clasp_kernels.reference, torch",
-        "import clasp_kernels._triton, torch",
+        "import clasp_kernels.backends.triton, torch",
         "import clasp_kernels.cli.app, clasp_kernels.policy, torch",
     ],
 )
@@ -128,7 +130,7 @@ def test_report_follows_what_is_forced() -> None:
 @needs_extension
 def test_extension_serves_its_ops_on_cpu() -> None:
     served = {row.op: row.backend for row in backend_report().ops if row.device == "cpu"}
-    assert {op for op, name in served.items() if name == "cpu"} == set(_native.CPU_OPS)
+    assert {op for op, name in served.items() if name == "cpu"} == set(table.ops_of("cpu"))
     assert backend_report().native.loaded
 
 
@@ -426,8 +428,8 @@ def test_unknown_backend_is_an_error() -> None:
 def test_a_forced_backend_that_cannot_serve_raises_every_time(
     name: str, problem: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(_native, "CPU_OPS", ())
-    monkeypatch.setattr(_triton, "TRITON_OPS", ())
+    bare = replace(table.OPS["select_pivots"], cpu=False, triton=None)
+    monkeypatch.setitem(table.OPS, "select_pivots", bare)
     forget_choices()
     with use_backend(name):
         for _ in range(2):
@@ -448,7 +450,7 @@ def test_cpu_kernels_refuse_other_devices() -> None:
 
 
 def test_triton_kernels_take_no_cpu_tensors_unless_interpreted(monkeypatch) -> None:
-    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(triton, "INTERPRETED", False)
     backend, reason = backends.choose("gather_tokens", "cpu", "triton")
     assert backend is None
     assert reason.startswith("the Triton kernel of gather_tokens takes GPU tensors, not cpu")
@@ -457,31 +459,31 @@ def test_triton_kernels_take_no_cpu_tensors_unless_interpreted(monkeypatch) -> N
 
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_triton_kernels_without_triton_say_how_to_get_it(device: str, monkeypatch) -> None:
-    monkeypatch.setattr(_triton, "installed", lambda: False)
-    monkeypatch.setattr(_triton, "INTERPRETED", True)
-    _triton.gpu_problem.cache_clear()
+    monkeypatch.setattr(triton, "installed", lambda: False)
+    monkeypatch.setattr(triton, "INTERPRETED", True)
+    triton.gpu_problem.cache_clear()
     backend, reason = backends.choose("gather_tokens", device, "triton")
     assert backend is None
     assert reason.startswith("Triton is not installed. Install it with `pip install triton`")
     backend, reason = backends.choose("gather_tokens", "cuda", "auto")
     assert backend == "reference"
     assert reason.startswith("Triton is not installed.")
-    _triton.gpu_problem.cache_clear()
+    triton.gpu_problem.cache_clear()
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "reference"), ((8, 0), "triton")])
 def test_triton_kernels_serve_gpus_that_are_new_enough(
     capability: tuple[int, int], expected: str, monkeypatch
 ) -> None:
-    monkeypatch.setattr(_triton, "installed", lambda: True)
-    monkeypatch.setattr(_triton, "version", lambda: "3.7.0")
-    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(triton, "installed", lambda: True)
+    monkeypatch.setattr(triton, "version", lambda: "3.7.0")
+    monkeypatch.setattr(triton, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: ((9, 0), capability)[gpu])
-    _triton.gpu_problem.cache_clear()
+    triton.gpu_problem.cache_clear()
     backend, reason = backends.choose("gather_tokens", "cuda", "auto")
-    _triton.gpu_problem.cache_clear()
+    triton.gpu_problem.cache_clear()
     assert backend == expected
     assert reason in (
         "Triton 3.7.0",
@@ -494,9 +496,9 @@ def test_triton_tells_its_version_whatever_its_distribution_is_called() -> None:
     triton = pytest.importorskip("triton")
     code = """
 import importlib.metadata
-from clasp_kernels import _triton
+from clasp_kernels.backends import triton
 importlib.metadata.version = importlib.metadata.distribution = lambda name: 1 / 0
-print(_triton.reason())
+print(triton.reason())
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
@@ -507,26 +509,28 @@ print(_triton.reason())
     ("op", "expected"), [("gather_tokens", "triton"), ("select_tokens", "reference")]
 )
 def test_amd_gpus_run_what_needs_no_order_of_writes(op: str, expected: str, monkeypatch) -> None:
-    monkeypatch.setattr(_triton, "installed", lambda: True)
-    monkeypatch.setattr(_triton, "version", lambda: "3.7.0")
-    monkeypatch.setattr(_triton, "INTERPRETED", False)
+    monkeypatch.setattr(triton, "installed", lambda: True)
+    monkeypatch.setattr(triton, "version", lambda: "3.7.0")
+    monkeypatch.setattr(triton, "INTERPRETED", False)
     monkeypatch.setattr(torch.version, "hip", "6.4")
-    _triton.gpu_problem.cache_clear()
+    triton.gpu_problem.cache_clear()
     backend, reason = backends.choose(op, "cuda", "auto")
-    backends._warn_fallback.cache_clear()
+    chooser._warn_fallback.cache_clear()
     with pytest.warns(RuntimeWarning, match=r"select_pivots, select_tokens fall back .* barriers"):
-        backends._warn_fallback("cuda")
-    backends._warn_fallback.cache_clear()
-    _triton.gpu_problem.cache_clear()
+        chooser._warn_fallback("cuda")
+    chooser._warn_fallback.cache_clear()
+    triton.gpu_problem.cache_clear()
     assert backend == expected
     assert expected == "triton" or "NVIDIA GPUs alone" in reason
 
 
 def test_a_gpu_that_triton_does_not_support_is_served_by_the_reference(monkeypatch) -> None:
     """Also where a graph calls the op itself: the dispatcher knows no GPU's age."""
-    monkeypatch.setattr(_triton, "problem", lambda op, device: "too old.")
+    monkeypatch.setattr(triton, "problem", lambda op, device: "too old.")
     seen = []
-    serve = _library._on_gpu("gather_tokens", lambda *arguments: seen.append(arguments))
+    spec = replace(table.OPS["gather_tokens"], reference=lambda *given: seen.append(given))
+    monkeypatch.setitem(table.OPS, "gather_tokens", spec)
+    serve = _library.on_gpu("gather_tokens")
     serve(SALIENCE, SALIENCE)
     assert seen == [(SALIENCE, SALIENCE)]
 
@@ -585,8 +589,8 @@ def test_environment_set_to_nothing_forces_nothing() -> None:
 
 
 def forget_choices() -> None:
-    backends._entry_point.cache_clear()
-    backends._settle_once.cache_clear()
+    chooser._entry_point.cache_clear()
+    chooser._settle_once.cache_clear()
 
 
 def test_choice_is_logged_once_per_op(caplog) -> None:
@@ -627,7 +631,7 @@ clasp_kernels.gather_tokens(features, torch.tensor([[0]]))
     assert done.stderr.count("RuntimeWarning") == 1
     line = int(done.stderr.removeprefix("<string>:").split(":")[0])
     assert "select_tokens(" in code.splitlines()[line - 1], "the warning points at the caller"
-    native = ", ".join(_native.CPU_OPS)
+    native = ", ".join(table.ops_of("cpu"))
     assert f"{native} fall back to the slow reference backend" in done.stderr
     assert "there is no _C extension in /nonexistent" in done.stderr
     assert "pip install --no-build-isolation" in done.stderr
@@ -641,7 +645,7 @@ def test_the_fallback_warning_points_at_the_caller_of_prune_tokens() -> None:
 
 
 def test_without_the_extension_forcing_cpu_says_how_to_get_it(monkeypatch) -> None:
-    monkeypatch.setattr(_native, "_status", _native._load(Path("/nonexistent")))
+    monkeypatch.setattr(cpu, "_status", cpu._load(Path("/nonexistent")))
     monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False)
     forget_choices()
     with use_backend("cpu"), pytest.raises(RuntimeError) as raised:
@@ -656,25 +660,25 @@ def test_an_extension_that_does_not_load_names_both_versions_and_the_way_out(tmp
     library = tmp_path / "_C.abi3.so"
     library.write_bytes(b"not a library")
     (tmp_path / "_build_info.py").write_text('TORCH_VERSION = "2.10.0+cpu"\n')
-    status = _native._load(tmp_path)
+    status = cpu._load(tmp_path)
     assert not status.loaded
     assert status.path == library
     assert status.reason.startswith(
         f"_C.abi3.so, built with torch 2.10.0+cpu, does not load under torch {torch.__version__} ("
     )
     assert "invalid ELF header" in status.reason or "too short" in status.reason
-    assert _native.REBUILD in status.reason
+    assert cpu.REBUILD in status.reason
 
 
 def test_an_extension_without_build_info_still_explains_itself(tmp_path) -> None:
     (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
-    reason = _native._load(tmp_path).reason
+    reason = cpu._load(tmp_path).reason
     assert "of an unknown version (_build_info.py is missing)" in reason
 
 
 def test_the_cuda_extension_is_not_mistaken_for_the_cpu_one(tmp_path) -> None:
     (tmp_path / "_C_cuda.abi3.so").write_bytes(b"")
-    assert _native._load(tmp_path).path is None
+    assert cpu._load(tmp_path).path is None
 
 
 @needs_extension

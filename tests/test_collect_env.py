@@ -117,7 +117,9 @@ def test_an_extension_that_was_not_built(package_copy: Path) -> None:
 def test_a_crash_while_the_extension_loads_costs_only_the_sections_that_load_it(
     package_copy: Path,
 ) -> None:
-    (package_copy / "clasp_kernels" / "backends.py").write_text("import os; os.abort()")
+    (package_copy / "clasp_kernels" / "backends" / "__init__.py").write_text(
+        "import os; os.abort()"
+    )
     report = parse(print_report(package_copy))
     assert report["torch"]["version"] == torch.__version__
     assert "SIGABRT" in report["extension"]["status"]
@@ -126,7 +128,7 @@ def test_a_crash_while_the_extension_loads_costs_only_the_sections_that_load_it(
 
 
 def test_a_package_whose_modules_do_not_parse(package_copy: Path) -> None:
-    (package_copy / "clasp_kernels" / "backends.py").write_text("def ")
+    (package_copy / "clasp_kernels" / "backends" / "__init__.py").write_text("def ")
     report = parse(print_report(package_copy))
     assert "SyntaxError" in report["extension"]["status"]
     assert report["torch"]["version"] == torch.__version__

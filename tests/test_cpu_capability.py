@@ -9,9 +9,10 @@ import pytest
 import torch
 from interpreter import python
 
-from clasp_kernels import _native, backend_report, backends, collect_env
+from clasp_kernels import backend_report, backends, collect_env
+from clasp_kernels.backends import cpu
 
-STATUS = _native.load()
+STATUS = cpu.load()
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="the C++ extension is not built")
 
 VARIABLE = "CLASP_KERNELS_CPU_CAPABILITY"
@@ -44,7 +45,7 @@ print(clasp_kernels.backend_report().native.capability)
 def available() -> list[str]:
     """What this machine has, as an impossible request is told."""
     done = python(
-        "import clasp_kernels._native as n, torch, clasp_kernels.ops; print(n.load().problem)",
+        "import clasp_kernels.backends.cpu as n, torch, clasp_kernels.ops; print(n.load().problem)",
         **{VARIABLE: "none of them"},
     )
     named = done.stdout.removeprefix(f"{VARIABLE} must be one of ").partition(" on this machine")
@@ -126,10 +127,10 @@ def test_the_report_names_the_level() -> None:
 
 def test_a_library_that_cannot_name_its_level_is_not_used(monkeypatch) -> None:
     """A build of an older checkout, say: it would ignore what is forced."""
-    capability, problem = _native._capability(Path(torch._C.__file__))
+    capability, problem = cpu._capability(Path(torch._C.__file__))
     assert capability is None
     assert "is of another version of clasp_kernels. Build it with `pip install" in problem
-    monkeypatch.setattr(_native, "_status", STATUS._replace(problem=problem))
+    monkeypatch.setattr(cpu, "_status", STATUS._replace(problem=problem))
     with pytest.raises(RuntimeError, match="of another version"):
         backends.choose("select_tokens", "cpu", "auto")
     with pytest.raises(RuntimeError, match="of another version"):

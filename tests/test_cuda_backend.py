@@ -11,21 +11,22 @@ import torch
 from interpreter import WITHOUT_OPS, python
 
 import clasp_kernels.ops  # registers them, before a test changes what there is to register
-from clasp_kernels import _cuda, _triton, backend_report, backends, use_backend
+from clasp_kernels import backend_report, backends, use_backend
+from clasp_kernels.backends import chooser, cuda, table, triton
 
 FEATURES = torch.eye(3)[None]
 SALIENCE = torch.tensor([[1.0, 3.0, 2.0]])
 DEFAULT = ("8.0", "9.0", "10.0+PTX")
 
 
-def loaded(architectures: tuple[str, ...] = DEFAULT, **changes: object) -> _cuda.CudaStatus:
+def loaded(architectures: tuple[str, ...] = DEFAULT, **changes: object) -> cuda.CudaStatus:
     name = "_C_cuda.abi3.so"
-    status = _cuda.CudaStatus(True, name, Path(name), architectures, _cuda.CUDA_OPS)
+    status = cuda.CudaStatus(True, name, Path(name), architectures, table.ops_of("cuda"))
     return status._replace(**changes)
 
 
 FAILED = loaded(loaded=False, ops=(), failed=True, reason="_C_cuda.abi3.so does not load.")
-NOT_BUILT = _cuda.CudaStatus(False, "built without CUDA kernels: no nvcc.")
+NOT_BUILT = cuda.CudaStatus(False, "built without CUDA kernels: no nvcc.")
 
 
 class Computer:
@@ -35,14 +36,13 @@ class Computer:
         self.monkeypatch = monkeypatch
 
     def __call__(
-        self, status: _cuda.CudaStatus, *capabilities: tuple[int, int], triton: bool = True
+        self, status: cuda.CudaStatus, *capabilities: tuple[int, int], triton: bool = True
     ) -> None:
         patch = self.monkeypatch.setattr
-        patch(_cuda, "_status", status)
-        patch(_triton, "installed", lambda: triton)
-        patch(_triton, "version", lambda: "3.7.0")
-        patch(_triton, "INTERPRETED", False)
-        patch(_triton, "TRITON_OPS", ("complete_tokens", "gather_tokens", "select_tokens"))
+        patch(cuda, "_status", status)
+        patch(triton, "installed", lambda: triton)
+        patch(triton, "version", lambda: "3.7.0")
+        patch(triton, "INTERPRETED", False)
         patch(torch.cuda, "is_available", lambda: bool(capabilities))
         patch(torch.cuda, "device_count", lambda: len(capabilities))
         patch(torch.cuda, "get_device_capability", lambda index=0: capabilities[index])
@@ -50,8 +50,8 @@ class Computer:
 
     def forget(self) -> None:
         for cached in (
-            *(_cuda.gpu_problem, _triton.gpu_problem, backends._settle_once),
-            *(backends._entry_point, backends._warn_fallback, backends._warn_without_cuda),
+            *(cuda.gpu_problem, triton.gpu_problem, chooser._settle_once),
+            *(chooser._entry_point, chooser._warn_fallback, chooser._warn_without_cuda),
         ):
             cached.cache_clear()
 
@@ -76,20 +76,20 @@ def computer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Computer]:
     ],
 )
 def test_the_gpus_that_an_architecture_serves(architecture, serves, refuses) -> None:
-    assert [pair for pair in serves + refuses if _cuda.serves(architecture, pair)] == serves
+    assert [pair for pair in serves + refuses if cuda.serves(architecture, pair)] == serves
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (10, 0), (12, 0)])
 def test_it_comes_first_on_gpus_that_it_was_built_for(computer: Computer, capability) -> None:
     computer(loaded(), capability)
-    for op in _cuda.CUDA_OPS:
+    for op in table.ops_of("cuda"):
         assert backends.choose(op, "cuda", "auto") == ("cuda", "_C_cuda.abi3.so")
         assert backends.choose(op, "cuda", "cuda") == ("cuda", "forced")
         assert backends.choose(op, "cuda", "triton") == ("triton", "forced")
         # Its kernels are the default overload's for GPU tensors; `.triton` stays Triton's.
-        assert backends._settle_once(op, "cuda", "auto") == "default"
-        assert backends._settle_once(op, "cuda", "cuda") == "default"
-        assert backends._settle_once(op, "cuda", "triton") == "triton"
+        assert chooser._settle_once(op, "cuda", "auto") == "default"
+        assert chooser._settle_once(op, "cuda", "cuda") == "default"
+        assert chooser._settle_once(op, "cuda", "triton") == "triton"
     assert backends.choose("gather_tokens", "cuda", "auto") == ("triton", "Triton 3.7.0")
 
 
@@ -101,8 +101,8 @@ def test_a_gpu_that_it_was_not_built_for_goes_past_it_to_triton(computer: Comput
     assert "compute capability 8.9. Rebuild it with TORCH_CUDA_ARCH_LIST=8.9." in reason
     with pytest.warns(RuntimeWarning, match="TORCH_CUDA_ARCH_LIST=8.9"):
         # Not the default overload, where the dispatcher would find the CUDA kernel.
-        assert backends._settle_once("select_tokens", "cuda", "auto") == "triton"
-    assert backends._settle_once("gather_tokens", "cuda", "auto") == "default"
+        assert chooser._settle_once("select_tokens", "cuda", "auto") == "triton"
+    assert chooser._settle_once("gather_tokens", "cuda", "auto") == "default"
 
 
 def test_compiled_code_goes_past_it_too(computer: Computer) -> None:
@@ -119,7 +119,7 @@ def test_compiled_code_goes_past_it_too(computer: Computer) -> None:
 
     torch._dynamo.reset()
     with pytest.warns(RuntimeWarning, match="go to the triton backend"):
-        backends._settle("complete_tokens", "cuda", "auto")
+        chooser._settle("complete_tokens", "cuda", "auto")
     computer.monkeypatch.undo()  # the choice is made, and torch's compiler looks for GPUs too
     torch.compile(settled, fullgraph=True, backend=record)(FEATURES[:0])
     assert "clasp_kernels.complete_tokens.triton" in graphs[0]
@@ -133,14 +133,14 @@ def test_a_gpu_too_old_for_both_is_served_by_the_reference(computer: Computer) -
         reason
     )
     with pytest.warns(RuntimeWarning, match="select_tokens fall back to the slow reference"):
-        assert backends._settle_once("select_tokens", "cuda", "auto") == "reference"
+        assert chooser._settle_once("select_tokens", "cuda", "auto") == "reference"
 
 
 def test_without_triton_it_serves_what_it_has(computer: Computer) -> None:
     computer(loaded(), (9, 0), triton=False)
     assert backends.choose("select_tokens", "cuda", "auto").backend == "cuda"
     with pytest.warns(RuntimeWarning) as caught:
-        backends._settle_once("gather_tokens", "cuda", "auto")
+        chooser._settle_once("gather_tokens", "cuda", "auto")
     message = str(caught[0].message)
     assert "gather_tokens fall back" in message
     assert "complete_tokens" not in message and "select_tokens" not in message
@@ -149,8 +149,8 @@ def test_without_triton_it_serves_what_it_has(computer: Computer) -> None:
 def test_one_that_does_not_load_is_warned_of_once(computer: Computer) -> None:
     computer(FAILED, (9, 0))
     with pytest.warns(RuntimeWarning) as caught:
-        for op in (*_cuda.CUDA_OPS, "gather_tokens"):
-            assert backends._settle_once(op, "cuda", "auto") == "default"
+        for op in (*table.ops_of("cuda"), "gather_tokens"):
+            assert chooser._settle_once(op, "cuda", "auto") == "default"
     (warning,) = caught
     assert str(warning.message).startswith(
         "clasp_kernels: complete_tokens, select_tokens go to the triton backend on GPU tensors: "
@@ -162,7 +162,7 @@ def test_one_that_was_not_built_is_not_missed(computer: Computer) -> None:
     computer(NOT_BUILT, (9, 0))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert backends._settle_once("select_tokens", "cuda", "auto") == "default"
+        assert chooser._settle_once("select_tokens", "cuda", "auto") == "default"
     reason = backends.choose("select_tokens", "cuda", "auto").reason
     assert reason == "Triton 3.7.0 (not cuda: built without CUDA kernels: no nvcc.)"
 
@@ -188,7 +188,7 @@ def test_forced_where_it_cannot_serve_it_says_why(
     assert backend is None
     assert problem in reason
     with pytest.raises(RuntimeError, match="the cuda backend is forced but cannot serve: "):
-        backends._settle_once(op, device, "cuda")
+        chooser._settle_once(op, device, "cuda")
 
 
 def test_forced_on_cpu_tensors_it_raises() -> None:
@@ -200,7 +200,7 @@ def test_the_report_names_the_extension_and_its_state(computer: Computer) -> Non
     computer(loaded(reason="_C_cuda.abi3.so, built with torch 2.13.0+cu130"), (9, 0))
     report = backend_report()
     served = {row.op for row in report.ops if (row.device, row.backend) == ("cuda", "cuda")}
-    assert served == set(_cuda.CUDA_OPS)
+    assert served == set(table.ops_of("cuda"))
     assert "CUDA extension: loaded, _C_cuda.abi3.so, built with torch 2.13.0+cu130" in str(report)
     computer(NOT_BUILT)
     assert "CUDA extension: not loaded, built without CUDA kernels: no nvcc." in str(
@@ -219,19 +219,19 @@ INFO = 'TORCH_VERSION = "2.10.0+cu126"\nCUDA_VERSION = "12.6"\nCUDA_ARCHITECTURE
 def test_a_failure_to_load_names_both_versions_and_the_way_out(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     write_extension(tmp_path, INFO)
-    status = _cuda._load(tmp_path)
+    status = cuda._load(tmp_path)
     assert status.failed and not status.loaded
     assert status.reason.startswith(
         "_C_cuda.abi3.so, built with torch 2.10.0+cu126 and CUDA 12.6, does not load under torch "
         f"{torch.__version__} with CUDA 13.0 ("
     )
-    assert status.reason.endswith(_cuda.REBUILD)
+    assert status.reason.endswith(cuda.REBUILD)
 
 
 def test_a_cpu_build_of_torch_does_not_try_to_load_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     write_extension(tmp_path, INFO)
-    status = _cuda._load(tmp_path)
+    status = cuda._load(tmp_path)
     assert not (status.loaded or status.failed)
     assert status.reason.endswith(f"needs a CUDA build of torch, which {torch.__version__} is not.")
 
@@ -248,7 +248,7 @@ def test_a_cpu_build_of_torch_does_not_try_to_load_it(tmp_path, monkeypatch) -> 
 )
 def test_one_that_is_not_there_says_why_and_how_to_build_it(tmp_path, info, problem) -> None:
     (tmp_path / "_build_info.py").write_text(info)
-    status = _cuda._load(tmp_path)
+    status = cuda._load(tmp_path)
     assert status.path is None
     assert status.reason.startswith(problem)
     assert "CLASP_KERNELS_BUILD_CUDA=1 pip install" in status.reason
@@ -260,9 +260,9 @@ IN_PLACE = (
     + """
 import warnings
 warnings.simplefilter("error")
-import pathlib, torch, clasp_kernels._cuda as cuda, clasp_kernels._native as native
-from clasp_kernels import _triton
-_triton.installed = lambda: True
+import pathlib, torch, clasp_kernels.backends.cuda as cuda, clasp_kernels.backends.cpu as native
+from clasp_kernels.backends import table, triton
+triton.installed = lambda: True
 load = cuda._load
 def register(path):
     library = torch.library.Library("clasp_kernels", "IMPL")
@@ -276,7 +276,7 @@ torch.version.cuda = "13.0"
 import clasp_kernels.ops
 status = cuda.load()
 assert status.loaded and status.ops == ("select_tokens",), status
-for op in clasp_kernels.ops._library.OP_NAMES:
+for op in table.OPS:
     assert cuda.registered(op), op
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"clasp_kernels::{op}.triton", "CUDA")
 """

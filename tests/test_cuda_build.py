@@ -333,11 +333,11 @@ sys.path.insert(0, sys.argv[2])
 import torch
 torch.version.cuda = sys.argv[3]
 import clasp_kernels
-from clasp_kernels import _cuda
+from clasp_kernels.backends import cuda, table
 report = clasp_kernels.backend_report()
 assert clasp_kernels.__file__.startswith(sys.argv[2]), clasp_kernels.__file__
 assert report.cuda.loaded, report.cuda.reason
-assert report.cuda.ops == _cuda.CUDA_OPS, report.cuda.ops
+assert report.cuda.ops == table.ops_of("cuda"), report.cuda.ops
 assert report.cuda.architectures == ("8.0",)
 print(report.cuda.reason)
 import clasp_kernels._C_cuda
@@ -414,9 +414,9 @@ sys.path.insert(0, sys.argv[1])
 import torch
 torch.version.cuda = sys.argv[2]
 import clasp_kernels
-from clasp_kernels import _cuda
+from clasp_kernels.backends import cuda, table
 print(clasp_kernels.backend_report().cuda.reason)
-assert _cuda.registered("select_tokens") == _cuda.registered("gather_tokens")
+assert cuda.registered("select_tokens") == cuda.registered("gather_tokens")
 """
     done = run(sys.executable, "-c", code, machine.project, release, cwd=machine.folder)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from clasp_kernels import _cuda, _triton
+from clasp_kernels.backends import table
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -230,7 +230,7 @@ sanitized.main({tool!r}, "cpu")
     )
     assert done.returncode == 0, done.stderr
     designs = {f"cuda-{design}" for design in ("matrix", "steps")}
-    expected = {f"{op}-{design}" for op in _cuda.CUDA_OPS for design in designs}
+    expected = {f"{op}-{design}" for op in table.ops_of("cuda") for design in designs}
     if tool == "memcheck":
-        expected |= {f"{op}-triton" for op in _triton.TRITON_OPS}
+        expected |= {f"{op}-triton" for op in table.ops_of("triton")}
     assert set(done.stdout.splitlines()) == {f"{kernels}: done" for kernels in expected}

@@ -140,12 +140,13 @@ def test_tests_of_ops_run_once_more_on_a_device() -> None:
 # The CUDA extension's ops as if they took tensors on the CPU; what is forced is told of each test.
 CUDA_ON_THE_CPU = """
 import os
-from clasp_kernels import _cuda, backends
+from clasp_kernels import backends
+from clasp_kernels.backends import table
 
 choose = backends.choose
 
 def choose_cuda_too(op, device, forced):
-    if (device, forced) == ("cpu", "cuda") and op in _cuda.CUDA_OPS:
+    if (device, forced) == ("cpu", "cuda") and op in table.ops_of("cuda"):
         return backends.Choice("cuda", "forced")
     return choose(op, device, forced)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from interpreter import extension_in, python
 
-from clasp_kernels import _native, backends
+from clasp_kernels.backends import chooser, cpu
 
 pytestmark = [
-    pytest.mark.skipif(not _native.load().loaded, reason="the C++ extension is not built"),
+    pytest.mark.skipif(not cpu.load().loaded, reason="the C++ extension is not built"),
     pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited as on Linux"),
 ]
 
@@ -45,7 +45,7 @@ except Exception as error:
 """
 
 
-def what_is_raised(call: str, package: Path = _native.PACKAGE) -> str:
+def what_is_raised(call: str, package: Path = cpu.PACKAGE) -> str:
     done = python(extension_in(str(package)) + CODE.replace("CALL", CALLS[call]))
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -65,7 +65,7 @@ def test_a_result_is_reported_in_full_where_torch_tells() -> None:
 
 def test_a_torch_that_does_not_tell(tmp_path: Path) -> None:
     """As those before 2.13: the extension finds no function to ask."""
-    library = _native.find(_native.PACKAGE, "_C")
+    library = cpu.find(cpu.PACKAGE, "_C")
     assert library is not None
     ask = b"torch_exception_get_what_without_backtrace"
     content = library.read_bytes()
@@ -82,9 +82,9 @@ def test_no_error_names_the_machine_that_built_the_extension() -> None:
         RuntimeError, match=r"csrc/cpu/arguments\.h:\d+, indices must lie in"
     ) as raised:
         torch.ops.clasp_kernels.gather_tokens(torch.zeros(1, 2, 3), torch.tensor([[5]]))
-    root = str(_native.PACKAGE.parent)
+    root = str(cpu.PACKAGE.parent)
     assert root not in str(raised.value)
-    library = _native.find(_native.PACKAGE, "_C")
+    library = cpu.find(cpu.PACKAGE, "_C")
     assert library is not None
     content = library.read_bytes()
     for folder in (root, str(Path(torch.__file__).parent)):
@@ -95,10 +95,10 @@ def test_the_cuda_kernels_raise_the_error_of_torch() -> None:
     def fail(message: str) -> None:
         raise RuntimeError(message)
 
-    call = backends._with_torch_error(fail)
+    call = chooser._with_torch_error(fail)
     with pytest.raises(torch.OutOfMemoryError, match=r"^CUDA out of memory\. Tried"):
         call("CUDA out of memory. Tried to allocate 2.00 GiB.")
     with pytest.raises(RuntimeError, match=r"^another$") as raised:
         call("another")
     assert type(raised.value) is RuntimeError
-    assert backends._with_torch_error(len)([1]) == 1
+    assert chooser._with_torch_error(len)([1]) == 1

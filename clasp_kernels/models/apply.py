@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from clasp_kernels.models.categories import PromptCategories, tokenizer_on_disk
 from clasp_kernels.models.compat import require_transformers
 from clasp_kernels.models.families import ADAPTERS
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.prefill import check_dtype
-from clasp_kernels.models.prompts import PromptCategories, tokenizer_on_disk
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.policy import Profile, Router, RouterLike, Schedule

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from clasp_kernels._warn import warn_caller
+from clasp_kernels.models.categories import PromptCategories
 from clasp_kernels.models.columns import (
     LABELS,
     MASKING_TYPES,
@@ -62,7 +63,6 @@ from clasp_kernels.models.prefill import (
     input_shape,
     prune_prompt,
 )
-from clasp_kernels.models.prompts import PromptCategories
 from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.models.staged import StagedPrefill

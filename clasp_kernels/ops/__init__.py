@@ -22,22 +22,26 @@ direct call of ``torch.ops.clasp_kernels.*``. What values that are not allowed t
 On a GPU an IndexError is a device-side assertion.
 """
 
-from .. import _cuda, _native
-from . import _library
-from .attention_salience import attention_salience
-from .complete_tokens import complete_tokens
-from .fuse_layers import fuse_layers
-from .gather_tokens import gather_tokens
-from .merge_tokens import merge_tokens
-from .prune_tokens import prune_tokens
-from .select_pivots import select_pivots
-from .select_tokens import Selection, select_tokens
+# In the order in which a prompt meets them, which is the order of the table of ops.
+# isort: off
+from .fusion import fuse_layers
+from .salience import attention_salience
+from .pivots import select_pivots
+from .completion import complete_tokens
+from .selection import Selection, select_tokens
+from .gathering import gather_tokens
+from .merging import merge_tokens
+from .pruning import prune_tokens
+
+# isort: on
+from ..backends import cpu, cuda
+from ._library import register_gpu_kernels
 
 # After the schemas, which the registrations in C++ refer to. What is left for Triton comes last, as
 # a second kernel for the same device would override the first.
-_native.load()
-_cuda.load()
-_library.register_gpu_kernels()
+cpu.load()
+cuda.load()
+register_gpu_kernels()
 
 __all__ = [
     "Selection",

@@ -9,57 +9,53 @@ also inside a compiled graph, where the dispatcher's choice cannot be overridden
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _cuda, _triton
+from ..backends import cuda, table, triton
+from ..backends.chooser import choose
+from ..triton import INTERPRETED
 from ._vmap import batching_rule
 
 NAMESPACE = "clasp_kernels"
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
-OP_NAMES: list[str] = []
-_REFERENCES: dict[str, Callable[..., Any]] = {}
 
 
-def define_op(
-    name: str,
-    signature: str,
-    *,
-    reference: Callable[..., Any],
-    fake: Callable[..., Any],
-    vmap: Callable[[Callable[..., Any]], Callable[..., Any]] = batching_rule,
-) -> None:
-    """Registers ``name``, ``name.reference`` and ``name.triton``, none of which records a graph."""
+def define_op(spec: table.OpSpec) -> None:
+    """Adds an op to the table and registers ``name``, ``name.reference`` and ``name.triton``, none
+    of which records a graph."""
+    table.add(spec)
+    name = spec.name
     for overload in (name, f"{name}.reference", f"{name}.triton"):
-        LIBRARY.define(f"{overload}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
+        LIBRARY.define(f"{overload}{spec.schema}", tags=(torch.Tag.pt2_compliant_tag,))
         # Without this, torch's default for ops that lack a derivative makes outputs require grad
         # and warns in backward. Kernels see tensors that require grad and must not record.
         LIBRARY.impl(overload, torch.library.fallthrough_kernel, "Autograd")
         qualified = f"{NAMESPACE}::{overload}"
-        torch.library.register_fake(qualified, fake, lib=LIBRARY)
+        torch.library.register_fake(qualified, spec.fake, lib=LIBRARY)
         kind = overload.partition(".")[2] or "default"
         op = getattr(getattr(torch.ops.clasp_kernels, name), kind)
-        torch.library.register_vmap(qualified, vmap(op), lib=LIBRARY)
+        rule = spec.vmap or batching_rule
+        torch.library.register_vmap(qualified, rule(op), lib=LIBRARY)
     for overload in (name, f"{name}.reference"):
-        LIBRARY.impl(overload, reference, "CompositeExplicitAutograd")
-    if _triton.installed():
+        LIBRARY.impl(overload, spec.reference, "CompositeExplicitAutograd")
+    if spec.triton and triton.installed():
         LIBRARY.impl(f"{name}.triton", _on_device(name), "CUDA")
-        if _triton.INTERPRETED:
+        if INTERPRETED:
             LIBRARY.impl(f"{name}.triton", _on_device(name), "CPU")
-    OP_NAMES.append(name)
-    _REFERENCES[name] = reference
 
 
 def register_gpu_kernels() -> None:
     """Triton's launchers, for the ops that have no CUDA kernel by now."""
-    if not _triton.installed():
+    if not triton.installed():
         return
-    for name, reference in _REFERENCES.items():
-        if not _cuda.registered(name):
-            LIBRARY.impl(name, _on_gpu(name, reference), "CUDA")
+    for name in table.ops_of("triton"):
+        if not cuda.registered(name):
+            LIBRARY.impl(name, on_gpu(name), "CUDA")
 
 
 def _on_device(name: str) -> Callable[..., Any]:
@@ -68,18 +64,19 @@ def _on_device(name: str) -> Callable[..., Any]:
     def launch(first: Tensor | list[Tensor], *rest: object) -> Any:
         tensor = first if isinstance(first, Tensor) else first[0]
         with torch.cuda.device_of(tensor):
-            return _triton.launcher(name)(first, *rest)
+            return triton.launcher(name)(first, *rest)
 
     return launch
 
 
-def _on_gpu(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
-    """The Triton kernels, or on a GPU they do not support the reference, which an exported graph
-    then finds too."""
-    launch = _on_device(name)
+def on_gpu(name: str) -> Callable[..., Any]:
+    """The Triton kernels, or the reference on a GPU that they do not support. An exported graph,
+    which calls the op itself, finds the same."""
+    launch, reference = _on_device(name), table.OPS[name].reference
 
-    def serve(*arguments: object) -> Any:
-        served = _triton.problem(name, "cuda") is None
-        return launch(*arguments) if served else reference(*arguments)
+    # Not for every call: who serves an op does not change while the process lives.
+    @functools.cache
+    def chosen() -> Callable[..., Any]:
+        return launch if choose(name, "cuda", "auto").backend == "triton" else reference
 
-    return serve
+    return lambda *arguments: chosen()(*arguments)

@@ -37,7 +37,7 @@ from clasp_kernels.policy._fields import (
 )
 from clasp_kernels.policy.categories import FALLBACK_CATEGORY
 from clasp_kernels.policy.default_rules import DEFAULT_RULES
-from clasp_kernels.policy.prompts import find_question
+from clasp_kernels.policy.question import find_question
 
 RouterLike = Callable[[list[str]], Sequence[str]]
 """What stands where a router is asked for: prompts in, one category name per prompt out."""

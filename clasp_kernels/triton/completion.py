@@ -20,15 +20,15 @@ import triton
 import triton.language as tl
 from torch import Tensor, int32
 
-from .. import _triton
+from . import INTERPRETED as IN_INTERPRETER
 from . import configs
 from .arrival import arrives_last
 from .completion_by_steps import complete_by_steps
 from .cosine import cosines
 from .coverage import SELECTED, TAKEN, UNCOVERED, Outputs, Tokens, write_selection
-from .keys import index_of, ordered_bits, ranked
+from .order import index_of, ordered_bits, ranked
 
-INTERPRETED = tl.constexpr(_triton.INTERPRETED)
+INTERPRETED = tl.constexpr(IN_INTERPRETER)
 
 
 @triton.jit

@@ -13,7 +13,7 @@ from torch import Tensor, int64
 from . import configs
 from .cosine import cosines
 from .coverage import TAKEN, Outputs, Tokens, write_selection
-from .keys import RETIRED, index_of, ordered_bits, rank_of, ranked
+from .order import RETIRED, index_of, ordered_bits, rank_of, ranked
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_padded", "num_keys", "step"])

@@ -1,7 +1,7 @@
 """How covered each token of a batch is, and what has been picked: what completion starts from and
 what it leaves.
 
-Similarities are kept as int32 that order like them (:mod:`clasp_kernels.triton.keys`), so that how
+Similarities are kept as int32 that order like them (:mod:`clasp_kernels.triton.order`), so that how
 covered a token is, is a maximum of integers: the same in whatever order it is taken.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor, float32, int8, int32
 
 from . import configs
 from .cosine import norms
-from .keys import RANK_OF_INVALID
+from .order import RANK_OF_INVALID
 
 # How covered a token is, which orders like the similarity: by nothing, and what is not to be
 # picked (any more), the rank of what is not valid.

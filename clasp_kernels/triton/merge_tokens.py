@@ -12,13 +12,13 @@ import triton
 import triton.language as tl
 from torch import Tensor, int32
 
-from .. import _triton
+from . import INTERPRETED as IN_INTERPRETER
 from . import configs
 from .cosine import NOT_FINITE, cosines, norms
-from .keys import RANK_OF_INVALID, RETIRED, ordered_bits, rank_of, ranked
+from .order import RANK_OF_INVALID, RETIRED, ordered_bits, rank_of, ranked
 from .rounding import rounded
 
-_INTERPRETED = tl.constexpr(_triton.INTERPRETED)
+_INTERPRETED = tl.constexpr(IN_INTERPRETER)
 
 # Better than any similarity: that of a kept token to itself.
 _RANK_OF_OWN = tl.constexpr(-(2**31))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .keys import RANK_OF_INVALID, RETIRED, descending_rank, rank_of, ranked
+from .order import RANK_OF_INVALID, RETIRED, descending_rank, rank_of, ranked
 
 
 @triton.jit

@@ -5,9 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .. import _triton
+from . import INTERPRETED as IN_INTERPRETER
 
-_INTERPRETED = tl.constexpr(_triton.INTERPRETED)
+_INTERPRETED = tl.constexpr(IN_INTERPRETER)
 
 
 @triton.jit

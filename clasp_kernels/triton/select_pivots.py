@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs
-from .keys import RANK_OF_INVALID, RETIRED, index_of, ranked
+from .order import RANK_OF_INVALID, RETIRED, index_of, ranked
 from .ranking import counted_ranks, is_candidate, salience_keys, salience_ranks
 
 

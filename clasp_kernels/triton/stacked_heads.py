@@ -9,12 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .. import _triton
+from . import INTERPRETED as IN_INTERPRETER
 
 # Where a key is that nobody may see: after what every row may see.
 NOWHERE = tl.constexpr(2**31 - 1)
 # The interpreter multiplies the bits of bfloat16 as integers.
-UPCAST = tl.constexpr(_triton.INTERPRETED)
+UPCAST = tl.constexpr(IN_INTERPRETER)
 
 
 @triton.jit

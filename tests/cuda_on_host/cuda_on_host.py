@@ -12,7 +12,6 @@ with this folder on PYTHONPATH; `cuda-cpu-steps` is one of its designs.
 from __future__ import annotations
 
 import functools
-import importlib
 import runpy
 import sys
 from collections.abc import Callable
@@ -26,7 +25,8 @@ import harness
 
 import clasp_kernels.ops  # noqa: F401  defines the ops
 from clasp_kernels import backends
-from clasp_kernels._cuda import CUDA_OPS
+from clasp_kernels.backends import chooser
+from clasp_kernels.backends.table import OPS, ops_of
 
 HERE = Path(__file__).parent
 SUFFIXES = {".cpp", ".cu", ".cuh", ".h"}
@@ -72,13 +72,12 @@ def load(variant: str = "simt") -> Path:
     namespace = f"clasp_{variant}"
     library = torch.library.Library(namespace, "DEF")
     libraries.append(library)
-    for op in CUDA_OPS:
+    for op in ops_of("cuda"):
         original = getattr(torch.ops.clasp_kernels, op).default
         schema = str(original._schema).removeprefix("clasp_kernels::")
         library.define(schema, tags=original.tags)
         library.impl(op, torch.library.fallthrough_kernel, "Autograd")
-        fake = importlib.import_module(f"clasp_kernels.ops.{op}")._fake
-        torch.library.register_fake(f"{namespace}::{op}", fake, lib=library)
+        torch.library.register_fake(f"{namespace}::{op}", OPS[op].fake, lib=library)
     library.define(SIMILARITIES)
     path = build(variant)
     torch.ops.load_library(str(path))
@@ -92,16 +91,17 @@ def serve() -> None:
     choose, overload = backends.choose, backends.overload
 
     def choose_too(op: str, device: str, forced: str) -> backends.Choice:
-        if forced == "cuda" and op in CUDA_OPS:
+        if forced == "cuda" and op in ops_of("cuda"):
             return backends.Choice("cuda", "forced")
         return choose(op, device, forced)
 
     def overload_too(op: str, device: torch.device) -> Callable[..., Any]:
-        if backends.forced_backend() == "cuda" and op in CUDA_OPS:
+        if backends.forced_backend() == "cuda" and op in ops_of("cuda"):
             return getattr(torch.ops.clasp_simt, op).default
         return overload(op, device)
 
-    backends.choose, backends.overload = choose_too, overload_too
+    chooser.choose = backends.choose = choose_too
+    backends.overload = overload_too
 
 
 def pytest_configure() -> None:

@@ -15,6 +15,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import cuda_on_host
 
+from clasp_kernels.backends.table import ops_of
+
 pytestmark = pytest.mark.deep
 
 OPS = torch.ops.clasp_simt
@@ -44,7 +46,7 @@ def test_the_contract() -> None:
     root = cuda_on_host.harness.ROOT
     options = ["-v", "-p", "no:cacheprovider", "-p", "cuda_on_host", "--op-device=cpu"]
     options += ["--hypothesis-profile=few", "-k", "cuda-cpu"]
-    tests = [f"tests/ops/test_{op}.py" for op in cuda_on_host.CUDA_OPS]
+    tests = [f"tests/ops/test_{op}.py" for op in ops_of("cuda")]
     path = os.pathsep.join(map(str, (root, Path(__file__).parent)))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],
@@ -56,7 +58,7 @@ def test_the_contract() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     passed = re.findall(r"test_(\w+)\.py::\w+\[cuda-cpu-(\w+)\S*\] PASSED", done.stdout)
-    for op in cuda_on_host.CUDA_OPS:
+    for op in ops_of("cuda"):
         for design in ("auto", "steps"):
             assert passed.count((op, design)) >= 10, (op, design)
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import clasp_kernels.ops  # noqa: F401  registers them, before extensions with kernels are loaded
-from clasp_kernels import _cuda, backends, use_backend
+from clasp_kernels import backends, use_backend
+from clasp_kernels.backends import table
 
 DEVICE = "cuda"  # of the tensors in the tests that need a GPU
 CUDA_DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
@@ -49,7 +50,7 @@ class Kernels(NamedTuple):
 
 
 def cuda(*designs: str) -> list[Kernels]:
-    return [Kernels(op, "cuda", design) for design in designs for op in _cuda.CUDA_OPS]
+    return [Kernels(op, "cuda", design) for design in designs for op in table.ops_of("cuda")]
 
 
 TRITON = [Kernels(op, "triton") for op in large.OPS]

@@ -19,7 +19,8 @@ import torch
 from gpu_kernels import CUDA_DESIGN, Kernels
 from inputs import DTYPES
 
-from clasp_kernels import _cuda, backend_report, use_backend
+from clasp_kernels import backend_report, use_backend
+from clasp_kernels.backends import table
 
 pytestmark = pytest.mark.deep
 
@@ -116,7 +117,7 @@ EQUAL = large.Size(2, 96, 64)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("chosen", ["cpu", "triton"])
-@pytest.mark.parametrize("name", _cuda.CUDA_OPS)
+@pytest.mark.parametrize("name", table.ops_of("cuda"))
 def test_equal_tokens_tie(name, chosen, dtype) -> None:
     with use_backend(chosen):
         if problem := gpu_checks.problem(name, "cpu"):
@@ -124,7 +125,7 @@ def test_equal_tokens_tie(name, chosen, dtype) -> None:
         gpu_checks.assert_equal_tokens_tie(name, EQUAL, dtype, "cpu", seed=1)
 
 
-@pytest.mark.parametrize("name", _cuda.CUDA_OPS)
+@pytest.mark.parametrize("name", table.ops_of("cuda"))
 def test_one_that_puts_the_higher_of_two_equal_tokens_first_is_noticed(name, monkeypatch) -> None:
     right = gpu_checks.run
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from clasp_kernels.policy import Router
-from clasp_kernels.policy.prompts import find_question, last_user_turn
+from clasp_kernels.policy.question import find_question, last_user_turn
 
 Turns = list[tuple[str, str]]
 Template = Callable[[Turns], str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import backends, reference
+from ..backends.table import OpSpec
 from ._checks import FLOATS, INDEX, Arguments
 from ._library import define_op
 
@@ -63,8 +64,12 @@ def _fake(tokens: Tensor, features: Tensor, indices: Tensor, valid: Tensor | Non
 
 
 define_op(
-    "merge_tokens",
-    "(Tensor tokens, Tensor features, Tensor indices, Tensor? valid) -> Tensor",
-    reference=reference.merge_tokens,
-    fake=_fake,
+    OpSpec(
+        name="merge_tokens",
+        schema="(Tensor tokens, Tensor features, Tensor indices, Tensor? valid) -> Tensor",
+        reference=reference.merge_tokens,
+        fake=_fake,
+        cpu=True,
+        triton="clasp_kernels.triton.merge_tokens:merge_tokens",
+    )
 )

@@ -9,23 +9,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-PACKAGE = Path(__file__).resolve().parent
-CPU_OPS = (
-    "attention_salience",
-    "complete_tokens",
-    "fuse_layers",
-    "gather_tokens",
-    "merge_tokens",
-    "select_pivots",
-    "select_tokens",
-)
+from clasp_kernels._version import __version__
+
+from . import table
+
+PACKAGE = Path(__file__).resolve().parent.parent
 REBUILD = (
     "Build it with `pip install --no-build-isolation --no-deps --force-reinstall clasp-kernels` "
     "(or `-e .` in a checkout), which compiles against the torch that is installed."
 )
 
 
-class NativeStatus(NamedTuple):
+class CpuStatus(NamedTuple):
     """What became of the C++ extension in this process."""
 
     loaded: bool
@@ -44,10 +39,10 @@ class NativeStatus(NamedTuple):
             raise RuntimeError(self.problem)
 
 
-_status: NativeStatus | None = None
+_status: CpuStatus | None = None
 
 
-def load() -> NativeStatus:
+def load() -> CpuStatus:
     """Loads ``clasp_kernels/_C.*.so`` once. Never raises: the status carries the reason.
 
     The op schemas must be defined by now, as the library registers kernels for them.
@@ -58,15 +53,34 @@ def load() -> NativeStatus:
     return _status
 
 
-def _load(package: Path) -> NativeStatus:
+def problem(op: str, device: str) -> str | None:
+    """Why the C++ kernels cannot serve ``op`` on ``device``, or None where they can."""
+    if not table.has_kernel(op, "cpu"):
+        return f"there is no native kernel for {op} in clasp_kernels {__version__}."
+    if device != "cpu":
+        return f"the native kernel of {op} takes CPU tensors, not {device} tensors."
+    status = load()
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"clasp_kernels::{op}", "CPU"):
+        if status.loaded:
+            return f"{status.reason}, lacks kernels of this version. {REBUILD}"
+        return status.reason
+    status.check()
+    return None
+
+
+def reason() -> str:
+    return load().reason
+
+
+def _load(package: Path) -> CpuStatus:
     path = find(package, "_C")
     if path is None:
-        return NativeStatus(False, f"there is no _C extension in {package}. {REBUILD}", None)
+        return CpuStatus(False, f"there is no _C extension in {package}. {REBUILD}", None)
     origin = f"{path.name}, built with torch {built_with(package)}"
     if problem := load_library(path):
         reason = f"{origin}, does not load under torch {torch.__version__} ({problem}). {REBUILD}"
-        return NativeStatus(False, reason, path)
-    return NativeStatus(True, origin, path, *_capability(path))
+        return CpuStatus(False, reason, path)
+    return CpuStatus(True, origin, path, *_capability(path))
 
 
 def _capability(path: Path) -> tuple[str | None, str]:

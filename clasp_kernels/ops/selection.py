@@ -10,6 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from .. import backends, reference
+from ..backends.table import OpSpec
 from ._checks import FLOATS, Arguments
 from ._library import define_op
 
@@ -25,6 +26,8 @@ class Selection(NamedTuple):
     """[B] int64, how many each image kept."""
 
 
+# Where users import it from, so that what they pickle does not depend on the package's files.
+Selection.__module__ = "clasp_kernels"
 # So that torch.export.save writes a program that returns one, and torch.load reads what torch.save
 # wrote without being told to trust the file.
 pytree._register_namedtuple(Selection, serialized_type_name="clasp_kernels.Selection")
@@ -114,9 +117,15 @@ def _fake(
 
 
 define_op(
-    "select_tokens",
-    "(Tensor features, Tensor salience, SymInt num_tokens, Tensor? budget, SymInt num_pivots, "
-    "Tensor? pivot_counts, Tensor? valid) -> (Tensor, Tensor, Tensor)",
-    reference=reference.select_tokens,
-    fake=_fake,
+    OpSpec(
+        name="select_tokens",
+        schema="(Tensor features, Tensor salience, SymInt num_tokens, Tensor? budget, "
+        "SymInt num_pivots, Tensor? pivot_counts, Tensor? valid) -> (Tensor, Tensor, Tensor)",
+        reference=reference.select_tokens,
+        fake=_fake,
+        cpu=True,
+        cuda=True,
+        triton="clasp_kernels.triton.select_tokens:select_tokens",
+        ordered_by_barriers=True,
+    )
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, reference
+from ..backends.table import OpSpec
 from ._checks import FLOATS, Arguments, as_int, may_read, without_vmap
 from ._library import define_op
 
@@ -142,9 +143,14 @@ def _fake(
 
 
 define_op(
-    "attention_salience",
-    "(Tensor query, Tensor key, float scale, bool causal, Tensor? key_valid, "
-    "Tensor? query_weights, SymInt start, SymInt stop) -> Tensor",
-    reference=reference.attention_salience,
-    fake=_fake,
+    OpSpec(
+        name="attention_salience",
+        schema="(Tensor query, Tensor key, float scale, bool causal, Tensor? key_valid, "
+        "Tensor? query_weights, SymInt start, SymInt stop) -> Tensor",
+        reference=reference.attention_salience,
+        fake=_fake,
+        cpu=True,
+        triton="clasp_kernels.triton.attention_salience:attention_salience",
+        ordered_by_barriers=True,
+    )
 )

@@ -5,34 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ._version import __version__
+from clasp_kernels._version import __version__
+from clasp_kernels.triton import INTERPRET, INTERPRETED
 
-TRITON_OPS: tuple[str, ...] = (
-    "attention_salience",
-    "complete_tokens",
-    "fuse_layers",
-    "gather_tokens",
-    "merge_tokens",
-    "select_pivots",
-    "select_tokens",
-)
-# Their threads read what other threads, or programs, have written to global memory, after a barrier
-# that on AMD GPUs does not wait for those writes.
-ORDERED_BY_BARRIERS = (
-    "attention_salience",
-    "complete_tokens",
-    "select_pivots",
-    "select_tokens",
-)
-INTERPRET = "TRITON_INTERPRET"
-# Triton reads it when a kernel is defined, so it counts as it was when the process began.
-INTERPRETED = os.environ.get(INTERPRET, "0").lower() in ("1", "true", "yes", "on", "y")
+from . import table
+
 OLDEST_CAPABILITY = (8, 0)
 NOT_INSTALLED = (
     "Triton is not installed. Install it with `pip install triton` (PyTorch's CUDA builds bring it "
@@ -57,7 +39,7 @@ def version() -> str:
 
 def problem(op: str, device: str) -> str | None:
     """Why the Triton kernels cannot serve ``op`` on ``device``, or None where they can."""
-    if op not in TRITON_OPS:
+    if not table.has_kernel(op, "triton"):
         return f"there is no Triton kernel for {op} in clasp_kernels {__version__}."
     if device == "cpu" and not INTERPRETED:
         return (
@@ -68,7 +50,7 @@ def problem(op: str, device: str) -> str | None:
         return f"the Triton kernel of {op} takes GPU tensors, not {device} tensors."
     if device == "cpu":
         return None if installed() else NOT_INSTALLED
-    if torch.version.hip is not None and op in ORDERED_BY_BARRIERS:
+    if torch.version.hip is not None and table.OPS[op].ordered_by_barriers:
         return f"the Triton kernel of {op} relies on what barriers order on NVIDIA GPUs alone."
     return gpu_problem()
 
@@ -93,7 +75,8 @@ def gpu_problem() -> str | None:
 @functools.cache
 def launcher(op: str) -> Callable[..., Any]:
     """What launches the kernels of ``op``: a function with the op's schema as its signature."""
-    launch: Callable[..., Any] = getattr(importlib.import_module(f"clasp_kernels.triton.{op}"), op)
+    module, _, function = str(table.OPS[op].triton).partition(":")
+    launch: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return launch
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, reference
+from ..backends.table import OpSpec
 from ._checks import FLOATS, INDEX, Arguments
 from ._library import define_op
 from ._vmap import fuse_layers_rule
@@ -110,9 +111,14 @@ def _fake(
 
 
 define_op(
-    "fuse_layers",
-    "(Tensor[] hidden_states, Tensor weights, Tensor? category_ids, str normalize) -> Tensor",
-    reference=reference.fuse_layers,
-    fake=_fake,
-    vmap=fuse_layers_rule,
+    OpSpec(
+        name="fuse_layers",
+        schema="(Tensor[] hidden_states, Tensor weights, Tensor? category_ids, str normalize) "
+        "-> Tensor",
+        reference=reference.fuse_layers,
+        fake=_fake,
+        vmap=fuse_layers_rule,
+        cpu=True,
+        triton="clasp_kernels.triton.fuse_layers:fuse_layers",
+    )
 )

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from . import _native
-from ._version import __version__
+from clasp_kernels._version import __version__
 
-CUDA_OPS = ("complete_tokens", "select_tokens")
+from . import cpu, table
+
 OLDEST_CAPABILITY = (8, 0)
 REBUILD = (
     "Next to a CUDA build of torch and with a CUDA toolkit of the same major version, "
@@ -47,29 +47,29 @@ def load() -> CudaStatus:
     """
     global _status
     if _status is None:
-        _status = _load(_native.PACKAGE)
+        _status = _load(cpu.PACKAGE)
     return _status
 
 
 def _load(package: Path) -> CudaStatus:
-    info = _native.build_info(package)
-    path = _native.find(package, "_C_cuda")
+    info = cpu.build_info(package)
+    path = cpu.find(package, "_C_cuda")
     if path is None:
         problem = info.get("CUDA_PROBLEM") or f"there is no _C_cuda extension in {package}"
         return CudaStatus(False, f"built without CUDA kernels: {problem}. {REBUILD}")
     version = info.get("CUDA_VERSION") or "of an unknown version"
-    origin = f"{path.name}, built with torch {_native.built_with(package)} and CUDA {version}"
+    origin = f"{path.name}, built with torch {cpu.built_with(package)} and CUDA {version}"
     if torch.version.cuda is None:
         reason = f"{origin}, needs a CUDA build of torch, which {torch.__version__} is not."
         return CudaStatus(False, reason, path)
     architectures = tuple(info.get("CUDA_ARCHITECTURES", ()))
-    if problem := _native.load_library(path):
+    if problem := cpu.load_library(path):
         reason = (
             f"{origin}, does not load under torch {torch.__version__} with CUDA "
             f"{torch.version.cuda} ({problem}). {REBUILD}"
         )
         return CudaStatus(False, reason, path, architectures, failed=True)
-    ops = tuple(op for op in CUDA_OPS if registered(op))
+    ops = tuple(op for op in table.ops_of("cuda") if registered(op))
     return CudaStatus(True, f"{origin} for {', '.join(architectures)}", path, architectures, ops)
 
 
@@ -80,7 +80,7 @@ def registered(op: str) -> bool:
 
 def problem(op: str, device: str) -> str | None:
     """Why the CUDA kernels cannot serve ``op`` on ``device``, or None where they can."""
-    if op not in CUDA_OPS:
+    if not table.has_kernel(op, "cuda"):
         return f"there is no CUDA kernel for {op} in clasp_kernels {__version__}."
     if device != "cuda":
         return f"the CUDA kernel of {op} takes GPU tensors, not {device} tensors."
@@ -90,6 +90,10 @@ def problem(op: str, device: str) -> str | None:
     if op not in status.ops:
         return f"{status.reason}, lacks kernels of this version. {REBUILD}"
     return gpu_problem()
+
+
+def reason() -> str:
+    return load().reason
 
 
 @functools.cache

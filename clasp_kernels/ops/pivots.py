@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, reference
+from ..backends.table import OpSpec
 from ._checks import FLOATS, Arguments
 from ._library import define_op
 
@@ -52,8 +53,13 @@ def _fake(salience: Tensor, num_pivots: int, k: Tensor | None, valid: Tensor | N
 
 
 define_op(
-    "select_pivots",
-    "(Tensor salience, SymInt num_pivots, Tensor? k, Tensor? valid) -> Tensor",
-    reference=reference.select_pivots,
-    fake=_fake,
+    OpSpec(
+        name="select_pivots",
+        schema="(Tensor salience, SymInt num_pivots, Tensor? k, Tensor? valid) -> Tensor",
+        reference=reference.select_pivots,
+        fake=_fake,
+        cpu=True,
+        triton="clasp_kernels.triton.select_pivots:select_pivots",
+        ordered_by_barriers=True,
+    )
 )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import backends, reference
+from ..backends.table import OpSpec
 from ._checks import FLOATS, INDEX, Arguments
 from ._library import define_op
 
@@ -70,8 +71,14 @@ def _fake(features: Tensor, selected: Tensor, num_tokens: int, valid: Tensor | N
 
 
 define_op(
-    "complete_tokens",
-    "(Tensor features, Tensor selected, SymInt num_tokens, Tensor? valid) -> Tensor",
-    reference=reference.complete_tokens,
-    fake=_fake,
+    OpSpec(
+        name="complete_tokens",
+        schema="(Tensor features, Tensor selected, SymInt num_tokens, Tensor? valid) -> Tensor",
+        reference=reference.complete_tokens,
+        fake=_fake,
+        cpu=True,
+        cuda=True,
+        triton="clasp_kernels.triton.complete_tokens:complete_tokens",
+        ordered_by_barriers=True,
+    )
 )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import backends
 from ._checks import FLOATS, Arguments
-from .select_tokens import Selection, check_selection
+from .selection import Selection, check_selection
 
 
 def prune_tokens(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import backends, reference
+from ..backends.table import OpSpec
 from ._checks import FLOATS, INDEX, Arguments
 from ._library import define_op
 
@@ -44,8 +45,12 @@ def _fake(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 define_op(
-    "gather_tokens",
-    "(Tensor tokens, Tensor indices) -> Tensor",
-    reference=reference.gather_tokens,
-    fake=_fake,
+    OpSpec(
+        name="gather_tokens",
+        schema="(Tensor tokens, Tensor indices) -> Tensor",
+        reference=reference.gather_tokens,
+        fake=_fake,
+        cpu=True,
+        triton="clasp_kernels.triton.gather_tokens:gather_tokens",
+    )
 )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clasp_kernels.policy.prompts import find_question
+from clasp_kernels.policy.question import find_question
 
 ASKED = "Where is the dog?"
 
