@@ -15,11 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 HEADER = "#pragma once\n#include <cstdint>\ninline int64_t twice(int64_t x) { return 2 * x; }\n"
-SOURCE = '#include "core/twice.h"\nint64_t four(int64_t x) { return twice(twice(x)); }\n'
+SOURCE = '#include "shared/twice.h"\nint64_t four(int64_t x) { return twice(twice(x)); }\n'
 
 
 def compile_check(folder: Path, **files: str) -> subprocess.CompletedProcess[str]:
-    """Run it over a checkout with these files: core__twice_h is csrc/core/twice.h."""
+    """Run it over a checkout with these files: shared__twice_h is csrc/shared/twice.h."""
     for name in ("setup.py", "tools/compile_check.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
@@ -38,7 +38,7 @@ def compile_check(folder: Path, **files: str) -> subprocess.CompletedProcess[str
 
 
 def test_sound_code_passes_and_nothing_is_left_out_without_a_word(tmp_path: Path) -> None:
-    done = compile_check(tmp_path, core__twice_h=HEADER, cpu__four_cpp=SOURCE)
+    done = compile_check(tmp_path, shared__twice_h=HEADER, cpu__four_cpp=SOURCE)
     assert done.returncode == 0, done.stdout + done.stderr
     for compiler in ("g++", "clang++", "aarch64-linux-gnu-g++"):
         verdict = "ok " if shutil.which(compiler) else "not checked: "
@@ -49,9 +49,9 @@ def test_sound_code_passes_and_nothing_is_left_out_without_a_word(tmp_path: Path
 def test_unsound_code_fails(tmp_path: Path) -> None:
     done = compile_check(
         tmp_path,
-        core__twice_h=HEADER,
-        core__leans_on_its_includer_h=HEADER.replace("#include <cstdint>", ""),
-        core__needs_torch_h="#include <torch/headeronly/macros/Macros.h>\n",
+        shared__twice_h=HEADER,
+        shared__leans_on_its_includer_h=HEADER.replace("#include <cstdint>", ""),
+        shared__needs_torch_h="#include <torch/headeronly/macros/Macros.h>\n",
         needs_torch_h="#include <torch/headeronly/macros/Macros.h>\n",
         cpu__four_cpp=SOURCE,
         cpu__warns_cpp=SOURCE.replace("{", "{ int idle;"),
@@ -59,7 +59,7 @@ def test_unsound_code_fails(tmp_path: Path) -> None:
     assert done.returncode == 1
     complaints = {line.partition(": ")[0] for line in done.stdout.splitlines() if ": g++ " in line}
     assert complaints == {
-        "csrc/core/leans_on_its_includer.h",
-        "csrc/core/needs_torch.h",
+        "csrc/shared/leans_on_its_includer.h",
+        "csrc/shared/needs_torch.h",
         "csrc/cpu/warns.cpp",
     }

@@ -1,7 +1,7 @@
 """How candidates are ranked: a value and an index in one integer, the smallest key the best.
 
 "Better value, ties to the lower index" is then one comparison of int64, which no NaN can upset, and
-the best of many is their minimum, in whatever order it is taken. As in csrc/core/order.h, but
+the best of many is their minimum, in whatever order it is taken. As in csrc/shared/order.h, but
 signed, as that is what Triton's reductions compare.
 """
 

@@ -12,9 +12,9 @@
 #include <limits>
 #include <optional>
 
-#include "common/scalars.h"
-#include "core/matrix.h"
-#include "core/scalar.h"
+#include "algorithms/matrix.h"
+#include "binding/scalars.h"
+#include "shared/scalar.h"
 
 namespace clasp::cpu {
 

@@ -11,10 +11,10 @@
 #include <optional>
 #include <vector>
 
-#include "common/failures.h"
-#include "common/outputs.h"
-#include "core/matrix.h"
-#include "core/salience.h"
+#include "algorithms/matrix.h"
+#include "algorithms/salience.h"
+#include "binding/failures.h"
+#include "binding/outputs.h"
 #include "cpu/arguments.h"
 #include "cpu/capability.h"
 #include "cpu/parallel.h"

@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#include "core/dispatch.h"
+#include "simd/dispatch.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // The kernels of the instruction set in use.
 #pragma once
 
-#include "core/kernels.h"
+#include "simd/kernels.h"
 
 namespace clasp {
 

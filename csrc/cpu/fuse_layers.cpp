@@ -10,14 +10,14 @@
 #include <string>
 #include <vector>
 
-#include "common/failures.h"
-#include "common/outputs.h"
-#include "core/fusion.h"
-#include "core/matrix.h"
-#include "core/scalar.h"
+#include "algorithms/fusion.h"
+#include "algorithms/matrix.h"
+#include "binding/failures.h"
+#include "binding/outputs.h"
 #include "cpu/arguments.h"
 #include "cpu/capability.h"
 #include "cpu/parallel.h"
+#include "shared/scalar.h"
 
 namespace clasp::cpu {
 namespace {

@@ -6,12 +6,12 @@
 
 #include <cstdint>
 
-#include "common/failures.h"
-#include "common/outputs.h"
-#include "core/gathering.h"
-#include "core/scalar.h"
+#include "algorithms/gathering.h"
+#include "binding/failures.h"
+#include "binding/outputs.h"
 #include "cpu/arguments.h"
 #include "cpu/parallel.h"
+#include "shared/scalar.h"
 
 namespace clasp::cpu {
 namespace {

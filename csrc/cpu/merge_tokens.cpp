@@ -5,12 +5,12 @@
 #include <cstdint>
 #include <optional>
 
-#include "common/failures.h"
-#include "common/outputs.h"
-#include "core/merging.h"
-#include "core/scalar.h"
+#include "algorithms/merging.h"
+#include "binding/failures.h"
+#include "binding/outputs.h"
 #include "cpu/arguments.h"
 #include "cpu/parallel.h"
+#include "shared/scalar.h"
 
 namespace clasp::cpu {
 namespace {

@@ -10,11 +10,11 @@
 #include <tuple>
 #include <vector>
 
-#include "common/failures.h"
-#include "common/outputs.h"
-#include "core/completion.h"
-#include "core/matrix.h"
-#include "core/selection.h"
+#include "algorithms/completion.h"
+#include "algorithms/matrix.h"
+#include "algorithms/selection.h"
+#include "binding/failures.h"
+#include "binding/outputs.h"
 #include "cpu/arguments.h"
 #include "cpu/capability.h"
 #include "cpu/parallel.h"

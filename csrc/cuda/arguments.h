@@ -10,11 +10,11 @@
 #include <cstdint>
 #include <optional>
 
-#include "common/scalars.h"
-#include "core/image_budget.h"
-#include "core/scalar.h"
+#include "binding/scalars.h"
+#include "cuda/image_budget.h"
 #include "cuda/launch.h"
 #include "cuda/tensors.h"
+#include "shared/scalar.h"
 
 namespace clasp::cuda {
 

@@ -1,11 +1,11 @@
-// A block of GPU threads, as the algorithms of csrc/core/block_*.h see it.
+// A block of GPU threads, as the algorithms of block_*.cuh see it.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <cstdint>
 
-#include "core/order.h"
+#include "shared/order.h"
 
 namespace clasp::cuda {
 

@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-#include "common/failures.h"
+#include "binding/failures.h"
 #include "cuda/plan.h"
 
 // Registers the operators of this extension, as STABLE_TORCH_LIBRARY_IMPL does.

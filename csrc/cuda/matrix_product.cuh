@@ -5,7 +5,7 @@
 #include <cuda_fp16.h>
 #include <mma.h>
 
-#include "core/scalar.h"
+#include "shared/scalar.h"
 
 namespace clasp::cuda {
 

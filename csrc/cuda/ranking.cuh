@@ -3,12 +3,12 @@
 
 #include <cstdint>
 
-#include "core/block_output.h"
-#include "core/block_ranking.h"
-#include "core/image_budget.h"
-#include "core/order.h"
 #include "cuda/block.cuh"
+#include "cuda/block_output.cuh"
+#include "cuda/block_ranking.cuh"
+#include "cuda/image_budget.h"
 #include "cuda/tensors.h"
+#include "shared/order.h"
 
 namespace clasp::cuda {
 
@@ -35,7 +35,7 @@ struct Ranking {
 };
 
 // Keeps the pivots, and all valid tokens where the budget has room for them: what is known without
-// a comparison. As mark_pivots in core/block_output.h otherwise.
+// a comparison. As mark_pivots in cuda/block_output.cuh otherwise.
 template <class Block>
 __device__ void mark_known(Block& block, const Ranking& ranking, int64_t image,
                            const ImageBudget& budget, const KeptTokens& tokens) {

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "core/block_output.h"
-#include "core/block_scan.h"
-#include "core/image_budget.h"
 #include "cuda/block.cuh"
+#include "cuda/block_output.cuh"
+#include "cuda/block_scan.cuh"
+#include "cuda/image_budget.h"
 #include "cuda/ranking.cuh"
 #include "cuda/similarities.cuh"
 #include "cuda/tensors.h"

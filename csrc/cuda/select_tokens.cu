@@ -11,19 +11,19 @@
 #include <optional>
 #include <tuple>
 
-#include "common/outputs.h"
-#include "core/block_output.h"
-#include "core/image_budget.h"
-#include "core/scalar.h"
-#include "core/tile_pairs.h"
+#include "binding/outputs.h"
 #include "cuda/arguments.h"
+#include "cuda/block_output.cuh"
+#include "cuda/image_budget.h"
 #include "cuda/launch.h"
 #include "cuda/plan.h"
 #include "cuda/ranking.cuh"
 #include "cuda/scan.cuh"
 #include "cuda/similarities.cuh"
 #include "cuda/steps.cuh"
+#include "cuda/tile_pairs.h"
 #include "cuda/workspace.h"
+#include "shared/scalar.h"
 
 namespace clasp::cuda {
 namespace {

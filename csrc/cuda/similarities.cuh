@@ -5,14 +5,14 @@
 
 #include <cstdint>
 
-#include "core/block_scan.h"
-#include "core/block_similarities.h"
-#include "core/scalar.h"
-#include "core/tile_pairs.h"
 #include "cuda/block.cuh"
+#include "cuda/block_scan.cuh"
+#include "cuda/block_similarities.cuh"
 #include "cuda/matrix_product.cuh"
 #include "cuda/ranking.cuh"
 #include "cuda/tensors.h"
+#include "cuda/tile_pairs.h"
+#include "shared/scalar.h"
 
 namespace clasp::cuda {
 

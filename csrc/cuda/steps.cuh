@@ -5,15 +5,15 @@
 
 #include <cstdint>
 
-#include "core/block_cover.h"
-#include "core/block_output.h"
-#include "core/cosine.h"
-#include "core/image_budget.h"
 #include "cuda/block.cuh"
+#include "cuda/block_cover.cuh"
+#include "cuda/block_output.cuh"
+#include "cuda/image_budget.h"
 #include "cuda/layout.h"
 #include "cuda/ranking.cuh"
 #include "cuda/scan.cuh"
 #include "cuda/tensors.h"
+#include "shared/cosine.h"
 
 namespace clasp::cuda {
 

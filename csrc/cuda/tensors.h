@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "core/host_device.h"
-#include "core/order.h"
-#include "core/scalar.h"
+#include "shared/host_device.h"
+#include "shared/order.h"
+#include "shared/scalar.h"
 
 namespace clasp::cuda {
 

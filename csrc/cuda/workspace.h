@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "common/outputs.h"
+#include "binding/outputs.h"
 #include "cuda/layout.h"
 
 namespace clasp::cuda {

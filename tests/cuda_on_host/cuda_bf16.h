@@ -1,5 +1,5 @@
 #pragma once
 
-#include "core/scalar.h"
+#include "shared/scalar.h"
 
 using __nv_bfloat16 = clasp::Bfloat16;

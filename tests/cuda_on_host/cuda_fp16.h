@@ -1,5 +1,5 @@
 #pragma once
 
-#include "core/scalar.h"
+#include "shared/scalar.h"
 
 using __half = clasp::Float16;

@@ -2,7 +2,7 @@
 // warp; they order nothing in memory.
 #pragma once
 
-#include "core/scalar.h"
+#include "shared/scalar.h"
 #include "simt.h"
 
 namespace nvcuda::wmma {

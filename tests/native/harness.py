@@ -16,6 +16,7 @@ from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
+ROOMS = ("shared", "simd", "algorithms")  # what is free of torch
 BINDINGS = Path(__file__).with_name("bindings")
 
 FLAGS = {
@@ -67,7 +68,11 @@ def build(variant: str) -> Path:
         variant,
         sorted(BINDINGS.glob("*.cpp")),
         [*FLAGS[variant], f"-DCLASP_MODULE_NAME={name}"],
-        read=[*(CSRC / "core").iterdir(), CSRC / "cuda" / "plan.h", *BINDINGS.iterdir()],
+        read=[
+            *(path for room in ROOMS for path in (CSRC / room).iterdir()),
+            CSRC / "cuda" / "plan.h",
+            *BINDINGS.iterdir(),
+        ],
         includes=[CSRC],
         system=[pybind11.get_include(), sysconfig.get_paths()["include"]],
     )

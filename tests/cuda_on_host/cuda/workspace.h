@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/outputs.h"
+#include "binding/outputs.h"
 #include "cuda/layout.h"
 #include "simt.h"
 

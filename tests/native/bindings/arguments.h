@@ -8,13 +8,13 @@
 #include <stdexcept>
 #include <string>
 
-#include "core/kernels.h"
-#include "core/matrix.h"
-#include "core/scalar.h"
+#include "algorithms/matrix.h"
+#include "shared/scalar.h"
+#include "simd/kernels.h"
 
 namespace py = pybind11;
 
-// In module.cpp: every file that includes core/dispatch.h compiles every kernel.
+// In module.cpp: every file that includes simd/dispatch.h compiles every kernel.
 const clasp::Kernels& kernels_of(const std::string& instruction_set);
 
 inline clasp::Scalar scalar_named(const std::string& name) {

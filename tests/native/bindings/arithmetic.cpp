@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "arguments.h"
-#include "core/order.h"
-#include "core/scalar.h"
+#include "shared/order.h"
+#include "shared/scalar.h"
 
 namespace {
 

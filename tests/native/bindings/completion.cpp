@@ -1,5 +1,5 @@
 // Completion and the two-stage selection.
-#include "core/completion.h"
+#include "algorithms/completion.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -11,8 +11,8 @@
 #include <tuple>
 #include <vector>
 
+#include "algorithms/selection.h"
 #include "arguments.h"
-#include "core/selection.h"
 
 namespace {
 

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "arguments.h"
-#include "core/tile_pairs.h"
 #include "cuda/plan.h"
+#include "cuda/tile_pairs.h"
 
 void bind_cuda_plan(py::module_& m) {
   using namespace clasp::cuda;

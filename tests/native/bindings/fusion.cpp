@@ -1,5 +1,5 @@
 // Layer fusion.
-#include "core/fusion.h"
+#include "algorithms/fusion.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>

@@ -1,5 +1,5 @@
 // Merging, and the copy of rows.
-#include "core/merging.h"
+#include "algorithms/merging.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "algorithms/gathering.h"
 #include "arguments.h"
-#include "core/gathering.h"
 
 namespace {
 

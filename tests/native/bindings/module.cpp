@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "arguments.h"
-#include "core/dispatch.h"
+#include "simd/dispatch.h"
 
 void bind_arithmetic(py::module_& m);
 void bind_completion(py::module_& m);

@@ -1,5 +1,5 @@
 // The pivots of one image.
-#include "core/pivots.h"
+#include "algorithms/pivots.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>

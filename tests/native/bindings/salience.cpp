@@ -1,5 +1,5 @@
 // The attention that falls on keys.
-#include "core/salience.h"
+#include "algorithms/salience.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>

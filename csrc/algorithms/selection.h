@@ -1,0 +1,53 @@
+// Two-stage selection of one image's tokens: pivots by salience, then completion by coverage.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "algorithms/completion.h"
+#include "algorithms/matrix.h"
+#include "algorithms/pivots.h"
+
+namespace clasp {
+
+class Selection {
+ public:
+  explicit Selection(const Kernels& kernels) : pivots_(kernels), completion_(kernels) {}
+
+  // Writes the kept tokens to `indices` in ascending order, with whether each is a pivot, and
+  // returns how many there are: `budget`, or all valid ones if they are fewer. `salience` is a
+  // float for each row of `features`, `valid(n)` a bool; `parallel` as for Completion::run.
+  template <class Valid, class Parallel>
+  int64_t run(const Matrix& features, const float* salience, int64_t budget, int64_t num_pivots,
+              const Valid& valid, const Parallel& parallel, int64_t* indices, bool* is_pivot) {
+    int64_t num_valid = 0;
+    for (int64_t n = 0; n < features.num_rows; ++n) num_valid += valid(n) ? 1 : 0;
+    const int64_t num_kept = std::min(budget, num_valid);
+    num_pivots = std::min(std::max<int64_t>(num_pivots, 1), num_kept);
+    kept_.resize(num_kept);
+    if (num_kept == num_valid) {
+      // Everything stays, ranked by salience; how well anything is covered does not matter.
+      pivots_.run(salience, features.num_rows, num_kept, valid, kept_.data());
+    } else {
+      pivots_.run_unordered(salience, features.num_rows, num_pivots, valid, kept_.data());
+      completion_.run(features, kept_.data(), num_pivots, num_kept - num_pivots, valid, parallel,
+                      kept_.data() + num_pivots);
+    }
+
+    for (int64_t i = 0; i < num_kept; ++i) kept_[i] = 2 * kept_[i] + (i < num_pivots ? 1 : 0);
+    std::sort(kept_.begin(), kept_.end());
+    for (int64_t i = 0; i < num_kept; ++i) {
+      indices[i] = kept_[i] / 2;
+      is_pivot[i] = kept_[i] % 2 != 0;
+    }
+    return num_kept;
+  }
+
+ private:
+  Pivots pivots_;
+  Completion completion_;
+  std::vector<int64_t> kept_;  // indices; at the end 2 * index + is_pivot
+};
+
+}  // namespace clasp

@@ -1,0 +1,102 @@
+// Greedy completion of one image by a block of GPU threads, from the matrix of all similarities.
+//
+// Thread t holds tokens t, t + kThreads, ... kItems at most, in registers: how well each is
+// covered, and a bit for whether it can still be picked. A step is a minimum over the block, which
+// also is its barrier, and one row of the matrix. Block is as in block_ranking.cuh, with
+// `minimum(key)` of key(thread) over all threads.
+#pragma once
+
+#include <cstdint>
+
+#include "shared/host_device.h"
+#include "shared/order.h"
+#include "shared/scalar.h"
+
+namespace clasp {
+
+// The similarities of one image, [N, N] symmetric.
+struct SimilarityRows {
+  const float* data;
+  int64_t row_stride;
+  int32_t num_tokens;
+};
+
+// Calls picked(step, n), on every thread, for up to `num_picks` tokens in order of picking and
+// returns how many there were. `selected(i)` is the i-th of `num_selected` tokens to start from,
+// negative for none; `available(n)` tells which of the others may be picked. Where nothing is to be
+// picked, no similarity is read.
+template <class Block, class Selected, class Available, class Picked>
+CLASP_DEVICE int32_t complete(Block& block, const SimilarityRows& rows, const Selected& selected,
+                              int64_t num_selected, int32_t num_picks, const Available& available,
+                              const Picked& picked) {
+  static_assert(Block::kItems <= 32, "one bit an item");
+  if (num_picks == 0) return 0;
+  typename Block::template Items<float> covered;
+  typename Block::template PerThread<uint32_t> free;
+
+  // By kRows tokens, or by fewer where some are negative.
+  const auto cover = [&]<int kRows>(int thread, const int32_t (&others)[kRows]) {
+    float seen[kRows][Block::kItems];
+    CLASP_DEVICE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const bool is_token = others[r] >= 0 && others[r] < rows.num_tokens;
+      const float* row = rows.data + (is_token ? others[r] * rows.row_stride : 0);
+      CLASP_DEVICE_UNROLL
+      for (int i = 0; i < Block::kItems; ++i) {
+        const int32_t n = i * Block::kThreads + thread;
+        seen[r][i] = is_token && n < rows.num_tokens ? row[n] : -infinity();
+      }
+      if (is_token && others[r] % Block::kThreads == thread) {
+        free.at(thread) &= ~(1U << static_cast<uint32_t>(others[r] / Block::kThreads));
+      }
+    }
+    CLASP_DEVICE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      CLASP_DEVICE_UNROLL
+      for (int i = 0; i < Block::kItems; ++i) {
+        if (seen[r][i] > covered.at(thread, i)) covered.at(thread, i) = seen[r][i];
+      }
+    }
+  };
+
+  block.each([&](int thread) {
+    free.at(thread) = 0;
+    CLASP_DEVICE_UNROLL
+    for (int i = 0; i < Block::kItems; ++i) {
+      const int32_t n = i * Block::kThreads + thread;
+      covered.at(thread, i) = -infinity();
+      if (n < rows.num_tokens && available(n)) free.at(thread) |= 1U << i;
+    }
+    // These rows are known beforehand, so that several can be on their way from memory at once.
+    constexpr int kAtOnce = 4;
+    for (int64_t first = 0; first < num_selected; first += kAtOnce) {
+      int32_t others[kAtOnce];
+      CLASP_DEVICE_UNROLL
+      for (int r = 0; r < kAtOnce; ++r) {
+        others[r] = first + r < num_selected ? selected(first + r) : -1;
+      }
+      cover(thread, others);
+    }
+  });
+
+  for (int32_t step = 0; step < num_picks; ++step) {
+    const uint64_t best = block.minimum([&](int thread) {
+      uint64_t key = kRetired;
+      CLASP_DEVICE_UNROLL
+      for (int i = 0; i < Block::kItems; ++i) {
+        const uint64_t other = smallest_first(covered.at(thread, i), i * Block::kThreads + thread);
+        if ((free.at(thread) >> i & 1U) != 0 && other < key) key = other;
+      }
+      return key;
+    });
+    if (best == kRetired) return step;
+    const int32_t pick[] = {static_cast<int32_t>(key_index(best))};
+    block.each([&](int thread) {
+      picked(thread, step, pick[0]);
+      cover(thread, pick);
+    });
+  }
+  return num_picks;
+}
+
+}  // namespace clasp
