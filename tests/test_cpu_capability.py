@@ -9,8 +9,9 @@ import pytest
 import torch
 from interpreter import python
 
-from clasp_kernels import backend_report, backends, collect_env
+from clasp_kernels import backend_report, backends
 from clasp_kernels.backends import cpu
+from clasp_kernels.cli import environment
 
 STATUS = cpu.load()
 pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="the C++ extension is not built")
@@ -122,7 +123,7 @@ def test_the_report_names_the_level() -> None:
     report = backend_report()
     assert report.native.capability in LEVELS
     assert f"instruction set: {report.native.capability}" in str(report).splitlines()
-    assert collect_env.collect()["extension"]["cpu capability"] == report.native.capability
+    assert environment.collect()["extension"]["cpu capability"] == report.native.capability
 
 
 def test_a_library_that_cannot_name_its_level_is_not_used(monkeypatch) -> None:

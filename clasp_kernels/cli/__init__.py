@@ -7,7 +7,8 @@ import sys
 
 
 def main() -> None:
-    """Run ``clasp``; without the [cli] extra, say how to get it."""
+    """Run ``clasp``. Without the [cli] extra it says how to get it, and ``clasp doctor`` prints its
+    report as plain text."""
     try:
         _keep_docstrings()
         from clasp_kernels.cli.terminal import prepared_terminal
@@ -18,10 +19,18 @@ def main() -> None:
             except ModuleNotFoundError as error:
                 if error.name not in ("typer", "rich"):
                     raise
-                sys.exit(
+                missing = (
                     f"clasp: {error.name} is not installed; the command line needs the [cli] "
                     'extra: pip install "clasp-kernels[cli]"'
                 )
+                if sys.argv[1:] != ["doctor"]:
+                    sys.exit(missing)
+                # What goes into a bug report must come out wherever the ops are.
+                from clasp_kernels.cli.environment import print_report
+
+                print_report()
+                print(missing, file=sys.stderr)
+                return
             app(prog_name="clasp")
     except KeyboardInterrupt:  # Typer's own handling begins only inside a command
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""``clasp doctor``: the bug report of ``collect_env``, and what to do about what is missing."""
+"""``clasp doctor``: what a bug report needs, and what to do about what is missing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clasp_kernels.bundled import tiny_vlm_path
-from clasp_kernels.collect_env import PREFIX, Report, collect
+from clasp_kernels.cli.environment import PREFIX, Report, collect
 
 _TO_RUN_MODELS = ("transformers", "pillow", "safetensors")
 

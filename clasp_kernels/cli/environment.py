@@ -1,8 +1,9 @@
-"""Print what a bug report needs: ``python -m clasp_kernels.collect_env``.
+"""What a bug report needs: the machine, the installation, who serves which op.
 
-It is run when something is broken, so nothing that is broken may stop it. Every value is found on
-its own, and an exception becomes that value's text. Whatever imports torch or loads the extension
-runs in another process, so that even a crash in native code or a hang is only a line of the report.
+It is collected when something is broken, so nothing that is broken may stop it. Every value is
+found on its own, and an exception becomes that value's text. Whatever imports torch or loads the
+extension runs in another process, so that even a crash in native code or a hang is only a line of
+the report.
 """
 
 from __future__ import annotations
@@ -322,14 +323,11 @@ def _exit_reason(status: int, stderr: str) -> str:
     )
 
 
-def main() -> None:
+def print_report() -> None:
+    """As plain text, without any package that may not be installed."""
     if sys.stdout is None:  # closed before the start (>&-): there is nobody to tell
         return
     # A terminal that cannot show a character gets its escape, not an exception.
     text = render(collect())
     encoding = sys.stdout.encoding or "ascii"
     print(text.encode(encoding, "backslashreplace").decode(encoding))
-
-
-if __name__ == "__main__":
-    main()

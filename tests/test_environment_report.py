@@ -7,12 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 import torch
 
 import clasp_kernels
-from clasp_kernels import collect_env
+from clasp_kernels.cli import environment
 
 PACKAGE = Path(clasp_kernels.__file__).parent
 SECTIONS = [
@@ -21,24 +22,44 @@ SECTIONS = [
 ]
 
 
-def print_report(first_on_path: Path = PACKAGE.parent, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "clasp_kernels.collect_env"],
-        env={**os.environ, "PYTHONPATH": str(first_on_path), **environment},
-        cwd=first_on_path,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stderr == b""
-    return done.stdout.decode()
+class Report(Protocol):
+    def __call__(self, first_on_path: Path = ..., **variables: str) -> str: ...
 
 
-def parse(text: str) -> collect_env.Report:
+@pytest.fixture(scope="session")
+def path_without_typer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that hides Typer, which formats the report where it is installed."""
+    folder = tmp_path_factory.mktemp("without_typer")
+    folder.joinpath("typer.py").write_text("raise ModuleNotFoundError(name=__name__)")
+    return folder
+
+
+@pytest.fixture
+def print_report(path_without_typer: Path) -> Report:
+    def run(first_on_path: Path = PACKAGE.parent, **variables: str) -> str:
+        path = f"{first_on_path}{os.pathsep}{path_without_typer}"
+        done = subprocess.run(
+            [sys.executable, "-m", "clasp_kernels.cli", "doctor"],
+            env={**os.environ, "PYTHONPATH": path, **variables},
+            cwd=first_on_path,
+            capture_output=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+        assert done.stderr.decode() == (
+            "clasp: typer is not installed; the command line needs the [cli] extra: "
+            'pip install "clasp-kernels[cli]"\n'
+        )
+        return done.stdout.decode()
+
+    return run
+
+
+def parse(text: str) -> environment.Report:
     """The printed report, read back as a person reads it."""
-    report: collect_env.Report = {}
-    section: collect_env.Section = {}
+    report: environment.Report = {}
+    section: environment.Section = {}
     for line in text.splitlines():
         if not line.startswith(" "):
             section = report[line] = {}
@@ -56,7 +77,7 @@ def package_copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_report_of_a_sound_installation() -> None:
+def test_the_report_of_a_sound_installation(print_report: Report) -> None:
     report = parse(print_report())
     assert list(report) == SECTIONS
     assert report["torch"]["version"] == torch.__version__
@@ -84,7 +105,9 @@ def test_the_report_of_a_sound_installation() -> None:
         ("import ctypes; ctypes.string_at(0)", "SIGSEGV"),
     ],
 )
-def test_a_torch_that_cannot_be_imported(tmp_path: Path, broken: str, reported: str) -> None:
+def test_a_torch_that_cannot_be_imported(
+    tmp_path: Path, broken: str, reported: str, print_report: Report
+) -> None:
     (tmp_path / "torch.py").write_text(broken)
     (tmp_path / "clasp_kernels").symlink_to(PACKAGE)
     report = parse(print_report(tmp_path))
@@ -95,7 +118,7 @@ def test_a_torch_that_cannot_be_imported(tmp_path: Path, broken: str, reported: 
     assert report["system"]["python"].startswith(sys.version.split()[0])
 
 
-def test_an_extension_that_is_no_library(package_copy: Path) -> None:
+def test_an_extension_that_is_no_library(package_copy: Path, print_report: Report) -> None:
     for library in package_copy.glob("clasp_kernels/_C*.so"):
         library.unlink()
     (package_copy / "clasp_kernels" / "_C.abi3.so").write_bytes(b"not an ELF file")
@@ -105,7 +128,7 @@ def test_an_extension_that_is_no_library(package_copy: Path) -> None:
     assert report["backends"]["select_tokens on cpu"].startswith("reference: ")
 
 
-def test_an_extension_that_was_not_built(package_copy: Path) -> None:
+def test_an_extension_that_was_not_built(package_copy: Path, print_report: Report) -> None:
     for library in package_copy.glob("clasp_kernels/_C*.so"):
         library.unlink()
     report = parse(print_report(package_copy))
@@ -115,7 +138,7 @@ def test_an_extension_that_was_not_built(package_copy: Path) -> None:
 
 
 def test_a_crash_while_the_extension_loads_costs_only_the_sections_that_load_it(
-    package_copy: Path,
+    package_copy: Path, print_report: Report
 ) -> None:
     (package_copy / "clasp_kernels" / "backends" / "__init__.py").write_text(
         "import os; os.abort()"
@@ -127,28 +150,28 @@ def test_a_crash_while_the_extension_loads_costs_only_the_sections_that_load_it(
     assert "environment" in report
 
 
-def test_a_package_whose_modules_do_not_parse(package_copy: Path) -> None:
+def test_a_package_whose_modules_do_not_parse(package_copy: Path, print_report: Report) -> None:
     (package_copy / "clasp_kernels" / "backends" / "__init__.py").write_text("def ")
     report = parse(print_report(package_copy))
     assert "SyntaxError" in report["extension"]["status"]
     assert report["torch"]["version"] == torch.__version__
 
 
-def test_a_backend_that_does_not_exist_is_reported_in_its_place() -> None:
+def test_a_backend_that_does_not_exist_is_reported_in_its_place(print_report: Report) -> None:
     report = parse(print_report(CLASP_KERNELS_BACKEND="abacus"))
     assert report["environment"]["CLASP_KERNELS_BACKEND"] == "abacus"
     assert "abacus" in report["backends"]["status"]
     assert report["torch"]["version"] == torch.__version__
 
 
-def test_a_terminal_that_only_knows_ascii(tmp_path: Path) -> None:
+def test_a_terminal_that_only_knows_ascii(tmp_path: Path, print_report: Report) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError")
     (tmp_path / "clasp_kernels").symlink_to(PACKAGE)
     text = print_report(tmp_path, CLASP_KERNELS_BACKEND="référence", PYTHONIOENCODING="ascii")
     assert r"r\xe9f\xe9rence" in text
 
 
-def test_a_standard_output_that_is_closed() -> None:
+def test_a_standard_output_that_is_closed(path_without_typer: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", f"exec '{sys.executable}' -m clasp_kernels.collect_env >&-"],
         env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
@@ -156,22 +179,23 @@ def test_a_standard_output_that_is_closed() -> None:
         timeout=300,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
 
 
 def test_a_hang_ends_and_what_came_before_it_is_kept(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    script = tmp_path / "collect_env.py"
+    script = tmp_path / "environment.py"
     script.write_text(
         "import time\n"
         "def _answer(names):\n"
-        f'    print(\'{collect_env.MARKER}\' \'["torch", {{"version": "9"}}]\', flush=True)\n'
+        f'    print(\'{environment.MARKER}\' \'["torch", {{"version": "9"}}]\', flush=True)\n'
         "    time.sleep(60)\n"
     )
-    monkeypatch.setattr(collect_env, "__file__", str(script))
-    monkeypatch.setattr(collect_env, "PROBE_TIMEOUT_SECONDS", 1)
-    report = collect_env.collect()
+    monkeypatch.setattr(environment, "__file__", str(script))
+    monkeypatch.setattr(environment, "PROBE_TIMEOUT_SECONDS", 1)
+    report = environment.collect()
     assert report["torch"] == {"version": "9"}
     assert report["extension"] == {"status": "error: no answer within 1 s"}
     assert report["backends"] == {"status": "error: no answer within 1 s"}
@@ -180,14 +204,14 @@ def test_a_hang_ends_and_what_came_before_it_is_kept(
 @pytest.fixture
 def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the seconds that importing torch takes, for what has nothing to do with it."""
-    monkeypatch.setattr(collect_env, "PROBES", {})
+    monkeypatch.setattr(environment, "PROBES", {})
 
 
 @pytest.mark.usefixtures("no_probes")
 def test_no_command_can_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CUDA_HOME", "/nowhere")
-    report = collect_env.collect()
+    report = environment.collect()
     assert set(report["toolchain"].values()) == {"not found"}
     assert report["gpu"] == {"nvidia-smi": "not found"}
 
@@ -198,7 +222,7 @@ def test_a_compiler_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     compiler.write_text("#!/bin/sh\necho licence expired >&2\nexit 3\n")
     compiler.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    toolchain = collect_env.collect()["toolchain"]
+    toolchain = environment.collect()["toolchain"]
     assert toolchain["gcc"] == "error: RuntimeError: exit status 3: licence expired"
 
 
@@ -208,15 +232,15 @@ def test_variables_that_matter_are_shown_and_others_are_not(
 ) -> None:
     monkeypatch.setenv("CLASP_KERNELS_STRICT", "1")
     monkeypatch.setenv("SECRET_TOKEN", "hidden")
-    environment = collect_env.collect()["environment"]
-    assert environment["CLASP_KERNELS_STRICT"] == "1"
-    assert "SECRET_TOKEN" not in environment
+    variables = environment.collect()["environment"]
+    assert variables["CLASP_KERNELS_STRICT"] == "1"
+    assert "SECRET_TOKEN" not in variables
 
 
 @pytest.mark.usefixtures("no_probes")
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect_env, "PACKAGES", ("torch", "no-such-distribution"))
-    packages = collect_env.collect()["packages"]
+    monkeypatch.setattr(environment, "PACKAGES", ("torch", "no-such-distribution"))
+    packages = environment.collect()["packages"]
     assert packages["no-such-distribution"] == "not installed"
     assert packages["torch"] != "not installed"
 
@@ -230,6 +254,6 @@ def test_anything_that_raises_becomes_text(monkeypatch: pytest.MonkeyPatch, brok
     def explode(*_: object, **__: object) -> None:
         raise RuntimeError("exploded")
 
-    monkeypatch.setattr(f"clasp_kernels.collect_env.{broken}", explode)
-    text = collect_env.render(collect_env.collect())
+    monkeypatch.setattr(f"clasp_kernels.cli.environment.{broken}", explode)
+    text = environment.render(environment.collect())
     assert "error: RuntimeError: exploded" in text
