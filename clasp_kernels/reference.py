@@ -134,11 +134,11 @@ def select_pivots(
 def complete_tokens(
     features: Tensor,  # [B, N, D]
     selected: Tensor,  # [B, P], -1 where unused
-    num_tokens: int,
+    num_picks: int,
     valid: Tensor | None,  # [B, N] bool
 ) -> Tensor:
     batch, tokens = features.shape[:2]
-    completion = features.new_full((batch, num_tokens), -1, dtype=torch.int64)
+    completion = features.new_full((batch, num_picks), -1, dtype=torch.int64)
     if tokens == 0:
         return completion
     index = torch.arange(tokens, device=features.device)
@@ -151,7 +151,7 @@ def complete_tokens(
             similarity = _similarity(rows, norms, chosen.clamp(min=0))
             covered = torch.where(chosen >= 0, covered.maximum(similarity), covered)
             free &= index != chosen
-        for step in range(num_tokens):
+        for step in range(num_picks):
             # argmin returns the first of equal values.
             chosen = torch.where(free, covered, float("inf")).argmin()
             completion[image, step] = torch.where(free.any(), chosen, -1)
@@ -164,7 +164,7 @@ def complete_tokens(
 def select_tokens(
     features: Tensor,  # [B, N, D]
     salience: Tensor,  # [B, N]
-    num_tokens: int,
+    num_kept: int,
     budget: Tensor | None,  # [B], cut to 0..num_tokens
     num_pivots: int,
     pivot_counts: Tensor | None,  # [B], cut to 1..num_pivots and to the budget
@@ -172,23 +172,23 @@ def select_tokens(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens = salience.shape
     if budget is None:
-        budget = salience.new_full((batch,), num_tokens, dtype=torch.int64)
+        budget = salience.new_full((batch,), num_kept, dtype=torch.int64)
     if pivot_counts is None:
         pivot_counts = salience.new_full((batch,), num_pivots, dtype=torch.int64)
-    budget = budget.clamp(0, num_tokens)
+    budget = budget.clamp(0, num_kept)
     num_pivots = max(num_pivots, 1)
     pivot_counts = pivot_counts.clamp(1, num_pivots).minimum(budget)
 
     pivots = select_pivots(salience, num_pivots, pivot_counts, valid)  # [B, P]
     found = (pivots >= 0).sum(-1, keepdim=True)
     # Greedy picks do not depend on how many follow, so surplus ones are simply dropped.
-    completion = complete_tokens(features, pivots, num_tokens, valid)  # [B, R]
-    slot = torch.arange(num_tokens, device=salience.device)
+    completion = complete_tokens(features, pivots, num_kept, valid)  # [B, R]
+    slot = torch.arange(num_kept, device=salience.device)
     completion = torch.where(slot < budget[:, None] - found, completion, -1)
 
     kept = torch.cat([pivots, completion], dim=1)
     is_pivot = torch.cat([pivots >= 0, torch.zeros_like(completion, dtype=torch.bool)], dim=1)
-    order = kept.masked_fill(kept < 0, tokens).argsort(dim=-1, stable=True)[:, :num_tokens]
+    order = kept.masked_fill(kept < 0, tokens).argsort(dim=-1, stable=True)[:, :num_kept]
     indices = kept.gather(1, order)
     return indices, is_pivot.gather(1, order), (indices >= 0).sum(-1)
 

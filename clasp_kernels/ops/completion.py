@@ -57,23 +57,23 @@ def complete_tokens(
     arguments.tensor("features", features, "B N D", FLOATS)
     arguments.tensor("selected", selected, "B P", INDEX)
     arguments.mask("valid", valid, "B N")
-    num_tokens = arguments.count("num_tokens", num_tokens)
+    num_picks = arguments.count("num_tokens", num_tokens)
     arguments.indices_in_range(
         "selected", selected, -1, features.shape[1], "a token, or -1 for none"
     )
     arguments.no_repeats("selected", selected)
     op = backends.overload("complete_tokens", features.device)
-    return op(features, selected, num_tokens, valid)
+    return op(features, selected, num_picks, valid)
 
 
-def _fake(features: Tensor, selected: Tensor, num_tokens: int, valid: Tensor | None) -> Tensor:
-    return features.new_empty((features.shape[0], num_tokens), dtype=torch.int64)
+def _fake(features: Tensor, selected: Tensor, num_picks: int, valid: Tensor | None) -> Tensor:
+    return features.new_empty((features.shape[0], num_picks), dtype=torch.int64)
 
 
 define_op(
     OpSpec(
         name="complete_tokens",
-        schema="(Tensor features, Tensor selected, SymInt num_tokens, Tensor? valid) -> Tensor",
+        schema="(Tensor features, Tensor selected, SymInt num_picks, Tensor? valid) -> Tensor",
         reference=reference.complete_tokens,
         fake=_fake,
         cpu=True,

@@ -94,15 +94,15 @@ def check_selection(
     """What the torch op takes, for whichever op has checked ``features``; errors name that op."""
     arguments.tensor("salience", salience, "B N", FLOATS)
     arguments.mask("valid", valid, "B N")
-    num_tokens, budgets = arguments.count_per_image("budget", budget)
-    num_pivots, pivots = arguments.share_per_image("pivot_counts", pivot_counts, num_tokens)
-    return features, salience, num_tokens, budgets, num_pivots, pivots, valid
+    num_kept, budgets = arguments.count_per_image("budget", budget)
+    num_pivots, pivots = arguments.share_per_image("pivot_counts", pivot_counts, num_kept)
+    return features, salience, num_kept, budgets, num_pivots, pivots, valid
 
 
 def _fake(
     features: Tensor,
     salience: Tensor,
-    num_tokens: int,
+    num_kept: int,
     budget: Tensor | None,
     num_pivots: int,
     pivot_counts: Tensor | None,
@@ -110,8 +110,8 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch = features.shape[0]
     return (
-        features.new_empty((batch, num_tokens), dtype=torch.int64),
-        features.new_empty((batch, num_tokens), dtype=torch.bool),
+        features.new_empty((batch, num_kept), dtype=torch.int64),
+        features.new_empty((batch, num_kept), dtype=torch.bool),
         features.new_empty((batch,), dtype=torch.int64),
     )
 
@@ -119,7 +119,7 @@ def _fake(
 define_op(
     OpSpec(
         name="select_tokens",
-        schema="(Tensor features, Tensor salience, SymInt num_tokens, Tensor? budget, "
+        schema="(Tensor features, Tensor salience, SymInt num_kept, Tensor? budget, "
         "SymInt num_pivots, Tensor? pivot_counts, Tensor? valid) -> (Tensor, Tensor, Tensor)",
         reference=reference.select_tokens,
         fake=_fake,

@@ -79,15 +79,15 @@ def _tokens_kernel(
 
 
 def complete_tokens(
-    features: Tensor, selected: Tensor, num_tokens: int, valid: Tensor | None
+    features: Tensor, selected: Tensor, num_picks: int, valid: Tensor | None
 ) -> Tensor:
-    batch, tokens_in_image, dim = features.shape
-    picks = features.new_empty((batch, num_tokens), dtype=int64)
+    batch, num_tokens, dim = features.shape
+    picks = features.new_empty((batch, num_picks), dtype=int64)
     if picks.numel() == 0:
         return picks
-    if tokens_in_image == 0:
+    if num_tokens == 0:
         return picks.fill_(-1)
-    config = configs.completion(tokens_in_image, dim, features.element_size())
+    config = configs.completion(num_tokens, dim, features.element_size())
     tokens = empty_tokens(features, config)
     block = configs.completion_tokens(dim, features.element_size())
     _tokens_kernel[(batch * triton.cdiv(config.padded, block.rows),)](
@@ -95,10 +95,10 @@ def complete_tokens(
         selected,
         valid,
         *tokens,
-        tokens_in_image,
+        num_tokens,
         config.padded,
         selected.shape[1],
-        num_tokens,
+        num_picks,
         *features.stride(),
         *selected.stride(),
         *((0, 0) if valid is None else valid.stride()),

@@ -114,21 +114,21 @@ def _tokens_kernel(
 def select_tokens(
     features: Tensor,
     salience: Tensor,
-    num_tokens: int,
+    num_kept: int,
     budget: Tensor | None,
     num_pivots: int,
     pivot_counts: Tensor | None,
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    batch, tokens_in_image, dim = features.shape
-    indices = features.new_empty((batch, num_tokens), dtype=torch.int64)
-    is_pivot = features.new_empty((batch, num_tokens), dtype=torch.bool)
+    batch, num_tokens, dim = features.shape
+    indices = features.new_empty((batch, num_kept), dtype=torch.int64)
+    is_pivot = features.new_empty((batch, num_kept), dtype=torch.bool)
     counts = features.new_empty((batch,), dtype=torch.int64)
     if batch == 0:
         return indices, is_pivot, counts
-    if tokens_in_image == 0 or num_tokens == 0:
+    if num_tokens == 0 or num_kept == 0:
         return indices.fill_(-1), is_pivot.fill_(False), counts.fill_(0)
-    config = configs.completion(tokens_in_image, dim, features.element_size())
+    config = configs.completion(num_tokens, dim, features.element_size())
     tokens = empty_tokens(features, config)
     block = configs.completion_tokens(dim, features.element_size())
     _tokens_kernel[(batch * triton.cdiv(config.padded, block.rows),)](
@@ -138,9 +138,9 @@ def select_tokens(
         pivot_counts,
         valid,
         *tokens,
-        tokens_in_image,
-        config.padded,
         num_tokens,
+        config.padded,
+        num_kept,
         num_pivots,
         *features.stride(),
         *salience.stride(),

@@ -35,14 +35,14 @@ class Completion {
  public:
   explicit Completion(const Kernels& kernels) : kernels_(kernels) {}
 
-  // Picks up to `num_tokens` tokens and returns how many there were, written to `picks` in order.
+  // Picks up to `num_picks` tokens and returns how many there were, written to `picks` in order.
   // `selected` are row indices, `available(n)` tells which of the other rows may be picked.
   // `parallel(count, body)` runs body(begin, end) over ranges that cover 0..count.
   template <class Available, class Parallel>
   int64_t run(const Matrix& features, const int64_t* selected, int64_t num_selected,
-              int64_t num_tokens, const Available& available, const Parallel& parallel,
+              int64_t num_picks, const Available& available, const Parallel& parallel,
               int64_t* picks) {
-    reset(features, num_selected + num_tokens);
+    reset(features, num_selected + num_picks);
     for (int64_t i = 0; i < num_selected; ++i) select(selected[i]);
     for (int64_t n = 0; n < features.num_rows; ++n) {
       if (!is_selected_[n] && available(n)) tree_.set_leaf(n, key(n));
@@ -51,10 +51,10 @@ class Completion {
 
     int64_t num_picked = 0;
     int64_t next_sweep = 1;
-    while (num_picked < num_tokens) {
+    while (num_picked < num_picks) {
       if (num_rows() >= next_sweep) {
-        if (next_sweep == 1) scan(num_tokens - num_picked, parallel);
-        sweep(num_tokens - num_picked, parallel);
+        if (next_sweep == 1) scan(num_picks - num_picked, parallel);
+        sweep(num_picks - num_picked, parallel);
         next_sweep = num_rows() + kChunk;
       }
       const int64_t pick = next();
@@ -62,7 +62,7 @@ class Completion {
       picks[num_picked++] = pick;
       tree_.update(pick, kRetired);
       // Nothing is compared with the last one.
-      if (num_picked < num_tokens) select(pick);
+      if (num_picked < num_picks) select(pick);
     }
     return num_picked;
   }

@@ -196,31 +196,31 @@ void launch(const Call& call, const Tensor& features, const Job& job) {
   }
 }
 
-// features [B, N, D], selected [B, P] -> [B, num_tokens]
-Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t num_tokens,
+// features [B, N, D], selected [B, P] -> [B, num_picks]
+Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t num_picks,
                        const std::optional<Tensor>& valid) {
   const DeviceGuard guard(features.get_device_index());
   const Call call(features);
-  STD_TORCH_CHECK(num_tokens >= 0, "num_tokens must not be negative");
+  STD_TORCH_CHECK(num_picks >= 0, "num_picks must not be negative");
   Tensor picks =
-      empty<2>({call.num_images, num_tokens}, aoti_torch_dtype_int64(), Place::of(features));
-  if (num_tokens == 0) return picks;
+      empty<2>({call.num_images, num_picks}, aoti_torch_dtype_int64(), Place::of(features));
+  if (num_picks == 0) return picks;
   Job job{};
   job.num_images = call.num_images;
   job.num_tokens = call.num_tokens;
-  job.num_steps = static_cast<int32_t>(std::min<int64_t>(num_tokens, call.num_tokens));
+  job.num_steps = static_cast<int32_t>(std::min<int64_t>(num_picks, call.num_tokens));
   job.valid = call.mask(valid);
   job.selected = call.selected(selected);
   job.picks = picks.mutable_data_ptr<int64_t>();
-  job.width = num_tokens;
+  job.width = num_picks;
   launch(call, features, job);
   return picks;
 }
 
-// features [B, N, D], salience [B, N] -> indices [B, num_tokens], is_pivot [B, num_tokens],
+// features [B, N, D], salience [B, N] -> indices [B, num_kept], is_pivot [B, num_kept],
 // counts [B]
 std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const Tensor& salience,
-                                                 int64_t num_tokens,
+                                                 int64_t num_kept,
                                                  const std::optional<Tensor>& budget,
                                                  int64_t num_pivots,
                                                  const std::optional<Tensor>& pivot_counts,
@@ -229,22 +229,22 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
   const Call call(features);
   const Place place = Place::of(features);
   const int64_t B = call.num_images;
-  const Counts budgets = call.counts(budget, "budget", num_tokens);
+  const Counts budgets = call.counts(budget, "budget", num_kept);
   const Counts shares = call.counts(pivot_counts, "pivot_counts", std::max<int64_t>(num_pivots, 1));
   // The most pivots of any image, and the fewest of one that keeps all it may.
-  const int64_t width = std::min(shares.most, num_tokens);
-  const int64_t fewest = std::min<int64_t>(pivot_counts ? 1 : shares.most, num_tokens);
+  const int64_t width = std::min(shares.most, num_kept);
+  const int64_t fewest = std::min<int64_t>(pivot_counts ? 1 : shares.most, num_kept);
 
-  Tensor indices = empty<2>({B, num_tokens}, aoti_torch_dtype_int64(), place);
-  Tensor is_pivot = empty<2>({B, num_tokens}, aoti_torch_dtype_bool(), place);
+  Tensor indices = empty<2>({B, num_kept}, aoti_torch_dtype_int64(), place);
+  Tensor is_pivot = empty<2>({B, num_kept}, aoti_torch_dtype_bool(), place);
   Tensor counts = empty<1>({B}, aoti_torch_dtype_int64(), place);
   Tensor pivots = empty<2>({B, width}, aoti_torch_dtype_int32(), place);
   Job job{};
   job.num_images = B;
   job.num_tokens = call.num_tokens;
   // Who keeps all tokens picks none; with a tensor of budgets only some images may.
-  const bool all_keep_all = !budget && num_tokens >= call.num_tokens;
-  const int64_t num_steps = std::min<int64_t>(num_tokens - fewest, call.num_tokens);
+  const bool all_keep_all = !budget && num_kept >= call.num_tokens;
+  const int64_t num_steps = std::min<int64_t>(num_kept - fewest, call.num_tokens);
   job.num_steps = all_keep_all ? 0 : static_cast<int32_t>(num_steps);
   job.valid = call.mask(valid);
   job.selects = true;
@@ -252,7 +252,7 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
       call.salience(salience),           job.valid, budgets, shares, call.num_tokens, width,
       pivots.mutable_data_ptr<int32_t>()};
   job.outputs = {indices.mutable_data_ptr<int64_t>(), is_pivot.mutable_data_ptr<bool>(),
-                 counts.mutable_data_ptr<int64_t>(), num_tokens};
+                 counts.mutable_data_ptr<int64_t>(), num_kept};
   launch(call, features, job);
   return {indices, is_pivot, counts};
 }
