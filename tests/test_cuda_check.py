@@ -9,7 +9,7 @@ from pathlib import Path
 import cuda_check
 import cuda_toolkit
 import pytest
-from kernel_report import Exemption, FewWarps, Spills
+from kernel_report import Exemption
 
 
 def has_nvcc() -> bool:
@@ -106,8 +106,8 @@ def test_exceptions_are_listed_and_have_to_be_needed(
     check: Callable[..., tuple[int, str]],
 ) -> None:
     exceptions = [
-        FewWarps("greedy_kernel", 8, "It has nothing to wait for."),
-        Spills("greedy_kernel", 100, "Long ago it did."),
+        Exemption("greedy_kernel", "It has nothing to wait for.", warps=8),
+        Exemption("greedy_kernel", "Long ago it did.", spilled=100),
     ]
     status, output = check(GREEDY, "greedy_kernel<180>", exceptions=exceptions)
     assert status == 1, output
@@ -128,7 +128,7 @@ def test_half_of_the_warps_that_are_enough_need_no_exception(
 
 @needs_nvcc
 def test_warnings_fail(check: Callable[..., tuple[int, str]]) -> None:
-    exceptions: list[Exemption] = [FewWarps("warns_kernel", 8, "Who knows, as it compiles not.")]
+    exceptions = [Exemption("warns_kernel", "Who knows, as it compiles not.", warps=8)]
     status, output = check(WARNS, "warns_kernel", exceptions=exceptions)
     assert status == 1
     assert "idle" in output and "nothing needs" not in output, output

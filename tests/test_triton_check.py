@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import triton_check
-from kernel_report import Exemption, FewWarps
+from kernel_report import Exemption
 from kernel_resources import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,7 +50,7 @@ def LAUNCHER(x, block, num_warps, maxnreg):
 
 CASES = """
 import importlib.metadata, torch
-from kernel_report import FewWarps, Spills
+from kernel_report import Exemption
 from triton_case import case, meta
 
 @case
@@ -102,7 +102,7 @@ def test_sound_kernels_pass_with_a_line_for_each_architecture(tmp_path: Path) ->
         tmp_path,
         launcher("share", COMPLETE),
         f"{{'share': [rows(wide=True), rows(scalar=torch.bfloat16, wide=True), {CROWDED}]}}",
-        "[FewWarps('share._share', limit=8, reason='the block is the row')]",
+        "[Exemption('share._share', warps=8, reason='the block is the row')]",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, exception = done.stdout.splitlines()
@@ -127,10 +127,10 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
             'forgets': [rows()],
         }}""",
         """[
-            FewWarps('share._copy', limit=8, reason='none that any launch needs'),
-            FewWarps('share._share', limit=8, reason='another GPU', capabilities=(70,)),
-            FewWarps('crowds._share', limit=16, reason='too few all the same'),
-            Spills('crowds._share', limit=4, reason='too few all the same'),
+            Exemption('share._copy', warps=8, reason='none that any launch needs'),
+            Exemption('share._share', warps=8, reason='another GPU', capabilities=(70,)),
+            Exemption('crowds._share', warps=16, reason='too few all the same'),
+            Exemption('crowds._share', spilled=4, reason='too few all the same'),
         ]""",
     )
     assert done.returncode == 1, done.stderr
@@ -190,7 +190,7 @@ def test_with_another_triton_registers_are_told_and_not_judged(
     resources = Resources(capability=80, registers=255, spilled=8, shared=0, num_warps=4)
     compiled = triton_check.Compiled("share._share", "hash", resources, [], 1.0)
     results = [triton_check.Result(triton_check.Task("share", 0, 80), "share()", [compiled], "")]
-    unneeded: list[Exemption] = [FewWarps("share._copy", 8, "of another compiler")]
+    unneeded = [Exemption("share._copy", "of another compiler", warps=8)]
     assert not triton_check.report(results, [])
     assert triton_check.report(results, unneeded, "this is another")
     shown = capsys.readouterr().out

@@ -11,85 +11,58 @@ unless an exemption says why it may; an exemption that nothing needs is wrong as
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 
 from kernel_resources import Resources
 
+FEW_WARPS = "leaves less than half the warps for its registers"
+SPILLS = "spills registers to local memory (or indexes an array at run time)"
+
 
 @dataclass(frozen=True)
-class Exemption(ABC):
-    """Lets a kernel have what is wrong with others, within a limit."""
+class Exemption:
+    """Lets a kernel spill, or leave few warps, within a limit. Exactly one of the two is given."""
 
     kernel: str
     """As the summary names it."""
-    limit: int
     reason: str
+    _: KW_ONLY
+    spilled: int | None = None
+    """The most bytes of local memory that a thread may have."""
+    warps: int | None = None
+    """The fewest of 64 warps that must fit in spite of the kernel's registers."""
     capabilities: tuple[int, ...] = (80, 90, 100)
 
-    problem: ClassVar[str]
+    def __post_init__(self) -> None:
+        if (self.spilled is None) == (self.warps is None):
+            raise ValueError(f"{self.kernel}: give spilled or warps, and not both")
 
-    @staticmethod
-    @abstractmethod
-    def concerns(resources: Resources) -> bool:
-        """Whether the kernel has this problem."""
+    @property
+    def problem(self) -> str:
+        return FEW_WARPS if self.spilled is None else SPILLS
 
-    @staticmethod
-    @abstractmethod
-    def numbers(resources: Resources) -> str:
-        """How much of it."""
-
-    @abstractmethod
     def suffices(self, resources: Resources) -> bool:
-        """Whether that is within the limit."""
+        if self.warps is not None:
+            return resources.warps_by_registers >= self.warps
+        return self.spilled is not None and resources.spilled <= self.spilled
+
+    def __str__(self) -> str:
+        if self.warps is not None:
+            return f"may leave {self.warps} of 64 warps"
+        return f"may spill {self.spilled} bytes"
 
 
-class FewWarps(Exemption):
-    """For registers that halve occupancy, of a kernel that holds its data there on purpose.
-
-    ``limit``: the fewest warps that must still fit.
-    """
-
-    problem = "leaves less than half the warps for its registers"
-
-    @staticmethod
-    def concerns(resources: Resources) -> bool:
-        return resources.registers_halve_occupancy
-
-    @staticmethod
-    def numbers(resources: Resources) -> str:
-        return (
+def problems_of(resources: Resources) -> Iterator[tuple[str, str]]:
+    """What is wrong with a kernel, and by how much."""
+    if resources.spilled > 0:
+        yield SPILLS, f"{resources.spilled} bytes"
+    if resources.registers_halve_occupancy:
+        yield (
+            FEW_WARPS,
             f"{resources.registers} registers, {resources.warps_by_registers} of 64 warps, "
-            f"otherwise {resources.warps_by_the_rest}"
+            f"otherwise {resources.warps_by_the_rest}",
         )
-
-    def suffices(self, resources: Resources) -> bool:
-        return resources.warps_by_registers >= self.limit
-
-    def __str__(self) -> str:
-        return f"may leave {self.limit} of 64 warps"
-
-
-class Spills(Exemption):
-    """For local memory. ``limit``: the most bytes a thread."""
-
-    problem = "spills registers to local memory (or indexes an array at run time)"
-
-    @staticmethod
-    def concerns(resources: Resources) -> bool:
-        return resources.spilled > 0
-
-    @staticmethod
-    def numbers(resources: Resources) -> str:
-        return f"{resources.spilled} bytes"
-
-    def suffices(self, resources: Resources) -> bool:
-        return resources.spilled <= self.limit
-
-    def __str__(self) -> str:
-        return f"may spill {self.limit} bytes"
 
 
 @dataclass
@@ -167,23 +140,19 @@ class Report:
 
     def _judge(self, kernel: str, resources: Resources) -> list[tuple[str, str]]:
         problems = []
-        for kind in (Spills, FewWarps):
-            if not kind.concerns(resources):
-                continue
+        for problem, numbers in problems_of(resources):
             exempt = [
                 each
                 for each in self.exceptions
-                if isinstance(each, kind)
-                and each.kernel == kernel
+                if (each.kernel, each.problem) == (kernel, problem)
                 and resources.capability in each.capabilities
             ]
             self.needed.update(exempt)
             if not exempt:
-                remedy = "let it not, or say in EXCEPTIONS why:"
-                problems.append((f"{kind.problem}; {remedy}", kind.numbers(resources)))
+                problems.append((f"{problem}; let it not, or say in EXCEPTIONS why:", numbers))
             elif not exempt[0].suffices(resources):
                 limit = f"the exception says that it {exempt[0]}:"
-                problems.append((f"{kind.problem}; {limit}", kind.numbers(resources)))
+                problems.append((f"{problem}; {limit}", numbers))
         return problems
 
     def show(self, complaints: Sequence[str] = ()) -> bool:

@@ -6,15 +6,15 @@ each option and shape class stands beside the defaults, in the dtypes it makes a
 which keeps the check at seconds an op. The batch is left out, as nothing may be compiled again for
 another.
 
-EXCEPTIONS says of kernels that spill, or whose registers halve occupancy, why they may: Spills and
-FewWarps of kernel_report.py.
+EXCEPTIONS says why some kernels may spill, or use so many registers that they halve occupancy: see
+Exemption in kernel_report.py.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from kernel_report import Exemption, FewWarps, Spills
+from kernel_report import Exemption
 from torch import bfloat16, dtype, float16, float32
 from triton_case import Case, case, indices, mask, meta
 
@@ -212,23 +212,23 @@ _ALL_RANKS = "The ranks of all 16384 tokens of an image and their places are hel
 JUDGED_WITH = "3.7"
 
 EXCEPTIONS: list[Exemption] = [
-    FewWarps("merge_tokens._assign_kernel", 8, _LOADS_IN_SHARED_MEMORY),
-    FewWarps("salience_by_passes._statistics_kernel", 8, _SPLIT_FLOATS),
-    FewWarps("salience_by_passes._columns_kernel", 8, _SPLIT_FLOATS),
-    FewWarps("attention_salience._whole_kernel", 8, _SPLIT_FLOATS),
-    Spills(
+    Exemption("merge_tokens._assign_kernel", _LOADS_IN_SHARED_MEMORY, warps=8),
+    Exemption("salience_by_passes._statistics_kernel", _SPLIT_FLOATS, warps=8),
+    Exemption("salience_by_passes._columns_kernel", _SPLIT_FLOATS, warps=8),
+    Exemption("attention_salience._whole_kernel", _SPLIT_FLOATS, warps=8),
+    Exemption(
         "salience_by_passes._statistics_kernel",
-        8,
         "ptxas keeps float32 to 128 registers of 255 here, for twice the warps.",
-        (100,),
+        spilled=8,
+        capabilities=(100,),
     ),
-    Spills(
+    Exemption(
         "attention_salience._whole_kernel",
-        64,
         "All logits of 1024 keys stay in registers; 16 warps have 128 each and keep a few values "
         "that are used once a block of rows elsewhere.",
-        (80, 100),
+        spilled=64,
+        capabilities=(80, 100),
     ),
-    FewWarps("select_pivots._sort_kernel", 8, _ALL_RANKS),
-    Spills("select_pivots._sort_kernel", 32, _ALL_RANKS, (100,)),
+    Exemption("select_pivots._sort_kernel", _ALL_RANKS, warps=8),
+    Exemption("select_pivots._sort_kernel", _ALL_RANKS, spilled=32, capabilities=(100,)),
 ]
