@@ -516,7 +516,9 @@ def test_amd_gpus_run_what_needs_no_order_of_writes(op: str, expected: str, monk
     triton.gpu_problem.cache_clear()
     backend, reason = backends.choose(op, "cuda", "auto")
     chooser._warn_fallback.cache_clear()
-    with pytest.warns(RuntimeWarning, match=r"select_pivots, select_tokens fall back .* barriers"):
+    with pytest.warns(
+        RuntimeWarning, match=r"complete_tokens, select_tokens fall back .* barriers"
+    ):
         chooser._warn_fallback("cuda")
     chooser._warn_fallback.cache_clear()
     triton.gpu_problem.cache_clear()

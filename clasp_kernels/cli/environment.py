@@ -325,8 +325,6 @@ def _exit_reason(status: int, stderr: str) -> str:
 
 def print_report() -> None:
     """As plain text, without any package that may not be installed."""
-    if sys.stdout is None:  # closed before the start (>&-): there is nobody to tell
-        return
     # A terminal that cannot show a character gets its escape, not an exception.
     text = render(collect())
     encoding = sys.stdout.encoding or "ascii"

@@ -16,7 +16,9 @@ import sys, types, torch, clasp_kernels
 from clasp_kernels import backend_report, backends, use_backend
 from clasp_kernels.backends import table, triton
 from clasp_kernels.ops._library import define_op
+from clasp_kernels.reference import forward_only
 
+@forward_only
 def double(tokens):
     return tokens * 2
 
@@ -92,12 +94,12 @@ def test_a_name_is_given_once() -> None:
         define_op(table.OPS["gather_tokens"])
 
 
-def test_every_file_that_lists_ops_reads_the_table() -> None:
-    """No other module of the package has most of their names, but the two that export them."""
+def test_whatever_lists_ops_reads_the_table() -> None:
+    """Only the two modules that export them name most ops."""
     package = Path(table.__file__).parents[1]
-    exports = {package / "__init__.py", package / "ops" / "__init__.py", package / "reference.py"}
+    exports = {package / "__init__.py", package / "ops" / "__init__.py"}
     names = list(table.OPS)
     for path in package.rglob("*.py"):
         text = path.read_text()
         named = [op for op in names if f'"{op}"' in text]
-        assert len(named) <= 2 or path in exports, f"{path} lists {named}"
+        assert len(named) <= len(names) // 2 or path in exports, f"{path} lists {named}"
