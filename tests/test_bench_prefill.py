@@ -158,7 +158,7 @@ def test_stages_are_the_papers_in_proportion_and_have_the_mean(name: str) -> Non
         "0.4b": (1, 3, 8),
         "tiny": (1, 2, 3),
         "qwen2.5-vl-7b": (2, 5, 13),
-        "qwen2.5-vl-0.3b": (1, 3, 7),
+        "qwen2.5-vl-1b": (1, 3, 7),
         "qwen2.5-vl-tiny": (1, 2, 3),
     }
     for budget in shape.budgets:
@@ -257,7 +257,7 @@ def run_main(
     [
         ([], ["prefill.json", "prefill_qwen2_5_vl.json"]),
         (["--shape", "0.4b"], ["prefill.json"]),
-        (["--shape", "qwen2.5-vl-0.3b"], ["prefill_qwen2_5_vl.json"]),
+        (["--shape", "qwen2.5-vl-1b"], ["prefill_qwen2_5_vl.json"]),
         (["--batches", "1"], []),
         (["--rounds", "1"], []),
         (["--shape", "tiny"], []),

@@ -1,7 +1,7 @@
 """Whole models: the time to the first token, each token after it, memory, and the ideal of each.
 
     python benchmarks/models/bench_prefill.py                          # -> benchmarks/results/cpu
-    python benchmarks/models/bench_prefill.py --shape qwen2.5-vl-0.3b  # only this shape's file
+    python benchmarks/models/bench_prefill.py --shape qwen2.5-vl-1b  # only this shape's file
     python benchmarks/models/bench_prefill.py --batches 1 --rounds 1   # a try, printed only
     python benchmarks/models/bench_prefill.py --device cuda --shape 7b --out FILE
 
