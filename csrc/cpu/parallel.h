@@ -4,19 +4,39 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <thread>
 
 #include "cpu/capability.h"
+#include "cpu/lateness.h"
 #include "cpu/subnormals.h"
 
 namespace clasp::cpu {
 
-// body(begin, end) over ranges that cover 0..count, of at least `grain` unless there is one only.
-// Throws what a body throws, the first if several do: through torch it would lose type and text.
+inline int64_t now_in_nanoseconds() {
+  const auto now = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+}
+
+// One for the process: all of its threads meet the same load.
+inline Lateness lateness;
+
+// Runs body(begin, end) over ranges that cover 0..count, each of at least `grain` items unless
+// there is only one range. Rethrows the first exception of a body here, as it would lose its type
+// and text on the way through torch.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
+  const int64_t start = now_in_nanoseconds();
+  if (lateness.works_alone(start)) {
+    const KeepSubnormals keep;
+    if (count > 0) body(0, count);
+    return;
+  }
+  const std::thread::id caller = std::this_thread::get_id();
+  int64_t caller_finished = start;
   std::exception_ptr error;
   std::mutex mutex;
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
@@ -27,7 +47,10 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
       const std::lock_guard<std::mutex> lock(mutex);
       if (!error) error = std::current_exception();
     }
+    if (std::this_thread::get_id() == caller) caller_finished = now_in_nanoseconds();
   });
+  const int64_t end = now_in_nanoseconds();
+  lateness.observe(caller_finished - start, end - caller_finished, end);
   if (error) std::rethrow_exception(error);
 }
 

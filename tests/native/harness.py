@@ -70,6 +70,7 @@ def build(variant: str) -> Path:
         [*FLAGS[variant], f"-DCLASP_MODULE_NAME={name}"],
         read=[
             *(path for room in ROOMS for path in (CSRC / room).iterdir()),
+            CSRC / "cpu" / "lateness.h",
             CSRC / "cuda" / "plan.h",
             *BINDINGS.iterdir(),
         ],

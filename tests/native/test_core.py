@@ -39,6 +39,27 @@ def test_plan_of_cuda_kernels(core: ModuleType, check: str) -> None:
     checks.CUDA_CHECKS[check](core)
 
 
+MILLISECOND = 1_000_000  # nanoseconds
+
+
+def test_after_a_long_wait_for_other_threads_the_caller_works_alone(core: ModuleType) -> None:
+    lateness = core.Lateness()
+    assert not lateness.works_alone(0)
+    lateness.observe(MILLISECOND, 5 * MILLISECOND, 10 * MILLISECOND)
+    assert lateness.works_alone(10 * MILLISECOND)
+    # For long enough that the wait is a twentieth of it.
+    assert lateness.works_alone(109 * MILLISECOND)
+    assert not lateness.works_alone(110 * MILLISECOND)
+
+
+def test_waits_that_an_idle_machine_has_are_not_long(core: ModuleType) -> None:
+    lateness = core.Lateness()
+    lateness.observe(0, MILLISECOND // 4, MILLISECOND)  # waking a thread
+    lateness.observe(10 * MILLISECOND, 20 * MILLISECOND, 31 * MILLISECOND)  # uneven shares
+    assert not lateness.works_alone(MILLISECOND)
+    assert not lateness.works_alone(31 * MILLISECOND)
+
+
 @pytest.fixture(scope="session")
 def sanitized() -> Path:
     try:

@@ -15,6 +15,7 @@ void bind_arithmetic(py::module_& m);
 void bind_completion(py::module_& m);
 void bind_cuda_plan(py::module_& m);
 void bind_fusion(py::module_& m);
+void bind_lateness(py::module_& m);
 void bind_merging(py::module_& m);
 void bind_pivots(py::module_& m);
 void bind_salience(py::module_& m);
@@ -48,6 +49,7 @@ PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
   bind_completion(m);
   bind_cuda_plan(m);
   bind_fusion(m);
+  bind_lateness(m);
   bind_merging(m);
   bind_pivots(m);
   bind_salience(m);
