@@ -78,6 +78,7 @@ lint: $(REQUIREMENTS)  ## ruff, mypy, clang-format; changes nothing
 	$(PY) -m mypy
 	$(PY) -m mypy tools
 	$(PY) -m mypy examples
+	$(PY) -m mypy benchmarks
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
 
 format: $(REQUIREMENTS)  ## Let ruff and clang-format rewrite the sources

@@ -1,7 +1,7 @@
 """Times every op next to its baselines, prints one table and records the rows.
 
     make bench
-    python -m pytest benchmarks/bench_fuse_layers.py --benchmark-only -k bfloat16
+    python -m pytest benchmarks --benchmark-only -k "fuse_layers and bfloat16"
 
 Rows go to ``benchmarks/results/cpu/<op>.json``, and what is made from all of them to ``ops.csv``
 and ``ops.png`` beside it. An op's file is only written when all of its benchmarks have run and
@@ -10,17 +10,20 @@ passed, on the cpu backend; any other run writes where ``--results`` says, or no
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import machine
+import ops
 import plot
 import pytest
 import rows
 import table
 import timing
 import torch
+from case import Case, Implementation, Inputs, NotServed
 from rows import HostRow
 
 from clasp_kernels import backends, use_backend
@@ -35,23 +38,22 @@ class Session:
         self.rows: dict[str, list[HostRow]] = {}
         self.counted: dict[tuple[str, str], machine.Counted] = {}
         """By op and case."""
-        self.unfinished: set[Path] = set()
-        """The modules of which something was left out or failed."""
-        self.module_of: dict[str, Path] = {}
-        """By op."""
-        self._latest: tuple[str, timing.Case] | None = None
-        self._inputs: tuple[Any, ...] = ()
+        self.unfinished: set[str] = set()
+        """The ops of which something was not asked for or failed."""
+        self.left_out: dict[tuple[str, str], list[str]] = {}
+        """By op and case: what is not there to be timed, and why."""
+        self._latest: Case | None = None
+        self._inputs: list[Inputs] = []
         self._expected: Any = None
 
-    def inputs_and_expected(
-        self, op: str, case: timing.Case, ours: Callable[..., Any]
-    ) -> tuple[tuple[Any, ...], Any]:
-        """Those of the latest case are kept, and no others: they may take gigabytes."""
-        if self._latest != (op, case):
-            self._inputs, self._expected = (), None
-            self._inputs = case.inputs()
-            self._expected = ours(*self._inputs)
-            self._latest = (op, case)
+    def inputs_and_expected(self, case: Case) -> tuple[list[Inputs], Any]:
+        """Those of the latest case are kept, and no others: they may take gigabytes. What is
+        expected is that of the first inputs."""
+        if self._latest != case:
+            self._inputs, self._expected = [], None
+            self._inputs = [case.inputs("cpu", seed) for seed in range(case.turns)]
+            self._expected = case.ours(*self._inputs[0])
+            self._latest = case
         return self._inputs, self._expected
 
 
@@ -78,14 +80,20 @@ def pytest_configure(config: pytest.Config) -> None:
     machine.keep_freed_memory()
 
 
+def op_of(item: pytest.Item) -> str:
+    """ "" of what times no op."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params["case"].op if callspec and "case" in callspec.params else ""
+
+
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
-        item.config.stash[SESSION].unfinished.add(item.path)
+        item.config.stash[SESSION].unfinished.add(op_of(item))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if any("::" in argument for argument in config.args):
-        config.stash[SESSION].unfinished.update(item.path for item in items)
+        config.stash[SESSION].unfinished.update(op_of(item) for item in items)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -93,8 +101,8 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if not report.passed:
-        item.config.stash[SESSION].unfinished.add(item.path)
+    if report.failed:
+        item.config.stash[SESSION].unfinished.add(op_of(item))
     return report
 
 
@@ -104,13 +112,8 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Callable
     session = request.config.stash[SESSION]
     backend = request.config.getoption("--op-backend")
 
-    def run(
-        op: str,
-        case: timing.Case,
-        implementation: timing.Implementation,
-        ours: Callable[..., Any],
-        agree: Callable[[Any, Any], bool],
-    ) -> None:
+    def run(case: Case, implementation: Implementation) -> None:
+        op, name = case.op, implementation.name
         choice = backends.choose(op, "cpu", backend)
         if choice.backend is None:
             pytest.fail(
@@ -118,23 +121,27 @@ def measure(request: pytest.FixtureRequest, benchmark: Any) -> Iterator[Callable
                 "pass --op-backend=NAME.",
                 pytrace=False,
             )
-        inputs, expected = session.inputs_and_expected(op, case, ours)
+        inputs, expected = session.inputs_and_expected(case)
         benchmark.group = f"{op} {case}"
-        function = implementation.prepare(case)
-        compiles = implementation.kind == rows.COMPILED
-        result = timing.time_call(benchmark, lambda: function(*inputs), compiles)
-        if implementation.kind in rows.SAME:
-            assert agree(expected, result), "computes something else"
+        try:
+            with implementation.within("cpu"):
+                function = implementation.make()
+                turns = itertools.cycle([implementation.adapt(one) for one in inputs])
+                compiles = implementation.kind == rows.COMPILED
+                result = timing.time_call(benchmark, lambda: function(*next(turns)), compiles)
+        except NotServed as reason:
+            session.left_out.setdefault((op, str(case)), []).append(f"{name} ({reason})")
+            pytest.skip(str(reason))
+        assert implementation.agrees(case, inputs[0], expected, result), "computes something else"
         if benchmark.stats is None:  # --benchmark-disable
             return
         stats = benchmark.stats.stats
         session.counted[op, str(case)] = case.counted()
-        session.module_of[op] = request.path
         session.rows.setdefault(op, []).append(
             HostRow(
                 op,
                 str(case),
-                implementation.name,
+                name,
                 implementation.kind,
                 round(1e6 * stats.median, 2),
                 stats.rounds,
@@ -163,9 +170,11 @@ def pytest_terminal_summary(
     recorded = False
     for op, timed in session.rows.items():
         rows.compare(timed, session.counted, rates)
-        whole = session.module_of[op] not in session.unfinished and environment["backend"] == "cpu"
+        rows.note_left_out(timed, session.left_out)
+        whole = op not in session.unfinished and environment["backend"] == "cpu"
         if whole or not official:
-            rows.write_json(folder / f"{op}.json", environment, timed)
+            packages = machine.installed(ops.load(op).packages)
+            rows.write_json(folder / f"{op}.json", environment | packages, timed)
             recorded = True
         else:
             terminalreporter.line(f"{op}: not recorded, as only whole ops on the cpu backend are.")

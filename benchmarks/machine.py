@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import bisect
 import ctypes
+import functools
 import math
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +101,14 @@ def measure_rates() -> Rates:
     for exponent in range(36, 60):  # 256 KiB to 724 MiB, two sizes per doubling
         half = int(2 ** (exponent / 2)) // 8 * 4
         source, target = torch.ones(2, half // 4).unbind()
-        copy = _best_seconds(lambda s=source, t=target: t.copy_(s), 10)
+        copy = _best_seconds(functools.partial(target.copy_, source), 10)
         both = source._base.view(-1)  # type: ignore[union-attr]
-        read = _best_seconds(lambda b=both: torch.dot(b, b), 10)
+        read = _best_seconds(functools.partial(torch.dot, both, both), 10)
         moving[2 * half] = 2 * half / min(copy, read)
     multiplying = {}
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.randn(2048, 2048).to(dtype)
-        seconds = _best_seconds(lambda m=matrix: m @ m, 5)
+        seconds = _best_seconds(functools.partial(torch.matmul, matrix, matrix), 5)
         multiplying[str(dtype).removeprefix("torch.")] = 2048**3 / seconds
     multiplying["bfloat16"] = max(multiplying.values())
     one = torch.ones(1)
@@ -144,6 +146,16 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
+
+
+def installed(modules: Collection[str]) -> dict[str, str]:
+    """Of each, the packages that bring it and their versions."""
+    found = packages_distributions() if modules else {}
+    return {
+        module: ", ".join(f"{name} {version(name)}" for name in sorted({*found.get(module, ())}))
+        or "not installed"
+        for module in modules
+    }
 
 
 def environment() -> dict[str, Any]:

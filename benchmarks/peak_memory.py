@@ -17,15 +17,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import bench_attention_salience
-import bench_fuse_layers
-import bench_gather_merge
-import bench_select_tokens
-import eager_gather_merge
-import eager_select_tokens
+import ops
 import torch
 from count_malloc import counting, result_and_peak
 from machine import ROOT, environment
@@ -38,7 +33,6 @@ from torch import Tensor
 from clasp_kernels import backends, use_backend
 
 RECORDED = ROOT / "benchmarks" / "results" / "cpu" / "peak_memory.json"
-FEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -52,51 +46,7 @@ class Measured:
     """What the op promises, where it promises something."""
 
 
-def eager_gram(features: Tensor, salience: Tensor, budget: int, num_pivots: int) -> Tensor:
-    return eager_select_tokens.select_tokens(
-        features, salience, budget, num_pivots, eager_select_tokens.gram
-    )
-
-
-def eager_merge(tokens: Tensor, indices: Tensor) -> Tensor:
-    return eager_gather_merge.merge_embedding_bag_native(tokens, tokens, indices)
-
-
-FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("select_tokens", OURS): bench_select_tokens.our_select,
-    ("select_tokens", "eager-gram"): eager_gram,
-    ("fuse_layers", OURS): bench_fuse_layers.our_fuse,
-    ("attention_salience", OURS): bench_attention_salience.our_salience,
-    ("merge_tokens", OURS): bench_gather_merge.our_merge,
-    ("merge_tokens", "eager-embedding-bag-native"): eager_merge,
-}
-CASES: dict[str, list[Any]] = {
-    "select_tokens": [case for case in bench_select_tokens.CASES if case.features == "random"],
-    "fuse_layers": [case for case in bench_fuse_layers.CASES if case.batch == 8],
-    "attention_salience": [
-        case
-        for case in bench_attention_salience.CASES
-        if case.rows in (1, 64) and case.keys == 4096 and case.key_heads == 8
-    ],
-    "merge_tokens": [
-        case for case in bench_gather_merge.MERGE_CASES if case.num_tokens in (576, 2880)
-    ],
-}
-
-
-def limit(op: str, case: Any) -> int | None:
-    """``select_tokens`` keeps no N x N matrix: 8 bytes x B x N x P at most."""
-    if op != "select_tokens":
-        return None
-    return 8 * case.batch * case.num_tokens * case.num_pivots
-
-
-def _few(op: str, case: Any) -> Any:
-    if op == "attention_salience":
-        return replace(case, keys=case.rows, key_range=(0, case.rows))
-    if op == "select_tokens":
-        return replace(case, num_tokens=FEW_TOKENS, budget=8, num_pivots=4)
-    return replace(case, num_tokens=FEW_TOKENS)
+MEASURED = {op: one.memory for op, one in ops.load_all().items() if one.memory}
 
 
 def measure_call(function: Callable[[], Any]) -> int:
@@ -109,12 +59,15 @@ def measure_call(function: Callable[[], Any]) -> int:
 
 
 def _measure_here(op: str, name: str, implementation: str) -> int:
-    case = next(case for case in CASES[op] if str(case) == name)
-    function = FUNCTIONS[op, implementation]
-    inputs = case.inputs()
+    memory = MEASURED[op]
+    case = next(case for case in memory.cases if str(case) == name)
+    function = next(
+        it.make() for it in case.implementations(gpu=False) if it.name == implementation
+    )
+    inputs, few = case.inputs("cpu", 0), memory.few(case).inputs("cpu", 0)
     with torch.no_grad(), use_backend("cpu" if implementation == OURS else "auto"):
-        function(*_few(op, case).inputs())
-        function(*_few(op, case).inputs())
+        function(*few)
+        function(*few)
         return measure_call(lambda: function(*inputs))
 
 
@@ -134,14 +87,15 @@ def measure(match: str = "") -> list[Measured]:
     """Two processes at a time: unlike times, peaks do not mind."""
     wanted = [
         (op, case, implementation)
-        for (op, implementation) in FUNCTIONS
-        for case in CASES[op]
+        for op, memory in MEASURED.items()
+        for implementation in filter(None, (OURS, memory.against))
+        for case in memory.cases
         if match in f"{op} {case} {implementation}"
     ]
     with ThreadPoolExecutor(2) as pool:
         peaks = list(pool.map(lambda it: in_fresh_process(it[0], str(it[1]), it[2]), wanted))
     return [
-        Measured(op, str(case), implementation, peak, limit(op, case))
+        Measured(op, str(case), implementation, peak, MEASURED[op].limit(case))
         for (op, case, implementation), peak in zip(wanted, peaks, strict=True)
     ]
 
@@ -171,7 +125,7 @@ def main() -> None:
     if arguments.here:
         print(_measure_here(*arguments.here))
         return
-    for op in CASES:
+    for op in MEASURED:
         choice = backends.choose(op, "cpu", "cpu")
         if choice.backend is None and arguments.match in op:
             sys.exit(f"the cpu backend does not serve {op}: {choice.reason}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from rows import OPS, OURS, Row
+from rows import OURS, Row, in_order
 from table import duration
 
 matplotlib.use("Agg")
@@ -17,8 +17,12 @@ AHEAD, BEHIND = "#2a7f62", "#c4452d"
 
 def draw(path: Path, rows: Iterable[Row]) -> None:
     """One panel an op, one bar a case, on a logarithmic axis that 1x divides."""
-    ours = [row for row in rows if row.implementation == OURS and row.speedup_over_best_baseline]
-    ops = [op for op in OPS if any(row.op == op for row in ours)]
+    ours = [
+        row
+        for row in in_order(rows)
+        if row.implementation == OURS and row.speedup_over_best_baseline
+    ]
+    ops = list(dict.fromkeys(row.op for row in ours))
     counts = [sum(row.op == op for row in ours) for op in ops]
     figure = Figure(figsize=(11, 1.0 + sum(0.23 * count + 0.75 for count in counts)))
     panels = figure.subplots(

@@ -12,10 +12,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import ops
 from models.prefill_table import EXPLANATION, whole_model
 from models.shapes import RECORDED
-from rows import COMPILED, EAGER, OPS, OURS, Row, read_json
+from rows import COMPILED, EAGER, OURS, Row, read_json
 from table import by_case, duration, markdown_table, size
+
+from clasp_kernels.backends.table import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
@@ -26,34 +29,6 @@ FRONT = {
     "select_tokens": "8x576x1024 bfloat16 R64 P32 clusters",
     "attention_salience": "B1 T32 S640 float32 H32/32 d128",
     "fuse_layers": "8x576x1024 bfloat16 L4 categories",
-}
-# The cases that docs/results.md shows: small and large, the easy dtype and the hard one.
-TELLING = {
-    "fuse_layers": (
-        "1x576x1024 float32 L4",
-        "8x576x1024 bfloat16 L4",
-        "8x576x1024 bfloat16 L4 categories",
-        "4x2048x3584 bfloat16 L4",
-    ),
-    "attention_salience": (
-        "B1 T1 S4096 bfloat16 H32/8 d128",
-        "B1 T32 S640 float32 H32/32 d128",
-        "B1 T64 S4096 bfloat16 H32/8 d128",
-        "B8 T1 S577 float32 H16/16 d64",
-    ),
-    "select_pivots": ("1x576 float32 k32", "8x2880 float32 k160"),
-    "select_tokens": (
-        "1x576x1024 float32 R64 P32 random",
-        "1x576x1024 bfloat16 R64 P32 clusters",
-        "8x576x1024 float32 R64 P32 random",
-        "8x576x1024 bfloat16 R64 P32 clusters",
-        "1x2880x1024 float32 R320 P160 random",
-        "1x2880x1024 bfloat16 R320 P160 clusters",
-        "4x2048x3584 bfloat16 R256 P128 clusters",
-    ),
-    "complete_tokens": ("8x576x1024 float32 R64 P32 random",),
-    "gather_tokens": ("8x576x1024 bfloat16 R64", "4x2048x3584 bfloat16 R227"),
-    "merge_tokens": ("1x576x1024 float32 R64", "8x576x1024 bfloat16 R64"),
 }
 CATEGORIES = ("attribute", "counting", "spatial", "ocr", "scene")
 
@@ -105,7 +80,7 @@ def speed_table(rows: Iterable[Row]) -> str:
     lines = []
     for (op, case), implementations in by_case(rows).items():
         ours = implementations[OURS]
-        if case not in TELLING[op]:
+        if case not in ops.load(op).telling:
             continue
         lines.append(
             [

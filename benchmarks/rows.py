@@ -11,16 +11,9 @@ from typing import Any, TypeVar
 
 from machine import Counted, Rates
 
+from clasp_kernels.backends.table import OPS
+
 OURS = "clasp_kernels"
-OPS = (
-    "fuse_layers",
-    "attention_salience",
-    "select_pivots",
-    "select_tokens",
-    "complete_tokens",
-    "gather_tokens",
-    "merge_tokens",
-)
 # What a row's implementation is, next to "ours":
 EAGER, COMPILED = "eager", "compiled"  # compute the same
 LIBRARY = "library"  # computes the same, by another package's kernel
@@ -82,6 +75,20 @@ def compare(rows: Iterable[Row], counted: Mapping[tuple[str, str], Counted], rat
 def baselines(rows: Iterable[AnyRow], ours: Row) -> list[AnyRow]:
     """Those that compute the same as ours on its case."""
     return [row for row in rows if (row.op, row.case) == (ours.op, ours.case) and row.kind in SAME]
+
+
+def note_left_out(rows: Iterable[Row], left_out: Mapping[tuple[str, str], list[str]]) -> None:
+    """Says in our rows what their case, by op and name, was to be compared with and was not."""
+    for row in rows:
+        missing = left_out.get((row.op, row.case))
+        if row.kind == "ours" and missing:
+            text = "left out: " + ", ".join(missing)
+            row.note = f"{row.note}; {text}" if row.note else text
+
+
+def in_order(rows: Iterable[AnyRow]) -> list[AnyRow]:
+    """Of the table of ops."""
+    return sorted(rows, key=lambda row: list(OPS).index(row.op))
 
 
 def write_json(

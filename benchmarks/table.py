@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rows import COPY, OPS, OURS, PEER, SAME, AnyRow, Row
+from rows import COPY, OURS, PEER, SAME, AnyRow, Row, in_order
 
 
 def duration(microseconds: float) -> str:
@@ -67,9 +67,8 @@ def make(rows: Iterable[Row], environment: dict[str, Any]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("baselines computing the same", ratio=6)
     table.add_column("memcpy, others' methods", ratio=3)
-    rows = sorted(rows, key=lambda row: OPS.index(row.op))
     previous = None
-    for (op, case), implementations in by_case(rows).items():
+    for (op, case), implementations in by_case(in_order(rows)).items():
         if previous not in (None, op):
             table.add_section()
         ours = implementations.get(OURS)
@@ -78,10 +77,11 @@ def make(rows: Iterable[Row], environment: dict[str, Any]) -> Table:
         else:
             ratio = ours.speedup_over_best_baseline
             colour = "red" if ratio is not None and ratio < 1 else "green"
+            bound = (ours.floor_bound or "")[:1]
             cells = [
                 duration(ours.median_us),
                 "" if ratio is None else f"[{colour}]{ratio:.2f}x[/{colour}]",
-                "" if ours.floor_us is None else f"{duration(ours.floor_us)} {ours.floor_bound[0]}",
+                "" if ours.floor_us is None else f"{duration(ours.floor_us)} {bound}",
                 "" if ours.times_floor is None else f"{ours.times_floor:.2f}x",
             ]
         note = f"\n[dim]{ours.note}[/dim]" if ours and ours.note else ""

@@ -4,89 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-import pytest
 import torch
-from machine import Counted
-from rows import COMPILED, COPY, EAGER, OURS, PEER
 from torch import Tensor
 
 SECONDS = 0.15  # aimed at per implementation and case
 ROUND_SECONDS = 2e-4  # short calls are timed several at a time
 SLOW_SECONDS = 0.4  # a call this long is timed three times
-
-
-class Case(Protocol):
-    """One benchmark's inputs; its ``str`` names it, dtype included."""
-
-    dtype: str
-
-    def inputs(self) -> tuple[Any, ...]: ...
-
-    def counted(self) -> Counted: ...
-
-
-@dataclass(frozen=True)
-class Implementation:
-    name: str
-    kind: str
-    prepare: Callable[[Case], Callable[..., Any]]
-    """Makes the function to be timed, which takes the case's inputs."""
-    note: str = ""
-
-
-def ours(function: Callable[..., Any], note: str = "") -> Implementation:
-    return Implementation(OURS, "ours", lambda _: function, note)
-
-
-def eager(functions: dict[str, Callable[..., Any]], kind: str = EAGER) -> list[Implementation]:
-    return [
-        Implementation(name, kind, lambda _, function=function: function)
-        for name, function in functions.items()
-    ]
-
-
-def to_compile(functions: dict[str, Callable[..., Any]]) -> list[Implementation]:
-    return [
-        Implementation(name, COMPILED, lambda _, function=function: compiled(function))
-        for name, function in functions.items()
-    ]
-
-
-def peers(functions: dict[str, Callable[..., Any]]) -> list[Implementation]:
-    return eager(functions, PEER)
-
-
-def memcpy() -> Implementation:
-    """``Tensor.copy_`` of half of the counted bytes: read and written, it moves all of them."""
-
-    def prepare(case: Case) -> Callable[..., Any]:
-        source = torch.ones(case.counted().bytes // 2, dtype=torch.uint8)
-        target = torch.empty_like(source)
-        return lambda *_: target.copy_(source)
-
-    return Implementation("memcpy", COPY, prepare)
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """For the one case at hand: what was compiled before is forgotten, so that neither a limit on
-    recompilation nor the guards of other shapes get in the way."""
-    torch.compiler.reset()
-    return torch.compile(function, fullgraph=True, dynamic=False)
-
-
-def pairs(
-    cases: Sequence[Case], implementations: Callable[[Any], Iterable[Implementation]]
-) -> list[Any]:
-    """Parameters case by case, so that what is compared runs one after the other."""
-    return [
-        pytest.param(case, implementation, id=f"{case}-{implementation.name}")
-        for case in cases
-        for implementation in implementations(case)
-    ]
 
 
 def time_call(benchmark: Any, function: Callable[[], Any], compiles: bool) -> Any:

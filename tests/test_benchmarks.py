@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -11,18 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bench_attention_salience
-import bench_fuse_layers
-import bench_gather_merge
-import bench_select_pivots
-import bench_select_tokens
-import eager_attention_salience
-import eager_fuse_layers
-import eager_gather_merge
-import eager_peers
-import eager_select_pivots
-import eager_select_tokens
 import machine
+import ops
 import peak_memory
 import plot
 import pytest
@@ -30,6 +21,14 @@ import readme_tables
 import rows
 import table
 import torch
+from case import Case, NotServed
+from ops import attention_salience as saliences
+from ops import complete_tokens as completions
+from ops import fuse_layers as fusions
+from ops import gather_tokens as gathers
+from ops import merge_tokens as merges
+from ops import select_pivots as pivots
+from ops import select_tokens as selections
 from rich.console import Console
 from rows import HostRow
 from torch import Tensor
@@ -44,6 +43,7 @@ from clasp_kernels import (
     select_tokens,
     use_backend,
 )
+from clasp_kernels.backends.table import OPS
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
@@ -68,7 +68,7 @@ def reference() -> Any:
 @DTYPES
 @pytest.mark.parametrize("normalize", ["", "rms"])
 @pytest.mark.parametrize("categories", [False, True])
-@by_name(eager_fuse_layers.EAGER | {"compiled": eager_fuse_layers.expression})
+@by_name(fusions.EAGER | {"compiled": fusions.expression})
 def test_fusions_agree(function: Any, categories: bool, normalize: str, dtype: Any) -> None:
     layers = [randn(3, 5, 8, seed=seed).to(dtype) for seed in range(3)]
     weights = torch.tensor([[0.5, 0.3, 0.2], [0.0, 1.5, 0.0]])
@@ -85,11 +85,7 @@ def test_fusions_agree(function: Any, categories: bool, normalize: str, dtype: A
 
 @DTYPES
 @pytest.mark.parametrize("causal", [False, True])
-@by_name(
-    eager_attention_salience.EAGER
-    | eager_attention_salience.EAGER_NATIVE
-    | {"compiled": eager_attention_salience.expression}
-)
+@by_name(saliences.EAGER | saliences.EAGER_NATIVE | {"compiled": saliences.expression})
 def test_saliences_agree(function: Any, causal: bool, dtype: Any) -> None:
     query, key = randn(2, 6, 4, 16).to(dtype), randn(2, 3, 9, 16, seed=1).to(dtype)
     expected = attention_salience(query, key, causal=causal, key_range=(1, 8))
@@ -99,21 +95,18 @@ def test_saliences_agree(function: Any, causal: bool, dtype: Any) -> None:
     torch.testing.assert_close(salience, expected, atol=tolerance, rtol=0)
 
 
-@by_name(eager_select_pivots.EAGER)
+@by_name(pivots.EAGER)
 def test_pivots_agree(function: Any) -> None:
     salience = randn(3, 40)
     assert torch.equal(function(salience, 7), select_pivots(salience, 7))
 
 
-COMPLETIONS = eager_select_tokens.EAGER | {"eager-gram-native": eager_select_tokens.gram_native}
-
-
-@by_name(COMPLETIONS)
+@by_name(completions.EAGER | {"eager-gram-native": completions.gram_native})
 def test_completions_agree(function: Any) -> None:
     features, salience = randn(3, 40, 16), randn(3, 40, seed=1)
-    pivots = salience.topk(4).indices
-    assert torch.equal(function(features, pivots, 9), complete_tokens(features, pivots, 9))
-    kept = eager_select_tokens.select_tokens(features, salience, 13, 4, function)
+    selected = salience.topk(4).indices
+    assert torch.equal(function(features, selected, 9), complete_tokens(features, selected, 9))
+    kept = selections.select(features, salience, 13, 4, function)
     assert torch.equal(kept, select_tokens(features, salience, 13, 4).indices)
 
 
@@ -121,18 +114,18 @@ def test_completions_agree(function: Any) -> None:
 def test_the_steps_that_are_compiled_agree(native: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # that takes seconds
     features = randn(3, 40, 16).to(torch.bfloat16)
-    pivots = randn(3, 40, seed=1).topk(4).indices
-    complete = eager_select_tokens.compiled.__wrapped__(4, native)
-    assert torch.equal(complete(features, pivots, 9), complete_tokens(features, pivots, 9))
+    selected = randn(3, 40, seed=1).topk(4).indices
+    complete = completions.compiled.__wrapped__(4, native)
+    assert torch.equal(complete(features, selected, 9), complete_tokens(features, selected, 9))
 
 
-@by_name(eager_gather_merge.GATHER)
+@by_name(gathers.EAGER)
 def test_gathers_agree(function: Any) -> None:
     tokens, indices = randn(3, 12, 5), randn(3, 12, seed=1).argsort(-1)[:, :4]
     assert torch.equal(function(tokens, indices), gather_tokens(tokens, indices))
 
 
-@by_name(eager_gather_merge.MERGE)
+@by_name(merges.EAGER)
 def test_merges_agree(function: Any) -> None:
     tokens, features = randn(3, 30, 5), randn(3, 30, 8, seed=1)
     indices = randn(3, 30, seed=2).argsort(-1)[:, :4]
@@ -143,7 +136,7 @@ def test_merges_agree(function: Any) -> None:
 # Peers.
 
 
-@by_name(eager_peers.SELECT)
+@by_name(selections.PEERS)
 def test_peers_keep_distinct_tokens(function: Any) -> None:
     kept = function(randn(3, 50, 16), randn(3, 50, seed=1), 12, 5)
     assert kept.shape == (3, 12)
@@ -154,7 +147,7 @@ def test_peers_keep_distinct_tokens(function: Any) -> None:
 @pytest.mark.parametrize("name", ["vispruner", "visionzip"])
 def test_peers_that_keep_the_salient_tokens_do(name: str) -> None:
     salience = randn(2, 50, seed=1)
-    kept = eager_peers.SELECT[name](randn(2, 50, 16), salience, 12, 5)
+    kept = selections.PEERS[name](randn(2, 50, 16), salience, 12, 5)
     for image in range(2):
         assert set(salience[image].topk(5).indices.tolist()) <= set(kept[image].tolist())
 
@@ -175,26 +168,26 @@ def test_cdpruner_maximises_the_determinant() -> None:
     low, high = salience[0].aminmax()
     relevance = (salience[0] - low) / (high - low) + 1e-6
     kernel = relevance[:, None] * (unit @ unit.T) * relevance
-    kept = eager_peers.cdpruner(features, salience, 5, 2)[0].tolist()
+    kept = selections.cdpruner(features, salience, 5, 2)[0].tolist()
     assert kept == greedy_determinant(kernel, 5)
 
 
 def test_divprune_takes_the_farthest() -> None:
     """Three directions with near copies: one of each."""
     features = torch.eye(3).repeat_interleave(4, 0) + 0.01 * randn(12, 3)
-    kept = eager_peers.divprune(features[None], torch.zeros(1, 12), 3, 1)[0]
+    kept = selections.divprune(features[None], torch.zeros(1, 12), 3, 1)[0]
     assert (kept // 4).tolist() == [0, 1, 2]
 
 
 def test_vispruner_removes_duplicates() -> None:
     features = torch.eye(8).repeat_interleave(2, 0)[None]  # 16 tokens, each twice
-    kept = eager_peers.vispruner(features, -torch.arange(16.0)[None], 9, 1)[0]
+    kept = selections.vispruner(features, -torch.arange(16.0)[None], 9, 1)[0]
     assert len(set((kept[kept > 0] // 2).tolist())) == 8
 
 
 def test_visionzip_averages_what_it_drops() -> None:
     tokens = torch.tensor([[[4.0, 0], [1, 0], [3, 0], [0, 1], [0, 3]]])
-    merged = eager_peers.visionzip_merge(tokens, torch.tensor([[0, 1, 3]]))
+    merged = merges.visionzip_merge(tokens, torch.tensor([[0, 1, 3]]))
     # One of three is dominant; 2 joins 1, and 4 joins 3.
     assert torch.equal(merged, torch.tensor([[[4.0, 0], [2, 0], [0, 2]]]))
 
@@ -202,41 +195,64 @@ def test_visionzip_averages_what_it_drops() -> None:
 # Cases.
 
 
-@pytest.mark.parametrize(
-    "op, cases",
-    {
-        "fuse_layers": bench_fuse_layers.CASES,
-        "attention_salience": bench_attention_salience.CASES,
-        "select_pivots": bench_select_pivots.CASES,
-        "select_tokens": bench_select_tokens.CASES,
-        "complete_tokens": bench_select_tokens.COMPLETE_CASES,
-        "gather_tokens": bench_gather_merge.CASES,
-        "merge_tokens": bench_gather_merge.MERGE_CASES,
-    }.items(),
-)
-def test_cases_have_names_of_their_own_and_the_readme_knows_them(op: str, cases: Any) -> None:
-    names = [str(case) for case in cases]
-    assert len(set(names)) == len(names)
-    assert all(case.dtype in str(case) and case.shape() for case in cases)
-    assert set(readme_tables.TELLING[op]) <= set(names)
+def test_every_op_of_the_table_has_a_file_and_every_file_an_op() -> None:
+    files = {path.stem for path in Path(ops.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(OPS) == set(ops.load_all())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_cases_have_names_of_their_own_and_the_readme_knows_them(op: str) -> None:
+    benchmark = ops.load(op)
+    for cases in (benchmark.cpu, benchmark.gpu):
+        names = [str(case) for case in cases]
+        assert len(set(names)) == len(names)
+        assert all(case.op == op and case.shape()["dtype"] in str(case) for case in cases)
+    assert benchmark.telling and set(benchmark.telling) <= {str(case) for case in benchmark.cpu}
+    assert not {"priority", "compiles"} & benchmark.gpu[0].shape().keys()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_what_is_recorded_is_still_measured(op: str) -> None:
+    """So that the next run's rows replace these, whatever new ones it has."""
+    _, recorded = rows.read_json(readme_tables.RESULTS / f"{op}.json")
+    measured = {
+        (str(case), it.name, it.kind)
+        for case in ops.load(op).cpu
+        for it in case.implementations(gpu=False)
+    }
+    assert {(row.case, row.implementation, row.kind) for row in recorded} <= measured
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_case_of_the_cpu_runs_and_everyone_computes_the_same(
+    op: str, monkeypatch: Any
+) -> None:
+    """At a small size."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    for case in {str(case.small()): case.small() for case in ops.load(op).cpu}.values():
+        inputs = case.inputs("cpu", 0)
+        expected = case.ours(*inputs)
+        for it in case.implementations(gpu=False):
+            with contextlib.suppress(NotServed), it.within("cpu"):
+                assert it.agrees(case, inputs, expected, it.make()(*it.adapt(inputs))), it.name
 
 
 def test_counted_bytes() -> None:
     """Against the inputs and outputs themselves, where all of them are needed."""
-    case = bench_fuse_layers.Case(2, 6, 8, "bfloat16")
-    layers, *_ = case.inputs()
+    case = fusions.Case(2, 6, 8, "bfloat16")
+    layers, *_ = case.inputs("cpu", 0)
     assert case.counted().bytes == sum(h.nbytes for h in layers) + layers[0].nbytes
-    halved = bench_fuse_layers.Case(2, 6, 8, "bfloat16", categories=True)
+    halved = fusions.Case(2, 6, 8, "bfloat16", categories=True)
     assert halved.counted().bytes == 3 * layers[0].nbytes
 
-    salience = bench_attention_salience.Case(2, 6, 3, 2, 9, 4, "float32", True, (1, 8))
-    query, key, *_ = salience.inputs()
+    salience = saliences.Case(2, 6, 3, 2, 9, 4, "float32", True, (1, 8))
+    query, key, *_ = salience.inputs("cpu", 0)
     assert salience.counted().bytes == query.nbytes + key.nbytes + 2 * 7 * 4
     # 8 + 9 of 2 x 9 logits are allowed, for 12 heads.
     assert salience.counted().multiply_adds == 12 * 17 * 4
 
-    merge = bench_gather_merge.MergeCase(2, 18, 8, "float32")
-    tokens, indices = merge.inputs()
+    merge = merges.Case(2, 18, 8, "float32")
+    tokens, indices = merge.inputs("cpu", 0)
     assert merge.counted().bytes == tokens.nbytes * 20 // 18 + indices.nbytes
 
 
@@ -381,9 +397,9 @@ def test_peak_memory_sees_an_allocation_of_known_size(tmp_path: Path) -> None:
     assert int(done.stdout) == pytest.approx(100 << 10, abs=4 << 10)
 
 
-@pytest.mark.parametrize("case", peak_memory.CASES["select_tokens"][:2], ids=str)
-def test_selection_stays_within_its_memory(case: bench_select_tokens.Case) -> None:
+@pytest.mark.parametrize("case", peak_memory.MEASURED["select_tokens"].cases[:2], ids=str)
+def test_selection_stays_within_its_memory(case: Case) -> None:
     """Bytes are counted, so this is the same on every machine with as many threads."""
     peak = peak_memory.in_fresh_process("select_tokens", str(case), rows.OURS)
-    limit = peak_memory.limit("select_tokens", case)
+    limit = peak_memory.MEASURED["select_tokens"].limit(case)
     assert limit is not None and 0 < peak <= limit

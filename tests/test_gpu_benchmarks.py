@@ -7,17 +7,15 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from gpu import build_fps, design_table, designs, device, farthest_points, run
+from case import Implementation, NotServed
+from gpu import design_table, designs, device, run
 from gpu.clock import HostClock
-from gpu.implementation import Implementation, NotServed
 from gpu.recording import GpuRow
 from rows import COMPILED, DESIGN, EAGER, LIBRARY, OURS
 from timing import worst_choice
@@ -31,7 +29,7 @@ RATES = device.rates(4e12)
 
 def small_cases(op: str) -> list[Any]:
     """Cases that differ only in size are the same small one."""
-    return list({str(case.small()): case.small() for case in run.CASES[op]()}.values())
+    return list({str(case.small()): case.small() for case in run.BENCHMARKS[op].gpu}.values())
 
 
 @pytest.fixture
@@ -44,37 +42,33 @@ def fastest_backend_to_try(op: str) -> str:
     return backends.choose(op, "cpu", "triton").backend or "reference"
 
 
-@pytest.mark.parametrize("op", run.CASES)
-def test_every_case_runs_and_everyone_computes_the_same(op, nothing_is_compiled, tmp_path) -> None:
+@pytest.mark.parametrize("op", run.BENCHMARKS)
+def test_every_case_runs_and_everyone_computes_the_same(
+    op, nothing_is_compiled, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(run, "SETS", 1)  # interpreted kernels take a tenth of a second a call
     session = run.Session(HostClock(), "cpu")
     with use_backend(fastest_backend_to_try(op)):
         for case in small_cases(op):
             session.measure(case)
     assert not session.failures
     refused = [it for it in session.left_out if "takes GPU tensors" not in it["why"]]
-    assert {it["implementation"] for it in refused} <= {"torch-cluster-fps"}
+    assert {it["implementation"] for it in refused} <= {"torch-cluster-fps", "torch-quickfps"}
     for case in session.cases:
         of_case = {row.implementation for row in session.rows if row.case == str(case)}
         of_case |= {it["implementation"] for it in session.left_out if it["case"] == str(case)}
-        assert of_case == {"clasp_kernels", *(it.name for it in case.implementations())}
+        ways = designs.implementations(op, case.ours)
+        assert of_case == {it.name for it in [*case.implementations(gpu=True), *ways]}
     run.write(tmp_path, session, {"processor": "none", "backend": {op: "it"}}, RATES)
     content = json.loads((tmp_path / f"{op}.json").read_text())
     assert len(content["rows"]) == len(session.rows)
     ours = [row for row in content["rows"] if row["kind"] == "ours"]
     assert all(row["best_baseline"] and row["times_floor"] > 0 for row in ours)
     assert set(ours[0]["events_us"]) == {"p20", "p50", "p80"}
-    assert not {"priority", "compiles"} & ours[0]["shape"].keys()
-
-
-@pytest.mark.parametrize("op", run.CASES)
-def test_cases_have_names_of_their_own(op) -> None:
-    cases = list(run.CASES[op]())
-    assert len({str(case) for case in cases}) == len(cases)
-    assert all(case.op == op and case.dtype in str(case) for case in cases)
 
 
 def test_the_shapes_that_the_targets_are_about_come_first() -> None:
-    names = [f"{case.op} {case}" for case in run.in_order(run.CASES) if case.priority == 0]
+    names = [f"{case.op} {case}" for case in run.in_order(run.BENCHMARKS) if case.priority == 0]
     for target in (
         "fuse_layers 64x576x1024 bfloat16 L4",
         "select_pivots 1x576 float32 k32",
@@ -89,12 +83,12 @@ def test_the_shapes_that_the_targets_are_about_come_first() -> None:
 
 
 def test_what_compiles_for_long_is_timed_after_what_does_not() -> None:
-    order = [(case.priority, case.compiles) for case in run.in_order(run.CASES)]
+    order = [(case.priority, case.compiles) for case in run.in_order(run.BENCHMARKS)]
     assert order == sorted(order) and (0, True) in order and (0, False) in order
 
 
 def test_inputs_rotate_and_differ() -> None:
-    for op in run.CASES:
+    for op in run.BENCHMARKS:
         case = small_cases(op)[0]
         first, again, other = (case.inputs("cpu", seed)[0] for seed in (0, 0, 1))
         if isinstance(first, list):
@@ -107,8 +101,8 @@ def test_inputs_rotate_and_differ() -> None:
 
 def session_of(broken: Implementation, **options: Any) -> run.Session:
     class Case(type(small_cases("gather_tokens")[0])):
-        def implementations(self):
-            return [broken, *super().implementations()]
+        def baselines(self, gpu):
+            return [broken, *super().baselines(gpu)]
 
     case = small_cases("gather_tokens")[0]
     session = run.Session(HostClock(), "cpu", **options)
@@ -157,7 +151,7 @@ def test_nothing_is_begun_when_the_time_is_up() -> None:
 
 def test_what_is_too_large_is_left_out_before_it_is_made() -> None:
     session = run.Session(HostClock(), "cpu")
-    largest = max(run.CASES["fuse_layers"](), key=lambda case: case.counted().bytes)
+    largest = max(run.BENCHMARKS["fuse_layers"].gpu, key=lambda case: case.counted().bytes)
     session.measure(largest)
     assert "GiB" in session.left_out[0]["why"] and not session.rows
 
@@ -185,7 +179,7 @@ def on_the_cpu(monkeypatch: Any) -> list[str]:
             picks = complete_tokens(features, selected, num_tokens)
             return picks.flip(1) if told[-1] == "steps" else picks
 
-        def completions(self) -> list[Implementation]:
+        def baselines(self, gpu: bool) -> list[Implementation]:
             return []
 
     monkeypatch.setattr(designs.backends, "choose", choose)
@@ -263,7 +257,7 @@ def test_designs_are_shown_by_shape() -> None:
     names = "case|ours|cuda-matrix|cuda-steps|triton|best eager|torch.compile"
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
         *names.split("|"),
-        "torch-cluster",
+        "others' kernels",
     ]
     assert first == (
         "| `select_tokens` a | 50 us | 61 us | **49 us** | - | 1.1 ms\\* (22.0x) "
@@ -273,86 +267,6 @@ def test_designs_are_shown_by_shape() -> None:
     assert rest[-1] == "- `select_tokens` b, cuda-steps: too large"
     assert "too slow" not in "".join(rest) and "select_pivots" not in "".join(rest)
     assert design_table.markdown(rows[-1:], []) == ""
-
-
-# What others' kernels are given, and what comes of it.
-
-
-@pytest.fixture
-def torch_cluster(monkeypatch: Any) -> None:
-    """Farthest point sampling as the package defines it, by the signature of its op."""
-
-    def fps(src: Tensor, ptr: Tensor, ratio: Tensor, random_start: bool) -> Tensor:
-        assert src.dtype == torch.float32 and src.is_contiguous() and not random_start
-        picks = []
-        for begin, end in zip(ptr.tolist(), ptr.tolist()[1:], strict=False):
-            picks.append(begin)
-            distances = (src[begin:end] - src[begin]).square().sum(-1)
-            for _ in range(int((ratio * (end - begin)).ceil()) - 1):
-                picks.append(begin + int(distances.argmax()))
-                others = (src[begin:end] - src[picks[-1]]).square().sum(-1)
-                distances = distances.minimum(others)
-        return torch.tensor(picks)
-
-    monkeypatch.setitem(sys.modules, "torch_cluster", ModuleType("torch_cluster"))
-    monkeypatch.setattr(torch.ops, "torch_cluster", SimpleNamespace(fps=fps), raising=False)
-    monkeypatch.delenv("TORCH_CLUSTER_FPS", raising=False)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("shape", [(7, 3, 2), (40, 24, 19), (576, 64, 63)])
-def test_farthest_points_are_our_completion(torch_cluster, batch, shape) -> None:
-    count, dim, num_tokens = shape
-    features = torch.randn(batch, count, dim, generator=torch.Generator().manual_seed(0))
-    selected = torch.zeros(batch, 1, dtype=torch.int64)
-    inputs = features, selected, num_tokens
-    (sampling,) = farthest_points.implementations()
-    with sampling.within("cpu"):
-        result = sampling.make()(*sampling.adapt(inputs))
-    picks = sampling.restore(inputs, result)
-    assert torch.equal(picks, complete_tokens(*inputs))
-    assert sampling.waits
-
-
-@pytest.mark.parametrize("built", [False, True])
-def test_a_package_that_does_not_load_costs_its_row_alone(monkeypatch, tmp_path, built) -> None:
-    monkeypatch.setitem(sys.modules, "torch_cluster", None)
-    named = "torch_cluster"
-    if built:
-        named = str(tmp_path / "fps.so")
-        Path(named).write_text("no library")
-    monkeypatch.setenv("TORCH_CLUSTER_FPS", named if built else "")
-    session = run.Session(HostClock(), "cpu")
-    case = next(it for it in small_cases("complete_tokens") if it.num_pivots == 1)
-    with use_backend("reference"):
-        session.measure(case)
-    why = {it["implementation"]: it["why"] for it in session.left_out}["torch-cluster-fps"]
-    assert why.startswith(f"{named} cannot be loaded: ") and "\n" not in why
-    assert not session.failures
-    ours = next(row for row in session.rows if row.kind == "ours")
-    assert "torch-cluster-fps" in ours.note and "cuda-" not in ours.note
-
-
-@pytest.mark.parametrize("cuda", [None, "13.0"])
-def test_of_an_archive_only_what_is_timed_is_built(monkeypatch, tmp_path, cuda) -> None:
-    root = tmp_path / "torch_cluster-9.9"
-    for name in ("fps.cpp", "cpu/fps_cpu.cpp", "cuda/fps_cuda.cu", "knn.cpp"):
-        (root / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / "csrc" / name).touch()
-    archive, folder = tmp_path / "torch_cluster-9.9.tar.gz", tmp_path / "built"
-    with tarfile.open(archive, "w:gz") as file:
-        file.add(root, root.name)
-    given: dict[str, Any] = {}
-    monkeypatch.setattr(torch.version, "cuda", cuda)
-    monkeypatch.setattr(
-        build_fps.cpp_extension, "load", lambda name, files, **more: given.update(more, files=files)
-    )
-    assert build_fps.build(archive, folder) == folder / "torch_cluster_fps.so"
-    assert all(Path(name).is_relative_to(folder) and Path(name).exists() for name in given["files"])
-    names = {Path(name).name for name in given["files"]}
-    assert names == {"fps.cpp", "fps_cpu.cpp"} | ({"fps_cuda.cu"} if cuda else set())
-    assert ("-DWITH_CUDA" in given["extra_cflags"]) == bool(cuda)
-    assert not given["is_python_module"]
 
 
 def test_picks_are_certified() -> None:
@@ -378,7 +292,7 @@ def test_a_run_writes_every_op_and_shows_the_designs(
     on_the_cpu, known = run.Session, {"processor": "P", "threads": 1, "torch": "2"}
     for owner, name, value in (
         (torch.cuda, "is_available", lambda: True),
-        (run, "CASES", {op: lambda op=op: few[op] for op in few}),
+        (run, "BENCHMARKS", {op: replace(run.BENCHMARKS[op], gpu=few[op]) for op in few}),
         (run, "CudaClock", HostClock),
         (run, "Session", lambda clock, _, deadline: on_the_cpu(clock, "cpu", deadline)),
         (run, "served", lambda ops: dict.fromkeys(ops, "cpu")),

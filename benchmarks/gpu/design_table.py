@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rows import COMPILED, DESIGN, EAGER, LIBRARY, OPS, OURS
+from rows import COMPILED, DESIGN, EAGER, LIBRARY, OURS, in_order
 from table import by_case, duration, markdown_table
 
 from .designs import DESIGNS
 from .recording import GpuRow
 
-BASELINES = {"best eager": EAGER, "torch.compile": COMPILED, "torch-cluster": LIBRARY}
+BASELINES = {"best eager": EAGER, "torch.compile": COMPILED, "others' kernels": LIBRARY}
 LEGEND = (
     "Medians of replayed graphs, \\* between events, with the gaps in which the device waits for "
     "launches. Ours: the automatic choice. Bold: the fastest design. In brackets: over ours."
@@ -19,7 +19,7 @@ LEGEND = (
 
 def markdown(rows: Iterable[GpuRow], left_out: Iterable[dict[str, str]]) -> str:
     """Nothing where no op has designs."""
-    rows = sorted(rows, key=lambda row: OPS.index(row.op))
+    rows = in_order(rows)
     refused = [it for it in left_out if it["kind"] == DESIGN]
     with_designs = {row.op for row in rows if row.kind == DESIGN} | {it["op"] for it in refused}
     lines = [

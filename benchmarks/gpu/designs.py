@@ -12,11 +12,11 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from case import Implementation, NotServed, first_line
 from rows import DESIGN
 
 from clasp_kernels import backends, use_backend
-
-from .implementation import Implementation, NotServed, first_line
+from clasp_kernels.backends.table import has_kernel
 
 ENVIRONMENT = "CLASP_KERNELS_CUDA_DESIGN"
 # Name: backend, and design of the CUDA extension.
@@ -57,6 +57,9 @@ def forced(op: str, backend: str, name: str, device: str) -> Iterator[None]:
 
 
 def implementations(op: str, ours: Callable[..., Any]) -> list[Implementation]:
+    """Of an op that the CUDA extension has kernels for."""
+    if not has_kernel(op, "cuda"):
+        return []
     return [
         Implementation(
             name, DESIGN, lambda: ours, within=functools.partial(forced, op, backend, design_name)

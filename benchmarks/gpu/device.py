@@ -7,11 +7,11 @@ import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from machine import Rates, environment
+from machine import Rates, environment, installed
+from ops import load_all
 
 COPIED = 4 << 30  # read and written, far more than any cache holds
 
@@ -38,13 +38,6 @@ def rates(bytes_per_second: float) -> Rates:
     return Rates({COPIED: bytes_per_second}, unlimited, 0.0)
 
 
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
@@ -65,9 +58,7 @@ def describe(backend: dict[str, str], bytes_per_second: float | None) -> dict[st
         "torch": torch.__version__,
         "cuda": torch.version.cuda or torch.version.hip or "none",
         "driver": _driver(),
-        "triton": _installed("triton"),
-        "flash_colreduce": _installed("flash-colreduce"),
-        "torch_cluster": _installed("torch-cluster"),
+        **installed(["triton", *(it for one in load_all().values() for it in one.packages)]),
         "clasp_kernels": known["clasp_kernels"],
         "backend": backend,
         "commit": os.environ.get("COMMIT") or known["commit"],

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import rows as recorded
+from case import Case, Implementation
 from machine import Counted, Rates
 from rows import Row
 
 from .clock import Percentiles, Times
-from .implementation import Case, Implementation
 
 
 @dataclass
@@ -30,7 +30,6 @@ class GpuRow(Row):
 
 
 def make_row(case: Case, implementation: Implementation, times: Times, peak: int) -> GpuRow:
-    shape = {k: v for k, v in case.shape().items() if k not in ("priority", "compiles")}
     return GpuRow(
         case.op,
         str(case),
@@ -38,8 +37,10 @@ def make_row(case: Case, implementation: Implementation, times: Times, peak: int
         implementation.kind,
         round((times.graph or times.events).p50, 3),
         times.rounds,
-        shape,
-        f"no graph: {times.no_graph}" if times.no_graph else "",
+        case.shape(),
+        "; ".join(
+            filter(None, [implementation.note, times.no_graph and f"no graph: {times.no_graph}"])
+        ),
         timed_by="graph" if times.graph else "events",
         events_us=_by_name(times.events),
         graph_us=_by_name(times.graph) if times.graph else None,

@@ -15,44 +15,30 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ops
 import table
 import torch
+from case import Case, Implementation, Inputs, NotServed, first_line
 from machine import Rates
-from rows import COPY, DESIGN, OURS, PEER
+from rows import DESIGN, note_left_out
 
 from clasp_kernels import backends, use_backend
 
-from . import design_table, fusion, gathering, recording, salience, selection
+from . import design_table, designs, recording
 from . import device as gpu
 from .clock import Clock, CudaClock
-from .designs import design
-from .implementation import (
-    MOST_INPUT_BYTES,
-    Case,
-    Implementation,
-    Inputs,
-    NotServed,
-    first_line,
-)
 from .recording import GpuRow
 
 SLOW_SECONDS = 1.0
 SETS_BYTES = 6 << 30  # for all sets of inputs together
 SETS = 3
-CASES: dict[str, Callable[[], Iterable[Case]]] = {
-    "select_tokens": selection.select_cases,
-    "complete_tokens": selection.complete_cases,
-    "select_pivots": selection.pivot_cases,
-    "fuse_layers": fusion.fuse_cases,
-    "attention_salience": salience.salience_cases,
-    "gather_tokens": gathering.gather_cases,
-    "merge_tokens": gathering.merge_cases,
-}
+MOST_INPUT_BYTES = 40 << 30  # of one set of inputs; baselines that stack them need a multiple
+BENCHMARKS = ops.load_all()
 
 
 @dataclass
@@ -86,7 +72,7 @@ class Session:
     def measure(self, case: Case) -> None:
         self.cases.append(case)
         print(f"{case.op} {case}", flush=True)
-        ours = Implementation(OURS, "ours", lambda: case.ours)
+        ours, *baselines = case.implementations(gpu=True)
         if time.monotonic() > self.deadline:
             return self.leave_out(case, ours, "the time was up")
         if case.counted().bytes > MOST_INPUT_BYTES:
@@ -100,7 +86,8 @@ class Session:
         except Exception as error:
             return self.fail(case, ours, _said(error))
         before = len(self.left_out)
-        for implementation in [ours, *case.implementations()]:
+        ways = designs.implementations(case.op, case.ours)
+        for implementation in [ours, *ways, *baselines]:
             if time.monotonic() > self.deadline:
                 self.leave_out(case, implementation, "the time was up")
                 continue
@@ -119,9 +106,7 @@ class Session:
             for it in self.left_out[before:]
             if it["kind"] != DESIGN
         ]
-        for row in self.rows:
-            if row.kind == "ours" and (row.op, row.case) == (case.op, str(case)) and missing:
-                row.note = "; ".join(filter(None, [row.note, "left out: " + ", ".join(missing)]))
+        note_left_out(self.rows, {(case.op, str(case)): missing})
 
     def _measure(
         self, case: Case, implementation: Implementation, inputs: list[Inputs], expected: Any
@@ -129,11 +114,8 @@ class Session:
         function = implementation.make()
         adapted = [implementation.adapt(one) for one in inputs]
         result = function(*adapted[0])
-        if implementation.kind not in (COPY, PEER):
-            restored = implementation.restore(inputs[0], result)
-            if not case.agree(inputs[0], expected, restored):
-                return self.fail(case, implementation, "computes something else")
-            del restored
+        if not implementation.agrees(case, inputs[0], expected, result):
+            return self.fail(case, implementation, "computes something else")
         del result
         self._synchronize()
         start = time.perf_counter()
@@ -168,22 +150,22 @@ def write(folder: Path, session: Session, environment: dict[str, Any], rates: Ra
     counted = {(case.op, str(case)): case.counted() for case in session.cases}
     recording.compare(session.rows, counted, rates)
     recording.write(folder, session.rows, session.left_out, environment)
-    designs = design_table.markdown(session.rows, session.left_out)
-    if designs:
-        (folder / "designs.md").write_text(f"{environment['processor']}\n\n{designs}")
+    by_shape = design_table.markdown(session.rows, session.left_out)
+    if by_shape:
+        (folder / "designs.md").write_text(f"{environment['processor']}\n\n{by_shape}")
 
 
-def in_order(ops: Iterable[str]) -> list[Case]:
+def in_order(names: Iterable[str]) -> list[Case]:
     """The most important cases of every op first, and what takes long to compile after what does
     not."""
-    cases = [case for op in ops for case in CASES[op]()]
+    cases = [case for op in names for case in BENCHMARKS[op].gpu]
     return sorted(cases, key=lambda case: (case.priority, case.compiles))
 
 
-def served(ops: Iterable[str]) -> dict[str, str]:
+def served(names: Iterable[str]) -> dict[str, str]:
     """The backend of each op that has kernels here."""
     found = {}
-    for op in ops:
+    for op in names:
         choice = backends.choose(op, "cuda", "auto")
         if choice.backend in (None, "reference"):
             print(f"{op}: not timed, as {choice.reason}", flush=True)
@@ -196,7 +178,7 @@ def served(ops: Iterable[str]) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--results", type=Path, required=True, help="the folder of the files")
-    parser.add_argument("--ops", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--ops", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing later")
     arguments = parser.parse_args()
     deadline = time.monotonic() + arguments.seconds
@@ -207,7 +189,7 @@ def main() -> int:
     environment = gpu.describe(served(arguments.ops), copy_rate)
     print(json.dumps(environment, indent=2), flush=True)
     session = Session(CudaClock(), "cuda", deadline)
-    with torch.no_grad(), use_backend("auto"), design("auto"):
+    with torch.no_grad(), use_backend("auto"), designs.design("auto"):
         for case in in_order(environment["backend"]):
             session.measure(case)
             write(arguments.results, session, environment, gpu.rates(copy_rate))

@@ -17,9 +17,9 @@ import torch
 import transformers
 from count_malloc import counting
 from machine import ROOT, environment, keep_freed_memory
-from rows import OPS
 
 from clasp_kernels import backends, use_backend
+from clasp_kernels.backends.table import OPS
 
 from .measuring import (
     PrefillRow,

@@ -1,4 +1,4 @@
-"""Layer fusion as one would write it without the package: every good form in eager torch we know.
+"""fuse_layers of 4 and of 24 layers, by every good form in eager torch we know.
 
 All accumulate in float32 except those named "native", which stay in the layers' own dtype. That is
 less exact in half precision, but what one writes first, and it moves fewer bytes.
@@ -7,10 +7,29 @@ less exact in half precision, but what one writes first, and it moves fewer byte
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from case import (
+    DTYPES,
+    Benchmark,
+    Implementation,
+    Inputs,
+    Maker,
+    Memory,
+    TokenCase,
+    compiled,
+    eager,
+    memcpy,
+    token_cases,
+)
+from machine import Counted
+from timing import close
 from torch import Tensor
 
+from clasp_kernels import fuse_layers
+
+CATEGORIES = 3
 RMS_EPSILON = 1e-6
 
 # hidden_states L x [B, N, D], weights [C, L], category_ids [B] or None, normalize "" or "rms".
@@ -130,3 +149,111 @@ EAGER: dict[str, Fuse] = {
     "eager-matmul": stack_matmul,
     "eager-einsum": stack_einsum,
 }
+
+
+def weights_on_the_host(inputs: Inputs) -> Inputs:
+    """For those that use them as numbers: reading them off a GPU would take most of the time, and
+    whoever writes such a loop has them on the host."""
+    layers, weights, ids, normalize = inputs
+    return layers, weights.cpu(), None if ids is None else ids.cpu(), normalize
+
+
+@dataclass(frozen=True)
+class Case(TokenCase):
+    layers: int = 4
+    normalize: str = ""
+    categories: bool = False
+
+    op = "fuse_layers"
+
+    def __str__(self) -> str:
+        mixture = " categories" if self.categories else ""
+        normalized = f" {self.normalize}" if self.normalize else ""
+        return f"{super().__str__()} L{self.layers}{mixture}{normalized}"
+
+    def small(self) -> Case:
+        return replace(self, batch=min(self.batch, 2), num_tokens=5, dim=16, layers=4)
+
+    def inputs(self, device: str, seed: int) -> Inputs:
+        make, dtype = Maker(device, seed), DTYPES[self.dtype]
+        size = (self.batch, self.num_tokens, self.dim)
+        layers = [make.randn(*size, dtype=dtype) for _ in range(self.layers)]
+        weights = make.randn(CATEGORIES if self.categories else 1, self.layers).softmax(-1)
+        ids = None
+        if self.categories:
+            # Every category leaves out half of the layers, as mixtures from shallow to deep do.
+            for category in range(CATEGORIES):
+                weights[category, category % 2 :: 2] = 0
+            ids = torch.arange(self.batch, device=device) % CATEGORIES
+        return layers, weights, ids, self.normalize
+
+    def counted(self) -> Counted:
+        """Layers of weight 0 are not counted; the norms are one multiply-add an element."""
+        read = self.layers // 2 if self.categories else self.layers
+        elements = self.batch * self.num_tokens * self.dim
+        multiply_adds = elements * read * (2 if self.normalize else 1)
+        return Counted(elements * (read + 1) * self.element_bytes, multiply_adds, self.dtype)
+
+    def ours(
+        self, layers: list[Tensor], weights: Tensor, ids: Tensor | None, normalize: str
+    ) -> Tensor:
+        weights = weights[0] if ids is None else weights
+        return fuse_layers(layers, weights, ids, normalize=normalize or None)
+
+    def agree(self, inputs: Inputs, ours: Tensor, theirs: Tensor) -> bool:
+        return close(ours, theirs, 1e-4 if self.dtype == "float32" else 5e-2)
+
+    def baselines(self, gpu: bool) -> list[Implementation]:
+        functions = dict(EAGER)
+        if self.dtype == "float32":
+            del functions["eager-loop-native"]  # the same as eager-loop
+        others = []
+        for one in eager(functions):
+            reads = one.name == "eager-loop-images" or (
+                "loop" in one.name and not (self.categories or self.normalize)
+            )
+            others.append(replace(one, adapt=weights_on_the_host) if reads else one)
+        if self.compiles or not gpu:
+            others.append(compiled("compiled", expression))
+        return [memcpy(self.counted()), *others]
+
+
+CPU = [
+    *token_cases(Case),
+    *(Case(8, 576, 1024, dtype, normalize="rms") for dtype in DTYPES),
+    *(Case(8, 576, 1024, dtype, categories=True) for dtype in DTYPES),
+]
+BF16 = "bfloat16"
+GPU = [
+    Case(64, 576, 1024, BF16, priority=0, compiles=True),
+    Case(1, 576, 1024, BF16, priority=0, compiles=True),
+    Case(8, 576, 1024, BF16, priority=1, compiles=True),
+    Case(64, 576, 1024, BF16, categories=True, priority=1, compiles=True),
+    Case(64, 576, 1024, BF16, normalize="rms", priority=1, compiles=True),
+    Case(8, 2880, 3584, BF16, priority=1),
+    Case(8, 576, 1024, BF16, layers=24, priority=1),
+    Case(64, 576, 1024, "float32", priority=1),
+    Case(1, 2880, 1024, BF16),
+    Case(1, 2880, 3584, BF16),
+    Case(1, 8192, 3584, BF16),
+    Case(1, 576, 1024, BF16, layers=24),
+    Case(64, 576, 1024, BF16, layers=24),
+    Case(64, 2880, 1024, BF16),
+    Case(8, 8192, 1024, BF16),
+    Case(8, 2880, 3584, BF16, layers=24),
+    Case(8, 8192, 3584, BF16),
+    Case(64, 8192, 3584, BF16),
+    Case(64, 8192, 3584, BF16, layers=24),
+    Case(1, 576, 1024, "float32"),
+]
+BENCHMARK = Benchmark(
+    cpu=CPU,
+    gpu=GPU,
+    telling=(
+        "1x576x1024 float32 L4",
+        "8x576x1024 bfloat16 L4",
+        "8x576x1024 bfloat16 L4 categories",
+        "4x2048x3584 bfloat16 L4",
+    ),
+    memory=Memory([case for case in CPU if case.batch == 8]),
+)
