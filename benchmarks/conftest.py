@@ -81,7 +81,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def op_of(item: pytest.Item) -> str:
-    """ "" of what times no op."""
+    """The op that it times, or nothing."""
     callspec = getattr(item, "callspec", None)
     return callspec.params["case"].op if callspec and "case" in callspec.params else ""
 

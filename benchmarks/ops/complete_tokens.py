@@ -185,6 +185,10 @@ class SelectionCase(TokenCase):
         """On a CPU."""
         return self.batch * self.num_tokens * self.dim > 2**24
 
+    def small(self) -> SelectionCase:
+        batch, pivots = min(self.batch, 2), min(self.num_pivots, 3)
+        return replace(self, batch=batch, num_tokens=13, dim=16, budget=6, num_pivots=pivots)
+
     def made(self, device: str, seed: int) -> tuple[Tensor, Tensor]:
         """Features [B, N, D] and salience [B, N]."""
         make = Maker(device, seed)
@@ -244,10 +248,6 @@ class Case(SelectionCase):
     begins."""
 
     op = "complete_tokens"
-
-    def small(self) -> Case:
-        batch, pivots = min(self.batch, 2), min(self.num_pivots, 3)
-        return replace(self, batch=batch, num_tokens=13, dim=16, budget=6, num_pivots=pivots)
 
     def inputs(self, device: str, seed: int) -> Inputs:
         features, salience = self.made(device, seed)

@@ -72,6 +72,9 @@ class KeepingCase(TokenCase):
     def __str__(self) -> str:
         return f"{super().__str__()} R{self.num_kept}"
 
+    def small(self) -> KeepingCase:
+        return replace(self, batch=min(self.batch, 2), num_tokens=27, dim=16)
+
     def inputs(self, device: str, seed: int) -> Inputs:
         make = Maker(device, seed)
         size = (self.batch, self.num_tokens)
@@ -82,9 +85,6 @@ class KeepingCase(TokenCase):
 @dataclass(frozen=True)
 class Case(KeepingCase):
     op = "gather_tokens"
-
-    def small(self) -> Case:
-        return replace(self, batch=min(self.batch, 2), num_tokens=27, dim=16)
 
     def counted(self) -> Counted:
         """Kept tokens are read and written; nothing is multiplied."""

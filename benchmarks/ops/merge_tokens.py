@@ -4,7 +4,7 @@ token is valid."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from case import (
@@ -138,9 +138,6 @@ def by_itself(merge: Merge) -> Callable[[Tensor, Tensor], Tensor]:
 @dataclass(frozen=True)
 class Case(KeepingCase):
     op = "merge_tokens"
-
-    def small(self) -> Case:
-        return replace(self, batch=min(self.batch, 2), num_tokens=27, dim=16)
 
     def counted(self) -> Counted:
         """All tokens are read and the kept ones written; every dropped token's product with every

@@ -142,10 +142,6 @@ PEERS: dict[str, Select] = {
 class Case(SelectionCase):
     op = "select_tokens"
 
-    def small(self) -> Case:
-        batch = min(self.batch, 2)
-        return replace(self, batch=batch, num_tokens=13, dim=16, budget=6, num_pivots=3)
-
     def inputs(self, device: str, seed: int) -> Inputs:
         return *self.made(device, seed), self.budget, self.num_pivots
 
