@@ -9,7 +9,7 @@
     handle.last                   # what was kept, what it saved
     handle.remove()               # the model as it was
 
-``verify()`` checks that this is right with the transformers that is installed.
+``verify()`` checks that pruning is correct with the installed transformers.
 """
 
 from clasp_kernels.models.apply import apply_clasp, remove_clasp, supported_model_types

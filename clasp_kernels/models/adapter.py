@@ -1,4 +1,4 @@
-"""What a model family has to provide; everything else is shared."""
+"""The interface of a model family. Everything that is not in it is shared by all families."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from clasp_kernels.policy.layers import TowerLayers
 
 @dataclass(frozen=True)
 class VisualGroup:
-    """The images of a batch of prompts, or its videos: what has placeholders of one kind.
+    """The images, or the videos, of a batch of prompts: the items with one kind of placeholder.
 
-    A video is one item, as is an image that the model sees in tiles.
+    A video is one item. An image that is split into tiles is also one item.
     """
 
     kind: str
-    """What an error calls an item: "image" or "video"."""
+    """The name of an item in error messages: "image" or "video"."""
     argument: str
-    """The argument of forward that holds them."""
+    """The argument of forward that holds the items."""
     token_id: int
     """The placeholder in ``input_ids``."""
     counts: tuple[int, ...]
-    """Visual tokens of each item, in the order in which prompts have them."""
+    """Visual tokens of each item, in prompt order."""
     separators: tuple[tuple[int, ...], ...] = ()
-    """For each item, which of its placeholders stand for no visual token but for what the model
-    puts between them, as at the end of a row of patches: these stay. Empty if none do."""
+    """Indices of each item's placeholders that are separators, not visual tokens, such as the
+    newline after a row of patches. Separators are never dropped. Empty if there are none."""
 
     @property
     def placeholders(self) -> tuple[int, ...]:
-        """How many of them each item has."""
+        """Number of placeholders of each item: visual tokens and separators."""
         if not self.separators:
             return self.counts
         return tuple(
@@ -45,111 +45,111 @@ class VisualGroup:
 
 @dataclass(frozen=True)
 class VisionOutput:
-    """A batch of images after the vision tower: up to N visual tokens each, nothing dropped yet.
+    """The output of the vision tower for a batch of items, before anything is dropped.
 
-    A visual token is what the language model sees one of: several of the tower's, if they are
-    merged. Items are in the order of the groups. Shorter ones are padded at the end.
+    A visual token is one token of the language model. If the model merges patches, it comes from
+    several patches. Items are in the order of the groups, padded at the end to N tokens.
     """
 
     fused_layers: Sequence[torch.Tensor]
     """The adapter's ``layers.states``, each [items, N, D]."""
     features: torch.Tensor
-    """[items, N, D']: what the unpruned model would hand to its projector, or, where tokens are
-    projected together, what the language model would see."""
+    """[items, N, D']: the input of the projector in the unpruned model. If the projector mixes
+    tokens: its output."""
     salience: Callable[[], torch.Tensor]
-    """[items, N] float32: how much attention each token gets. Computed when it is asked for."""
+    """Computes the attention that each token gets, [items, N] float32."""
     counts: tuple[int, ...]
-    """Tokens of each item."""
+    """Visual tokens of each item."""
     separator: torch.Tensor | None = None
-    """[text width]: what the model puts at separators, None where no group has any."""
+    """[text width]: the embedding at separators; None if no group has separators."""
     deeper: Sequence[torch.Tensor] = ()
-    """[items, N, text width] each: what the model adds to the tokens' hidden states once each of
-    the decoder's first layers has run."""
+    """[items, N, text width] for each of the first decoder layers: added to the hidden states of
+    the tokens after that layer."""
 
 
-#: left, top, right, bottom.
+#: (left, top, right, bottom).
 Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture that the vision tower saw, and where in it visual tokens are.
+    """One picture that the vision tower encodes, with the places of its visual tokens.
 
-    An image may be seen in several: as a whole, and in tiles, which are arranged to one picture.
+    An image may have several views: the whole image, and its tiles, put together to one picture.
     Pixels that no token comes from are left out.
     """
 
     pixels: torch.Tensor
-    """[channels, height, width], normalised as the model's input is."""
+    """[channels, height, width], normalised like the model's input."""
     tokens: tuple[int, ...]
-    """The visual tokens that have a place in it, numbered through all items of all groups. A CLS
-    token has none."""
+    """The visual tokens in the view, numbered through all items of all groups. A CLS token has no
+    place and is not listed."""
     boxes: tuple[Box, ...]
-    """Where each of ``tokens`` is, in pixels of the view."""
+    """The box of each of ``tokens``, in pixels of the view."""
 
 
 class Adapter(Protocol):
-    """One model family. Constructing one checks the model and the profile against each other.
+    """One model family. The constructor checks the model against the profile.
 
-    Methods are told the model anew, as a copy of the one that was checked may call: no adapter
-    keeps it.
+    An adapter must not store the model: its methods are given the model, which may be a copy of the
+    one that was checked.
     """
 
     pixel_arguments: tuple[str, ...]
     """Forward's arguments that hold the pixels of images and videos."""
     visual_arguments: tuple[str, ...]
-    """The same, and what else belongs to images and not to columns, such as their sizes."""
+    """The pixel arguments, and others that belong to images rather than columns, such as sizes."""
     position_axes: tuple[int, ...]
-    """How many kinds of positions a column may have: the first dimension of position ids that have
-    three. Empty where they have two."""
+    """Allowed sizes of the first dimension of 3D position ids. Empty if position ids are 2D."""
     token_ids: tuple[int, ...]
-    """The placeholders, of every kind."""
+    """The placeholder ids of images and videos."""
     text_config: Any
     deeper_layers: int
-    """How many layers ``VisionOutput.deeper`` is for; 0 in most families."""
+    """Number of decoder layers that ``VisionOutput.deeper`` has features for; 0 in most families.
+    """
     layers: TowerLayers
     """The profile's layers in this model's vision tower."""
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
-        """Raise a ValueError or TypeError that says what does not fit; change nothing."""
+        """Raise a ValueError or TypeError if model and profile do not fit; change nothing."""
 
     def patches(self) -> list[Patch]:
-        """The patches that ``encode`` needs to be in place."""
+        """Return the patches that ``encode`` needs."""
 
     def inner_model(self, model: Any) -> Any:
-        """The module inside whose forward would encode images by itself."""
+        """Return the inner module whose own forward encodes images without pruning."""
 
     def untrained(self, model: Any) -> dict[str, torch.nn.Module]:
-        """The modules that ``encode`` runs, which no gradient reaches, by what a warning calls
-        them."""
+        """Return the modules that get no gradient because ``encode`` runs them, by the name that a
+        warning uses."""
 
     def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
-        """Raise a ValueError for what pruning cannot honour: forward arguments of this family, or
-        settings of the model that have changed since."""
+        """Raise a ValueError for forward arguments of this family, or changed settings of the
+        model, that pruning does not support."""
 
     def groups(self, inputs: Mapping[str, Any]) -> list[VisualGroup]:
-        """What forward is given of images and videos.
+        """Return the images and videos in forward's arguments.
 
         Raises:
-            ValueError, TypeError: it cannot be that of any prompt.
+            ValueError, TypeError: the arguments are invalid for any prompt.
         """
 
     def tokens_per_image(self) -> int | None:
-        """Tokens of every image, if all have as many; None if they differ."""
+        """Return the number of visual tokens per image, or None if images differ."""
 
     def views(self, inputs: Mapping[str, Any]) -> list[View]:
-        """The images and videos that forward is given, as pictures: what ``groups`` counts, with
-        each visual token's place. The same errors."""
+        """Return the images and videos in forward's arguments as pictures, with the place of each
+        visual token that ``groups`` counts. Raises the same errors."""
 
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         """Run the vision tower."""
 
     def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
-        """[items, R, D or D'] to [items, R, text width]."""
+        """Run the projector: [items, R, D or D'] to [items, R, text width]."""
 
     def positions(self, model: Any, inputs: Mapping[str, Any], past: int) -> torch.Tensor:
-        """[..., 1 or rows, columns]: the positions that the model would count for a prompt with
+        """Return the unpruned model's position ids [..., 1 or rows, columns] of a prompt with
         images, after ``past`` columns."""
 
     def later_positions(self, model: Any, past: int, columns: int, rows: int) -> torch.Tensor:
-        """[..., 1 or rows, columns]: the same for columns of text after a pruned prompt."""
+        """Return the position ids [..., 1 or rows, columns] of text after a pruned prompt."""

@@ -27,7 +27,7 @@ _PROFILE_FILE = "clasp_profile.json"
 
 
 def supported_model_types() -> tuple[str, ...]:
-    """The ``config.model_type`` values that ``apply_clasp`` takes.
+    """Return the ``config.model_type`` values that ``apply_clasp`` supports.
 
     >>> supported_model_types()
     ('llava', ...)
@@ -49,68 +49,70 @@ def apply_clasp(
     salience_rows: str = "last",
     completion_on: str = "hidden",
 ) -> ClaspHandle:
-    """Have a Hugging Face multimodal model keep ``budget`` visual tokens per image.
+    """Patch a Hugging Face multimodal model so that it keeps ``budget`` visual tokens per image.
 
-    The model instance is patched: it gets a class of its own, derived from the one it has. Its
-    weights and other models are not touched, and ``handle.remove()`` undoes it. A patched model
-    can be copied, pickled, compiled, wrapped and unwrapped (PEFT, accelerate, DataParallel, DDP,
-    FSDP); pickled before its first prefill, as the hooks of transformers that record hidden states
-    cannot be. ``generate`` is called as before, with greedy search, sampling or beams, dynamic or
-    static caches, padded batches and several images per prompt; the ids it returns hold the whole
-    prompt. Each prompt is routed to a category, which decides how vision layers are fused and the
-    budget split (CLASP, arXiv 2604.12767).
+    Only this model instance is patched: its class becomes a subclass of the class it had. Weights
+    and other models are not touched, and ``handle.remove()`` undoes the patch. A patched model can
+    be copied, compiled, wrapped and unwrapped (PEFT, accelerate, DataParallel, DDP, FSDP). It can
+    be pickled until its first prefill; after that, the hooks with which transformers records hidden
+    states cannot be pickled. ``generate`` is called as before, with greedy search, sampling or
+    beams, dynamic or static caches, padded batches and several images per prompt. The ids that it
+    returns hold the whole prompt. Each prompt is routed to a category. The category decides how
+    vision layers are fused and how the budget is split (CLASP, arXiv 2604.12767).
 
     Args:
         model: a model whose ``config.model_type`` is among ``supported_model_types()``.
-        budget: visual tokens kept per image: an int, or a float in (0, 1] for the fraction of
-            them; 0.25 unless ``schedule`` says otherwise. A category's ``budget_scale`` stretches
-            it. An image that has no more tokens is left whole. Tiles that stand together in the
-            prompt are one image, as is a video; where the processor puts words between them, as
-            those of Idefics 3 and SmolVLM do, and of Gemma 3 with its crops, each is an image of
-            its own, and a fraction is what fits. Beside a ``schedule`` it must be
-            what that keeps on average over the decoder's layers, within half a token.
-        profile: what each category does. By default the ``clasp_profile.json`` in the folder the
-            model was loaded from, else the one bundled for its family.
-        router: called with prompts, gives a category name for each; by default ``Router()``.
-        processor: the model's processor or tokenizer, through which prompts are read for the
-            router. By default the tokenizer on disk that belongs to the model's weights, if there
-            is one; if not, prompts are "general", said once in a warning. ``categories=``, a name
-            or one name per prompt, which ``generate`` and ``forward`` take, goes before the router.
-        schedule: where tokens are dropped, and how many stay: before the decoder, by default, or
-            between its layers, as ``Schedule({2: 128, 6: 64, 15: 32})`` says. Inside the decoder
-            pivots are the visual tokens that the instruction attends to most in the layer just run.
-            Hidden states, masks and the cache of every later layer shrink; positions stay.
+        budget: visual tokens kept per image: an int, or a float in (0, 1] for a fraction. The
+            default is 0.25 if there is no ``schedule``. The category's ``budget_scale`` multiplies
+            the budget. An image with no more tokens than the budget keeps all of them. A video
+            counts as one image, and so do tiles that are adjacent in the prompt. Some processors
+            put text between the tiles (Idefics 3, SmolVLM, and Gemma 3 with crops): there each
+            tile counts as an image, so use a fraction. Together with a ``schedule``, the budget
+            must equal the schedule's average over the decoder layers, within half a token.
+        profile: the settings of each category. The default is the ``clasp_profile.json`` in the
+            folder the model was loaded from, else the profile bundled for its family.
+        router: a callable that takes prompts and returns a category name for each; by default
+            ``Router()``.
+        processor: the model's processor or tokenizer, which decodes prompts for the router. The
+            default is the tokenizer on disk that belongs to the model's weights. If there is none,
+            a warning is given once and every prompt is "general". ``generate`` and ``forward`` also
+            take ``categories=``, one name or one per prompt, which overrides the router.
+        schedule: where tokens are dropped and how many stay: by default before the decoder, or
+            between its layers, as in ``Schedule({2: 128, 6: 64, 15: 32})``. Inside the decoder, the
+            pivots are the visual tokens that get the most attention from the instruction in the
+            layer that has just run. Hidden states, masks and the KV cache of later layers shrink;
+            position ids stay.
         fuse_into: "projector" feeds the fused layers to the projector, as in the paper;
-            "selection" only chooses tokens by them. By default what the profile says, else
+            "selection" uses them only to choose tokens. The default is the profile's setting, else
             "projector".
-        positions: "original" keeps each token's position; "compact" renumbers what remains.
-        merge: give each kept token the mean of itself and the dropped tokens most like it; before
-            the decoder only.
-        salience_rows: whose attention counts inside the decoder: "last", that of the prompt's last
-            token, or "instruction", of all tokens after the prompt's last image.
-        completion_on: by which features tokens complete each other inside the decoder: "hidden",
-            the hidden states there, or "fused", the fused features of the vision tower.
+        positions: "original" keeps each token's position id; "compact" renumbers the kept tokens.
+        merge: replace each kept token by the mean of itself and the dropped tokens most similar to
+            it. Only possible before the decoder.
+        salience_rows: the queries whose attention scores tokens inside the decoder: "last" is the
+            prompt's last token, "instruction" is every token after the prompt's last image.
+        completion_on: the features that compare tokens during completion inside the decoder:
+            "hidden" is the hidden states there, "fused" the fused features of the vision tower.
 
-    Logits of a plain ``forward`` have the pruned length: ``handle.last.columns`` says which prompt
-    column each was. ``labels``, ``shift_labels`` and token types are pruned along; any other
-    argument with a column for each token is refused. Samples packed into one row, told apart by
-    position ids that start again, stay apart, or are refused where the decoder could not keep them
-    so; they share the row's category. After a prompt that ends with an image, the answer goes on
-    from the last token that is kept. A loss that is made
-    outside of the model, of its logits and whole labels (label smoothing), does not fit. No
-    gradient reaches the vision tower, which is said once in a warning if it should be trained. A
-    static cache that ``generate`` makes is as long, in each layer, as what is kept there; one that
-    is given stays as it is. What was dropped is remembered by the cache object and its deep copies,
-    not by a new cache that is made of its keys and values. Where layers have a sliding window, a
-    prompt with its answer may not be longer than that.
+    A plain ``forward`` returns logits of the pruned length; ``handle.last.columns`` maps them to
+    prompt columns. ``labels``, ``shift_labels`` and token types are pruned too. Any other argument
+    with one entry per column is refused. Samples packed into one row (position ids that restart)
+    stay separate, or are refused if the decoder cannot keep them separate; they share the row's
+    category. If a prompt ends with an image, generation continues from the last kept token.
+
+    A loss computed outside the model from its logits and the unpruned labels (label smoothing) does
+    not work. No gradient reaches the vision tower; a warning says so once if its parameters require
+    gradients. Each layer of a static cache that ``generate`` creates is as long as needed for the
+    tokens kept there; a static cache from the caller keeps its length. The cache object and its
+    deep copies record what was dropped; a new cache built from its keys and values does not. If
+    layers have a sliding window, prompt and answer together must not exceed the window.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, or a model already patched.
-        ImportError: transformers is not installed, or older than the oldest release served.
-        RuntimeError: transformers has changed in a way that this package cannot follow.
+        ValueError, TypeError: an argument is invalid, or the model is already patched.
+        ImportError: transformers is not installed, or older than the oldest supported release.
+        RuntimeError: transformers has changed in a way that this package does not support.
 
-    Where one of these is raised, the model is untouched. A transformers newer than every tested
-    release is told once, in a UserWarning.
+    If an error is raised, the model is unchanged. A transformers newer than every tested release
+    gives one UserWarning.
 
     >>> from PIL import Image
     >>> from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -193,16 +195,16 @@ def apply_clasp(
 
 
 def remove_clasp(model: Any) -> None:
-    """Give a model that ``apply_clasp`` patched its own methods back, without its handle.
+    """Restore the own methods of a model that ``apply_clasp`` patched, without its handle.
 
-    For models whose handle is lost, or that never had one: a deep copy of a patched model is
-    patched too, and so is one that was saved whole with ``torch.save`` and loaded again. A model
-    that carries no patches is left as it is.
+    Use this if the handle is lost or the model never had one: a deep copy of a patched model is
+    patched too, and so is a model that was saved whole with ``torch.save`` and loaded again. A
+    model without patches is left unchanged.
 
     Raises:
-        TypeError: ``model`` is no module.
-        ValueError: it only wraps a patched model, which the error names.
-        RuntimeError: the model is generating, and would go on unpatched.
+        TypeError: ``model`` is not a module.
+        ValueError: ``model`` only wraps a patched model; the message names the inner model.
+        RuntimeError: ``generate`` is running and would continue unpatched.
 
     >>> import copy
     >>> from transformers import LlavaForConditionalGeneration
@@ -227,7 +229,7 @@ def remove_clasp(model: Any) -> None:
 
 
 def supported_type(model: Any) -> str:
-    """The model's ``config.model_type``, or a ValueError that lists the supported ones."""
+    """Return ``config.model_type``, or raise a ValueError that lists the supported types."""
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in ADAPTERS:
         raise ValueError(
@@ -262,7 +264,7 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _check_budget(budget: object) -> int | float | None:
-    """The budget as a number of Python, None where it was left out."""
+    """Check ``budget`` and return it as a Python int or float, or None if it was not given."""
     if budget is None:
         return None
     if isinstance(budget, bool) or not isinstance(budget, Real):
@@ -284,7 +286,7 @@ def _check_budget(budget: object) -> int | float | None:
 def _check_schedule(
     schedule: Schedule, budget: int | float | None, num_tokens: int | None, num_layers: int
 ) -> None:
-    """Whether a schedule fits the model, and the budget beside it."""
+    """Raise a ValueError if the schedule does not fit the model or contradicts the budget."""
     schedule.check_fits(num_tokens, num_layers)
     if budget is None:
         return
@@ -304,7 +306,7 @@ def _check_schedule(
 
 
 def _check_inside(positions: str, merge: bool) -> None:
-    """Settings that pruning inside the decoder cannot honour."""
+    """Raise a ValueError for settings that do not work with pruning inside the decoder."""
     if positions != "original":
         raise ValueError(
             f"positions must be 'original' where a schedule drops tokens inside the decoder, whose "

@@ -1,11 +1,10 @@
-"""The query and key of one attention module, taken from its own forward.
+"""Capture the query and key of one attention module from its own forward.
 
-Attention modules of transformers compute their query and key, and hand them to the function that
-their config names (``_attn_implementation``): SDPA, FlashAttention, eager. Here a module's config
-names our function while someone listens; it keeps the query and key, and calls the function that
-the model uses. So nothing is computed twice, no attention matrix is asked for, and the layer's
-norms, projections and rotary embeddings are never written out again: a release that changes them
-is followed without a word.
+Attention modules in transformers compute query and key, and pass them to the function that their
+config names (``_attn_implementation``): SDPA, FlashAttention or eager. While a listener is active,
+the module's config names ``_capture`` instead, which stores query and key and calls the model's own
+function. So nothing is computed twice, no attention matrix is materialised, and the layer's norms,
+projections and rotary embeddings are not reimplemented here.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ _IMPLEMENTATION = "clasp_kernels_capture"
 
 @dataclass
 class CapturedAttention:
-    """The inputs of one attention module's scores, None until its forward has run."""
+    """Query and key of one attention module, None until its forward has run."""
 
     query: torch.Tensor | None = None
     """[batch, heads, T, head_dim]."""
     key: torch.Tensor | None = None
     """[batch, key heads, S, head_dim]."""
     scale: float | None = None
-    """The factor of the products of query and key."""
+    """The factor of the query-key products."""
     calls: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    """Query and key of every call, where a module makes several: one a sequence."""
+    """Query and key of every call. Some modules call attention once per sequence."""
     bounds: torch.Tensor | None = None
-    """Where sequences packed into one call begin and end, as FlashAttention is told."""
+    """Cumulative lengths of the sequences packed into one call (FlashAttention's cu_seq_lens)."""
 
     def sequences(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Query and key of every sequence, [1, heads, length, head_dim] each."""
+        """Return query and key of every sequence, [1, heads, length, head_dim] each."""
         if len(self.calls) > 1 or self.bounds is None:
             return self.calls
         lengths = self.bounds.diff().tolist()
@@ -49,18 +48,18 @@ class CapturedAttention:
         return list(zip(query.split(lengths, dim=2), key.split(lengths, dim=2), strict=True))
 
     def every(self, repeats: int) -> CapturedAttention:
-        """Of rows that come ``repeats`` times, each once."""
+        """Return one row per prompt, for prompts with ``repeats`` rows each."""
         assert self.query is not None and self.key is not None
         return CapturedAttention(self.query[::repeats], self.key[::repeats], self.scale)
 
 
 class AttentionListener:
-    """Listens to one attention module once its ``patch()`` is in place."""
+    """Captures query and key of one attention module. Needs its ``patch()`` to be applied."""
 
     def __init__(self, attention: torch.nn.Module) -> None:
         """
         Raises:
-            TypeError: the module does not choose its attention function by its config.
+            TypeError: the module has no config that names its attention function.
         """
         config: Any = getattr(attention, "config", None)
         if not hasattr(config, "_attn_implementation"):
@@ -73,8 +72,7 @@ class AttentionListener:
         self._config = _ListeningConfig(config)
 
     def patch(self, attention: torch.nn.Module) -> Patch:
-        """The patch that ``listen`` needs, of the module. It changes nothing while nobody
-        listens."""
+        """Return the patch of the module that ``listen`` needs. It only acts during ``listen``."""
         return Patch(attention, "config", self._config)
 
     @contextmanager
@@ -82,7 +80,7 @@ class AttentionListener:
         """Capture the module's next forward in this thread; at the end, check that it ran.
 
         Raises:
-            RuntimeError: the module's forward did not run, or not through its config.
+            RuntimeError: the module's forward did not run, or did not use its config.
         """
         global _listeners
         captured = CapturedAttention()
@@ -105,13 +103,13 @@ class AttentionListener:
 
 
 class _ListeningConfig:
-    """A config in all but one thing: while listened to, it names our attention function."""
+    """Proxy of a config that names ``_capture`` as attention function during ``listen``."""
 
     def __init__(self, config: Any) -> None:
         vars(self)["_config"] = config
 
     def __getattr__(self, name: str) -> Any:
-        # A context variable breaks the graph of what is compiled; a number does not.
+        # Reading a context variable breaks the graph of compiled code; reading a number does not.
         if name == "_attn_implementation" and _listeners > 0:
             listening = _listening.get()
             if listening is not None and listening[0] is self:
@@ -121,15 +119,15 @@ class _ListeningConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._config, name, value)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # __getattr__ would answer for a copy half made
+    def __reduce__(self) -> tuple[Any, ...]:  # __getattr__ would fail on a half-built copy
         return _ListeningConfig, (self._config,)
 
 
-# How many listen now, in any thread. Where none does, nobody asks further.
+# Number of active listeners in all threads. At 0, the context variable is not read.
 _listeners = 0
 _counting = threading.Lock()
 
-# A context variable, as the forwards of other threads and tasks are none of ours.
+# A context variable, so that forwards in other threads and tasks are not captured.
 _listening: ContextVar[tuple[_ListeningConfig, CapturedAttention] | None] = ContextVar(
     "clasp_kernels_listening", default=None
 )
@@ -143,7 +141,7 @@ def _capture(
     attention_mask: Any,
     **kwargs: Any,
 ) -> Any:
-    """Keep what attention is computed from, then compute it as the model does."""
+    """Store query and key, then call the model's own attention function."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     listening = _listening.get()
@@ -154,7 +152,7 @@ def _capture(
     captured.bounds = kwargs.get("cu_seq_lens_q")
     scaling = kwargs.get("scaling")
     captured.scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    before = _listening.set(None)  # the config names the model's own function again
+    before = _listening.set(None)  # from here the config names the model's own function
     try:
         eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         own = module.config._attn_implementation

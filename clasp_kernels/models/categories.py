@@ -1,4 +1,4 @@
-"""From a batch of prompts to one category each."""
+"""Assign a category to each prompt of a batch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from clasp_kernels.policy import (
 
 
 def tokenizer_on_disk(model: Any) -> Any | None:
-    """The tokenizer that belongs to a model's weights, if it is on disk; the network is not asked.
+    """Load the tokenizer of a model's weights from disk; return None if there is none.
 
-    That is the folder the weights were loaded from, or the cache of the hub.
+    It is looked up in the folder the weights were loaded from, or in the hub cache. The network is
+    not used.
     """
     from transformers import AutoTokenizer
 
@@ -31,23 +32,23 @@ def tokenizer_on_disk(model: Any) -> Any | None:
     revision = getattr(model.config, "_commit_hash", None) or "main"
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=True)
-    # A tokenizer that is missing, damaged or needs a library that is not installed raises errors of
-    # many kinds. Each means that prompts cannot be read; the first prompt brings the warning.
+    # A tokenizer that is missing, damaged or needs a missing library raises errors of many types.
+    # All mean that prompts cannot be decoded; the first prompt then gives a warning.
     except Exception:
         return None
 
 
 @dataclass
 class PromptCategories:
-    """Decides the category of prompts: the caller's word, else the router's."""
+    """Resolve the category of each prompt: the caller's if given, else the router's."""
 
     profile: Profile
     router: RouterLike
     tokenizer: Any | None
     token_ids: tuple[int, ...]
-    """Of the placeholders, which are no words."""
+    """Placeholder ids, which are removed before decoding."""
     warned: bool = False
-    """Whether it was said that prompts cannot be read."""
+    """Whether the warning that prompts cannot be decoded was given."""
 
     def resolve(
         self,
@@ -56,7 +57,7 @@ class PromptCategories:
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
     ) -> tuple[str, ...]:
-        """One category for each of ``num_prompts`` prompts, all of them in the profile."""
+        """Return one category of the profile for each of ``num_prompts`` prompts."""
         if categories is not None:
             return self._check(categories, num_prompts)
         if input_ids is None:
@@ -98,7 +99,7 @@ class PromptCategories:
                 raise TypeError(
                     f"categories must hold category names, got {name!r} for prompt {index}"
                 )
-            self.profile.category_id(name)  # raises for an unknown one, listing the known
+            self.profile.category_id(name)  # raises for an unknown name
         return tuple(categories)
 
     def _texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> list[str]:
@@ -107,7 +108,7 @@ class PromptCategories:
             wanted &= input_ids != token_id
         if attention_mask is not None:
             wanted &= attention_mask[:, -input_ids.shape[1] :].to(wanted.device).bool()
-        # Special tokens stay: routers tell turns apart by them.
+        # Special tokens stay: routers split turns at them.
         return [
             self.tokenizer.decode(row[keep].tolist())  # type: ignore[union-attr]
             for row, keep in zip(input_ids.cpu(), wanted.cpu(), strict=True)
@@ -116,7 +117,7 @@ class PromptCategories:
     def _route(self, texts: list[str]) -> tuple[str, ...]:
         known = dict.fromkeys((*self.profile.category_names, *CATEGORIES))
         answers = route_prompts(self.router, texts, known=tuple(known))
-        # A profile need not tell apart all that a router can.
+        # A router may know categories that the profile does not have.
         return tuple(
             name if name in self.profile.categories else FALLBACK_CATEGORY for name in answers
         )

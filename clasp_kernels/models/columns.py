@@ -1,7 +1,7 @@
-"""Forward's arguments that have a column for each token: those that follow a pruned prompt.
+"""Prune forward's arguments that have one entry per column.
 
-Any other argument of that shape is refused by name: it would say something about columns that are
-gone.
+Unknown arguments of that shape are refused by name, because their entries for dropped columns would
+be misread.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from clasp_kernels._integers import as_int
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.layout import PrunedLayout
 
-_NO_LOSS = -100  # the label that loss functions skip
-# What else follows the prompt is in ``prefill.py`` and ``masking.py``.
+_NO_LOSS = -100  # the label that loss functions ignore
+# Arguments that ``prefill.py`` and ``masking.py`` prune.
 _FOLLOW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
-#: What losses are made of.
+#: Label arguments, from which the loss is computed.
 LABELS = ("labels", "shift_labels")
-#: Of each token its kind, as some processors tell; 0 stands for padding.
+#: Token types that some processors return; 0 is used for padding.
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
-#: The one by which models make masks, and in which they count columns from the first.
+#: The token types from which models build masks. Models index them from the first column.
 MASKING_TYPES = "token_type_ids"
 _OTHER = ("cache", "logits_to_keep", "cache_position")
 
@@ -30,12 +30,11 @@ _OTHER = ("cache", "logits_to_keep", "cache_position")
 def check_columns(
     inputs: Mapping[str, Any], adapter: Adapter, rows: int, length: int, total: int
 ) -> None:
-    """Refuse what cannot follow a prompt of ``length`` columns, with the cached ``total``.
+    """Check the arguments of a prompt of ``length`` columns; ``total`` includes cached columns.
 
     Raises:
-        TypeError: an argument that follows the prompt is no tensor.
-        ValueError: an argument has a column for each token and is not known, or has another shape
-            than it should.
+        TypeError: an argument with an entry per column is not a tensor.
+        ValueError: an argument has the wrong shape, or is unknown and has an entry per column.
     """
     for name in (*LABELS, *TOKEN_TYPES):
         value = _tensor(inputs, name)
@@ -71,10 +70,10 @@ def check_columns(
 def with_types_of_columns(
     inputs: dict[str, Any], length: int, appended: int, seen: int
 ) -> dict[str, Any]:
-    """Arguments in which each of the ``length`` columns of a prompt has a kind, and no other.
+    """Fit ``mm_token_type_ids`` to the ``length`` columns of the prompt.
 
-    Not every release takes the ``seen`` columns before the prompt off the kinds of a whole
-    conversation. Who drafts tokens tells none of the last ``appended``, which are text.
+    Some releases pass the token types of the whole conversation: the first ``seen`` columns are cut
+    off. Assisted generation passes none for the last ``appended`` columns: these are text.
     """
     kinds = inputs.get("mm_token_type_ids")
     if not isinstance(kinds, torch.Tensor) or kinds.ndim != 2:
@@ -88,15 +87,15 @@ def with_types_of_columns(
 
 
 def prune_labels(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, torch.Tensor]:
-    """``labels`` and ``shift_labels`` of the columns that remain, as far as they were given."""
+    """Return ``labels`` and ``shift_labels`` of the remaining columns, if they were given."""
     pruned = {}
     if inputs.get("labels") is not None:
         pruned["labels"] = _prune_labels(inputs["labels"], layout)
     if inputs.get("shift_labels") is not None:
-        # Each column has the label of the next there. That of the last column is none of the
-        # prompt's; where sequences are split among processes, it is the next process's first.
+        # In shift_labels each column has the label of the next column. The last entry belongs to no
+        # column of the prompt: with sequence parallelism it is the next process's first label.
         last = inputs["shift_labels"][:, -1:]
-        labels = inputs["shift_labels"].roll(1, dims=1)  # nothing predicts a first label
+        labels = inputs["shift_labels"].roll(1, dims=1)  # the first entry is cut off below
         following = _prune_labels(labels, layout)[:, 1:]
         pruned["shift_labels"] = torch.cat([following, last], dim=1)
     return pruned
@@ -109,9 +108,9 @@ def with_loss(
     layout: PrunedLayout,
     others: Mapping[str, Any],
 ) -> Any:
-    """Outputs with the loss of the labels that are left, made as models make it.
+    """Add the loss over the remaining labels to the outputs, with the model's own loss function.
 
-    ``others`` are the arguments that forward hands on to the loss without a name of their own.
+    ``others`` are forward's extra keyword arguments, which models pass to the loss function.
     """
     if inputs.get("labels") is None:
         return outputs
@@ -122,12 +121,12 @@ def with_loss(
 
 
 def given_token_types(inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The kinds of a prompt's tokens, by argument, as far as they were given."""
+    """Return the token types of a prompt by argument, if they were given."""
     return {name: inputs[name] for name in TOKEN_TYPES if inputs.get(name) is not None}
 
 
 def prune_token_types(inputs: Mapping[str, Any], layout: PrunedLayout) -> dict[str, torch.Tensor]:
-    """The kinds of the tokens that remain, as far as they were given."""
+    """Return the token types of the remaining columns by argument, if they were given."""
     return {
         name: layout.take(kinds.to(layout.source.device))
         for name, kinds in given_token_types(inputs).items()
@@ -143,13 +142,13 @@ def _tensor(inputs: Mapping[str, Any], name: str) -> torch.Tensor | None:
 
 def _prune_labels(labels: torch.Tensor, layout: PrunedLayout) -> torch.Tensor:
     pruned = layout.take(labels.to(layout.source.device), padding=_NO_LOSS)
-    # Padding that was not there before must not be asked to predict a row's first token.
+    # Added padding must not be trained to predict a row's first token.
     pruned[:, 1:].masked_fill_(layout.is_added[:, :-1], _NO_LOSS)
     return pruned.to(labels.device)
 
 
 def _shapes(value: Any) -> Iterator[tuple[int, ...]]:
-    """The shapes of the tensors, arrays and lists of numbers in an argument."""
+    """Yield the shapes of the tensors, arrays and lists of numbers in an argument."""
     if hasattr(value, "shape"):
         yield tuple(value.shape)
     elif isinstance(value, Mapping):

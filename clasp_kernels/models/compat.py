@@ -1,9 +1,9 @@
-"""This module alone knows how releases of transformers differ.
+"""Differences between transformers releases. All of them are handled in this module.
 
-Differences are found by looking at signatures and fields, never by comparing version numbers: a
-release that nobody has seen yet is served if it looks like one of these, and refused in words if
-it does not. The rest of ``clasp_kernels.models`` calls a key-value cache ``cache``, which
-transformers before 5.24 calls ``past_key_values``.
+Features are detected by signatures and fields, never by version numbers: an unknown release works
+if it looks like one of the tested ones, and raises an explanatory error if it does not. The rest of
+``clasp_kernels.models`` calls a KV cache ``cache``; transformers before 5.24 calls it
+``past_key_values``.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ import torch
 
 from clasp_kernels._warn import warn_caller
 
-#: The transformers releases that the tests of ``clasp_kernels.models`` pass on, oldest first.
+#: The transformers releases on which the tests of ``clasp_kernels.models`` pass, oldest first.
 TESTED_RELEASES: tuple[str, ...] = ("5.17.0", "5.20.2", "5.23.0", "5.24.0")
 
-#: How to get a transformers that fits.
+#: Command that installs a suitable transformers.
 INSTALL = 'pip install -U "clasp-kernels[hf]"'
-# Where ``generate`` remembers the longest static cache it made for a model.
+# Model attribute in which ``generate`` stores the length of its longest static cache so far.
 _LONGEST = "_previous_max_cache_length"
-# Where a layer of a static cache keeps the length it was made with.
+# Attribute of a static cache layer that holds its original length.
 _GIVEN_LENGTH = "_clasp_given_length"
-# The kinds of decoder layers that keep keys and values.
+# Layer types of the decoder that have a KV cache.
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 _CACHE_NAMES = ("cache", "past_key_values")
 
 
 def require_transformers(warn: bool = True) -> None:
-    """Check that transformers is there and not too old; warn once if nobody tested one so new.
+    """Check that transformers is installed and not too old; warn once if it is newer than tested.
 
     Raises:
-        ImportError: it is missing, broken or older than the oldest tested release. The text says
-            how to get another.
+        ImportError: transformers is missing, broken or older than the oldest tested release. The
+            message has an install command.
     """
     try:
         import transformers
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "transformers":
             problem = "transformers is not installed"
-        else:  # it checks the versions of what it needs while it is imported
+        else:  # transformers checks the versions of its dependencies at import
             problem = f"transformers cannot be imported ({' '.join(str(error).split())})"
         raise ImportError(f"{problem}; {INSTALL}", name="transformers") from None
     version = transformers.__version__
@@ -57,7 +57,7 @@ def require_transformers(warn: bool = True) -> None:
 
 
 def release_problem(version: str) -> str:
-    """What speaks against a release of transformers; empty if it was tested."""
+    """Return why a transformers release may not work; empty if it was tested."""
     if is_too_old(version):
         return f"transformers {version} is too old, {TESTED_RELEASES[0]} or later is needed"
     if not is_tested(version):
@@ -69,12 +69,12 @@ def release_problem(version: str) -> str:
 
 
 def is_too_old(version: str) -> bool:
-    """Whether a transformers is older than the oldest that was tested."""
+    """Return whether a transformers version is older than the oldest tested release."""
     return _release(version) < _release(TESTED_RELEASES[0])
 
 
 def is_tested(version: str) -> bool:
-    """Whether a transformers lies within those that were tested."""
+    """Return whether a transformers version is within the range of tested releases."""
     return not is_too_old(version) and _release(version) <= _release(TESTED_RELEASES[-1])
 
 
@@ -87,16 +87,16 @@ def _warn_untested(version: str) -> None:
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """A version as numbers, what comes after them left out: "5.25.0.dev0" is (5, 25, 0)."""
+    """Return the leading numbers of a version: (5, 25, 0) for "5.25.0.dev0"."""
     numbers = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
 def method_signature(model: Any, name: str) -> inspect.Signature:
-    """The signature that a model's class gives a method, without ``self``.
+    """Return the signature of a method of the model's class, without ``self`` and annotations.
 
-    Whatever wraps the method on the instance need not show the arguments it passes on. Annotations
-    are left out: they may hold what cannot be pickled, and a patched model can be saved whole.
+    The class is used because a wrapper on the instance may only show ``*args, **kwargs``.
+    Annotations are removed because some cannot be pickled, and a patched model must be picklable.
     """
     signature = inspect.signature(getattr(type(model), name).__get__(model))
     return signature.replace(
@@ -111,7 +111,7 @@ def method_signature(model: Any, name: str) -> inspect.Signature:
 def by_name(
     signature: inspect.Signature, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A call's arguments by name, without those that the caller did not give."""
+    """Return the arguments of a call by name, without defaults."""
     arguments = dict(signature.bind(*args, **kwargs).arguments)
     for parameter in signature.parameters.values():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
@@ -120,10 +120,10 @@ def by_name(
 
 
 def prepare_signature(model: Any) -> inspect.Signature:
-    """The signature of ``prepare_inputs_for_generation``, checked for what pruning reads there.
+    """Return the signature of ``prepare_inputs_for_generation``.
 
     Raises:
-        RuntimeError: ``generate`` no longer says there which forward is the first.
+        RuntimeError: it lacks the arguments that tell the prefill from decode steps.
     """
     from transformers import GenerationMixin
 
@@ -139,7 +139,7 @@ def prepare_signature(model: Any) -> inspect.Signature:
 
 
 def cache_name(model: Any, method: str) -> str:
-    """The name of a method's cache argument: "cache" or "past_key_values".
+    """Return the name of a method's cache argument: "cache" or "past_key_values".
 
     Raises:
         RuntimeError: its signature has neither.
@@ -147,7 +147,7 @@ def cache_name(model: Any, method: str) -> str:
     from transformers import GenerationMixin
 
     signatures = [method_signature(model, method)]
-    # A family's own version of the library's method may only hand on its keywords.
+    # A model family's override may take **kwargs and pass them to the method of GenerationMixin.
     inherited = getattr(GenerationMixin, method, None)
     kinds = {parameter.kind for parameter in signatures[0].parameters.values()}
     if inherited is not None and inspect.Parameter.VAR_KEYWORD in kinds:
@@ -163,7 +163,7 @@ def cache_name(model: Any, method: str) -> str:
 
 
 def canonical_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments in which the cache is called ``cache``, whatever the caller called it.
+    """Rename the cache argument to ``cache``.
 
     Raises:
         ValueError: the caller gave two different caches.
@@ -182,25 +182,25 @@ def canonical_cache(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def native_cache(arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The arguments of a function that calls its cache ``name``, as ``cache_name`` found."""
+    """Rename the argument ``cache`` to ``name``, the result of ``cache_name``."""
     return {name if key == "cache" else key: value for key, value in arguments.items()}
 
 
 def is_foreign_cache(cache: Any) -> bool:
-    """Whether something given as a cache is none that prompts are pruned in.
+    """Return whether a cache argument is of a kind that pruning does not support.
 
-    Continuous batching's is one: it has pages that many requests share.
+    An example is the paged cache of continuous batching, whose pages many requests share.
     """
     return cache is not None and not hasattr(cache, "get_seq_length")
 
 
 def has_foreign_cache(arguments: Mapping[str, Any]) -> bool:
-    """Whether a forward is given such a cache, under any of the names of caches."""
+    """Return whether forward's arguments hold an unsupported cache under any of the cache names."""
     return any(is_foreign_cache(arguments.get(name)) for name in _CACHE_NAMES)
 
 
 def image_tower(model: Any) -> Any:
-    """The module that encodes images.
+    """Return the vision tower.
 
     Raises:
         RuntimeError: the model does not name one.
@@ -214,10 +214,10 @@ def image_tower(model: Any) -> Any:
 
 
 def attention_modules(tower: torch.nn.Module, num_layers: int) -> list[torch.nn.Module]:
-    """The attention module of each layer of a vision tower, first layer first.
+    """Return the attention module of each layer of a vision tower, first layer first.
 
     Raises:
-        RuntimeError: there is not one for each of the ``num_layers`` layers.
+        RuntimeError: the number of attention modules is not ``num_layers``.
     """
     found = [
         module
@@ -233,10 +233,11 @@ def attention_modules(tower: torch.nn.Module, num_layers: int) -> list[torch.nn.
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
-    """The layers of a model's decoder, first layer first, checked for what pruning them needs.
+    """Return the layers of a model's decoder, first layer first.
 
     Raises:
-        RuntimeError: the decoder has no such list, or does not hand its keywords on to its layers.
+        RuntimeError: the decoder has no list of distinct layers, or the decoder or a layer takes no
+            extra keyword arguments.
     """
     decoder = _uncompiled(model.get_decoder())
     layers = getattr(decoder, "layers", None)
@@ -263,7 +264,7 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
 
 
 def _uncompiled(module: Any) -> Any:
-    """The module inside of one that ``torch.compile`` made."""
+    """Return the module inside a ``torch.compile`` wrapper, or the module itself."""
     return getattr(module, "_orig_mod", module)
 
 
@@ -275,26 +276,26 @@ def layer_masks(
     layers: range,
     token_types: Mapping[str, torch.Tensor] | None = None,
 ) -> list[Any]:
-    """The mask that each of some decoder layers should get, which all hold the same columns.
+    """Return the attention mask of each of the decoder ``layers``, which all hold the same columns.
 
-    As transformers makes it for the model's attention implementation. ``queries`` [rows, new
-    columns, any width] only gives shape, dtype and device; ``attention_mask`` [rows, cached and new
-    columns] says which count, None for all. The cache has not seen the new columns yet.
-    ``token_types`` has the kinds of the new columns by argument of forward, as far as the model was
-    given some: tokens of one image may see each other both ways.
+    transformers makes the masks in the form that the model's attention implementation takes.
+    ``queries`` [rows, new columns, any width] only gives shape, dtype and device.
+    ``attention_mask`` is [rows, cached and new columns], or None for all ones. The cache does not
+    hold the new columns yet. ``token_types`` has the token types of the new columns by argument of
+    forward: in some models, attention between tokens of one image is bidirectional.
     """
     from transformers import Cache
     from transformers.masking_utils import create_masks_for_generate
 
     make = getattr(model, "create_masks_for_generate", create_masks_for_generate)
-    # A cache that borrows the layers tells their length, where the whole tells the first layer's.
+    # A cache reports the length of its first layer, so wrap only the layers in question.
     held = None if cache is None else Cache(layers=cache.layers[layers.start : layers.stop])
     takes = inspect.signature(create_masks_for_generate).parameters
     masks = make(
         config=model.config,
         inputs_embeds=queries,
         attention_mask=attention_mask,
-        # No positions: their gaps would be taken for the borders of packed samples.
+        # No position ids: gaps in them would be taken for borders between packed samples.
         position_ids=None,
         **{next(name for name in _CACHE_NAMES if name in takes): held},
         **(token_types or {}),
@@ -306,14 +307,14 @@ def layer_masks(
 
 
 def is_made_by_generate(cache: Any) -> bool:
-    """Whether ``generate`` made a cache, rather than its caller. Asked during its first forward."""
+    """Return whether ``generate`` created the cache. Only valid during its first forward."""
     return cache is not None and not getattr(cache, "_is_user_defined", False)
 
 
 def fit_static_layers(cache: Any, lengths: Sequence[int]) -> None:
-    """Have a static cache, which holds nothing yet, allocate so many columns in each layer.
+    """Set how many columns each layer of an empty static cache will allocate.
 
-    Layers of another kind, and those that are allocated already, stay as they are.
+    Layers of other classes, and layers that are already allocated, stay as they are.
     """
     from transformers.cache_utils import StaticLayer
 
@@ -324,7 +325,7 @@ def fit_static_layers(cache: Any, lengths: Sequence[int]) -> None:
 
 
 def unfit_static_layers(cache: Any) -> None:
-    """Have a static cache that was emptied allocate anew as many columns as it was made for."""
+    """Make an emptied static cache allocate its original number of columns again."""
     for layer in cache.layers:
         if hasattr(layer, _GIVEN_LENGTH):
             layer.max_cache_len = getattr(layer, _GIVEN_LENGTH)
@@ -334,10 +335,10 @@ def unfit_static_layers(cache: Any) -> None:
 
 @contextmanager
 def own_static_length(model: Any) -> Iterator[None]:
-    """Have ``generate`` make a static cache for its own prompt, whatever came before.
+    """Make ``generate`` size a static cache for its own prompt within a ``with`` block.
 
-    It makes none shorter than the one before, which for pruned prompts says little. What it
-    remembers is in the end the longest of all.
+    By default it never makes one shorter than the longest so far; ``StaticLengths`` handles that
+    for pruned lengths. Afterwards the model's attribute is set to the maximum again.
     """
     before = vars(model).pop(_LONGEST, None)
     try:
@@ -348,9 +349,9 @@ def own_static_length(model: Any) -> Iterator[None]:
 
 
 def static_lengths(cache: Any) -> list[int] | None:
-    """How many columns each layer of a cache will allocate; None if the cache is not static.
+    """Return how many columns each layer of a static cache allocates; None for other caches.
 
-    A layer that has a state instead of columns allocates 0.
+    The number is 0 for a recurrent layer, which has a state instead of columns.
     """
     if not getattr(cache, "is_compileable", False):
         return None
@@ -367,22 +368,22 @@ def require_parts(module: Any, names: Sequence[str]) -> None:
 
 
 def is_overridden(module: Any, name: str, original: type) -> bool:
-    """Whether a method is not the one that the library's class gives it."""
-    method = inspect.unwrap(getattr(module, name))  # a compiled one does the same
+    """Return whether a method differs from the one of the library's class ``original``."""
+    method = inspect.unwrap(getattr(module, name))  # a compiled method is not an override
     function = inspect.unwrap(getattr(method, "__func__", method))
     return function is not inspect.unwrap(getattr(original, name))
 
 
 def output_cache(outputs: Any) -> Any:
-    """The cache among a model's outputs, None where it used none."""
+    """Return the cache in a model's outputs, or None."""
     return getattr(outputs, _field(outputs, _CACHE_NAMES))
 
 
 def cache_bytes(cache: Any, columns: Callable[[int], int]) -> tuple[int, ...]:
-    """Bytes of the keys and values that each layer of a cache has, or would have.
+    """Return the bytes of keys and values of ``columns(layer)`` columns in each layer of a cache.
 
-    Of ``columns(layer)`` columns, from the tensors that are there, as layers differ in heads and
-    widths. One with a sliding window holds no more columns than that; linear attention holds none.
+    Bytes per column are read from the layer's tensors, because layers differ in heads and widths.
+    A sliding window limits the columns of its layer. A linear attention layer has 0 bytes.
     """
     sizes = []
     for number, layer in enumerate([] if cache is None else cache.layers):
@@ -399,10 +400,10 @@ def cache_bytes(cache: Any, columns: Callable[[int], int]) -> tuple[int, ...]:
 def tile_grid(
     size: tuple[int, int], pinpoints: Sequence[Sequence[int]], tile: int
 ) -> tuple[int, int]:
-    """Rows and columns of the square tiles that a processor cuts an image of a height and width in.
+    """Return rows and columns of the square tiles that a processor cuts an image into.
 
-    ``pinpoints`` are the heights and widths that it may be fitted into, ``tile`` is the side of a
-    tile.
+    ``size`` is the image's (height, width), ``pinpoints`` the allowed (height, width) of the tiled
+    area, ``tile`` the side of a tile.
     """
     from transformers.image_processing_utils import select_best_resolution
 
@@ -411,13 +412,13 @@ def tile_grid(
 
 
 def tiles_of_image(size: tuple[int, int], pinpoints: Sequence[Sequence[int]], tile: int) -> int:
-    """How many tiles ``tile_grid`` has, and one more: that of the whole image."""
+    """Return the number of tiles of ``tile_grid``, plus one for the tile of the whole image."""
     rows, columns = tile_grid(size, pinpoints, tile)
     return rows * columns + 1
 
 
 def vision_window_index(grid_thw: torch.Tensor, vision_config: Any) -> torch.Tensor:
-    """Of a tower that attends within windows, the merged tokens in the order of the windows."""
+    """Return the indices of merged tokens in window order, for a tower with window attention."""
     from transformers.vision_utils import get_vision_window_index
 
     order, _ = get_vision_window_index(
@@ -430,10 +431,10 @@ def vision_window_index(grid_thw: torch.Tensor, vision_config: Any) -> torch.Ten
 
 
 def deepstack_features(outputs: Any, layers: int) -> Sequence[torch.Tensor]:
-    """[tokens, text width] each: what a vision tower has for so many of the decoder's first layers.
+    """Return the DeepStack features for the first ``layers`` decoder layers, [tokens, text width].
 
     Raises:
-        RuntimeError: it is not there.
+        RuntimeError: the outputs do not have them.
     """
     features = getattr(outputs, "deepstack_features", None)
     if features is None or len(features) != layers:
@@ -445,32 +446,32 @@ def deepstack_features(outputs: Any, layers: int) -> Sequence[torch.Tensor]:
 
 
 def set_image_features(outputs: Any, features: Mapping[str, Sequence[torch.Tensor]]) -> None:
-    """Put the features of images and videos that the language model saw where a release has them.
+    """Store the features of the kept visual tokens in the outputs, in the field of the release.
 
-    ``features`` holds [tokens, text width] for each image and for each video, by kind. Since 5.24
-    they are the ``pooler_output`` of ``image_outputs`` and ``video_outputs``; before, one tensor
-    ``image_hidden_states``, and one ``video_hidden_states``.
+    ``features`` has [tokens, text width] of each image and video, by kind. Since transformers 5.24
+    the field is the ``pooler_output`` of ``image_outputs`` and ``video_outputs``; before, it is one
+    tensor ``image_hidden_states`` and one ``video_hidden_states``.
     """
     known = [field.name for field in fields(outputs)]
     for kind, items in features.items():
         if f"{kind}_outputs" in known:
             from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-            pooled: Any = list(items)  # typed as one tensor, which items that differ do not fit
+            pooled: Any = list(items)  # the field is typed as one tensor, but lengths may differ
             outputs[f"{kind}_outputs"] = BaseModelOutputWithPooling(pooler_output=pooled)
-        elif f"{kind}_hidden_states" in known:  # not every family told them
+        elif f"{kind}_hidden_states" in known:  # not every family has the field
             outputs[f"{kind}_hidden_states"] = torch.cat(list(items))
 
 
 def uses_flash_attention(config: Any) -> bool:
-    """Whether a model with this config runs some FlashAttention."""
+    """Return whether a model with this config uses a FlashAttention implementation."""
     from transformers.utils.generic import is_flash_attention_requested
 
     return bool(is_flash_attention_requested(config))
 
 
 def attention_window(config: Any) -> int | None:
-    """How many columns back a language model's layers look, where some look back a limited way."""
+    """Return the smallest attention window of the decoder's layers; None if all are unlimited."""
     kinds = getattr(config, "layer_types", None)
     sliding, chunk = (
         getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")
@@ -487,13 +488,13 @@ def attention_window(config: Any) -> int | None:
 
 
 def recurrent_kinds(config: Any) -> list[str]:
-    """The kinds of a decoder's layers that have one state for the whole prompt instead of keys and
-    values, so that no token can be taken out again."""
+    """Return the layer types without a KV cache: their recurrent state holds the whole prompt, so
+    no token can be removed from it."""
     return sorted(set(getattr(config, "layer_types", None) or ()).difference(_ATTENTION))
 
 
 def makes_cache(model: Any, inputs: Mapping[str, Any]) -> bool:
-    """Whether a forward that is given no cache makes one."""
+    """Return whether a forward without a cache argument creates a cache."""
     use_cache = inputs.get("use_cache")
     if use_cache is None:
         use_cache = getattr(model.config.get_text_config(), "use_cache", False)

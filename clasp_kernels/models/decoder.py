@@ -1,8 +1,8 @@
-"""The layers of a model's decoder, patched so that tokens can be dropped between them.
+"""Patch the decoder layers of a model so that tokens can be dropped between them.
 
-What is dropped, or added to hidden states after a layer, travels from ``forward`` to the layers as
-a keyword, which every decoder of transformers hands on. So nothing is kept in the model, a layer
-that nobody told anything runs as it did, and compiled decoding finds tensors only.
+``forward`` passes a ``LayerInputs`` to the layers as a keyword argument, which every decoder in
+transformers passes through. So the model holds no state of a prefill, a layer without the keyword
+runs unchanged, and compiled decoding sees only tensors.
 """
 
 from __future__ import annotations
@@ -23,36 +23,36 @@ from clasp_kernels.models.compat import (
 )
 from clasp_kernels.models.patching import MethodPatches, Patch
 
-#: The keyword of a prefill that layers take part in: a ``LayerInputs``.
+#: Keyword argument of the layers in a prefill: a ``LayerInputs``.
 PRUNING = "clasp_pruning"
-#: The keyword of a decode step: the masks that differ, and for each layer which of them it gets.
-#: Device hooks of layers move all that they are given, so each mask is there once.
+#: Keyword argument of the layers in a decode step: (distinct masks, index of each layer's mask).
+#: Each mask is passed once, because device hooks move every tensor that a layer is given.
 MASKS = "clasp_masks"
-# The attribute under which a layer finds its number.
+# The attribute of a layer that holds its number.
 _NUMBER = "_clasp_layer"
 
 
 class LayerInputs(Protocol):
-    """One prefill, seen from the decoder's layers."""
+    """The state of one prefill, as the decoder layers use it."""
 
     seam: DecoderSeam
-    """Of the model whose prefill it is."""
+    """The seam of the model that runs the prefill."""
 
     def enter(self, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments that a layer should get instead, before it runs."""
+        """Return the arguments to run a layer with. Called before it runs."""
 
     def wants_attention(self, layer: int) -> bool:
-        """Whether ``attended`` is to be told what a layer's attention is computed from."""
+        """Return whether query and key of a layer are to be captured for ``attended``."""
 
     def attended(self, layer: int, attention: CapturedAttention) -> None:
-        """Called once the layer has run."""
+        """Receive the captured query and key. Called after the layer has run."""
 
     def leave(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden states that the next layer should get, after a layer has run."""
+        """Return the hidden states for the next layer. Called after the layer has run."""
 
 
 def refusal(config: Any) -> str:
-    """Why a decoder cannot be pruned between its layers; empty if it can."""
+    """Return why a decoder cannot be pruned between its layers; empty if it can."""
     before = "cannot be pruned inside the decoder; use a schedule that prunes before it"
     others = recurrent_kinds(config)
     if others:
@@ -68,12 +68,14 @@ class DecoderSeam:
     """The patches of one model's decoder layers."""
 
     def __init__(self, model: Any, stages: Sequence[int]) -> None:
-        """Tokens may be dropped once ``stages`` layers have run, if any. Changes nothing yet.
+        """Check the decoder. ``parts`` and ``numbers`` make the patches.
+
+        ``stages`` has the numbers of layers after which tokens are dropped; it may be empty.
 
         Raises:
-            ValueError: salience cannot be taken from this decoder's attention, or its cache cannot
-                hold columns that differ from layer to layer.
-            RuntimeError, TypeError: this decoder cannot be followed.
+            ValueError: salience cannot be computed from this decoder's attention, or its cache
+                cannot hold different columns in different layers.
+            RuntimeError, TypeError: this decoder is not supported.
         """
         problem = refusal(model.config.get_text_config()) if stages else ""
         if problem:
@@ -87,13 +89,14 @@ class DecoderSeam:
         self._names = _positional(method_signature(layers[0], "forward"))
 
     def numbers(self, model: Any) -> list[Patch]:
-        """Patches that tell each layer its number. Its own patches would hold it in a cycle."""
+        """Return patches that set each layer's number. They belong to the model's patches: patches
+        of the layer itself would hold a reference to it, which makes a cycle."""
         layers = enumerate(decoder_layers(model))
         return [Patch(layer, _NUMBER, number) for number, layer in layers]
 
     def parts(self, model: Any) -> Iterator[tuple[Any, MethodPatches]]:
-        """Patch every layer, one after the other: its forward, and the attention that is listened
-        to, which changes nothing while nobody does."""
+        """Patch every layer one by one: its forward and, before a stage, its attention's config.
+        The config only acts during ``listen``."""
         tokens: dict[type, str] = {}
         for number, layer in enumerate(decoder_layers(model)):
             attributes = []
@@ -115,8 +118,9 @@ class DecoderSeam:
     def check(self, model: Any, inputs: Mapping[str, Any]) -> None:
         """
         Raises:
-            RuntimeError: layers were replaced, or left out, since they were patched.
-            ValueError: ``inputs``, forward's arguments, ask for what layers cannot tell any more.
+            RuntimeError: layers were replaced or removed since they were patched.
+            ValueError: ``inputs``, forward's arguments, ask for router logits, which need the same
+                columns in all layers.
         """
         config = model.config.get_text_config()
         given = inputs.get("output_router_logits")
@@ -127,7 +131,7 @@ class DecoderSeam:
                 "decoder: the balance of experts is counted over columns that all layers have"
             )
         layers = getattr(model.get_decoder(), "layers", ())
-        # What wraps a layer, as compiling does, has it inside.
+        # A wrapper around a layer, such as torch.compile's, has the layer among its modules.
         ours = [any(MethodPatches.of(part) for part in layer.modules()) for layer in layers]
         if len(ours) != self.num_layers or not all(ours):
             raise RuntimeError(
@@ -150,7 +154,7 @@ class DecoderSeam:
             mask = different[which[getattr(layer, _NUMBER)]]
             return original(*args, **{**kwargs, "attention_mask": mask})
         pruning: LayerInputs | None = kwargs.get(PRUNING)
-        if pruning is None or pruning.seam is not self:  # or it is of another model with this layer
+        if pruning is None or pruning.seam is not self:  # another model may share this layer
             return original(*args, **kwargs)
         del kwargs[PRUNING]
         index = getattr(layer, _NUMBER)
@@ -181,23 +185,27 @@ class DecoderSeam:
 
 
 def _positional(signature: inspect.Signature) -> tuple[str, ...]:
-    """The names of the arguments that a layer may be given without; the first by every wrapper."""
+    """Return the names of a layer's positional arguments.
+
+    A wrapper that only shows ``*args`` is assumed to take the hidden states first.
+    """
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = tuple(p.name for p in signature.parameters.values() if p.kind in kinds)
     return names or ("hidden_states",)
 
 
 def _call(original: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Hidden states come first and without a name, as checkpointing wants what has a gradient."""
+    """Call with the hidden states as first positional argument: gradient checkpointing needs the
+    tensors with a gradient to be positional."""
     others = {name: value for name, value in arguments.items() if name != "hidden_states"}
     return original(arguments["hidden_states"], **others)
 
 
 def columns_of(value: Any, source: torch.Tensor, dim: int) -> Any:
-    """Some columns of a tensor, or of each in a tuple, which has them along ``dim``, -1 or -2.
+    """Take columns of a tensor, or of each tensor in a tuple, along ``dim``, -1 or -2.
 
-    ``source`` [rows, new columns] says which; rows are the dimension before, where one row may
-    stand for all.
+    ``source`` [rows, new columns] has their indices. The dimension before the columns is rows; it
+    may have size 1.
     """
     if isinstance(value, tuple):
         return tuple(columns_of(item, source, dim) for item in value)
@@ -208,7 +216,8 @@ def columns_of(value: Any, source: torch.Tensor, dim: int) -> Any:
 
 
 def names_by_column(arguments: Mapping[str, Any], columns: int) -> list[str]:
-    """The arguments that hold tensors with so many columns, in a dimension past the first."""
+    """Return the names of arguments with a tensor of size ``columns`` in a dimension after the
+    first."""
 
     def by_column(value: Any) -> bool:
         if isinstance(value, (tuple, list)):

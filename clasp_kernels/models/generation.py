@@ -1,7 +1,7 @@
-"""The images and categories of one ``generate`` call, on their way to its first forward.
+"""Carry the images and categories of one ``generate`` call to its first forward.
 
-Images and categories go through ``generate`` in one object that transformers can neither expand
-for beams, encode ahead of the prefill, move nor copy; each image is encoded and pruned once.
+Both are wrapped in one object that transformers does not expand for beams, encode before the
+prefill, move or copy. So each image is encoded and pruned once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-#: The keyword under which the object travels, from ``generate`` to ``forward``.
+#: The keyword argument that passes the object from ``generate`` to ``forward``.
 GENERATION = "clasp_generation"
 
 
@@ -19,19 +19,19 @@ class Generation:
     """The images of one ``generate`` call and the category of each of its prompts."""
 
     visuals: dict[str, Any]
-    """The arguments of forward that hold images and videos, and what belongs to them."""
+    """Forward's arguments that hold images and videos, with their sizes and the like."""
     categories: tuple[str, ...]
     columns: int
-    """Of the prompts, as ``generate`` was given them."""
+    """Columns of the prompts that ``generate`` was given."""
     appended: int = 0
-    """How many columns have been generated, or drafted, before the forward that comes next."""
+    """Columns that were generated or drafted before the next forward."""
     reached: bool = False
-    """Whether a forward of ours has seen it."""
+    """Whether the patched forward has received this object."""
 
     def check_reached(self) -> None:
         """
         Raises:
-            RuntimeError: the first forward was not ours, so the images were never seen.
+            RuntimeError: the first forward was not the patched one, so the images were not used.
         """
         if not self.reached:
             raise RuntimeError(
@@ -40,7 +40,7 @@ class Generation:
             )
 
     def repeats(self, rows: int) -> int:
-        """Rows per prompt: beams or returned sequences."""
+        """Return the rows per prompt (beams or returned sequences)."""
         repeats, rest = divmod(rows, len(self.categories))
         if rest:
             raise ValueError(
@@ -50,13 +50,13 @@ class Generation:
         return repeats
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Generation:
-        return self  # what drafts tokens copies every keyword of the model that it drafts for
+        return self  # assisted generation deep-copies the model's keyword arguments
 
 
 class ImageDrafter:
-    """An assistant model as ``generate`` sees it; the assistant itself is not touched.
+    """Wrap the assistant model of ``generate``; the assistant itself is not changed.
 
-    The assistant gets the images as every unpruned model does, if it takes images at all.
+    The wrapper passes the plain image arguments to an assistant that takes images.
     """
 
     def __init__(self, assistant: Any, generation: Generation) -> None:
@@ -67,11 +67,11 @@ class ImageDrafter:
         return getattr(vars(self)["_assistant"], name)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """The assistant's own ``generate``, with images in place of the travelling object."""
-        # Encodings are kept in a dictionary that both models would write to.
+        """Call the assistant's ``generate`` with plain images instead of the ``Generation``."""
+        # Without the pop, both models would write their encodings to one dictionary.
         for of_the_other_model in (GENERATION, "mm_encoder_outputs"):
             kwargs.pop(of_the_other_model, None)
         takes = inspect.signature(self._assistant.forward).parameters
         images = {name: value for name, value in self._images.items() if name in takes}
-        # Some releases hand on what belongs to images and holds no pixels.
+        # Some releases pass image arguments other than pixels themselves; ours replace them.
         return self._assistant.generate(*args, **{**kwargs, **images})

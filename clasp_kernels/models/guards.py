@@ -1,4 +1,4 @@
-"""What a patched model refuses before anything runs, because pruning could not follow it."""
+"""Checks that refuse unsupported calls of a patched model before anything runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clasp_kernels.models.prefill import check_attention_mask, check_dtype, inpu
 
 
 def guard_images(inner: Any, pixel_arguments: Sequence[str]) -> tuple[Any, MethodPatches]:
-    """Patches of the model inside, which encodes images by itself, and would not prune them."""
+    """Patch the inner model's forward to refuse pixels, which it would encode without pruning."""
     signature = method_signature(inner, "forward")
     names = tuple(signature.parameters)
     guarded = partial(_forward_without_images, names, tuple(pixel_arguments))
@@ -44,20 +44,21 @@ def _forward_without_images(
 
 
 def check_generate(model: Any, arguments: Mapping[str, Any]) -> None:
-    """Settings of ``generate`` that pruning cannot honour, and a mask of another shape."""
+    """Raise a ValueError for ``generate`` settings or a mask that pruning does not support."""
     implementation = setting(model, arguments, "cache_implementation")
     if implementation == "paged":
         raise ValueError("cache_implementation must not be 'paged' where images are pruned")
     rows, columns = prompt_shape(arguments)
     mask = arguments.get("attention_mask")
     seen = CachedPast.of(arguments.get("cache")).full_seen
-    # Of a later turn the caller may give all ids, or those that are new.
+    # In a later turn, input_ids may be the whole conversation or only the new ids. The mask covers
+    # the whole conversation either way.
     if mask is not None and getattr(mask, "shape", None) != (rows, columns + seen):
         check_attention_mask(mask, rows, columns)
 
 
 def check_weights(model: Any) -> None:
-    """Embeddings and vision tower must be there, or be brought in when they run."""
+    """Check that embeddings and vision tower are loaded, or have a hook that loads them."""
     check_dtype(model.get_input_embeddings().weight.dtype)
     for part in (model.get_input_embeddings(), image_tower(model)):
         if not any(weight.is_meta for weight in part.parameters()):
@@ -71,13 +72,13 @@ def check_weights(model: Any) -> None:
 
 
 def setting(model: Any, arguments: Mapping[str, Any], name: str) -> Any:
-    """What ``generate`` goes by: its own argument, the given config's, or the model's."""
+    """Return a setting of ``generate``: its argument, else the given config's, else the model's."""
     value = given_setting(arguments, name)
     return getattr(model.generation_config, name, None) if value is None else value
 
 
 def given_setting(arguments: Mapping[str, Any], name: str) -> Any:
-    """What the caller of ``generate`` asks for: its own argument, or the given config's."""
+    """Return a setting that the caller of ``generate`` gave: its argument, else the config's."""
     value = arguments.get(name)
     return getattr(arguments.get("generation_config"), name, None) if value is None else value
 
@@ -88,7 +89,7 @@ def prompt_ids(arguments: Mapping[str, Any]) -> torch.Tensor | None:
 
 
 def prompt_shape(arguments: Mapping[str, Any]) -> tuple[int, int]:
-    """Rows and columns of the prompt that ``generate`` was given."""
+    """Return rows and columns of the prompt that ``generate`` was given."""
     embeds = arguments.get("inputs_embeds")
     prompt = {"input_ids": prompt_ids(arguments)} if embeds is None else {"inputs_embeds": embeds}
     rows, columns, _ = input_shape(prompt)
@@ -96,7 +97,10 @@ def prompt_shape(arguments: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def check_forward(model: Any) -> None:
-    """Whether ``generate`` will hand on what ours needs, which it looks up in the signature."""
+    """Raise a RuntimeError if ``generate`` would not pass our keyword on to ``forward``.
+
+    ``generate`` only accepts keywords that it finds in forward's signature.
+    """
     if GENERATION not in inspect.signature(model.forward).parameters:
         raise RuntimeError(
             f"{type(model).__name__}.forward was replaced after apply_clasp by one that does not "
@@ -106,7 +110,7 @@ def check_forward(model: Any) -> None:
 
 
 def refuse_chunks(model: Any, arguments: Mapping[str, Any], has_images: bool) -> None:
-    """Chunks are cut by the length of the cache, which is not where a pruned prompt ends."""
+    """Refuse chunked prefill: chunks start at the cache length, which counts pruned columns."""
     if not has_images and not PrunedHistory.of(arguments.get("cache")):
         return
     size = setting(model, arguments, "prefill_chunk_size")
@@ -118,11 +122,11 @@ def refuse_chunks(model: Any, arguments: Mapping[str, Any], has_images: bool) ->
 
 
 def encoded_images(inputs: Mapping[str, Any]) -> bool:
-    """Whether the caller encoded images, or videos, instead of giving their pixels."""
+    """Return whether the caller passed encoded images or videos instead of pixels."""
     outputs = inputs.get("mm_encoder_outputs")
     if isinstance(outputs, Mapping):
         return any(outputs.get(kind) is not None for kind in ("image", "video"))
-    # Some families take features as one tensor, which a release calls image_hidden_states.
+    # Some families take one tensor of features, called image_hidden_states in some releases.
     return outputs is not None or inputs.get("image_hidden_states") is not None
 
 

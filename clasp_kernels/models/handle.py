@@ -1,4 +1,4 @@
-"""What ``apply_clasp`` gives back."""
+"""The handle that ``apply_clasp`` returns."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from clasp_kernels.policy import Profile
 
 
 class ClaspHandle:
-    """Holds a model that prunes. As a context manager it removes itself at the end."""
+    """Handle of a patched model. As a context manager it calls ``remove()`` on exit."""
 
     def __init__(self, model: Any, runtime: ClaspRuntime, profile: Profile) -> None:
-        """Patch the model. The handle owns the patches."""
+        """Patch the model."""
         self.model = model
         self.profile = profile
         self._runtime = runtime
@@ -37,22 +37,24 @@ class ClaspHandle:
 
     @property
     def last(self) -> PrefillRecord | None:
-        """The last prefill that had images, or None before the first."""
+        """The record of the last prefill with images, or None before the first."""
         return self._runtime.last
 
     @property
     def adapter(self) -> Adapter:
-        """What is the model family's own: which images and videos inputs hold, and where in them
-        visual tokens are."""
+        """The adapter of the model family. It knows which images and videos the inputs hold, and
+        where the visual tokens are in them."""
         return self._runtime.adapter
 
     def remove(self) -> None:
-        """Give the model its own methods back; doing so again changes nothing.
+        """Restore the model's own methods. A second call does nothing.
 
-        What others have wrapped around them since (mixed precision, device hooks) stays.
+        Wrappers that others have put around the methods since (mixed precision, device hooks)
+        stay.
 
         Raises:
-            RuntimeError: the model is generating in another thread, which would go on unpatched.
+            RuntimeError: ``generate`` is running, here or in another thread, and would continue
+                unpatched.
         """
         self._patches.remove(self.model)
 
@@ -69,14 +71,14 @@ class ClaspHandle:
     ) -> None:
         try:
             self.remove()
-        except RuntimeError as busy:  # must not take the place of what went wrong in the block
+        except RuntimeError as busy:  # must not replace an exception raised in the block
             if error is None:
                 raise
             warn_caller(f"the model stays patched: {busy}")
 
 
 def _parts(model: Any, runtime: ClaspRuntime) -> Iterator[tuple[Any, MethodPatches]]:
-    """Patch what is patched inside a model, one after the other."""
+    """Patch the inner modules one by one, and yield each with its patches."""
     adapter = runtime.adapter
     yield guard_images(adapter.inner_model(model), adapter.pixel_arguments)
     if runtime.seam is not None:

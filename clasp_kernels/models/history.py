@@ -1,10 +1,10 @@
-"""What a cache must remember of a pruned prompt, so that decoding goes on from it.
+"""The record of a pruned prompt that its KV cache carries, so that decoding can continue.
 
-The caller, ``generate`` included, goes on counting the columns of the prompt it gave; the cache
-holds fewer, and fewer still in layers past a stage of pruning. The difference travels with the
-cache object, never with the model: generations may be interleaved, caches copied, and a cache that
-is dropped takes its history along. Rows of a cache can be selected, repeated and reordered, and its
-end cropped: its history does the same.
+The caller (``generate`` included) counts the columns of the unpruned prompt. The cache holds fewer,
+and still fewer in layers after a pruning stage inside the decoder. The mapping is stored on the
+cache object, not on the model: generations can be interleaved, caches can be copied, and the record
+is freed with the cache. Selecting, repeating and reordering rows of the cache, and cropping its
+end, change the record in the same way.
 """
 
 from __future__ import annotations
@@ -25,40 +25,41 @@ _ATTRIBUTE = "_clasp_pruned_history"
 
 @dataclass(frozen=True)
 class PrunedHistory:
-    """How the columns of a conversation map to those in its cache, up to the last pruning.
+    """How the columns of a conversation map to the columns in its cache, up to the last pruning.
 
-    The default is the history of a cache that nothing was pruned from.
+    The default value means that nothing was pruned.
     """
 
     full_length: int = 0
     """Columns of the conversation, as the caller counts them."""
     pruned_length: int = 0
-    """Columns of it that the cache holds."""
+    """Columns that the cache holds for them."""
     text_tail: int = 0
-    """How many of the last columns are the same in both."""
+    """Number of last columns that are the same in both."""
     attention_mask: torch.Tensor | None = None
-    """[rows, pruned_length] bool; None where every column counts."""
+    """[rows, pruned_length] bool; None if no column is masked."""
     renumbering: torch.Tensor | None = None
-    """[rows, 1]: what positions="compact" takes off every later position; None for "original"."""
+    """[rows, 1]: subtracted from every later position id with positions="compact"; None with
+    "original"."""
     deeper: tuple[tuple[int, PrunedHistory], ...] = ()
-    """From which decoder layer on the cache holds fewer columns, and their history, by layer."""
+    """(first layer, history) of each group of later decoder layers that hold fewer columns."""
     spoiled: bool = False
-    """Whether a prefill failed on the way, so that nobody knows what the cache holds."""
+    """Whether a prefill failed midway, so the content of the cache is unknown."""
 
     @staticmethod
     def of(cache: Any) -> PrunedHistory:
-        """The history of a cache, or of no cache."""
+        """Return the history of a cache; ``cache`` may be None."""
         history: PrunedHistory = getattr(cache, _ATTRIBUTE, _NOTHING_PRUNED)
         return history
 
     def attach(self, cache: Any) -> None:
-        """Have a cache remember this, and follow what is done to the cache."""
+        """Store this history on a cache, and keep it up to date when the cache changes."""
         setattr(cache, _ATTRIBUTE, self)
         cache.__class__ = _pruned_class(_own_class(cache))
 
     @staticmethod
     def detach(cache: Any) -> None:
-        """Have a cache forget what it remembered."""
+        """Remove the history from a cache."""
         vars(cache).pop(_ATTRIBUTE, None)
         cache.__class__ = _own_class(cache)
 
@@ -67,24 +68,24 @@ class PrunedHistory:
 
     @property
     def firsts(self) -> tuple[int, ...]:
-        """The decoder layers from which on the cache holds other columns than before."""
+        """The first layer of each entry of ``deeper``."""
         return tuple(first for first, _ in self.deeper)
 
     def with_deeper(self, deeper: Iterable[tuple[int, PrunedHistory]]) -> PrunedHistory:
-        """This, of a cache whose later layers have histories of their own."""
+        """Return a copy with these (first layer, history) entries for later layers."""
         return replace(self, deeper=tuple(deeper))
 
     def at(self, layer: int) -> PrunedHistory:
-        """The history of one decoder layer."""
+        """Return the history of one decoder layer."""
         known = [history for first, history in self.deeper if first <= layer]
         return known[-1] if known else self.with_deeper(())
 
     def select_rows(self, rows: torch.Tensor) -> PrunedHistory:
-        """The history of these rows, [n] indices."""
+        """Return the history of these rows, [n] indices."""
         return self._of_rows(lambda values: values[rows.to(values.device)])
 
     def repeat_rows(self, repeats: int) -> PrunedHistory:
-        """The history with each row ``repeats`` times."""
+        """Return the history with each row repeated ``repeats`` times."""
         return self._of_rows(lambda values: values.repeat_interleave(repeats, dim=0))
 
     def _of_rows(self, change: Callable[[torch.Tensor], torch.Tensor]) -> PrunedHistory:
@@ -97,9 +98,9 @@ class PrunedHistory:
         )
 
     def crop(self, seen: int) -> PrunedHistory:
-        """The history once the cache is cropped to ``seen`` columns."""
+        """Return the history after the cache was cropped to ``seen`` columns."""
         cropped = self.pruned_length - seen
-        if not 0 < cropped <= self.text_tail:  # too much is refused where the cache is used
+        if not 0 < cropped <= self.text_tail:  # mask() refuses a crop past the text tail
             return self
         mask = self.attention_mask
         return replace(
@@ -117,7 +118,7 @@ class PrunedHistory:
     def check_rows(self, rows: int) -> None:
         """
         Raises:
-            ValueError: this remembers another number of rows than the ``rows`` it is used for.
+            ValueError: the history does not have ``rows`` rows.
         """
         for values in (self.attention_mask, self.renumbering):
             if values is not None and values.shape[0] != rows:
@@ -130,10 +131,10 @@ class PrunedHistory:
     def mask(
         self, full_mask: torch.Tensor | None, total: int, seen: int, rows: int
     ) -> torch.Tensor | None:
-        """The caller's mask over ``total`` columns, [rows, total], for the pruned cache.
+        """Convert the caller's mask [rows, total] to one over the pruned cache and the new columns.
 
-        None stands for all ones. The cache holds ``seen`` columns; where that is less than the
-        pruned prompt, speculative decoding has cropped it since.
+        None stands for all ones. The cache holds ``seen`` columns; that is less than
+        ``pruned_length`` if speculative decoding has cropped it.
         """
         self.check_rows(rows)
         cropped = max(0, self.pruned_length - seen)
@@ -158,7 +159,7 @@ class PrunedHistory:
         return torch.cat([head, tail], dim=1)
 
     def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """Position ids of columns after the pruned prompt, from the caller's count."""
+        """Convert the caller's position ids of columns after the pruned prompt."""
         if self.renumbering is None:
             return position_ids
         return position_ids - self.renumbering.to(position_ids.device)
@@ -167,16 +168,15 @@ class PrunedHistory:
 _NOTHING_PRUNED = PrunedHistory()
 
 
-# Whether a forward of a patched model is running.
+# True while a patched model runs its forward.
 _forwarding: ContextVar[bool] = ContextVar("clasp_kernels_forwarding", default=False)
 
 
 @contextmanager
 def reading(history: PrunedHistory) -> Iterator[None]:
-    """Let the cache of a pruned prompt be extended within a ``with`` block.
+    """Allow the cache of a pruned prompt to be extended within a ``with`` block.
 
-    Where nothing was pruned there is nothing to let, and no context variable to set, which
-    compiled code cannot.
+    If nothing was pruned, the context variable is not set, because compiled code cannot set one.
     """
     if not history:
         yield
@@ -189,12 +189,12 @@ def reading(history: PrunedHistory) -> Iterator[None]:
 
 
 class _PrunedCache:
-    """What a cache gets over its own class when it holds a pruned prompt."""
+    """Mixin that is put in front of a cache's own class while it holds a pruned prompt."""
 
     def update(self, *args: Any, **kwargs: Any) -> Any:
-        # Compiled regions cannot read a context variable; those of ours are entered by ours.
+        # Compiled code cannot read a context variable, so the check is skipped there.
         unread = not torch.compiler.is_compiling() and not _forwarding.get()
-        # A backward pass may run a forward again, whose activations were not kept.
+        # With gradient checkpointing, the backward pass runs forwards again, outside of reading().
         if unread and torch._C._current_graph_task_id() == -1:
             raise RuntimeError(
                 "past_key_values holds a pruned prompt, which only the model that apply_clasp "
@@ -240,9 +240,10 @@ class _PrunedCache:
 
 @cache
 def _pruned_class(own: type) -> type:
-    """The class of a pruned cache that was of class ``own``.
+    """Return the subclass of ``own`` with ``_PrunedCache`` mixed in.
 
-    Methods in the cache itself would hold it in a cycle, and be those of another in its copies.
+    Methods set on the instance would make a reference cycle, and a copied cache would call those
+    of the original.
     """
     names = {"__module__": own.__module__, "__qualname__": own.__qualname__}
     return type(own)(own.__name__, (_PrunedCache, own), names)
@@ -259,7 +260,7 @@ def _new_cache(own: type) -> Any:
 
 @dataclass(frozen=True)
 class CachedPast:
-    """What a cache holds when a forward begins."""
+    """The content of a cache when a forward begins."""
 
     history: PrunedHistory
     seen: int
@@ -267,9 +268,9 @@ class CachedPast:
 
     @classmethod
     def of(cls, cache: Any) -> CachedPast:
-        """Look at a cache, or at none. Waits for a static cache, whose length is on the device.
+        """Read a cache, or None. Synchronises for a static cache: its length is on the device.
 
-        A cache that was emptied for reuse loses its history here, before anything new is in it.
+        A cache that was emptied for reuse loses its history here, before it is filled again.
         """
         if cache is None or is_foreign_cache(cache):
             return cls(_NOTHING_PRUNED, 0)
@@ -285,24 +286,25 @@ class CachedPast:
 
     @classmethod
     def of_running(cls, cache: Any) -> CachedPast:
-        """Look at the cache of a generation that is past its first forward, without waiting."""
+        """Read the cache of a decode step without synchronising."""
         history = PrunedHistory.of(cache)
         seen = 0 if cache is None or is_foreign_cache(cache) else cache.get_seq_length()
-        # Where the length is on the device the cache is static. One column a step is never cropped,
-        # and that is all the length is asked for.
+        # A static cache has its length on the device. The length is only needed to detect a crop,
+        # and decoding one column per step never crops, so pruned_length stands in for it.
         return cls(history, history.pruned_length if isinstance(seen, torch.Tensor) else seen)
 
     @property
     def full_seen(self) -> int:
-        """The columns these stand for, as the caller counts them."""
+        """The number of columns in the cache as the caller counts them, dropped ones included."""
         return self.history.full_length + self.seen - self.history.pruned_length
 
     def at(self, layer: int) -> CachedPast:
-        """What one decoder layer of the cache holds: its columns since the prompt are all there."""
+        """Return the content of one decoder layer of the cache. All columns after the prompt are
+        in every layer."""
         history = self.history.at(layer)
         dropped = self.history.pruned_length - history.pruned_length
         return CachedPast(history, self.seen - dropped)
 
     def mask(self, full_mask: torch.Tensor | None, total: int, rows: int) -> torch.Tensor | None:
-        """The caller's mask over ``total`` columns, [rows, total], for the pruned cache."""
+        """Convert the caller's mask [rows, total] to one over the pruned cache and new columns."""
         return self.history.mask(full_mask, total, self.seen, rows)

@@ -1,4 +1,4 @@
-"""How much each column of a prompt is attended by its instruction: the salience of a stage."""
+"""The salience at a stage inside the decoder: attention from the instruction to each column."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from clasp_kernels.upload import upload
 
 @dataclass(frozen=True)
 class InstructionRows:
-    """The rows of each prompt whose attention counts: its last ones. The host knows them."""
+    """The query rows of each prompt whose attention is summed: its last ``counts`` rows."""
 
     stops: tuple[int, ...]
-    """After which column each prompt ends. What was generated since does not count."""
+    """The end of each prompt (exclusive), without generated columns."""
     counts: tuple[int, ...]
-    """How many rows count, at least 1."""
+    """Number of rows of each prompt, at least 1."""
 
 
 def instruction_salience(
     attention: CapturedAttention, rows: InstructionRows, cached: int, valid: torch.Tensor | None
 ) -> torch.Tensor:
-    """[prompts, columns] float32: the attention that each column gets from the rows that count.
+    """Return the attention from the instruction to each column, [prompts, columns] float32.
 
     Args:
-        attention: of one layer, a row per prompt; keys past the prompts' columns, as a static
-            cache has, are not looked at.
-        cached: the columns before the prompts'.
-        valid: [prompts, cached + columns] bool, False for padding; None if there is none.
+        attention: query and key of one layer, one row per prompt. Keys after the prompt's columns,
+            which a static cache has, are ignored.
+        rows: the query rows whose attention counts.
+        cached: number of cached columns before the prompts.
+        valid: [prompts, cached + columns] bool, False for padding; None without padding.
     """
     query, key = attention.query, attention.key
     assert query is not None and key is not None
@@ -38,7 +39,7 @@ def instruction_salience(
     device = query.device
     last = max(rows.stops)
     most = max(rows.counts)
-    # Prompts are shifted to the right, so that all end at the same column.
+    # Shift prompts to the right so that all end at the same column: then one query range fits all.
     shifts = [last - stop for stop in rows.stops]
     shift = upload(shifts, device)[:, None] if any(shifts) else None
     query, key = query[:, :, :last], key[:, :, : cached + last]
@@ -54,7 +55,7 @@ def instruction_salience(
     if valid is not None or any(count != most for count in rows.counts):
         row = torch.arange(most, device=device)
         counted = row >= most - upload(rows.counts, device)[:, None]
-        if valid is not None:  # what a mask hides within the instruction does not score either
+        if valid is not None:  # masked tokens within the instruction do not score either
             counted &= valid[:, -most:]
         weights = counted.float()
     salience = attention_salience(
@@ -74,6 +75,6 @@ def instruction_salience(
 
 
 def _shifted(states: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """[prompts, heads, columns, head_dim], each prompt moved to the right by its ``shift``."""
+    """Shift each prompt of [prompts, heads, columns, head_dim] to the right by its ``shift``."""
     source = (torch.arange(states.shape[2], device=states.device) - shift).clamp_min(0)
     return states.take_along_dim(source[:, None, :, None], dim=2)

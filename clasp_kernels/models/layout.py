@@ -1,4 +1,4 @@
-"""Which columns of a batch of prompts remain once visual tokens are dropped."""
+"""Compute which columns of a batch of prompts remain after visual tokens are dropped."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clasp_kernels.upload import upload
 
 
 def first_numbers(counts: Sequence[int]) -> list[int]:
-    """The number of each image's first token, where images have ``counts`` of them.
+    """Return the number of each image's first token, for images with ``counts`` tokens.
 
     >>> first_numbers([3, 2, 4])
     [0, 3, 5]
@@ -22,39 +22,39 @@ def first_numbers(counts: Sequence[int]) -> list[int]:
 
 @dataclass(frozen=True)
 class PromptImages:
-    """Where a batch of prompts has its images and videos. The host knows all but the tokens.
+    """Where the images and videos of a batch of prompts are. All but ``tokens`` is on the host.
 
-    Visual tokens are numbered through the batch, those of one image after those of another.
+    Visual tokens are numbered through the batch, image after image.
     """
 
     tokens: torch.Tensor
-    """[prompts, columns] int64: the number of the visual token in each column, -1 for others."""
+    """[prompts, columns] int64: the number of the visual token in each column, -1 for none."""
     counts: tuple[int, ...]
     """Visual tokens of each image."""
     rows: tuple[int, ...]
-    """The prompt that each image is in."""
+    """The prompt of each image."""
     kinds: tuple[str, ...]
-    """Whether each of them is an "image" or a "video"."""
+    """The kind of each image: "image" or "video"."""
     spans: tuple[tuple[int, int], ...]
-    """Each prompt's columns between its padding: start and stop."""
+    """Start and stop column of each prompt, without its padding."""
     last_images: tuple[int, ...]
-    """How many of each prompt's columns there are up to its last placeholder; 0 without one."""
+    """The column after each prompt's last placeholder; 0 without placeholders."""
     separators: torch.Tensor | None = None
-    """[prompts, columns] bool: the placeholders that are no visual tokens. None where all are."""
+    """[prompts, columns] bool: placeholders that are not visual tokens. None if there are none."""
 
     @property
     def text_tail(self) -> int:
-        """How many of the last columns hold no image, in any prompt."""
+        """Number of last columns that have no placeholder in any prompt."""
         return self.columns - max(self.last_images)
 
     @property
     def columns(self) -> int:
-        """Columns of the prompts, as they were given."""
+        """Columns of the unpruned prompts."""
         return self.tokens.shape[1]
 
     @property
     def per_prompt(self) -> tuple[int, ...]:
-        """How many images each prompt has."""
+        """Number of images of each prompt."""
         return tuple(self.rows.count(row) for row in range(len(self.spans)))
 
     @property
@@ -63,14 +63,14 @@ class PromptImages:
         return first_numbers(self.counts)
 
     def pruned_lengths(self, counts: Sequence[int]) -> list[int]:
-        """The columns of each prompt without padding once its images keep ``counts`` tokens."""
+        """Return each prompt's length without padding if its images keep ``counts`` tokens."""
         lengths = [stop - start for start, stop in self.spans]
         for row, count, before in zip(self.rows, counts, self.counts, strict=True):
             lengths[row] += count - before
         return lengths
 
     def pruned_width(self, counts: Sequence[int], *, keep_right: bool) -> int:
-        """The columns of the widest row, with the padding on the right that is to be kept."""
+        """Return the width of the longest row; with ``keep_right``, padding on the right counts."""
         return max(
             length + (self.columns - stop if keep_right else 0)
             for length, (_, stop) in zip(self.pruned_lengths(counts), self.spans, strict=True)
@@ -79,31 +79,31 @@ class PromptImages:
 
 @dataclass(frozen=True)
 class PrunedLayout:
-    """Where each remaining column came from. Rows are prompts.
+    """The remaining columns of each prompt, one row per prompt.
 
-    Rows are as wide as the longest is without its padding. A shorter row keeps as much padding as
-    it needs on the right and then on the left, and what it lacks is added on the left. Where
-    padding on the right is to be kept, all of it stays, so that the last columns remain the last.
-    Built on the device from lengths known on the host, so that nothing here waits.
+    The width is that of the longest pruned prompt without padding. A shorter row keeps its own
+    padding, first on the right, then on the left; if that is not enough, padding is added on the
+    left. If padding on the right must be kept, all of it stays, so that the last columns remain
+    the last. The tensors are built on the device from lengths on the host, without synchronising.
     """
 
     source: torch.Tensor
-    """[prompts, pruned length] int64: the column it was; 0 where ``is_added``."""
+    """[prompts, pruned length] int64: the column in the unpruned prompt; 0 if ``is_added``."""
     is_padding: torch.Tensor
-    """[prompts, pruned length] bool: padding that was there, or was added."""
+    """[prompts, pruned length] bool: the prompt's own padding, or added padding."""
     is_added: torch.Tensor
-    """[prompts, pruned length] bool: padding that was added."""
+    """[prompts, pruned length] bool: added padding only."""
     tokens: torch.Tensor
-    """[prompts, pruned length] int64: the number of a visual token that was kept, -1 for others."""
+    """[prompts, pruned length] int64: the number of the kept visual token, -1 if there is none."""
     dropped_before: torch.Tensor
-    """[prompts, pruned length] int64: visual tokens dropped to the left of it."""
+    """[prompts, pruned length] int64: number of visual tokens dropped before the column."""
     dropped: torch.Tensor
-    """[prompts, 1] int64: visual tokens dropped of each prompt."""
+    """[prompts, 1] int64: number of visual tokens dropped from each prompt."""
     stops: tuple[int, ...]
-    """After which column each prompt ends, its padding on the right not counted."""
+    """The end of each prompt (exclusive), without padding on the right."""
     has_padding: bool
     keeps_right: bool
-    """Whether the last columns are the prompt's last columns, in every row."""
+    """Whether the last columns of every row are the last columns of the unpruned prompt."""
 
     @property
     def length(self) -> int:
@@ -111,11 +111,11 @@ class PrunedLayout:
 
     @property
     def columns(self) -> torch.Tensor:
-        """[prompts, length]: the column each was, -1 for padding."""
+        """[prompts, length]: the column in the unpruned prompt, -1 for padding."""
         return self.source.masked_fill(self.is_padding, -1)
 
     def repeat(self, repeats: int) -> PrunedLayout:
-        """Each row ``repeats`` times, as beams and returned sequences are laid out."""
+        """Repeat each row ``repeats`` times, in the order of beams and returned sequences."""
         if repeats == 1:
             return self
         return PrunedLayout(
@@ -131,14 +131,17 @@ class PrunedLayout:
         )
 
     def take(self, columns: torch.Tensor, padding: int = 0) -> torch.Tensor:
-        """The remaining columns of [..., prompts or 1, columns], ``padding`` in those added."""
+        """Take the remaining columns of [..., prompts or 1, columns], ``padding`` if added."""
         source = self.source[(None,) * (columns.ndim - 2)]
         return columns.take_along_dim(source, dim=-1).masked_fill(self.is_added, padding)
 
     def columns_in(self, wider: PrunedLayout, columns: int) -> torch.Tensor:
-        """[prompts, length]: where each column is in a layout of the same ``columns`` that has
-        dropped fewer. Padding that is in this one alone is any column there."""
-        # What was added stands for no column: it goes to a slot past the end.
+        """Return the index of each column in a layout that has dropped fewer, [prompts, length].
+
+        Both layouts are of the same ``columns``. The index is arbitrary for padding that only this
+        layout has.
+        """
+        # Added padding is not a column of the prompt: it writes to an extra slot at the end.
         found = torch.where(wider.is_added, columns, wider.source)
         place = torch.arange(wider.length, device=found.device).expand_as(found)
         places = torch.zeros(len(found), columns + 1, dtype=torch.int64, device=found.device)
@@ -148,14 +151,14 @@ class PrunedLayout:
 def prune_columns(
     images: PromptImages, indices: torch.Tensor, counts: Sequence[int], *, keep_right: bool
 ) -> PrunedLayout:
-    """Lay out prompts of which each image keeps the visual tokens that ``indices`` names.
+    """Lay out prompts whose images keep the visual tokens ``indices``.
 
-    ``indices`` [images, R] are among an image's tokens, -1 for none; ``counts`` of them count.
+    ``indices`` [images, R] index the tokens of each image, padded with -1 after ``counts``.
     """
     tokens, columns = images.tokens, images.columns
     prompts, device, total = len(tokens), tokens.device, sum(images.counts)
 
-    # What is no token, -1, is numbered past the last, and stays.
+    # The extra last entry stands for -1 (no visual token): such columns are always kept.
     kept = torch.zeros(total + 1, dtype=torch.bool, device=device)
     numbers = torch.where(indices < 0, total, indices + upload(images.starts, device)[:, None])
     kept.index_fill_(0, numbers.flatten(), True)[-1:].fill_(True)
@@ -169,19 +172,19 @@ def prune_columns(
     for length, padding, (start, stop) in zip(lengths, on_right, images.spans, strict=True):
         new_stop = width - min(padding, width - length)
         edges.append((start, stop, new_stop - length, new_stop))
-    # [prompts, 1] each: between which columns a prompt was, and between which it will be.
+    # [prompts, 1] each: start and stop of the prompt before and after pruning.
     old_start, old_stop, new_start, new_stop = upload(edges, device).T.unsqueeze(-1)
 
     column = torch.arange(columns, device=device).expand(prompts, -1)
     keep = ~is_dropped & (column >= old_start) & (column < old_stop)
-    # What is not kept goes to a slot past the end, which is cut off again.
+    # Dropped columns write to an extra slot at the end, which is cut off.
     target = torch.where(keep, keep.cumsum(1) - 1 + new_start, width)
     source = torch.zeros(prompts, width + 1, dtype=torch.int64, device=device)
     source = source.scatter_(1, target, column)[:, :width]
 
     position = torch.arange(width, device=device)
     before, after = position < new_start, position >= new_stop
-    # Padding stays what it was, the nearest to the prompt first.
+    # Keep the prompt's own padding, nearest first. Indices below 0 are added padding.
     source = source.where(~before, position - new_start + old_start)
     source = source.where(~after, position - new_stop + old_stop)
     is_added, is_padding = source < 0, before | after

@@ -1,8 +1,8 @@
-"""Which columns of a pruned prompt may see each other: padding, packed samples, windows.
+"""Attention masks of a pruned prompt: padding, packed samples, sliding windows.
 
-Two things that forward reads between the lines are lost when columns go. Without a mask and a
-cache, it takes position ids that do not count up by one for several samples packed into a row. And
-layers with a sliding window count columns, not positions.
+Two assumptions of transformers break when columns are dropped. Without a mask and a cache, forward
+takes gaps in the position ids for borders between packed samples. And layers with a sliding window
+count columns, not positions.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from clasp_kernels.models.history import CachedPast
 from clasp_kernels.models.layout import PrunedLayout
 from clasp_kernels.upload import upload
 
-#: How FlashAttention is told where the samples of a row end.
+#: Forward's arguments that tell FlashAttention where the samples of a row end.
 FLASH_LENGTHS = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 
 
 def check_window(text_config: Any, columns: int) -> None:
     """
     Raises:
-        ValueError: so many columns, dropped ones counted, are more than a layer looks back. A
-            window that counts kept columns would reach further than the model's.
+        ValueError: ``columns`` (dropped ones included) exceeds the sliding window. The window would
+            count kept columns only, and so reach further back than in the unpruned model.
     """
     window = attention_window(text_config)
     if window is not None and columns > window:
@@ -53,18 +53,17 @@ def find_packed(
     compact: bool,
     staged: bool,
 ) -> torch.Tensor | None:
-    """The number of each column's sample, [rows, columns], where rows hold several samples.
+    """Return the sample number of each column, [rows, columns], or None if no samples are packed.
 
-    Found as the unpatched model finds them; None where a row is one sample. Waits for the device
-    where position ids are given.
+    Samples are detected as the unpatched model does. Synchronises if position ids are given.
 
     Raises:
-        ValueError: the model's attention, ``compact`` positions, or pruning that is ``staged``
-            inside the decoder, cannot have packed samples.
+        ValueError: samples are packed, and the model's layers or attention implementation,
+            ``compact`` positions, or pruning inside the decoder (``staged``) do not support it.
     """
     positions = inputs.get("position_ids")
     if positions is not None and positions.ndim == 3:
-        positions = positions[0] if len(positions) == 4 else None  # the first are those of text
+        positions = positions[0] if len(positions) == 4 else None  # the first axis is for text
     if positions is None:
         return None
     mask = inputs.get("attention_mask")
@@ -114,7 +113,7 @@ def find_packed(
 def prune_mask(
     attention_mask: torch.Tensor | None, layout: PrunedLayout, past: CachedPast, total: int
 ) -> torch.Tensor | None:
-    """[rows, cached and remaining columns]; None where every column counts."""
+    """Return the mask [rows, cached and remaining columns], or None if no column is masked."""
     mask = past.mask(attention_mask, total, layout.source.shape[0])
     if mask is None:
         if not layout.has_padding:
@@ -133,14 +132,15 @@ def masks_of_layers(
     queries: torch.Tensor,
     cache: Any,
 ) -> tuple[tuple[Any, ...], tuple[int, ...]]:
-    """The masks of decoder layers for new columns, where layers hold different columns, and for
-    each layer which of the masks is its own.
+    """Return the distinct masks of a decode step, and the index of each layer's mask.
 
-    Made ahead of the decoder, as it depends on lengths and values that compiled code should not
-    read. ``full_mask`` [rows, total] is the caller's, over all columns; ``queries`` [rows, new
-    columns, 0] gives the dtype and device.
+    For caches whose layers hold different columns. The masks are made before the decoder runs,
+    because they depend on lengths and values that compiled code should not read. ``full_mask``
+    [rows, total] is the caller's, over all columns; ``queries`` [rows, new columns, 0] gives the
+    dtype and device.
     """
-    fixed = getattr(cache, "is_compileable", False)  # of such, every layer has a mask anyway
+    # With a static cache every layer has a mask anyway, so checking for all ones gains nothing.
+    fixed = getattr(cache, "is_compileable", False)
     if full_mask is not None and not fixed and bool(full_mask.all()):
         full_mask = None
     different: list[Any] = []
@@ -164,17 +164,18 @@ def attention_arguments(
     text_config: Any,
     dtype: torch.dtype,
 ) -> dict[str, Any]:
-    """What forward must be told so that it reads nothing into the gaps between positions."""
+    """Return the mask arguments with which gaps in the position ids do not split the prompt."""
     rows, device = layout.source.shape[0], layout.source.device
     flash = uses_flash_attention(text_config)
     if packed is not None and not flash:
         return {"attention_mask": _packed_mask(layout.take(packed.to(device), -1), dtype)}
     if mask is None and inputs.get("cache") is None:
-        # With neither mask nor cache, every gap would start another sample.
+        # Without mask and cache, transformers starts a new sample at every gap.
         mask = layout.source.new_ones(rows, layout.length)
     arguments: dict[str, Any] = {"attention_mask": mask}
-    # FlashAttention's wrapper looks for gaps too, mask or not, unless told the lengths. Recurrent
-    # layers would take them for packed samples; their decoders get no positions to look at.
+    # FlashAttention's wrapper looks for gaps even with a mask, unless it is given the lengths.
+    # Recurrent layers would take the lengths for packed samples, so they do not get them; their
+    # decoders get no text position ids either (see prune_prompt).
     if rows == 1 and flash and not recurrent_kinds(text_config):
         lengths = [layout.length]
         if packed is not None:
@@ -184,7 +185,8 @@ def attention_arguments(
 
 
 def flash_lengths(lengths: Sequence[int], cached: int, device: torch.device) -> dict[str, Any]:
-    """How FlashAttention is told the new columns of each sample in a row, and the cached ones."""
+    """Return FlashAttention's length arguments for samples of ``lengths`` new columns, each after
+    ``cached`` columns."""
     arguments: dict[str, Any] = {}
     for side, before in (("q", 0), ("k", cached)):
         ends = [0]
@@ -196,12 +198,12 @@ def flash_lengths(lengths: Sequence[int], cached: int, device: torch.device) -> 
 
 
 def without_flash_lengths(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments without those that count the columns of a whole prompt's samples."""
+    """Return the arguments without FlashAttention's lengths, which are of the unpruned prompt."""
     return {name: value for name, value in inputs.items() if name not in FLASH_LENGTHS}
 
 
 def _packed_mask(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[rows, 1, columns, columns], added to scores: each column sees its own sample's past."""
+    """Return an additive block-causal mask, [rows, 1, columns, columns]."""
     columns = numbers.shape[1]
     seen = (numbers[:, :, None] == numbers[:, None, :]) & torch.ones(
         columns, columns, dtype=torch.bool, device=numbers.device

@@ -1,10 +1,9 @@
-"""The masking oracle: a model with dropped tokens masked, beside the same model pruned.
+"""The masking oracle: compare a pruned model with the unpatched model and a mask.
 
-A token that is dropped has the same effect as one that is there but masked as a key in every layer
-after. So the unpatched model, run by itself on the whole prompt with the dropped columns masked,
-layer by layer, must give the logits that the pruned model gives: at every token that survives, and
-at every step that is generated from the pruned cache. The oracle is told nothing but the columns
-that were kept at each stage.
+Dropping a token has the same effect as keeping it and masking it as a key in every later layer. So
+the unpatched model, run on the whole prompt with the dropped columns masked layer by layer, must
+give the same logits as the pruned model: for every remaining token, and for every decode step from
+the pruned cache. The oracle only knows which columns were kept at each stage.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.specimens import SPECIMENS
 from clasp_kernels.policy import CategoryPolicy, Profile, Schedule
 
-# The largest difference of logits that is right.
+# Largest accepted difference between logits.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 _SALIENCE_TOLERANCE = 1e-6
 _BUDGET = 0.25
@@ -45,46 +44,46 @@ class Comparison(NamedTuple):
 
     difference: float
     tolerance: float
-    """The largest difference that is right."""
+    """The largest accepted difference."""
     control: float
-    """The difference from an oracle that masks other tokens."""
+    """The difference from an oracle that masks other tokens than were dropped."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts, and what a pruned model is asked to do with them."""
+    """Prompts, and what a pruned model does with them."""
 
     name: str
     rows: tuple[tuple[int, ...], ...]
-    """For each prompt the number of words before, between and after its images."""
+    """For each prompt, the number of words before, between and after its images."""
     run: Callable[[Any, ClaspHandle, dict[str, torch.Tensor]], _Answer]
     schedule: Callable[[int], Schedule] = lambda num_layers: Schedule.input(_BUDGET)
-    """What is kept, in a decoder of so many layers."""
+    """Called with the number of decoder layers."""
 
     def fits(self, model: Any) -> bool:
-        """Whether the model can do it: some cannot be pruned inside the decoder."""
+        """Return False if the task prunes inside the decoder and the model does not support it."""
         config = model.config.get_text_config()
         return not refusal(config) or not any(self.schedule(config.num_hidden_layers).layers)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What the pruned model said, and where."""
+    """The output of the pruned model."""
 
     ids: torch.Tensor
-    """[rows, columns]: the prompt, and what was generated after it."""
+    """[rows, columns]: the prompt and the generated tokens."""
     logits: Sequence[tuple[int, int, torch.Tensor]]
-    """Row, column and logits, of every token compared."""
+    """(row, column, logits) of every compared token."""
 
 
 def compare_logits(family: str, build: Callable[[], Any], task: Task, relative: bool) -> Comparison:
-    """Run a task on a pruned model, and the oracle on the same model once it is unpatched.
+    """Run a task on the pruned model, then the oracle on the same model without the patches.
 
-    ``relative`` allows a difference in units of the largest logit, where that is above 1.
+    With ``relative``, the tolerance is multiplied by the largest logit if that is above 1.
 
     Raises:
-        AssertionError: other numbers of tokens were kept than asked for, or the unpatched model's
-            own logits did not come back. What the model raises passes through.
+        AssertionError: the number of kept tokens is wrong, or ``remove()`` did not restore the
+            model's own logits. Errors of the model itself pass through.
     """
     model = build()
     batch = _batch(family, model, task.rows)
@@ -124,9 +123,9 @@ def _check_counts(
     batch: dict[str, torch.Tensor],
     tokens: Sequence[int],
 ) -> None:
-    """The share of its tokens that the schedule names is kept of each image, and no more.
+    """Check that each image kept as many tokens as the schedule says.
 
-    ``tokens`` has those of each image.
+    ``tokens`` has the number of visual tokens of each image.
     """
     content = int(batch["attention_mask"].sum())
     if [stage.layer or 0 for stage in record.stages] != list(schedule.layers):
@@ -150,13 +149,13 @@ def _check_counts(
 
 
 def _features(model: Any, batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """[placeholders, text width] of each image: what the unpatched model puts there."""
+    """Return the unpatched model's features of each image, [placeholders, text width]."""
     features = model.get_image_features(**_images(batch), return_dict=True).pooler_output
     return list(features)
 
 
 def _is_token(model: Any, features: torch.Tensor) -> torch.Tensor:
-    """[placeholders] bool: which of an image's features stand for visual tokens."""
+    """Return which of an image's features are visual tokens, not newlines, [placeholders] bool."""
     newline = getattr(model.base_model, "image_newline", None)
     if newline is None:
         return torch.ones(len(features), dtype=torch.bool, device=features.device)
@@ -164,13 +163,13 @@ def _is_token(model: Any, features: torch.Tensor) -> torch.Tensor:
 
 
 def _tokens(model: Any, batch: dict[str, torch.Tensor]) -> list[int]:
-    """How many visual tokens the unpatched model makes of each image."""
+    """Return the number of visual tokens of each image in the unpatched model."""
     features = _features(model, batch)
     return [int(_is_token(model, of_image).sum()) for of_image in features]
 
 
 def _kept(record: PrefillRecord, batch: dict[str, torch.Tensor]) -> dict[int, torch.Tensor]:
-    """[prompts, columns] bool: the columns that are left from a decoder layer on, by layer."""
+    """Return the remaining columns, [prompts, columns] bool, by the first layer that has them."""
     prompts, columns = batch["input_ids"].shape
     kept = {0: torch.ones(prompts, columns, dtype=torch.bool)}
     for stage in record.stages:
@@ -183,7 +182,7 @@ def _kept(record: PrefillRecord, batch: dict[str, torch.Tensor]) -> dict[int, to
 def compare_salience(
     family: str, build: Callable[[], Any], build_eager: Callable[[], Any]
 ) -> Comparison:
-    """Whether pivots are the tokens that get most of the attention an eager model returns."""
+    """Compare the pivots with the tokens that get the most attention in an eager model."""
     specimen = SPECIMENS[family]
     model = build()
     batch = _batch(family, model, _PADDED)
@@ -200,7 +199,7 @@ def compare_salience(
 def compare_stage_salience(
     family: str, build: Callable[[], Any], build_eager: Callable[[], Any]
 ) -> Comparison:
-    """The same inside the decoder, where the prompt's last token attends to them."""
+    """Do the same inside the decoder, with the attention of the prompt's last token."""
     model = build()
     batch = _batch(family, model, _PADDED)
     indices = _pivots(family, model, batch, Schedule({2: _BUDGET}))
@@ -225,7 +224,7 @@ def compare_stage_salience(
 def _pivots(
     family: str, model: Any, batch: dict[str, torch.Tensor], schedule: Schedule
 ) -> torch.Tensor:
-    """[images, R]: the tokens kept where all of them are pivots."""
+    """Return the kept tokens, [images, R], of a profile that selects pivots only."""
     pivots_only = Profile(
         name="verification",
         model_type=family,
@@ -245,7 +244,7 @@ def _pivots(
 
 
 def _overlooked(salience: torch.Tensor, indices: torch.Tensor) -> float:
-    """By how much the best token that was dropped scores more than the worst that was kept."""
+    """Return how much the best dropped token scores above the worst kept one, at least 0."""
     kept = torch.zeros_like(salience, dtype=torch.bool)
     kept.scatter_(1, indices.where(indices >= 0, indices[:, :1]), True)
     worst_kept = salience.masked_fill(~kept, torch.inf).amin(1)
@@ -262,7 +261,7 @@ def _largest_difference(answer: _Answer, expected: torch.Tensor) -> float:
 
 
 def _exchanged(kept: torch.Tensor, is_image: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Other tokens kept in each row's images: one exchanged, or every one in low precision."""
+    """Swap kept and dropped visual tokens in each row: one in float32, else as many as possible."""
     kept = kept.clone()
     for row in range(len(kept)):
         inside = (kept[row] & is_image[row]).nonzero().flatten()
@@ -279,9 +278,9 @@ def _oracle(
     ids: torch.Tensor,
     kept: dict[int, torch.Tensor],
 ) -> torch.Tensor:
-    """[rows, columns, vocabulary]: the unpatched model's logits, what was not kept masked.
+    """Return the unpatched model's logits [rows, columns, vocabulary] with dropped columns masked.
 
-    ``kept`` [prompts, columns] says for each layer from which on it changes.
+    ``kept`` has the remaining columns, [prompts, columns] bool, by the first layer that has them.
     """
     prompts, length = batch["input_ids"].shape
     repeats = len(ids) // prompts
@@ -317,10 +316,10 @@ def _cut(
     seen: torch.Tensor,
     attention_mask: torch.Tensor,
 ) -> torch.Tensor:
-    """The same of a decoder with recurrent layers, in which no token can be masked.
+    """Do the same for a decoder with recurrent layers, in which no token can be masked.
 
-    Each row runs by itself, without padding, on the embeddings and positions of the columns that
-    are left of the whole prompt.
+    Each row runs by itself, without padding, on the embeddings and position ids of its remaining
+    columns.
     """
     positions = _positions(model, arguments, ids, attention_mask)
     given: list[torch.Tensor] = []
@@ -336,7 +335,7 @@ def _cut(
     ).logits
     hook.remove()
     [embeds] = given
-    logits = whole.clone()  # of columns that are not left nothing is asked
+    logits = whole.clone()  # dropped columns are never compared
     for row in range(len(ids)):
         [columns] = seen[row].nonzero(as_tuple=True)
         logits[row, columns] = model(
@@ -351,9 +350,9 @@ def _cut(
 def _masked_from(
     model: Any, seen: dict[int, torch.Tensor], kinds: dict[str, torch.Tensor]
 ) -> Iterator[None]:
-    """Have decoder layers see [rows, columns] of a prompt that is not cached, by first layer.
+    """Give decoder layers the masks in ``seen``, [rows, columns], by the first layer of each.
 
-    ``kinds`` are the kinds of its tokens, by argument of forward.
+    For prompts without a cache. ``kinds`` has their token types by argument of forward.
     """
     layers = decoder_layers(model) if seen else []
     firsts = sorted(seen)
@@ -378,14 +377,14 @@ def _masked_from(
 
 
 def _images(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The image arguments of a batch."""
+    """Return the image arguments of a batch."""
     return {name: batch[name] for name in batch if name not in _BY_COLUMN}
 
 
 def _repeat_images(
     model: Any, batch: dict[str, torch.Tensor], repeats: int
 ) -> dict[str, torch.Tensor]:
-    """Each prompt's images ``repeats`` times."""
+    """Repeat each prompt's images ``repeats`` times."""
     images = _images(batch)
     if repeats == 1:
         return images
@@ -403,14 +402,14 @@ def _repeat_images(
     order = [image for inside in prompts for _ in range(repeats) for image in inside]
     repeated = {}
     for name, value in images.items():
-        # Pixels may be packed, a row for each patch.
+        # Some families pack pixels, with a row for each patch.
         parts = value.split(sizes if sizes and len(value) != number else 1)
         repeated[name] = torch.cat([parts[image] for image in order])
     return repeated
 
 
 def _profile(family: str) -> Profile:
-    """Categories that keep different numbers of tokens, so that rows are ragged."""
+    """Return a profile whose categories keep different numbers of tokens, so rows are ragged."""
     return Profile(
         name="verification",
         model_type=family,
@@ -430,7 +429,7 @@ def _categories(batch: dict[str, torch.Tensor]) -> list[str]:
 
 
 def _batch(family: str, model: Any, rows: tuple[tuple[int, ...], ...]) -> dict[str, torch.Tensor]:
-    """Prompts of random words and images, padded on the left."""
+    """Make left-padded prompts of random words and random images."""
     generator = torch.Generator().manual_seed(1)
     config = model.config
     num_images = sum(len(runs) - 1 for runs in rows)
@@ -470,7 +469,7 @@ def _batch(family: str, model: Any, rows: tuple[tuple[int, ...], ...]) -> dict[s
 
 
 def _no_words(config: Any) -> set[int]:
-    """The placeholders of images and videos, and what stands around them."""
+    """Return the ids of image and video placeholders and of the tokens around them."""
     kinds = ("image", "video", "vision_start", "vision_end")
     names = [f"{kind}_token_id" for kind in kinds]
     ids = (getattr(config, name, None) for name in names)
@@ -478,7 +477,7 @@ def _no_words(config: Any) -> set[int]:
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model's inputs go: not where its weights are, if hooks bring those in."""
+    """Return the device for a model's inputs: the execution device of its hook if offloaded."""
     if model.device.type != "meta":
         return torch.device(model.device)
     hook = getattr(model, "_hf_hook", None)
@@ -490,7 +489,7 @@ def input_device(model: Any) -> torch.device:
 def _positions(
     model: Any, images: dict[str, torch.Tensor], ids: torch.Tensor, attention_mask: torch.Tensor
 ) -> torch.Tensor:
-    """[..., rows, columns]: the positions of prompts and what follows, padding not counted."""
+    """Return position ids [..., rows, columns] of prompts and answers. Padding is not counted."""
     specimen = SPECIMENS[model.config.model_type]
     if specimen.positions is None:
         return (attention_mask.cumsum(1) - 1).clamp_min(0)
@@ -504,7 +503,7 @@ def _prompt_positions(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tenso
 
 
 def _prefill(model: Any, handle: ClaspHandle, batch: dict[str, torch.Tensor]) -> _Answer:
-    """A plain forward: every token that survives."""
+    """Run a plain forward and compare every remaining token."""
     logits = model(
         **batch,
         position_ids=_prompt_positions(model, batch),
@@ -523,7 +522,7 @@ def _prefill(model: Any, handle: ClaspHandle, batch: dict[str, torch.Tensor]) ->
 def _generate(
     model: Any, handle: ClaspHandle, batch: dict[str, torch.Tensor], **settings: Any
 ) -> _Answer:
-    """``generate``: every step."""
+    """Run ``generate`` and compare every step."""
     out = model.generate(
         **batch,
         categories=_categories(batch),
@@ -547,9 +546,10 @@ def _generate(
 def _decode_by_hand(
     keyword: str, model: Any, handle: ClaspHandle, batch: dict[str, torch.Tensor]
 ) -> _Answer:
-    """Forwards with a cache that the caller hands on, under either of its names.
+    """Decode with plain forwards and the cache passed as ``keyword``, and compare every step.
 
-    A prompt alone may do without mask and positions, which are then counted by the cache.
+    A single prompt is run without mask and position ids, which the model then derives from the
+    cache.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     alone = len(ids) == 1
@@ -575,14 +575,14 @@ def _decode_by_hand(
 
 
 def _inside(num_layers: int) -> Schedule:
-    """Three stages inside the decoder, as far as it has layers for them."""
+    """Return up to three stages inside the decoder, as many as it has layers for."""
     layers = sorted({num_layers * quarter // 4 for quarter in (1, 2, 3)} - {0})
     shares = (0.5, 0.25, 0.125)
     return Schedule(dict(zip(layers, shares, strict=False)) or {0: _BUDGET})
 
 
 def _before_and_inside(num_layers: int) -> Schedule:
-    """A stage before the decoder, and one in the middle of it."""
+    """Return one stage before the decoder and one in its middle."""
     return Schedule({0: 0.5, **({num_layers // 2: 0.125} if num_layers > 1 else {})})
 
 

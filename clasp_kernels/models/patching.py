@@ -1,10 +1,10 @@
-"""Replacing methods of one model and attributes of its parts, and putting everything back.
+"""Replace methods of one model instance and attributes of its parts, reversibly.
 
-A patched model gets a class of its own, derived from the class it had, with the new methods in it.
-Methods of a class survive what others do to an instance. Copies, unpickled models and the replicas
-of DataParallel get them bound to themselves. accelerate and FSDP, which wrap, re-bind and unwrap
-``forward``, find an ordinary method. Whoever kept hold of one reaches the original through it once
-the patches are removed.
+The class of a patched model becomes a subclass of its own class that defines the new methods.
+Unlike methods set on an instance, methods of a class are bound to the copy, the unpickled model or
+the DataParallel replica that they are called on. accelerate and FSDP wrap, re-bind and unwrap
+``forward``, and find an ordinary method. A reference to a patched method that someone kept calls
+the original once the patches are removed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
 
-# The attribute under which a model holds its patches.
+# The attribute of a patched object that holds its MethodPatches.
 _RECORD = "_clasp_patches"
-# Where accelerate keeps the forward that a model's device hook wraps.
+# The attribute in which accelerate keeps the forward that a device hook wraps.
 _HOOKED = "_old_forward"
 
 Replacement = Callable[..., Any]
@@ -36,7 +36,7 @@ class Patch(NamedTuple):
 
 
 class AttributePatches:
-    """Attributes set on objects, over their classes' or over what they had of their own.
+    """Set attributes on instances, and restore what was there.
 
     >>> class Cat:
     ...     sound = "miaow"
@@ -47,13 +47,13 @@ class AttributePatches:
     """
 
     def __init__(self, patches: Sequence[Patch]) -> None:
-        """Set every attribute, or none and raise a TypeError."""
+        """Set every attribute. If one cannot be set, undo the others and raise a TypeError."""
         self._patches = list(patches)
         self._replaced = [vars(patch.target).get(patch.name, _ABSENT) for patch in patches]
         self.set()
 
     def set(self) -> None:
-        """Set every attribute, or none and raise a TypeError."""
+        """Set every attribute. If one cannot be set, undo the others and raise a TypeError."""
         for done, patch in enumerate(self._patches, start=1):
             setattr(patch.target, patch.name, patch.value)
             if not _is_in_place(patch):
@@ -65,14 +65,14 @@ class AttributePatches:
                 )
 
     def restore(self) -> None:
-        """Put back what was there. What someone else has set since stays."""
+        """Restore the previous values. An attribute that someone else has set since stays."""
         for patch, replaced in zip(self._patches, self._replaced, strict=True):
             if _is_in_place(patch):
                 _put_back(patch, replaced)
 
 
 class MethodPatches:
-    """Methods of one object replaced, and attributes of others with them.
+    """Replace methods of one object, together with attributes of other objects.
 
     >>> class Cat:
     ...     def speak(self): return "miaow"
@@ -85,7 +85,8 @@ class MethodPatches:
 
     @staticmethod
     def of(target: object) -> MethodPatches | None:
-        """The patches that an object carries, be it a copy of the one they were made for."""
+        """Return the installed patches of an object, or None. A copy of a patched object has them
+        too."""
         patches: MethodPatches | None = vars(target).get(_RECORD)
         if patches is None or not patches.installed:
             return None
@@ -102,16 +103,17 @@ class MethodPatches:
         check: Callable[[], None] | None = None,
         token: str | None = None,
     ) -> None:
-        """Replace every method and set every attribute, or do nothing and raise a TypeError.
+        """Replace every method and set every attribute, or change nothing and raise a TypeError.
 
-        ``signatures`` are those that the methods show, without ``self``. ``parts`` are other
-        objects and their patches, which come and go with these; those made before one that raises
-        are removed. ``check`` raises where they may not go now. Objects of one class whose patches
-        have one ``token``, and the same methods, share the class they get, and with it what is
-        compiled of it.
+        ``signatures`` are the signatures that the new methods show, without ``self``. ``parts``
+        yields other objects with their patches, which are removed together with these; if one of
+        them raises, those already made are removed. ``check`` is called before removal and raises
+        if the patches must stay for now. Objects of one class with the same ``token`` and methods
+        share one patched class, so code that is compiled for it is shared too.
         """
         self.installed = False
-        self._owner: weakref.ref[Any] | None = weakref.ref(target)  # a cycle would keep it alive
+        # A strong reference would make a cycle and keep the target alive.
+        self._owner: weakref.ref[Any] | None = weakref.ref(target)
         self._token = token or uuid.uuid4().hex
         self._methods = dict(methods)
         self._signatures = dict(signatures)
@@ -133,11 +135,11 @@ class MethodPatches:
             raise
 
     def remove(self, target: Any) -> None:
-        """Give an object that carries these patches its own methods and attributes back.
+        """Restore the own methods and attributes of an object that carries these patches.
 
-        That is their owner or a shallow copy of it, as deep copies have patches of their own. A
-        wrapper that was put around a method since stays, and then wraps the original. Doing so
-        again changes nothing.
+        ``target`` is the owner or a shallow copy of it; deep copies have patches of their own. A
+        wrapper that was put around a method since stays, and then wraps the original. A second
+        call does nothing.
         """
         if self._claim(target):
             if self.installed and self._check is not None:
@@ -150,7 +152,7 @@ class MethodPatches:
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
-        """The owner as it was, for the length of a ``with`` block: our methods only hand on."""
+        """Disable the patches within a ``with`` block: the methods call the originals."""
         if self._check is not None:
             self._check()
         self._attributes.restore()
@@ -165,21 +167,23 @@ class MethodPatches:
                 patches.installed = True
 
     def _claim(self, target: Any) -> bool:
-        """Whether an object owns these patches. Of copied patches, it is who first asks."""
+        """Return whether an object owns these patches. Copied patches have no owner yet: the first
+        object that asks becomes it."""
         if self._owner is None or self._owner() is None:
             self._owner = weakref.ref(target)
         return self._owner() is target
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_owner": None}  # a weak reference would name the first owner
+        return {**vars(self), "_owner": None}  # the copy of these patches gets another owner
 
     def _install(self, target: Any) -> None:
         own, of_its_own = type(target), vars(target)
-        # An object has methods of its own where others wrapped them, as device hooks do.
+        # Methods on the instance are wrappers that others have set, such as device hooks.
         set_aside = {name: of_its_own[name] for name in self._methods if name in of_its_own}
         hooked = "forward" in set_aside and _is_bound(of_its_own.get(_HOOKED), target, own.forward)
         if hooked:
-            del set_aside["forward"]  # the hook stays around ours, which needs what it brings in
+            # The hook must wrap the new forward too, which needs the weights that it loads.
+            del set_aside["forward"]
         try:
             target.__class__ = _patched_class(own, self._token, self._signatures)
         except TypeError as error:
@@ -199,13 +203,13 @@ class MethodPatches:
         patched = self._class_of(target)
         if _is_bound(of_its_own.get(_HOOKED), target, getattr(patched, "forward", None)):
             _rehook(target, getattr(patched.__base__, "forward", None))
-        # If FSDP has derived a class from ours, ours stays between and hands on to the original.
+        # If FSDP has subclassed the patched class, it stays in the MRO and calls the original.
         if patched is type(target):
             target.__class__ = patched.__base__
         wrapped = any(name in of_its_own for name in self._set_aside)
         for name, value in self._set_aside.items():
             of_its_own.setdefault(name, value)
-        if wrapped:  # the wrapper leads to our method, and that to what was set aside
+        if wrapped:  # the wrapper calls the patched method, which looks up _set_aside in the record
             return
         if self._earlier is None:
             del of_its_own[_RECORD]
@@ -213,34 +217,34 @@ class MethodPatches:
             of_its_own[_RECORD] = self._earlier
 
     def _class_of(self, target: Any) -> type | None:
-        """The class that these patches gave an object, if it still has it."""
+        """Return the patched class from the object's MRO, or None."""
         classes = type(target).__mro__
         return next((known for known in classes if vars(known).get(_RECORD) == self._token), None)
 
     def _is_put_back(self, target: Any, name: str, value: Any) -> bool:
-        """Whether someone sets a method to what is there without them: ours, or the original."""
+        """Return whether ``value`` undoes a wrapper: it is the patched method or the original."""
         patched = self._class_of(target)
         assert patched is not None, "asked by a method of that class"
         original, set_aside = getattr(patched.__base__, name), self._set_aside.get(name, _ABSENT)
         if isinstance(value, MethodType) and isinstance(value.__func__, MethodType):
-            # accelerate unwraps a method as far as it can, and binds what it finds to the model.
+            # accelerate unwraps a method as far as it can, and binds the result to the model again.
             value, wrapped = value.__func__, set_aside
             while hasattr(wrapped, "__wrapped__") and wrapped is not original:
                 wrapped = wrapped.__wrapped__
             if wrapped is original:
                 self._set_aside.pop(name)
         if _is_bound(value, target, original):
-            self._set_aside.pop(name, None)  # as device hooks do when they are removed
+            self._set_aside.pop(name, None)  # a removed device hook sets the original again
             return True
         return value is set_aside or _is_bound(value, target, vars(patched)[name])
 
 
-# By token, so that copies of an object share its class.
+# Patched classes by token. Copies of an object share its class.
 _classes: weakref.WeakValueDictionary[str, type] = weakref.WeakValueDictionary()
 
 
 def _patched_class(own: Any, token: str, signatures: Mapping[str, inspect.Signature]) -> type:
-    """A class derived from ``own``, with a method in place of each that has a signature here."""
+    """Return a subclass of ``own`` that overrides each method in ``signatures``."""
     if token in _classes:
         return _classes[token]
 
@@ -288,7 +292,7 @@ def _method(own: Any, token: str, name: str, shown: inspect.Signature) -> Callab
                 return patches._methods[name](self, original, *args, **kwargs)
         return original(*args, **kwargs)
 
-    # No __wrapped__: whoever unwraps a method that was wrapped since must stop here.
+    # No __wrapped__: code that unwraps a wrapper around this method must stop at this method.
     method.__name__ = name
     method.__qualname__ = f"{own.__qualname__}.{name}"
     method.__doc__ = getattr(own, name).__doc__
@@ -305,7 +309,7 @@ def _is_bound(method: Any, target: Any, function: Any) -> bool:
 
 
 def _rehook(target: Any, function: Any) -> None:
-    """Have a device hook run another forward, and show its signature."""
+    """Make a device hook call another forward and show its signature."""
     method = MethodType(function, target)
     vars(target)[_HOOKED] = method
     if hasattr(vars(target).get("forward"), "__wrapped__"):
@@ -313,7 +317,7 @@ def _rehook(target: Any, function: Any) -> None:
 
 
 def _carried(target: Any, token: str) -> MethodPatches | None:
-    """The patches of an object that a method belongs to, removed ones included."""
+    """Return the patches with this ``token``, installed or removed, or None."""
     patches: MethodPatches | None = target.__dict__.get(_RECORD)
     while patches is not None and patches._token != token:
         patches = patches._earlier
@@ -321,7 +325,7 @@ def _carried(target: Any, token: str) -> MethodPatches | None:
 
 
 class _Absent:
-    """Marks an attribute that an object did not have of its own; a copy of it is itself."""
+    """Marks an attribute that an instance did not have. A copy of the marker is the marker."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Absent:
         return self

@@ -1,4 +1,4 @@
-"""One prefill with images: the caller's forward arguments, and those of the pruned prompt."""
+"""Check the forward arguments of one prefill, and build those of the pruned prompt."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class PrunedPrompt:
-    """What the language model gets instead, and what its cache has to remember."""
+    """The pruned prompt, and the history that its cache must carry."""
 
     inputs: dict[str, Any]
     layout: PrunedLayout
     """One row per prompt, before beams repeat them."""
     history: PrunedHistory
     features: Mapping[str, Sequence[torch.Tensor]]
-    """[kept tokens, text width] of each image and of each video, by kind, in the order of the rows
-    that the language model sees."""
+    """[kept tokens, text width] of each image and each video, by kind, in the order of the language
+    model's rows."""
 
 
 def find_images(
     adapter: Adapter, embed: torch.nn.Module, inputs: dict[str, Any], repeats: int
 ) -> PromptImages:
-    """Find the placeholders and check that they match the images. Waits for ``input_ids``."""
+    """Find the placeholders and check that they match the images. Synchronises ``input_ids``."""
     groups = adapter.groups(inputs)
     kinds = [_placeholders(inputs, embed, group.token_id)[::repeats] for group in groups]
-    is_placeholder = torch.stack(kinds).any(0)  # repeated rows have theirs in the same columns
+    is_placeholder = torch.stack(kinds).any(0)  # one row per prompt: repeated rows are the same
     attention_mask = inputs.get("attention_mask")
     rows, columns = is_placeholder.shape
     is_content = torch.ones_like(is_placeholder)
@@ -70,7 +70,7 @@ def find_images(
     for group, kind, in_rows in zip(groups, kinds, found, strict=True):
         prompts += _prompts_of(group, in_rows)
         names += [group.kind] * len(group.counts)
-        # Row-major order over placeholders is image after image.
+        # Placeholders in row-major order belong to image after image.
         number = kind.flatten().cumsum(0).view_as(kind) - 1
         if any(group.separators):
             number = _token_numbers(group, number.device)[number.clamp_min(0)]
@@ -90,7 +90,7 @@ def find_images(
 
 
 def _token_numbers(group: VisualGroup, device: torch.device) -> torch.Tensor:
-    """[placeholders]: which visual token each placeholder of a group stands for, -1 for none."""
+    """Return the visual token of each placeholder of a group, [placeholders], -1 for separators."""
     starts = first_numbers(group.placeholders)
     between = [
         start + place
@@ -103,7 +103,7 @@ def _token_numbers(group: VisualGroup, device: torch.device) -> torch.Tensor:
 
 
 def _placeholders(inputs: Mapping[str, Any], embed: torch.nn.Module, token_id: int) -> torch.Tensor:
-    """[rows, columns] bool: where a prompt has a placeholder."""
+    """Return where the prompts have the placeholder ``token_id``, [rows, columns] bool."""
     input_ids = inputs.get("input_ids")
     if input_ids is not None:
         found: torch.Tensor = input_ids == token_id
@@ -114,7 +114,7 @@ def _placeholders(inputs: Mapping[str, Any], embed: torch.nn.Module, token_id: i
 
 
 def _prompts_of(group: VisualGroup, placeholders: Sequence[int]) -> list[int]:
-    """Which prompt each image is in, by how many ``placeholders`` each prompt has.
+    """Return the prompt of each image, from the number of ``placeholders`` in each prompt.
 
     Raises:
         ValueError: images and placeholders do not match.
@@ -156,7 +156,7 @@ def _prompts_of(group: VisualGroup, placeholders: Sequence[int]) -> list[int]:
 def check_dtype(dtype: torch.dtype) -> None:
     """
     Raises:
-        ValueError: no op computes in this dtype.
+        ValueError: the ops do not support this dtype.
     """
     if dtype not in _DTYPES:
         names = " or ".join(map(str, _DTYPES))
@@ -164,7 +164,7 @@ def check_dtype(dtype: torch.dtype) -> None:
 
 
 def check_inputs(inputs: dict[str, Any], adapter: Adapter, past: CachedPast) -> None:
-    """What a prefill with images needs of forward's arguments, whatever the model family."""
+    """Check the arguments of forward that do not depend on the model family."""
     rows, length, _ = input_shape(inputs)
     cache = inputs.get("cache")
     if is_foreign_cache(cache):
@@ -182,7 +182,7 @@ def check_logits_to_keep(
 ) -> None:
     """
     Raises:
-        ValueError: the last columns asked for are not the last columns of a pruned prompt.
+        ValueError: the requested last columns include columns that are dropped.
     """
     wanted = as_int(inputs.get("logits_to_keep")) or 0
     dropped = sum(counts) < sum(images.counts)
@@ -208,13 +208,13 @@ def prune_prompt(
     repeats: int,
     compact: bool,
 ) -> PrunedPrompt:
-    """Forward arguments without the dropped columns. ``inputs`` is left as it is.
+    """Build forward's arguments without the dropped columns. ``inputs`` is not changed.
 
-    ``positions`` [..., 1 or rows, columns] are those of the prompts, given or counted.
-    ``packed`` [rows, columns] numbers the samples that a row holds, None where it holds one.
+    ``positions`` [..., 1 or rows, columns] are the position ids of the unpruned prompts. ``packed``
+    [rows, columns] is the sample number of each column, None if rows hold one sample each.
     """
     indices = kept.indices.to(images.tokens.device)
-    # Who asks for the last columns counts padding, which then stays.
+    # logits_to_keep counts padding on the right, so that padding must stay.
     layout = prune_columns(
         images, indices, kept.counts, keep_right=bool(inputs.get("logits_to_keep"))
     )
@@ -247,7 +247,8 @@ def prune_prompt(
 
     positions = _prune_positions(positions, rows_layout, past, compact)
     if len(positions) == 4 and recurrent_kinds(text_config):
-        positions = positions[1:]  # in the first, those of text, gaps would start new samples
+        # Without the text axis: recurrent layers would start a new sample at each of its gaps.
+        positions = positions[1:]
     attention = attention_arguments(
         inputs, mask, packed, rows_layout, past, text_config=text_config, dtype=embeds.dtype
     )
@@ -261,7 +262,7 @@ def prune_prompt(
     }
     if inputs.get("logits_to_keep") is not None:
         pruned["logits_to_keep"] = as_int(inputs["logits_to_keep"])
-    # No release reads the cache's position.
+    # No supported release reads cache_position.
     for spent in ("input_ids", *visual_arguments, "cache_position"):
         pruned.pop(spent, None)
     by_image = features.split(list(kept.counts))
@@ -294,7 +295,7 @@ def _prune_positions(
 
 
 def input_shape(inputs: Mapping[str, Any]) -> tuple[int, int, torch.device]:
-    """Rows, columns and device of the tokens a forward is given."""
+    """Return rows, columns and device of the tokens in forward's arguments."""
     tokens, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if (tokens is None) == (embeds is None):
         raise ValueError("pass exactly one of input_ids and inputs_embeds")
@@ -308,7 +309,7 @@ def input_shape(inputs: Mapping[str, Any]) -> tuple[int, int, torch.device]:
 
 
 def check_attention_mask(attention_mask: Any, rows: int, columns: int) -> None:
-    """The mask must be 2D over every column so far; None passes."""
+    """Raise a ValueError if the mask is not [rows, columns] over all columns so far, or None."""
     if attention_mask is None:
         return
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
@@ -331,9 +332,10 @@ def check_attention_mask(attention_mask: Any, rows: int, columns: int) -> None:
 def feature_rows(
     images: PromptImages, indices: torch.Tensor, counts: Sequence[int]
 ) -> torch.Tensor:
-    """[visual tokens + 1]: from a token's number to its row in ``KeptTokens.flat``, if it is kept.
+    """Return the row in ``KeptTokens.flat`` of each kept visual token, [visual tokens + 1].
 
-    ``indices`` [images, R] are among an image's tokens, -1 for none; ``counts`` of them count.
+    Entries of dropped tokens, and the extra last entry, are undefined. ``indices`` [images, R]
+    index the tokens of each image, padded with -1 after ``counts``.
     """
     device, total = indices.device, sum(images.counts)
     starts = upload(images.starts, device)[:, None]
@@ -347,9 +349,9 @@ def feature_rows(
 def columns_with_features(
     tokens: torch.Tensor, feature_rows: torch.Tensor, repeats: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which columns hold visual tokens [rows, columns, 1], and the rows of their features.
+    """Return which columns hold visual tokens, [rows, columns, 1], and the rows of their features.
 
-    ``tokens`` [prompts, columns] is a ``PrunedLayout``'s.
+    ``tokens`` [prompts, columns] are ``PrunedLayout.tokens``.
     """
     if repeats > 1:
         tokens = tokens.repeat_interleave(repeats, dim=0)

@@ -1,10 +1,10 @@
-"""The patched methods of one model: generate, forward, and the hook between them.
+"""The patched methods of one model.
 
-- ``generate`` routes the prompts, while they are whole and unrepeated, and sends images and
+- ``generate`` routes the prompts before they are expanded for beams, and passes images and
   categories on in one object (``generation.py``).
-- ``prepare_inputs_for_generation`` runs before every forward, outside compiled regions: decode
-  steps have the mask and positions of the full prompt turned into those of the pruned cache.
-- ``forward`` prunes where images meet their placeholders, and otherwise runs the original.
+- ``prepare_inputs_for_generation`` runs before every forward, outside compiled code. In decode
+  steps it converts mask and position ids of the full prompt to those of the pruned cache.
+- ``forward`` prunes if it is given images, and otherwise calls the original.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ from clasp_kernels.models.staged import StagedPrefill
 from clasp_kernels.models.static import StaticLengths
 from clasp_kernels.models.stopwatch import Stopwatch
 
-# From prepare_inputs_for_generation to forward: nothing is left to do.
+# Set by prepare_inputs_for_generation if forward only has to call the original.
 _PREPARED = "clasp_prepared"
 
 _Method = Callable[..., Any]
@@ -81,7 +81,7 @@ _LOST = (
 
 
 class ClaspRuntime:
-    """One model's pruning: its settings, the methods it had, and the last prefill's record."""
+    """The pruning of one model: its settings, its patched methods and the last prefill's record."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class ClaspRuntime:
     ) -> None:
         """
         Raises:
-            RuntimeError, TypeError: this model, or its decoder, cannot be followed.
+            RuntimeError, TypeError: this model or its decoder is not supported.
         """
         self.last: PrefillRecord | None = None
         self._told_frozen = False
@@ -102,7 +102,7 @@ class ClaspRuntime:
         self._selector = selector
         self._prompt_categories = prompt_categories
         self._compact = compact_positions
-        #: Where the decoder's layers are told what to drop or add, None where they need not be.
+        #: Patches of the decoder layers. None if nothing is dropped or added inside the decoder.
         self.seam = None
         if selector.stages or self.adapter.deeper_layers:
             self.seam = DecoderSeam(model, selector.stages)
@@ -116,7 +116,7 @@ class ClaspRuntime:
 
     @property
     def methods(self) -> dict[str, Replacement]:
-        """What makes a model prune. Each is called with the model and its original method."""
+        """The replaced methods by name. Each is called with the model and its original method."""
         return {
             "generate": self.generate,
             "forward": self.forward,
@@ -125,7 +125,7 @@ class ClaspRuntime:
 
     @property
     def signatures(self) -> dict[str, inspect.Signature]:
-        """Of the methods, as the model shows them."""
+        """The signatures that the patched methods show."""
         return {
             "generate": self._generate_signature,
             "forward": self._forward_signature,
@@ -133,7 +133,7 @@ class ClaspRuntime:
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_generating": []}  # a copy generates nothing
+        return {**vars(self), "_generating": []}  # no generate call runs on a copy
 
     def check_idle(self) -> None:
         """
@@ -162,8 +162,8 @@ class ClaspRuntime:
             or encoded_images(arguments)
         )
         if drafts and has_images:
-            # An assistant's first forward is not marked as one and its prompt has grown since the
-            # images came, so it cannot tell where to prune.
+            # An assistant's first forward is not marked as the first, and its prompt already holds
+            # drafted tokens, so the assistant cannot tell when to prune.
             raise ValueError(
                 "an assistant model cannot be pruned; remove() its handle (the model that it "
                 "assists may be pruned)"
@@ -179,7 +179,7 @@ class ClaspRuntime:
         if self.adapter.position_axes:
             self._settle_positions(model, arguments, visuals)
         if visuals:
-            self.adapter.groups(visuals)  # which checks them
+            self.adapter.groups(visuals)  # raises for invalid images
             check_generate(model, arguments)
             self.adapter.check_call(model, arguments)
             check_forward(model)
@@ -200,7 +200,7 @@ class ClaspRuntime:
     def _settle_positions(
         self, model: Any, arguments: dict[str, Any], visuals: dict[str, Any]
     ) -> None:
-        """See that positions which depend on images are made right, before any are made.
+        """Check, and adapt ``arguments``, so that image-dependent position ids come out right.
 
         Raises:
             ValueError: images and placeholders do not match, or images come in a later turn.
@@ -218,7 +218,8 @@ class ClaspRuntime:
             )
         kinds = arguments.get("mm_token_type_ids")
         if kinds is not None and kinds.shape[1] > past.full_seen:
-            # Those of images that the cache has seen would be taken for new ones, as it is short.
+            # The cache is shorter than the conversation, so the model would take the token types of
+            # images already in the cache for those of new images.
             kinds = kinds.clone()
             kinds[:, : past.full_seen] = 0
             arguments["mm_token_type_ids"] = kinds
@@ -227,16 +228,17 @@ class ClaspRuntime:
         return any(arguments.get(name) is not None for name in self.adapter.pixel_arguments)
 
     def _visuals(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """What arguments hold of images and videos; nothing where there are no pixels."""
+        """Return the image and video arguments; empty if there are no pixels."""
         if not self._has_pixels(arguments):
             return {}
         names = self.adapter.visual_arguments
         return {name: arguments[name] for name in names if arguments.get(name) is not None}
 
     def _check_length(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse, before anything runs, an answer that was asked for past a sliding window.
+        """Refuse a requested answer length that exceeds the sliding window, before anything runs.
 
-        What the model's own settings allow may never be reached, and is refused where it is.
+        The limit in the model's own generation config does not count here, because it is often
+        never reached. Decode steps check the actual length.
         """
         longest = given_setting(arguments, "max_length")
         new_tokens = given_setting(arguments, "max_new_tokens")
@@ -248,7 +250,7 @@ class ClaspRuntime:
     def _settle(
         self, arguments: Mapping[str, Any], categories: str | Sequence[str] | None
     ) -> tuple[str, ...]:
-        """The category of every prompt that ``generate`` was given."""
+        """Return the category of every prompt that ``generate`` was given."""
         num_prompts, _ = prompt_shape(arguments)
         input_ids = prompt_ids(arguments)
         return self._prompt_categories.resolve(
@@ -266,20 +268,20 @@ class ClaspRuntime:
         embeds = kwargs.get("inputs_embeds") if first else None
         length = input_ids.shape[1] if embeds is None else embeds.shape[1]
         cache = kwargs.get("cache")
-        # A step of a running generation must not wait to learn how far it is; drafts have to.
+        # A decode step must not synchronise to learn the cache length. Assisted generation has to.
         drafted = kwargs.get("next_sequence_length") not in (None, 1)
         past = CachedPast.of(cache) if first or drafted else CachedPast.of_running(cache)
         if past.history and drafted:
-            # It was counted from the length of the cache, which has seen more than it holds.
+            # transformers computed it from the cache length, which does not count dropped columns.
             kwargs["next_sequence_length"] = length - past.full_seen
 
-        # The rule by which the original forwards images: in the prefill, or always if uncached.
+        # As in transformers: pixels are passed on in the prefill, or in every step without a cache.
         forwards_images = first or not kwargs.get("use_cache", True)
         if has_images and forwards_images:
             if generation is not None:
                 generation.appended = length - generation.columns
-            # For a static cache the original expands the mask to 4D, with the columns that are
-            # about to go; forward wants it as it is.
+            # For a static cache the original would expand the mask to 4D, over the unpruned
+            # columns. The patched forward needs the 2D mask.
             attention_mask = kwargs.get("attention_mask")
             without_mask = {**kwargs, "attention_mask": None}
             model_inputs: dict[str, Any] = original(
@@ -301,7 +303,7 @@ class ClaspRuntime:
         full_mask = kwargs.get("attention_mask")
         if past.history:
             self._check_stages(past)
-            kwargs.pop(MASKING_TYPES, None)  # of columns that are gone; what is new is text
+            kwargs.pop(MASKING_TYPES, None)  # they describe dropped columns; new columns are text
             position_ids = kwargs.get("position_ids")
             total = length if position_ids is None else position_ids.shape[-1]
             check_window(self.adapter.text_config, total)
@@ -319,7 +321,7 @@ class ClaspRuntime:
     def _check_stages(self, past: CachedPast) -> None:
         """
         Raises:
-            ValueError: the layers of a cache differ in length, and those of the model do not know.
+            ValueError: the layers of the cache differ in length, but the decoder is not patched.
         """
         if past.history.deeper and self.seam is None:
             raise ValueError(
@@ -330,14 +332,14 @@ class ClaspRuntime:
 
     def forward(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
         if kwargs.pop(_PREPARED, False):
-            if torch.compiler.is_compiling():  # all that compiled decoding traces
+            if torch.compiler.is_compiling():  # compiled decoding traces nothing else of ours
                 return original(*args, **kwargs)
             with reading(PrunedHistory.of(kwargs.get(self._forward_cache))):
                 return original(*args, **kwargs)
         generation: Generation | None = kwargs.pop(GENERATION, None)
         given = by_name(self._forward_signature, args, kwargs)
         if generation is None and not self._has_pixels(given) and has_foreign_cache(given):
-            return original(*args, **kwargs)  # releases give it other names than ours
+            return original(*args, **kwargs)  # unchanged: its name differs between releases
         inputs = canonical_cache(given)
         refuse_encoded_images(inputs)
         categories = inputs.pop("categories", None)
@@ -364,7 +366,7 @@ class ClaspRuntime:
             return original(**native_cache(inputs, self._forward_cache))
 
     def _continue_from(self, model: Any, past: CachedPast, inputs: dict[str, Any]) -> None:
-        """Turn the caller's mask and positions into those of a pruned cache."""
+        """Convert the caller's mask and position ids in ``inputs`` to those of the pruned cache."""
         rows, length, device = input_shape(inputs)
         total = past.full_seen + length
         self._check_stages(past)
@@ -382,7 +384,7 @@ class ClaspRuntime:
         inputs["position_ids"] = past.history.positions(positions)
 
     def _warn_of_training(self, model: Any) -> None:
-        """Say once what is not trained, if someone seems to want that."""
+        """Warn once if a model in training has modules whose gradients pruning cuts off."""
         if self._told_frozen or not (model.training and torch.is_grad_enabled()):
             return
         self._told_frozen = True
@@ -399,11 +401,11 @@ class ClaspRuntime:
             )
 
     def _check_unpruned(self, past: CachedPast, inputs: Mapping[str, Any]) -> None:
-        """Refuse to go on from what looks like a pruned cache that has lost its history."""
+        """Refuse a cache without history that looks like a copy of a pruned cache."""
         mask = inputs.get("attention_mask")
         _, length, _ = input_shape(inputs)
         columns = mask.shape[1] if isinstance(mask, torch.Tensor) and mask.ndim == 2 else 0
-        # A static cache may have a mask over all that it can hold.
+        # With a static cache, the mask may cover the whole allocated length.
         fixed = getattr(inputs["cache"], "is_compileable", False)
         if columns > past.seen + length and not fixed:
             raise ValueError(
@@ -430,10 +432,10 @@ class ClaspRuntime:
         repeats: int | None = None,
         appended: int = 0,
     ) -> Any:
-        """Prune a prompt and run the original on it.
+        """Prune a prompt and run the original forward on it.
 
-        In ``generate`` every row comes ``repeats`` times, and ``appended`` of the last columns were
-        generated before: without a cache, or by who drafts tokens.
+        ``repeats`` and ``appended`` are given by ``generate``: each prompt has ``repeats`` rows,
+        and the last ``appended`` columns were generated before (without a cache) or drafted.
         """
         generates = repeats is not None
         repeats = repeats or 1
@@ -468,7 +470,7 @@ class ClaspRuntime:
             staged=bool(self._selector.stages),
         )
         image_categories = [names[row] for row in images.rows]
-        if not generates:  # which asks for the last there is
+        if not generates:  # generate only asks for the logits of the last column
             last = max(self._selector.schedule.layers)
             counts = self._selector.counts(last, image_categories, images.counts)
             check_logits_to_keep(inputs, images, counts)
@@ -511,7 +513,8 @@ class ClaspRuntime:
             )
             given[PRUNING] = staged
         if self._selector.stages:
-            for name in LABELS:  # which columns they are for is known once the decoder has run
+            # Which labels remain is known only after the decoder has run; with_loss adds the loss.
+            for name in LABELS:
                 given.pop(name, None)
         if generates and is_made_by_generate(inputs.get("cache")):
             keep_right = prompt.layout.keeps_right
@@ -556,12 +559,12 @@ class ClaspRuntime:
 
 
 def _with_our_keywords(signature: inspect.Signature) -> inspect.Signature:
-    """Forward's signature as ``generate`` should see it, which lets through what it finds there."""
+    """Add our keywords to forward's signature: ``generate`` only accepts keywords found there."""
     parameters = list(signature.parameters.values())
     ours = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
         for name in ("categories", GENERATION)
-        if name not in signature.parameters  # as in a class that FSDP derived from ours
+        if name not in signature.parameters  # present if FSDP has subclassed a patched class
     ]
     has_var_keyword = parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
     end = len(parameters) - has_var_keyword

@@ -1,4 +1,4 @@
-"""Which of an image's visual tokens stay: before the language model, and at stages inside it."""
+"""Select the visual tokens that stay, before the language model and at stages inside it."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ from clasp_kernels.upload import upload
 
 @dataclass(frozen=True)
 class KeptTokens:
-    """The visual tokens of a batch of images that the language model gets."""
+    """The visual tokens of a batch of images that enter the language model."""
 
     features: torch.Tensor
-    """[images, R, text width]; rows past an image's count are meaningless."""
+    """[images, R, text width]; rows past an image's count are undefined."""
     indices: torch.Tensor
-    """[images, R] int64: which of each image's visual tokens they are, ascending, then -1."""
+    """[images, R] int64: index of each token in its image, ascending, padded with -1."""
     counts: tuple[int, ...]
-    """How many of each image."""
+    """Number of kept tokens of each image."""
     is_pivot: torch.Tensor | None
-    """[images, R] bool, aligned with ``indices``; None where nothing was pruned yet."""
+    """[images, R] bool, aligned with ``indices``; None if nothing was pruned before the decoder."""
     deeper: tuple[torch.Tensor, ...]
-    """[images, R, text width] each: what is added to them once each of the first layers has run."""
+    """[images, R, text width] for each of the first decoder layers: added to the hidden states of
+    the tokens after that layer."""
     separator: torch.Tensor | None
-    """[text width]: what stands between an image's tokens, where something does."""
+    """[text width]: the embedding at separator placeholders, if there are any."""
     fused: torch.Tensor | None
-    """[images, N, D]: the fused vision features, where a later stage completes by them."""
+    """[images, N, D]: the fused vision features, if a later stage uses them for completion."""
     vision_stopwatch: Stopwatch
     selection_stopwatch: Stopwatch
 
     def record(self, images: PromptImages, layout: PrunedLayout) -> StageRecord:
-        """What is told about this stage, if something was pruned."""
+        """Return the record of the stage before the decoder. Tokens must have been pruned there."""
         assert self.is_pivot is not None
         return StageRecord(
             layer=None,
@@ -60,7 +61,7 @@ class KeptTokens:
         )
 
     def flat(self, features: torch.Tensor) -> torch.Tensor:
-        """[sum of counts, text width]: of every kept token, image after image."""
+        """Concatenate the rows of kept tokens, image after image: [sum of counts, text width]."""
         images, width, _ = features.shape
         flat = features.reshape(images * width, -1)
         if all(count == width for count in self.counts):
@@ -75,7 +76,7 @@ class KeptTokens:
 
 @dataclass(frozen=True)
 class TokenSelector:
-    """How visual tokens are chosen: the settings of one ``apply_clasp`` call."""
+    """Select visual tokens with the settings of one ``apply_clasp`` call."""
 
     adapter: Adapter
     profile: Profile
@@ -83,21 +84,21 @@ class TokenSelector:
     fuse_into: str
     merge: bool
     salience_rows: str
-    """Whose attention scores tokens inside the decoder: "last" or "instruction"."""
+    """The queries whose attention scores tokens inside the decoder: "last" or "instruction"."""
     completion_on: str
-    """By what features tokens complete each other there: "hidden" or "fused"."""
+    """The features for completion inside the decoder: "hidden" or "fused"."""
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """After how many decoder layers tokens are dropped inside it."""
+        """The numbers of decoder layers after which tokens are dropped."""
         return tuple(layer for layer in self.schedule.layers if layer > 0)
 
     def counts(
         self, layer: int, categories: Sequence[str], tokens: Sequence[int]
     ) -> tuple[int, ...]:
-        """Tokens kept of each image once so many decoder layers have run.
+        """Return the number of kept tokens of each image after ``layer`` decoder layers.
 
-        Of images of these ``categories``, which had ``tokens``.
+        ``categories`` and ``tokens`` have each image's category and number of visual tokens.
         """
         counts = []
         for name, count in zip(categories, tokens, strict=True):
@@ -112,9 +113,9 @@ class TokenSelector:
     def dropped(
         self, images: PromptImages, categories: Sequence[str], keep_right: bool
     ) -> list[int]:
-        """Columns that each decoder layer holds less than the prompt has, the widest row's.
+        """Return how many columns each decoder layer holds less than the prompt, in the widest row.
 
-        ``categories`` has one for each image. Where ``keep_right``, padding on the right counts.
+        ``categories`` has one for each image. With ``keep_right``, padding on the right counts.
         """
         widths = (
             images.pruned_width(
@@ -127,7 +128,7 @@ class TokenSelector:
     def select(
         self, model: Any, inputs: Mapping[str, Any], categories: Sequence[str]
     ) -> KeptTokens:
-        """Encode the images, and keep the tokens that the schedule keeps before the decoder."""
+        """Encode the images and select the tokens that enter the decoder."""
         prunes = 0 in self.schedule.layers
         given = (inputs.get(name) for name in self.adapter.pixel_arguments)
         device = next(pixels for pixels in given if pixels is not None).device
@@ -186,7 +187,7 @@ class TokenSelector:
         counts: Sequence[int],
         valid: torch.Tensor | None = None,
     ) -> Selection:
-        """Pivots and completion of ``counts`` tokens, split as each image's category says."""
+        """Select ``counts`` tokens, split into pivots and completion by each image's category."""
         pivots = [
             self.profile.pivot_count(name, count)
             for name, count in zip(categories, counts, strict=True)

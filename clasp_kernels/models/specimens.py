@@ -1,4 +1,4 @@
-"""Tiny models with random weights, one a family: real classes of transformers, no files."""
+"""Tiny models with random weights, one per family, built from the classes of transformers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ VOCABULARY = 64
 
 @dataclass(frozen=True)
 class Specimen:
-    """How to make a family's tiny model, and images for any model of the family."""
+    """Builds a family's tiny model, and inputs for any model of the family."""
 
     build: Callable[..., Any]
-    """A model; ``attn_implementation=`` names its attention."""
+    """Builds the model; ``attn_implementation=`` sets its attention implementation."""
     images: Callable[[Any, int, torch.Generator], dict[str, torch.Tensor]]
-    """What ``forward`` takes for so many random images, by argument."""
+    """Makes forward's image arguments for a number of random images."""
     salience: Callable[[Any, dict[str, torch.Tensor], int], torch.Tensor] | None
-    """[images, N]: a reference for the scores, from the attentions that an eager model returns.
-    The last argument takes it from a layer so many layers before the right one. None where an
-    eager model returns none."""
+    """Computes reference scores [images, N] from the attentions of an eager model. The last
+    argument is 0 for the right layer, or the number of layers before it. None if the eager model
+    returns no attentions."""
     around: Callable[[Any], tuple[list[int], list[int]]] = lambda config: ([], [])
-    """The tokens that stand before an image's and after them."""
+    """Returns the tokens before and after the placeholders of an image."""
     columns: Callable[[Any, torch.Tensor], dict[str, torch.Tensor]] = lambda model, input_ids: {}
-    """What else forward takes, by column of a prompt."""
+    """Returns forward's other arguments with an entry per column, such as token types."""
     positions: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] | None = None
-    """The position ids of prompts, where they are not those of the columns that count."""
+    """Computes position ids, if they are not a plain count of the unmasked columns."""
 
 
 _TOWER: dict[str, Any] = {
@@ -46,7 +46,7 @@ _TOWER: dict[str, Any] = {
 
 
 def _text(decoder_layers: int) -> dict[str, Any]:
-    """Of a decoder whose layers have 4 heads on 2."""
+    """Config arguments of a decoder with 4 query heads and 2 KV heads."""
     return {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -69,9 +69,9 @@ def tiny_llava(
     text_config: Callable[..., Any] | None = None,
     **overrides: Any,
 ) -> Any:
-    """36 patches and a CLS token; decoder layers with 4 heads on 2. The same weights each time.
+    """Build a LLaVA with 36 patches and a CLS token. The weights are the same in every call.
 
-    ``text_config`` makes the language model's config, a Llama's by default.
+    ``text_config`` makes the language model's config; the default is Llama.
     """
     from transformers import (
         CLIPVisionConfig,
@@ -94,8 +94,8 @@ def _with_visible_weights(model_class: Any, config: Any, attn_implementation: st
         torch.default_generator.manual_seed(0)
         model = model_class(config).eval().float()
         model.set_attn_implementation(attn_implementation)
-        # The library's initialisation is so small that every token would look alike: attention
-        # flat, logits tied. Larger weights make a wrongly masked or placed token visible.
+        # With the default initialisation, attention is flat and all tokens look alike. Larger
+        # weights make a wrongly masked or placed token change the logits.
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.ndim > 1:
@@ -122,12 +122,13 @@ def _cls_attention(model: Any, images: dict[str, torch.Tensor], layers_before: i
 
 
 _PINPOINTS = [[24, 48], [48, 24], [48, 48]]
-# Heights and widths of images, none of which fills its tiles, and how many those are.
+# (height, width) of images that do not fill their tiles, to the number of tiles.
 _TILED_SIZES = {(16, 44): 3, (44, 16): 3, (48, 40): 5}
 
 
 def tiny_llava_next(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """Tiles of 6 x 6 patches and a CLS token; up to 2 x 2 tiles an image, and one of the whole."""
+    """Build a LLaVA-NeXT: up to 2 x 2 tiles plus one of the whole image, each of 6 x 6 patches and
+    a CLS token."""
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -150,7 +151,7 @@ def tiny_llava_onevision(
     decoder_layers: int = 4,
     vision_aspect_ratio: str = "anyres_max_9",
 ) -> Any:
-    """The same with tiles of 6 x 6 patches and no CLS token; 9 tokens a frame of a video."""
+    """Build a LLaVA-OneVision: tiles of 6 x 6 patches, no CLS token, 9 tokens per video frame."""
     from transformers import (
         LlavaOnevisionConfig,
         LlavaOnevisionForConditionalGeneration,
@@ -173,7 +174,7 @@ def tiny_llava_onevision(
 
 
 def tiny_video_llava(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """36 tokens an image, 37 a frame of a video, from a tower each."""
+    """Build a Video-LLaVA: 36 tokens per image, 37 per video frame, two vision towers."""
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -191,7 +192,7 @@ def tiny_video_llava(*, attn_implementation: str = "sdpa", decoder_layers: int =
 
 
 def _tiled_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Images of different shapes, each in its tiles and one of the whole."""
+    """Make images of different shapes, each as its tiles plus one of the whole image."""
     vision = model.config.vision_config
     side, known = vision.image_size, list(_TILED_SIZES)
     size = (count, max(_TILED_SIZES.values()), vision.num_channels, side, side)
@@ -202,7 +203,7 @@ def _tiled_images(model: Any, count: int, generator: torch.Generator) -> dict[st
 
 
 def _named_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Square images, under the name that this release has for them."""
+    """Make square images under the argument name of the installed transformers."""
     [pixels] = _square_images(model, count, generator).values()
     takes = inspect.signature(type(model).get_image_features).parameters
     return {"pixel_values" if "pixel_values" in takes else "pixel_values_images": pixels}
@@ -211,7 +212,7 @@ def _named_images(model: Any, count: int, generator: torch.Generator) -> dict[st
 def _attention_by_tile(
     model: Any, images: dict[str, torch.Tensor], layers_before: int
 ) -> torch.Tensor:
-    """The attention of the CLS token, or of all patches, arranged as the model does."""
+    """Return the attention of the CLS token, or of all patches, in the model's token order."""
     tower = model.get_encoder(modality="image")
     attentions = tower(images["pixel_values"].flatten(0, 1), output_attentions=True).attentions
     layer = attentions[model.config.vision_feature_layer - layers_before].mean(1)
@@ -229,7 +230,7 @@ def _attention_by_tile(
 
 
 def tiny_internvl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """Tiles of 6 x 6 patches and a CLS token, 9 visual tokens each; a Qwen2 as language model."""
+    """Build an InternVL: tiles of 6 x 6 patches and a CLS token, 9 visual tokens each."""
     from transformers import (
         InternVLConfig,
         InternVLForConditionalGeneration,
@@ -244,7 +245,7 @@ def tiny_internvl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4)
         num_attention_heads=4,
         image_size=[24, 24],
         patch_size=[4, 4],
-        layer_scale_init_value=1.0,  # else layers would hardly differ
+        layer_scale_init_value=1.0,  # with the default, layers would hardly differ
     )
     config = InternVLConfig(
         vision_config=vision,
@@ -259,7 +260,7 @@ def tiny_internvl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4)
 def _cls_attention_by_square(
     model: Any, images: dict[str, torch.Tensor], layers_before: int
 ) -> torch.Tensor:
-    """The CLS token's attention, summed over squares of patches, row after row."""
+    """Return the CLS token's attention, summed over the patches of each visual token."""
     of_patches = _cls_attention(model, images, layers_before)
     side, square = round(of_patches.shape[1] ** 0.5), int(1 / model.config.downsample_ratio)
     rows = of_patches.unflatten(1, (side // square, square, side // square, square))
@@ -267,7 +268,7 @@ def _cls_attention_by_square(
 
 
 def tiny_mistral3(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """Images in patches of 4, merged 2 x 2; a Mistral as language model."""
+    """Build a Mistral 3: patches of 4 pixels, merged 2 x 2."""
     from transformers import (
         Mistral3Config,
         Mistral3ForConditionalGeneration,
@@ -286,9 +287,9 @@ def tiny_mistral3(*, attn_implementation: str = "sdpa", decoder_layers: int = 4)
 
 
 def _padded_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Images of different sizes, those that are smaller padded."""
+    """Make images of different sizes, padded to the largest."""
     vision = model.config.vision_config
-    side = vision.patch_size * model.config.spatial_merge_size  # of a visual token
+    side = vision.patch_size * model.config.spatial_merge_size  # pixels per visual token
     sizes = [((3 + number % 2) * side, 4 * side) for number in range(count)]
     size = (count, vision.num_channels, 4 * side, 4 * side)
     return {
@@ -300,7 +301,7 @@ def _padded_images(model: Any, count: int, generator: torch.Generator) -> dict[s
 def _attention_by_image(
     model: Any, images: dict[str, torch.Tensor], layers_before: int
 ) -> torch.Tensor:
-    """The attention that patches get within their image, summed over those that are merged."""
+    """Return the attention that patches get within their image, summed over each visual token."""
     tower = model.get_encoder(modality="image")
     attentions = tower(**images, output_attentions=True).attentions
     received = attentions[model.config.vision_feature_layer - layers_before][0].mean(0).sum(0)
@@ -316,7 +317,7 @@ def _attention_by_image(
 
 
 def tiny_idefics3(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """Images of 6 x 6 patches, 9 visual tokens each."""
+    """Build an Idefics 3: images of 6 x 6 patches, 9 visual tokens each."""
     from transformers import Idefics3Config, Idefics3ForConditionalGeneration
 
     config = Idefics3Config(**_idefics3(decoder_layers))
@@ -324,7 +325,7 @@ def tiny_idefics3(*, attn_implementation: str = "sdpa", decoder_layers: int = 4)
 
 
 def tiny_smolvlm(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """Images of 6 x 6 patches, 9 visual tokens each."""
+    """Build a SmolVLM: images of 6 x 6 patches, 9 visual tokens each."""
     from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration
 
     config = SmolVLMConfig(**_idefics3(decoder_layers))
@@ -332,7 +333,7 @@ def tiny_smolvlm(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) 
 
 
 def _idefics3(decoder_layers: int) -> dict[str, Any]:
-    # SmolVLM of transformers 5.20 splits an image's 9 tokens by the side of a patch.
+    # SmolVLM in transformers 5.20 splits the 9 tokens of an image by patch_size, so 3 must divide.
     return {
         "vision_config": {**_TOWER, "image_size": 18, "patch_size": 3},
         "text_config": {"model_type": "llama", **_text(decoder_layers)},
@@ -346,7 +347,7 @@ def _idefics3(decoder_layers: int) -> dict[str, Any]:
 def _images_of_prompts(
     model: Any, count: int, generator: torch.Generator
 ) -> dict[str, torch.Tensor]:
-    """Square images, one a prompt."""
+    """Make square images, one per prompt."""
     [pixels] = _square_images(model, count, generator).values()
     return {"pixel_values": pixels[:, None]}
 
@@ -354,7 +355,7 @@ def _images_of_prompts(
 def _attention_by_shuffle(
     model: Any, images: dict[str, torch.Tensor], layers_before: int
 ) -> torch.Tensor:
-    """The attention that patches get from all others, summed over squares of them."""
+    """Return the attention that patches get from all others, summed over each visual token."""
     tower = model.get_encoder(modality="image")
     attentions = tower(images["pixel_values"].flatten(0, 1), output_attentions=True).attentions
     of_patches: torch.Tensor = attentions[-1 - layers_before].mean((1, 2))
@@ -366,7 +367,8 @@ def _attention_by_shuffle(
 def tiny_gemma3(
     *, attn_implementation: str = "sdpa", decoder_layers: int = 4, window: int = 512
 ) -> Any:
-    """36 patches, pooled to 9 visual tokens; every other decoder layer has a sliding window."""
+    """Build a Gemma 3: 36 patches pooled to 9 visual tokens, a sliding window in every other
+    decoder layer."""
     from transformers import (
         Gemma3Config,
         Gemma3ForConditionalGeneration,
@@ -397,7 +399,7 @@ def tiny_gemma3(
 def _attention_by_pool(
     model: Any, images: dict[str, torch.Tensor], layers_before: int
 ) -> torch.Tensor:
-    """The attention that patches get from all others, summed over those that are pooled."""
+    """Return the attention that patches get from all others, summed over each pooled token."""
     tower = model.get_encoder(modality="image")
     attentions = tower(images["pixel_values"], output_attentions=True).attentions
     of_patches: torch.Tensor = attentions[-1 - layers_before].mean((1, 2))
@@ -433,7 +435,8 @@ def _qwen_text(decoder_layers: int) -> dict[str, Any]:
 
 
 def tiny_qwen2_5_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """Images in patches of 4, windows of 16 pixels but for the last of three vision blocks."""
+    """Build a Qwen2.5-VL: patches of 4 pixels, three vision blocks, of which the second attends
+    within windows of 16 pixels."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     vision = {
@@ -452,7 +455,7 @@ def tiny_qwen2_5_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 
 
 
 def tiny_qwen2_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """Images in patches of 4, three vision blocks."""
+    """Build a Qwen2-VL: patches of 4 pixels, three vision blocks."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     vision = {
@@ -481,7 +484,8 @@ _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size":
 
 
 def tiny_qwen3_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """Images in patches of 4; the first three of four vision blocks reach into the decoder."""
+    """Build a Qwen3-VL: patches of 4 pixels, DeepStack features from the first three of four
+    vision blocks."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     text = {**_qwen_text(decoder_layers), "head_dim": 8}
@@ -490,7 +494,7 @@ def tiny_qwen3_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4)
 
 
 def tiny_qwen3_vl_moe(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """The same with four experts, of which a token sees two."""
+    """Build a Qwen3-VL with four experts, two per token."""
     from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
     text = {**_qwen_text(decoder_layers), **_EXPERTS, "head_dim": 8}
@@ -499,7 +503,7 @@ def tiny_qwen3_vl_moe(*, attn_implementation: str = "sdpa", decoder_layers: int 
 
 
 def tiny_qwen3_5(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """Images in patches of 4; every other decoder layer is recurrent."""
+    """Build a Qwen3.5: patches of 4 pixels, every other decoder layer recurrent."""
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
     config = Qwen3_5Config(
@@ -509,7 +513,7 @@ def tiny_qwen3_5(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) 
 
 
 def tiny_qwen3_5_moe(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
-    """The same with four experts, of which a token sees two, and one that every token sees."""
+    """Build a Qwen3.5 with four experts, two per token, and a shared expert."""
     from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
 
     text = {
@@ -535,7 +539,7 @@ def _hybrid_text(decoder_layers: int) -> dict[str, Any]:
 
 
 def _patched_images(model: Any, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Images of different sizes, as rows of patches."""
+    """Make images of different sizes as packed rows of patches."""
     vision = model.config.vision_config
     sizes = [(1, 8 + 4 * (number % 2), 8) for number in range(count)]
     patches = sum(t * h * w for t, h, w in sizes)
@@ -555,7 +559,7 @@ def _kinds_of_tokens(model: Any, input_ids: torch.Tensor) -> dict[str, torch.Ten
 
 
 def _spatial_positions(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[3, rows, columns]: frame, row and column of visual tokens."""
+    """Return the model's own M-RoPE position ids, [3, rows, columns]."""
     names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts", "mm_token_type_ids")
     given = {name: batch[name] for name in (*names, "attention_mask") if name in batch}
     inner = model.model
@@ -577,7 +581,7 @@ def _qwen(build: Callable[..., Any]) -> Specimen:
     )
 
 
-#: By ``config.model_type``, one for each that ``apply_clasp`` takes.
+#: Specimens by ``config.model_type``, one for each type that ``apply_clasp`` supports.
 SPECIMENS: dict[str, Specimen] = {
     "idefics3": Specimen(tiny_idefics3, _images_of_prompts, _attention_by_shuffle),
     "smolvlm": Specimen(tiny_smolvlm, _images_of_prompts, _attention_by_shuffle),

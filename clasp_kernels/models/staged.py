@@ -1,10 +1,10 @@
-"""One prefill whose tokens are dropped, or added to, between decoder layers.
+"""One prefill in which tokens are dropped, or features added, between decoder layers.
 
-The layers from one stage to the next make a segment: all of them hold the same columns. On entering
-a segment, hidden states lose the columns that were dropped; position embeddings, positions and mask
-are replaced in each of its layers. Positions stay what they were. What a segment keeps is settled
-once: where gradient checkpointing runs layers again, they get the same columns. What is added to
-the hidden states of tokens after a layer follows those that are left there.
+The layers from one stage to the next form a segment: all of them hold the same columns. The first
+layer of a segment drops columns from the hidden states; every layer of it gets the position
+embeddings, position ids and mask of the remaining columns. Position ids are not renumbered. The
+columns of a segment are chosen once, so a layer that gradient checkpointing runs again gets the
+same ones. Features that the model adds after a layer are added to the tokens that remain there.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from clasp_kernels.models.selection import KeptTokens, TokenSelector
 from clasp_kernels.models.stopwatch import Stopwatch
 from clasp_kernels.upload import upload
 
-# What layers are given by column, and follows; anything else by column is refused.
+# Layer arguments with an entry per column, and the dimension of the columns. Other arguments with
+# an entry per column are refused, except those in _REPLACED.
 _FOLLOWING = {
     "position_embeddings": -2,
     "position_ids": -1,
@@ -53,25 +54,27 @@ class _Segment:
     layout: PrunedLayout
     """One row per prompt."""
     indices: torch.Tensor
-    """[images, R]: the visual tokens that are left, among those of each image."""
+    """[images, R]: indices of the remaining visual tokens in each image, padded with -1."""
     counts: tuple[int, ...]
     mask: torch.Tensor | None
-    """[rows, cached and remaining columns]; None where every column counts."""
+    """[rows, cached and remaining columns]; None if no column is masked."""
     history: PrunedHistory
     narrowing: torch.Tensor | None = None
-    """[rows, columns]: which of the segment before they are; None for the same columns."""
+    """[rows, columns]: index of each column in the previous segment; None if the columns are the
+    same."""
     source: torch.Tensor | None = None
-    """[rows, columns]: which of the first segment they are."""
+    """[rows, columns]: index of each column in the first segment."""
     masks: Mapping[int, Any] = field(default_factory=dict)
-    """By layer, as the model's attention takes them."""
+    """Attention masks by layer, in the form that the attention implementation takes."""
     lengths: Mapping[str, Any] = field(default_factory=dict)
-    """What FlashAttention is told instead of a mask."""
+    """Sequence lengths that FlashAttention takes instead of a mask."""
     followed: dict[int, tuple[Any, Any]] = field(default_factory=dict)
-    """By id, what every layer is given, and its remaining columns."""
+    """Cache for the arguments that all layers share: id to (argument, its remaining columns). The
+    argument is kept so that its id stays valid."""
 
 
 class StagedPrefill:
-    """The prompts of one forward, on their way through the decoder (``decoder.LayerInputs``)."""
+    """The prefill of one forward inside the decoder (a ``decoder.LayerInputs``)."""
 
     def __init__(
         self,
@@ -91,11 +94,11 @@ class StagedPrefill:
         appended: int,
         flash: bool,
     ) -> None:
-        """``layout`` and ``history`` are of the columns that enter the first layer.
+        """Set up the first segment; ``layout`` and ``history`` describe its columns.
 
-        ``categories`` has one for each image. Of each prompt, ``appended`` of the last columns were
-        generated. Every prompt comes ``repeats`` times. ``token_types`` [rows, columns] are those
-        that the prompts came with, by argument of forward.
+        ``categories`` has one for each image. The last ``appended`` columns of each prompt were
+        generated. Each prompt has ``repeats`` rows. ``token_types`` are those of the unpruned
+        prompts, [rows, columns], by argument of forward.
         """
         self.seam = seam
         self.stages: list[StageRecord] = []
@@ -114,7 +117,7 @@ class StagedPrefill:
         self._repeats = repeats
         self._appended = appended
         self._flash = flash
-        # A cache may have stages of its own, if another schedule filled it.
+        # A cache that another schedule has filled has stages of its own.
         boundaries = sorted({0, *selector.stages, *past.history.firsts})
         self._layers = {
             first: range(first, stop) for first, stop in pairwise([*boundaries, seam.num_layers])
@@ -130,15 +133,15 @@ class StagedPrefill:
 
     @property
     def layout(self) -> PrunedLayout:
-        """The columns that leave the last layer, a row per prompt."""
+        """The columns after the last layer, one row per prompt."""
         return self._segments[-1].layout
 
     @property
     def history(self) -> PrunedHistory:
-        """What the cache has to remember, once the decoder has run.
+        """The history to attach to the cache after the decoder has run.
 
         Raises:
-            RuntimeError: a layer has not seen the prompt.
+            RuntimeError: a layer did not call ``enter``.
         """
         first, *deeper = self._segments
         adding = range(min(len(self._deeper), self.seam.num_layers))
@@ -152,7 +155,7 @@ class StagedPrefill:
     def attended(self, layer: int, attention: CapturedAttention) -> None:
         self._attention = attention
 
-    @torch.compiler.disable  # what it settles is not for one graph
+    @torch.compiler.disable  # the selection depends on data
     def enter(self, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
         if layer == 0 and len(self._layers) > 1:
             self._check(arguments)
@@ -170,7 +173,7 @@ class StagedPrefill:
         for name, dim in _FOLLOWING.items():
             if inner.get(name) is not None:
                 inner[name] = self._follow(segment, inner[name], dim)
-        # Layers may be on several devices, with hooks that have moved what they are given.
+        # With layers on several devices, a device hook has already moved the hidden states.
         device = inner["hidden_states"].device
         mask = segment.masks[layer]
         inner["attention_mask"] = mask.to(device) if isinstance(mask, torch.Tensor) else mask
@@ -195,15 +198,15 @@ class StagedPrefill:
 
     @staticmethod
     def _follow(segment: _Segment, value: Any, dim: int) -> Any:
-        """The columns of a segment, taken once for all of its layers."""
+        """Take the segment's columns of an argument, once for all of its layers."""
         if id(value) not in segment.followed:
             assert segment.source is not None
             segment.followed[id(value)] = (value, columns_of(value, segment.source, dim))
         return segment.followed[id(value)][1]
 
-    @torch.no_grad()  # what is kept is no function of the weights that has a gradient
+    @torch.no_grad()  # selection has no gradient
     def _begin(self, layer: int, arguments: Mapping[str, Any]) -> _Segment:
-        """Settle what the segment that begins with ``layer`` keeps."""
+        """Choose the columns of the segment that begins with ``layer``."""
         before = self._segments[-1]
         hidden, cache = arguments["hidden_states"], canonical_cache(arguments).get("cache")
         past = self._past.at(layer)
@@ -251,7 +254,7 @@ class StagedPrefill:
         return segment
 
     def _check(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse what is given by column and not known, before any layer has run."""
+        """Refuse unknown arguments with an entry per column, before any layer has run."""
         others = {
             name: value
             for name, value in canonical_cache(arguments).items()
@@ -315,7 +318,7 @@ class StagedPrefill:
         return layout, indices, counts
 
     def _instruction(self, layout: PrunedLayout) -> InstructionRows:
-        """Which rows of each prompt score its tokens, in the columns of a layout."""
+        """Return the rows of each prompt that score its tokens, in the columns of a layout."""
         stops, counts = [], []
         ends = zip(layout.stops, self._images.spans, self._images.last_images, strict=True)
         for stop, (_, old_stop), last_image in ends:
@@ -330,13 +333,14 @@ class StagedPrefill:
 def _slots(
     segment: _Segment, images: PromptImages, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Where each image's remaining tokens are among the columns of all prompts, row after row.
+    """Return the flat column index of each image's remaining tokens, and which entries are valid.
 
-    [images, R] each: the places, and which of them are tokens; None if all are.
+    Both are [images, R]. Columns are numbered through all prompts, row after row. The second is
+    None if all entries are valid.
     """
     total, width = sum(images.counts), segment.indices.shape[1]
     tokens = segment.layout.tokens.flatten().to(device)
-    # What is no token, -1, goes past the last.
+    # Columns without a visual token (-1) write to an extra slot at the end.
     places = torch.zeros(total + 1, dtype=torch.int64, device=device)
     numbers = torch.where(tokens < 0, total, tokens)
     places.scatter_(0, numbers, torch.arange(len(tokens), device=device))

@@ -1,4 +1,4 @@
-"""How long the layers of a static cache are: no longer than what is kept in each."""
+"""Shorten each layer of a static cache by the columns that are dropped in it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from clasp_kernels.models.compat import fit_static_layers, static_lengths
 
 
 class StaticLengths:
-    """The lengths that one model's static caches have had so far.
+    """The longest static cache of one model so far, layer by layer.
 
-    They never shrink from one prompt to the next, as those of transformers do not: compiled
-    decoding then finds the shapes that it knows.
+    As in transformers, lengths never shrink from one prompt to the next, so that compiled decoding
+    is not recompiled for new shapes.
     """
 
     def __init__(self) -> None:
         self._longest: list[int] = []
 
     def fit(self, cache: Any, dropped: Sequence[int]) -> None:
-        """Leave the columns out that are ``dropped`` in each layer, before anything is allocated.
+        """Shorten each layer by its ``dropped`` columns, before the layer is allocated.
 
-        A cache that is not static, or allocated already, stays as it is.
+        A dynamic cache, and layers that are already allocated, stay as they are.
         """
         lengths = static_lengths(cache)
         if lengths is None:

@@ -1,4 +1,4 @@
-"""Timing that never stalls the device it times."""
+"""Time a block of code without synchronising the device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 
 class Stopwatch:
-    """Seconds spent in a ``with`` block, as the device sees it.
+    """Measure the seconds that the device spends in a ``with`` block.
 
-    On CUDA two events are recorded and only read when ``seconds`` is asked for, so that timing a
-    prefill costs it no synchronisation. Elsewhere the host clock is read.
+    On CUDA, two events are recorded, and read only when ``seconds`` is accessed, so timing a
+    prefill adds no synchronisation. On other devices the host clock is read.
 
     >>> with Stopwatch(torch.device("cpu")) as watch:
     ...     _ = torch.ones(3).sum()
@@ -48,12 +48,12 @@ class Stopwatch:
             self._seconds = time.perf_counter() - self._started
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Stopwatch:
-        # Events cannot be copied, and a stopped watch never changes again.
+        # CUDA events cannot be copied, and a stopped watch is immutable.
         return self
 
     @property
     def seconds(self) -> float:
-        """The time taken; on CUDA this waits for the timed work to finish."""
+        """Elapsed seconds. On CUDA, reading this waits for the timed work to finish."""
         if self._seconds is None:
             assert self._events is not None, "a stopwatch is read after its block"
             start, stop = self._events

@@ -1,8 +1,8 @@
-"""Whether pruning is right with the transformers that is installed.
+"""Verify that pruning is correct with the installed transformers.
 
-Every check compares a pruned model with the oracle (``oracle.py``), and with a control: the oracle
-with other tokens masked. A check whose control does not differ could not have failed, and does not
-pass.
+Every check compares a pruned model with the oracle (``oracle.py``) and with a control, the oracle
+with other tokens masked. A check whose control does not differ could not have failed, so it does
+not pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from clasp_kernels.models.specimens import SPECIMENS
 
 @dataclass(frozen=True)
 class Check:
-    """One check of one family: a row of the report."""
+    """One check of one family, a row of the report."""
 
     family: str
     name: str
@@ -42,36 +42,36 @@ class Check:
     """The attention implementation of the language model."""
     passed: bool
     difference: float | None
-    """The largest difference between the pruned model's logits and the oracle's; for "salience"
-    by how much a token left out scored more than one that was kept."""
+    """The largest difference between the logits of the pruned model and of the oracle. For
+    "salience", how much the best dropped token scored above the worst kept one."""
     tolerance: float | None
     """The largest difference that passes."""
     control: float | None
-    """The difference where the oracle masks other tokens than were dropped."""
+    """The difference from an oracle that masks other tokens than were dropped."""
     problem: str
-    """Why it did not pass; empty where it did."""
+    """Why the check did not pass; empty if it did."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify`` found."""
+    """The result of ``verify``."""
 
     transformers: str
     torch: str
     tested: bool
-    """Whether this transformers lies within the releases that the package was tested with."""
+    """Whether this transformers is within the range of tested releases."""
     dtype: str
     device: str
     checks: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed, and there was one."""
+        """Whether there was at least one check and every check passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON takes it."""
+        """Return a dictionary that can be written as JSON."""
         return {
             "passed": self.passed,
             **asdict(self),
@@ -85,21 +85,21 @@ def verify(
     *,
     device: torch.device | str = "cpu",
 ) -> Verification:
-    """Check that pruned models give what the same models give with dropped tokens masked.
+    """Check that a pruned model gives the logits of the same model with dropped tokens masked.
 
-    Without ``model``, on a tiny random model of each family, with SDPA and eager attention, in
-    about a minute; there it is also checked that tokens are scored by the attention they should be.
-    With one, on that model and the attention it uses, with prompts of a few random words and
-    random images: in float32 on a copy if there is memory for it, else in its own dtype with a
-    wider tolerance. The model is left as it was; nobody else may use it meanwhile.
+    Without ``model``, tiny random models of each family are checked with SDPA and eager attention
+    in about a minute, and so are the scores that pivots are selected by. With ``model``, that model
+    is checked with its own attention implementation, on prompts of a few random words and random
+    images. A float32 copy is used if it fits in memory, else the model in its own dtype with a
+    wider tolerance. The model is left unchanged; do not use it while the checks run.
 
     Args:
-        model: a model that ``apply_clasp`` takes, patched or not.
-        families: ``config.model_type`` values to check; by default all that are supported.
-        device: where the tiny models run; a given model runs where it is.
+        model: a model that ``apply_clasp`` supports, patched or not.
+        families: ``config.model_type`` values to check; by default all supported ones.
+        device: the device of the tiny models. A given model runs on its own device.
 
     Raises:
-        ValueError, TypeError: an unknown family, ``model`` and ``families`` both given, or a model
+        ValueError, TypeError: an unknown family, both ``model`` and ``families`` given, or a model
             that ``apply_clasp`` refuses.
         ImportError: transformers is missing or too old.
 
@@ -133,13 +133,13 @@ def verify(
 
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Full precision and fixed random numbers, whatever the caller set; all of it comes back."""
+    """Use full precision and a fixed seed within a ``with`` block, then restore the settings."""
     precision = torch.get_float32_matmul_precision()
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         for device_type in {"cpu", device.type}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
-        # Of other GPUs' generators none is used, and touching them would start those GPUs.
+        # Only this device's generator is forked: forking those of other GPUs would initialise them.
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         torch.default_generator.manual_seed(0)
         stack.callback(torch.set_float32_matmul_precision, precision)
@@ -193,7 +193,7 @@ def _check_model(model: Any) -> tuple[list[Check], torch.dtype]:
     with ExitStack() as stack:
         if patches is not None:
             stack.enter_context(patches.lifted())
-        with apply_clasp(model):  # what cannot be pruned at all is refused here, in words
+        with apply_clasp(model):  # raises here if the model is not supported at all
             pass
         subject = _in_float32(model)
         stack.enter_context(_plain(subject))
@@ -209,19 +209,19 @@ def _check_model(model: Any) -> tuple[list[Check], torch.dtype]:
 
 
 def _in_float32(model: Any) -> Any:
-    """A float32 copy of the model if it fits beside it, else the model itself."""
+    """Return a float32 copy of the model if it fits in memory, else the model itself."""
     parameters = list(model.parameters())
     if model.dtype == torch.float32 or getattr(model, "is_quantized", False):
         return model
     if len({parameter.device for parameter in parameters}) > 1 or model.device.type == "meta":
-        return model  # hooks move the parts of such a model, and do not come along to a copy
+        return model  # device hooks move the parts of such a model, and a copy does not get them
     if 4 * sum(parameter.numel() for parameter in parameters) > 0.8 * _free_memory(model.device):
         return model
     return copy.deepcopy(model).float()
 
 
 def _free_memory(device: torch.device) -> float:
-    """Bytes; 0 where that is not known."""
+    """Return the free bytes, or 0 if unknown."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     if device.type != "cpu":
@@ -236,11 +236,11 @@ def _free_memory(device: torch.device) -> float:
 
 @contextmanager
 def _plain(model: Any) -> Iterator[None]:
-    """Dropout off, and no settings of its own for ``generate``; all of it comes back."""
+    """Turn off dropout and the model's generation config within a ``with`` block."""
     from transformers import GenerationConfig
 
     training = [module for module in model.modules() if module.training]
-    attributes = dict(vars(model))  # generate notes the length of static caches there
+    attributes = dict(vars(model))  # generate stores the static cache length in an attribute
     model.eval()
     model.generation_config = GenerationConfig(pad_token_id=0)
     try:
@@ -258,7 +258,7 @@ def _run(family: str, name: str, attention: str, compare: Callable[[], Compariso
     try:
         found = compare()
         problem = _judge(found)
-    except Exception as error:  # whatever fails here fails in the user's hands too
+    except Exception as error:  # any failure here is one that a user would hit too
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return Check(
         family=family,
