@@ -1,4 +1,4 @@
-"""The model families that can be pruned, an adapter each."""
+"""The supported model families, one adapter each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clasp_kernels.models.families.qwen3_5 import Qwen3_5Adapter, Qwen3_5MoeAdap
 from clasp_kernels.models.families.qwen3_vl import Qwen3VLAdapter, Qwen3VLMoeAdapter
 from clasp_kernels.models.families.video_llava import VideoLlavaAdapter
 
-#: By ``config.model_type``.
+#: Adapter classes by ``config.model_type``.
 ADAPTERS: dict[str, type[Adapter]] = {
     "llava": LlavaAdapter,
     "llava_next": LlavaNextAdapter,

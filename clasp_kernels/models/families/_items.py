@@ -1,4 +1,4 @@
-"""Images, videos and tiles that differ in how many tokens they have."""
+"""Batches of images, videos and tiles with different numbers of tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 
 def padded(items: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[items, N, ...] of items [n, ...] that differ in length, zeros at their ends."""
+    """Stack items [n, ...] of different lengths to [items, N, ...], zero-padded at the end."""
     if len({len(item) for item in items}) == 1:
         return torch.stack(list(items))
     return torch.nn.utils.rnn.pad_sequence(list(items), batch_first=True)
 
 
 def placeholder_runs(input_ids: torch.Tensor, token_id: int) -> list[list[int]]:
-    """Of each prompt, how long each run of one token is. Waits for the device.
+    """Return the lengths of the runs of ``token_id`` in each prompt. Synchronises.
 
     >>> placeholder_runs(torch.tensor([[7, 9, 9, 7, 9], [7, 7, 7, 7, 7]]), 9)
     [[2, 1], []]

@@ -1,4 +1,4 @@
-"""Parts of a model, found by their class."""
+"""Find modules and parameters inside a model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 
 
 def module_inside(model: Any, kind: type) -> Any:
-    """The module of a class inside a model, be it the base model or what that is wrapped in."""
+    """Return the first module of class ``kind`` in the base model; a wrapper may be around it."""
     return next(module for module in model.base_model.modules() if isinstance(module, kind))
 
 
 def parameter_of(module: Any, name: str) -> torch.Tensor:
-    """A parameter that a module has of its own, with its values.
+    """Return a parameter of a module with its values, even if the module is offloaded.
 
-    A device hook that offloads the module brings its parameters in only while its forward runs,
-    and pruning needs them before.
+    A device hook loads offloaded parameters only while the module's forward runs, but pruning needs
+    them before.
     """
     parameter: torch.Tensor = getattr(module, name)
     if not parameter.is_meta or not hasattr(module, "_hf_hook"):

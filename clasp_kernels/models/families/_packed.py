@@ -1,4 +1,4 @@
-"""What families share that pack images of any size into one row, and merge neighbouring patches."""
+"""Shared by the Qwen-VL families: patches of all images in one row, neighbours merged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
-# The pixels of images or videos, and what says how large each is.
+# (kind, pixel argument, argument with the grid sizes).
 _KINDS = (
     ("image", "pixel_values", "image_grid_thw"),
     ("video", "pixel_values_videos", "video_grid_thw"),
@@ -26,16 +26,17 @@ _KINDS = (
 
 
 class PackedAdapter:
-    """The Qwen-VL families.
+    """Base adapter of the Qwen-VL families.
 
-    There is no CLS token: a visual token's salience is the attention that its patches get from all
-    patches of its image, or its frame, in one block. What is fused is the mean of its patches. A
-    video is one pool of tokens, be its frames together in the prompt or between timestamps.
+    There is no CLS token. A visual token's salience is the attention that its patches get from all
+    patches of its image or frame in one block. Its fused feature is the mean over its patches. All
+    frames of a video compete in one pool of tokens, even with timestamps between them.
     """
 
     model_class: str
-    """The name of the family's class in transformers, and of the one inside it."""
+    """The name of the family's class in transformers."""
     inner_class: str
+    """The name of the class of its inner model."""
     pixel_arguments: tuple[str, ...] = ("pixel_values", "pixel_values_videos")
     visual_arguments: tuple[str, ...] = (*pixel_arguments, "image_grid_thw", "video_grid_thw")
     position_axes: tuple[int, ...] = (3, 4)
@@ -85,19 +86,20 @@ class PackedAdapter:
         self.text_config = config.get_text_config()
 
     def salience_layer(self, vision_config: Any, wanted: int) -> int:
-        """The block whose attention scores the tokens, where the profile wants that of one.
+        """Return the block whose attention scores the tokens; ``wanted`` is the profile's choice.
 
         Raises:
-            ValueError: no block up to there can.
+            ValueError: no block up to ``wanted`` is suitable.
         """
         return wanted
 
     def order(self, grid: torch.Tensor, vision_config: Any) -> torch.Tensor | None:
-        """The merged tokens in the order in which the tower works; None for their own."""
+        """Return the tower's order of the merged tokens, or None for the image order."""
         return None
 
     def deeper(self, outputs: Any) -> Sequence[torch.Tensor]:
-        """What of the tower's outputs is ``VisionOutput.deeper``, [all tokens, text width] each."""
+        """Return the ``VisionOutput.deeper`` features in the tower's outputs, each [all tokens,
+        text width]."""
         return ()
 
     def inner_model(self, model: Any) -> Any:
@@ -133,7 +135,7 @@ class PackedAdapter:
         return groups
 
     def views(self, inputs: Mapping[str, Any]) -> list[View]:
-        """Of the frames that are one in the tower, the first is shown."""
+        """Show the first of the frames that the tower merges in time."""
         views: list[View] = []
         first_token, side = 0, self._side
         for _, pixels, grid in self._given(inputs):
@@ -141,7 +143,7 @@ class PackedAdapter:
             items = inputs[pixels].split([t * h * w for t, h, w in sizes])
             for item, (frames, height, width) in zip(items, sizes, strict=True):
                 rows, columns = height // side, width // side
-                # Patches that are merged follow each other.
+                # The patches of one visual token are adjacent in the row.
                 patches = item.unflatten(1, self._patch_shape)[:, :, 0]
                 patches = patches.unflatten(0, (frames, rows, columns, side, side))
                 for frame in patches.permute(0, 5, 1, 3, 6, 2, 4, 7):
@@ -152,7 +154,7 @@ class PackedAdapter:
 
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
-        # Of each item: its features, each layer that is fused, and what is added deeper.
+        # Per item: its features, its states in each fused layer, its ``deeper`` features.
         features: list[torch.Tensor] = []
         states: list[list[torch.Tensor]] = []
         deeper: list[list[torch.Tensor]] = []
@@ -164,7 +166,8 @@ class PackedAdapter:
                 outputs = tower(
                     values, grid_thw=inputs[grid], output_hidden_states=True, return_dict=True
                 )
-            # A tower with windows works in their order, and puts what it merged back.
+            # A tower with window attention has hidden states in window order, but its output in
+            # image order.
             order = self.order(inputs[grid], model.config.vision_config)
             back = None if order is None else order.argsort().to(values.device)
             merged = [
@@ -202,7 +205,7 @@ class PackedAdapter:
         inner = self.inner_model(model)
         kinds = inputs.get("mm_token_type_ids")
         if inputs.get("input_ids") is None or kinds is None:
-            return counted_positions(inputs, past)  # as the model does, which then has no others
+            return counted_positions(inputs, past)  # the model falls back to plain counting too
         if past:
             raise ValueError(
                 "position_ids must be given where a later turn has images of its own, as where "
@@ -227,7 +230,7 @@ class PackedAdapter:
         return (positions + deltas).expand(3, rows, columns)
 
     def _by_token(self, patches: torch.Tensor) -> torch.Tensor:
-        """[tokens, patches of each, ...] of all patches, in the order of the patches."""
+        """Group all patches by visual token: [tokens, patches per token, ...]."""
         return patches.unflatten(0, (-1, self._merged))
 
     def _given(self, inputs: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -237,11 +240,11 @@ class PackedAdapter:
 def _grid_sizes(
     inputs: Mapping[str, Any], pixels: str, grid: str, side: int
 ) -> list[tuple[int, int, int]]:
-    """Frames, rows and columns of patches of each image. Waits for the device.
+    """Return frames, rows and columns of patches of each item. Synchronises.
 
     Raises:
-        ValueError, TypeError: there is no grid, or not that of the pixels, or one that cannot be
-            merged ``side`` x ``side``.
+        ValueError, TypeError: the grid is missing, does not match the pixels, or has sides that
+            are not multiples of ``side``.
     """
     given, values = inputs.get(grid), inputs[pixels]
     if not isinstance(given, torch.Tensor) or given.ndim != 2 or given.shape[1] != 3:
@@ -266,12 +269,12 @@ def _grid_sizes(
 
 
 def _in_order(tokens: torch.Tensor, back: torch.Tensor | None) -> torch.Tensor:
-    """The tower's tokens in the order of ``features``; ``back`` is None where they are the same."""
+    """Reorder the tower's tokens to image order; ``back`` is None if they already are."""
     return tokens if back is None else tokens[back]
 
 
 def _by_item(layers: Sequence[torch.Tensor], counts: Sequence[int]) -> list[list[torch.Tensor]]:
-    """Each item's part of every layer, of [all tokens, ...]."""
+    """Split layers [all tokens, ...] by item: a list of layers for each item."""
     parts = [layer.split(list(counts)) for layer in layers]
     return [[part[number] for part in parts] for number in range(len(counts))]
 

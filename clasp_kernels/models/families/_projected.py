@@ -1,4 +1,4 @@
-"""What the LLaVA families share: a projector takes hidden states of a CLIP or SigLIP tower."""
+"""Shared by the LLaVA families: a projector on hidden states of a CLIP or SigLIP tower."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
-# Vision towers, and whether each puts a CLS token before the patches.
+# Vision towers, and whether they have a CLS token before the patches.
 _HAS_CLS = {"clip_vision_model": True, "siglip_vision_model": False, "pixtral": False}
 
 
 @dataclass(frozen=True)
 class EncodedTiles:
-    """What a vision tower makes of tiles, frames or images of its own size."""
+    """The output of a vision tower for tiles, frames or images of its own size."""
 
     fused_layers: list[torch.Tensor]
     """The adapter's ``layers.states``, each [tiles, P, D]."""
     features: torch.Tensor
-    """[tiles, P, D']: what the projector takes."""
+    """[tiles, P, D']: the input of the projector."""
     salience: Callable[[], torch.Tensor]
     """[tiles, P] float32."""
 
@@ -43,24 +43,25 @@ class EncodedTiles:
 
 
 class ProjectedAdapter:
-    """A vision tower with one or more layers whose hidden states a projector takes one by one.
+    """Base adapter of families whose projector takes the tower's hidden states token by token.
 
-    Where the tower has a CLS token, that scores the patches: its attention in one vision layer,
-    averaged over heads. Elsewhere a patch scores the attention that it gets from all patches. With
-    ``vision_feature_select_strategy="full"`` a CLS token is itself a visual token.
+    If the tower has a CLS token, a patch's salience is the attention from the CLS token in one
+    vision layer, averaged over heads. Otherwise it is the attention from all patches. With
+    ``vision_feature_select_strategy="full"`` the CLS token is itself a visual token.
     """
 
     model_class: str
-    """The name of the family's class in transformers, and of the one inside it."""
+    """The name of the family's class in transformers."""
     inner_class: str
+    """The name of the class of its inner model."""
     towers: tuple[str, ...] = ("clip_vision_model",)
-    """The ``model_type`` of vision towers that are served."""
+    """The ``model_type`` of supported vision towers."""
     settings: tuple[str, ...] = ("vision_feature_layer", "vision_feature_select_strategy")
-    """What forward, or the config, must say as the config did when ``apply_clasp`` was called."""
+    """Config settings that must not change after ``apply_clasp``, in forward or the config."""
     encoders: tuple[str, ...] = ("get_image_features",)
-    """The inner model's methods that pruning goes past."""
+    """Methods of the inner model that pruning replaces, so they must not be overridden."""
     parts: tuple[str, ...] = ("multi_modal_projector",)
-    """What of the inner model pruning calls by name."""
+    """Attributes of the inner model that pruning uses."""
     pixel_arguments: tuple[str, ...] = ("pixel_values",)
     visual_arguments: tuple[str, ...] = ("pixel_values",)
     position_axes: tuple[int, ...] = ()
@@ -71,7 +72,7 @@ class ProjectedAdapter:
 
         config = model.config
         if not isinstance(model, getattr(transformers, self.model_class)):
-            # A wrapper has these attributes too, but what is set on it never reaches the model.
+            # A wrapper may forward attribute reads, but a patch on it would not reach the model.
             raise TypeError(
                 f"model must be a {self.model_class}, got {type(model).__name__}; of "
                 f"a model that is wrapped, give the inner one (model._orig_mod of torch.compile, "
@@ -92,7 +93,7 @@ class ProjectedAdapter:
                 f"fuse_into='selection'"
             )
         num_layers = vision.num_hidden_layers
-        # Counted from the front, hidden_states[0] being what enters the first layer.
+        # Non-negative indices into hidden_states; hidden_states[0] is the first layer's input.
         self._feature_states = [
             layer if layer >= 0 else layer + num_layers + 1
             for layer in ([layers] if isinstance(layers, int) else layers)
@@ -129,15 +130,15 @@ class ProjectedAdapter:
         self.text_config = config.get_text_config()
 
     def vision_towers(self, model: Any) -> dict[str, Any]:
-        """Each vision tower, by the kind of what it encodes. Asked for anew each time, as a tower
-        may be wrapped or compiled later."""
+        """Return the vision towers by the kind that they encode. The result must not be cached: a
+        tower may be wrapped or compiled later."""
         return {"image": image_tower(model)}
 
     def _salience_layer(self) -> int:
-        """Which vision layer's attention scores the tokens, counted from 0."""
+        """Return the vision layer whose attention scores the tokens, counted from 0."""
         if self.layers.salience_layer is not None:
             return self.layers.salience_layer
-        # The deepest of several feature layers: its attention knows most of the image.
+        # With several feature layers, the deepest.
         produced_by = max(self._feature_states) - 1
         if produced_by < 0:
             raise ValueError(
@@ -201,14 +202,14 @@ class ProjectedAdapter:
         return grid_view(self.seen(pixels), self._side, self._side, first_token + has_cls)
 
     def seen(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Without what is left at the right and at the bottom, as the tower cuts whole patches."""
+        """Crop the pixels at the right and at the bottom that no whole patch covers."""
         length = self._side * self._patch
         return pixels[..., :length, :length]
 
     def check_size(self, name: str, pixels: torch.Tensor) -> None:
         """
         Raises:
-            ValueError: images have another size than the tower takes.
+            ValueError: the images do not have the tower's input size.
         """
         if list(pixels.shape[-2:]) != [self._tile] * 2:
             raise ValueError(
@@ -225,10 +226,10 @@ class ProjectedAdapter:
     ) -> EncodedTiles:
         """Run a tower on [tiles, channels, height, width].
 
-        ``keeps_cls`` says whether a CLS token is a visual token; None for what the config says.
+        ``keeps_cls`` says whether the CLS token is a visual token; None uses the config's setting.
         """
         with self._listeners[kind].listen() as captured:
-            # All hidden states: those that nobody selects may be None.
+            # True, not a list of layers: transformers may return None for unlisted layers.
             tower = self.vision_towers(model)[kind]
             outputs = tower(pixels, output_hidden_states=True, return_dict=True)
         states, query, key = outputs.hidden_states, captured.query, captured.key
@@ -254,7 +255,7 @@ class ProjectedAdapter:
 def check_pixels(name: str, pixels: Any, axes: tuple[str, ...]) -> torch.Tensor:
     """
     Raises:
-        TypeError: these are no pixels with such axes.
+        TypeError: ``pixels`` is not a tensor with these axes.
     """
     if not isinstance(pixels, torch.Tensor) or pixels.ndim != len(axes):
         got = list(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels).__name__
@@ -263,10 +264,10 @@ def check_pixels(name: str, pixels: Any, axes: tuple[str, ...]) -> torch.Tensor:
 
 
 def check_image_sizes(inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Each image's height and width. Waits for the device.
+    """Return each image's height and width. Synchronises.
 
     Raises:
-        ValueError, TypeError: they are none.
+        ValueError, TypeError: ``image_sizes`` does not hold heights and widths of images.
     """
     given = inputs.get("image_sizes")
     try:

@@ -1,4 +1,4 @@
-"""What LLaVA-NeXT and LLaVA-OneVision share: a view of the whole image, tiles, and line ends."""
+"""Shared by LLaVA-NeXT and LLaVA-OneVision: the whole image, its tiles, and newlines."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from clasp_kernels.policy import Profile
 
 
 class TiledAdapter(ProjectedAdapter):
-    """Images of which a processor makes one of the tower's size, and tiles of that size.
+    """Base adapter for images that the processor splits into a resized whole and tiles.
 
-    The view of the whole image and its tiles are one pool of tokens. The model arranges tiles as
-    the image had them, cuts off what only fills them up, and ends each row of patches with an
-    embedding of its own (``image_newline``). That stands at a placeholder too, is no visual token,
-    and stays. With one tile alone it stands at the end.
+    The whole image and its tiles compete in one pool of tokens. The model arranges the tiles to the
+    image again, cuts off their padding, and ends each row of patches with an embedding of its own
+    (``image_newline``). The newline has a placeholder, but is not a visual token and is never
+    dropped. An image without tiles has one newline at its end.
     """
 
     visual_arguments: tuple[str, ...] = ("pixel_values", "image_sizes")
@@ -39,11 +39,12 @@ class TiledAdapter(ProjectedAdapter):
                 "place among the patches of tiles, got 'full'"
             )
         self._original = getattr(transformers, self.inner_class)
-        #: All that the model's way to arrange tiles reads of it.
+        #: Stands in for the model as ``self`` of ``pack_image_features``, which only reads the
+        #: config.
         self._model = SimpleNamespace(config=model.config)
 
     def packing(self) -> dict[str, Any]:
-        """What else the model's ``pack_image_features`` takes."""
+        """Return further arguments of the model's ``pack_image_features``."""
         raise NotImplementedError
 
     def pack(
@@ -52,9 +53,9 @@ class TiledAdapter(ProjectedAdapter):
         sizes: Sequence[Sequence[int]],
         newline: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
-        """[tokens, width] of each image, of its tiles [tiles, P, width].
+        """Arrange each image's tiles [tiles, P, width] to [tokens, width], as the model does.
 
-        As the model arranges them; with a ``newline`` [width] at the end of each row, if given.
+        ``newline`` [width] is put at the end of each row, if given.
         """
         images, _ = self._original.pack_image_features(
             self._model, tiles, sizes, image_newline=newline, **self.packing()
@@ -71,14 +72,14 @@ class TiledAdapter(ProjectedAdapter):
         return VisualGroup("image", "pixel_values", self.token_ids[0], tuple(lengths), separators)
 
     def image_views(self, inputs: Mapping[str, Any]) -> list[View]:
-        """Each image as a whole, and its tiles beside each other as far as they show the image."""
+        """Return two views of each image: the whole, and its tiles put together without padding."""
         views: list[View] = []
         sizes, counts = self.image_tiles(inputs)
         first_token = 0
         images = self.pixels_of(inputs, counts).split(counts)
         for pixels, size, count in zip(images, sizes, counts, strict=True):
             grid = tile_grid(size, self._settings["image_grid_pinpoints"], self._tile)
-            # Each patch says where it is, and the model itself carries that to its tokens.
+            # Pack the patches' positions like features: this gives the position of each token.
             [places] = self.pack([self._places(grid)[:count]], [size])
             tokens = range(first_token, first_token + len(places))
             views.append(self.tile_view(pixels[0], first_token))
@@ -90,8 +91,11 @@ class TiledAdapter(ProjectedAdapter):
         return views
 
     def _places(self, grid: tuple[int, int]) -> torch.Tensor:
-        """[tiles, patches, 2]: the row and column of pixels in the middle of each patch, in the
-        view of the whole image, which comes first, and then in the arranged tiles."""
+        """Return the centre of each patch in pixels (row, column), [tiles, patches, 2].
+
+        The first tile is the whole image, with centres in that view. The centres of the other tiles
+        are in the arranged tiles.
+        """
         rows, columns = grid
         length = self._side * self._patch
         inside = (torch.arange(self._side) + 0.5) * self._patch
@@ -100,10 +104,10 @@ class TiledAdapter(ProjectedAdapter):
         return torch.cat([tile[None], tile + corners[:, None]])
 
     def image_tiles(self, inputs: Mapping[str, Any]) -> tuple[list[tuple[int, int]], list[int]]:
-        """Each image's height and width, and how many tiles it has. Waits for the device.
+        """Return each image's height and width, and its number of tiles. Synchronises.
 
         Raises:
-            ValueError, TypeError: pixels and sizes do not fit each other.
+            ValueError, TypeError: ``pixel_values`` and ``image_sizes`` do not match.
         """
         pixels, sizes = inputs["pixel_values"], check_image_sizes(inputs)
         pinpoints = self._settings["image_grid_pinpoints"]
@@ -132,11 +136,11 @@ class TiledAdapter(ProjectedAdapter):
         return sizes, tiles
 
     def alone(self, inputs: Mapping[str, Any], images: int) -> list[bool]:
-        """Whether each image is cut into tiles, rather than seen as a whole alone."""
+        """Return whether each image has tiles, rather than only the whole image."""
         return [True] * images
 
     def pixels_of(self, inputs: Mapping[str, Any], tiles: Sequence[int]) -> torch.Tensor:
-        """[all tiles, channels, height, width]"""
+        """Return the pixels of all tiles, [all tiles, channels, height, width]."""
         pixels: torch.Tensor = inputs["pixel_values"]
         if pixels.ndim == 4:
             return pixels
@@ -144,17 +148,17 @@ class TiledAdapter(ProjectedAdapter):
 
 
 def _placed(pixels: torch.Tensor, middles: torch.Tensor, tokens: Sequence[int], patch: int) -> View:
-    """A view of the part of a picture where tokens are, in a grid.
+    """Return a view of the part of a picture that a grid of tokens covers.
 
-    ``middles`` [tokens, 2] are the row and column in the middle of each. A token may be of several
-    patches, as where the model shrinks an image.
+    ``middles`` [tokens, 2] has the centre (row, column) of each token. A token may cover several
+    patches, if the model downsamples the image.
     """
     height, width = (_step(middles[:, axis], patch) for axis in (0, 1))
     edges = [
         (column - width / 2, row - height / 2, column + width / 2, row + height / 2)
         for row, column in middles.tolist()
     ]
-    # Rounded alike where two tokens meet, whatever the last bits are.
+    # The offset makes a shared edge of two tokens round to the same pixel despite float error.
     inside = [tuple(round(edge + 1e-3) for edge in of_token) for of_token in edges]
     left, top = (min(box[side] for box in inside) for side in (0, 1))
     boxes: list[Box] = [(x - left, y - top, r - left, b - top) for x, y, r, b in inside]
@@ -163,7 +167,7 @@ def _placed(pixels: torch.Tensor, middles: torch.Tensor, tokens: Sequence[int], 
 
 
 def _step(middles: torch.Tensor, patch: int) -> float:
-    """From one row, or column, to the next; a patch where there is but one."""
+    """Return the distance between rows (or columns) of tokens; ``patch`` if there is only one."""
     steps = middles.sort().values.diff()
     steps = steps[steps > 0.5]
     return float(steps.min()) if len(steps) else float(patch)

@@ -1,4 +1,4 @@
-"""Pictures of what a vision tower saw, with a box for each visual token."""
+"""Views: pictures that the vision tower encodes, with a box for each visual token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clasp_kernels.models.adapter import Box, View
 
 
 def grid_view(pixels: torch.Tensor, rows: int, columns: int, first_token: int) -> View:
-    """A picture that tokens divide evenly, row after row.
+    """Return a view of a picture that is divided evenly into tokens, row by row.
 
     >>> grid_view(torch.zeros(3, 4, 6), 1, 2, first_token=5).tokens
     (5, 6)
@@ -19,7 +19,8 @@ def grid_view(pixels: torch.Tensor, rows: int, columns: int, first_token: int) -
 
 
 def grid_boxes(height: int, width: int, rows: int, columns: int) -> tuple[Box, ...]:
-    """
+    """Divide a picture evenly into boxes, row by row.
+
     >>> grid_boxes(4, 6, 1, 2)
     ((0, 0, 3, 4), (3, 0, 6, 4))
     """
@@ -33,6 +34,7 @@ def grid_boxes(height: int, width: int, rows: int, columns: int) -> tuple[Box, .
 
 
 def arranged(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """[channels, height, width] of [rows * columns, channels, height, width], row after row."""
+    """Put tiles [rows * columns, channels, height, width] together to one picture [channels,
+    height, width]."""
     grid = tiles.unflatten(0, (rows, columns))
     return grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Gemma 3: a SigLIP tower whose patches are pooled, and images that see themselves as a whole."""
+"""Gemma 3: a SigLIP tower with pooled patches; attention within an image is bidirectional."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ from clasp_kernels.policy import Profile
 class Gemma3Adapter:
     """``Gemma3ForConditionalGeneration``.
 
-    There is no CLS token: a visual token's salience is the attention that its patches get from all
-    patches of the image, in one vision layer. What is fused is the mean of its patches, as the
-    model pools them. Crops that the processor makes of an image (pan and scan) stand apart in the
-    prompt, and are an image each.
+    There is no CLS token. A visual token's salience is the attention that its patches get from all
+    patches of the image in one vision layer. Its fused feature is the mean over its patches, pooled
+    as in the model. The processor's crops of an image (pan and scan) are separate in the prompt, so
+    each counts as an image.
 
-    In the decoder, the tokens of an image attend to each other both ways, by ``token_type_ids``,
-    which follow: those that are kept still do. Where the model has no such ids, neither do the
-    pruned prompts.
+    In the decoder, attention between the tokens of an image is bidirectional, marked by
+    ``token_type_ids``. These are pruned too, so the kept tokens still attend in both directions.
     """
 
     pixel_arguments: tuple[str, ...] = ("pixel_values",)
@@ -86,8 +85,8 @@ class Gemma3Adapter:
             )
         self._image_size = int(vision.image_size)
         self._patch = int(vision.patch_size)
-        self._patches = self._image_size // self._patch  # to a side
-        self._square = self._patches // int(config.mm_tokens_per_image**0.5)  # pooled, to a side
+        self._patches = self._image_size // self._patch  # per side of the image
+        self._square = self._patches // int(config.mm_tokens_per_image**0.5)  # per side of a token
         self._tokens_per_image = (self._patches // self._square) ** 2
         self.token_ids: tuple[int, ...] = (self._token_id,)
         self.text_config = config.get_text_config()
@@ -155,9 +154,9 @@ class Gemma3Adapter:
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         projector = self.inner_model(model).multi_modal_projector
-        tower = image_tower(model)  # asked for anew, as it may be wrapped or compiled later
+        tower = image_tower(model)  # not cached: it may be wrapped or compiled later
         with self._listener.listen() as captured:
-            # All hidden states: those that nobody selects may be None.
+            # True, not a list of layers: transformers may return None for unlisted layers.
             outputs = tower(
                 pixel_values=inputs["pixel_values"], output_hidden_states=True, return_dict=True
             )
@@ -165,7 +164,7 @@ class Gemma3Adapter:
         assert query is not None and key is not None
 
         def by_token(patches: torch.Tensor) -> torch.Tensor:
-            """[images, N, width]: means of [images, patches, width]."""
+            """Average [images, patches, width] by token: [images, N, width]."""
             grid = patches.transpose(1, 2).unflatten(2, (self._patches, self._patches))
             pooled: torch.Tensor = projector.avg_pool(grid)
             return pooled.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Idefics 3 and SmolVLM: tiles between words, whose pixel shuffle makes a token of patches."""
+"""Idefics 3 and SmolVLM: tiles with text between them; pixel shuffle merges patches."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _AXES = ("prompts", "images", "channels", "height", "width")
 class Idefics3Adapter:
     """``Idefics3ForConditionalGeneration``.
 
-    The processor cuts an image into tiles, and puts words between them and the view of the whole:
-    each of these is an image of its own here. Prompts with fewer images than others are filled up
-    with images of zeros, which the model leaves out.
+    The processor cuts an image into tiles, and puts text between the tiles and the whole image, so
+    each of them counts as an image. Prompts with fewer images than others are padded with images of
+    zeros, which the model ignores.
 
-    There is no CLS token: a visual token's salience is the attention that its patches get from all
-    patches of the tile, in one vision layer. What is fused is the mean of its patches.
+    There is no CLS token. A visual token's salience is the attention that its patches get from all
+    patches of the tile in one vision layer. Its fused feature is the mean over its patches.
     """
 
     model_class = "Idefics3ForConditionalGeneration"
@@ -92,7 +92,7 @@ class Idefics3Adapter:
         return {"the vision tower": image_tower(model), "the projector": projector}
 
     def tokens_per_image(self) -> int | None:
-        return None  # the processor decides how large its tiles are
+        return None  # the size of tiles depends on the processor
 
     def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
         names = ("image_token_id", "scale_factor")
@@ -141,19 +141,19 @@ class Idefics3Adapter:
         pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
         [group] = self.groups(inputs)
         with self._listener.listen() as captured:
-            # The model's own way, as it leaves out padding. All hidden states: those that nobody
-            # selects may be None.
+            # The model's own method, because it removes padding images. output_hidden_states is
+            # True, not a list of layers: transformers may return None for unlisted layers.
             outputs = inner.get_image_features(
                 pixels, mask, output_hidden_states=True, return_dict=True
             )
         features = outputs.pooler_output
-        if not isinstance(features, torch.Tensor):  # a release gives them by prompt
+        if not isinstance(features, torch.Tensor):  # some releases return one tensor per prompt
             features = torch.cat(list(features))
         query, key = captured.query, captured.key
         assert query is not None and key is not None
 
         def by_token(patches: torch.Tensor) -> torch.Tensor:
-            """[images, N, width]: means of [images, patches, width]."""
+            """Average [images, patches, width] by token: [images, N, width]."""
             shuffled = inner.connector.pixel_shuffle(patches.contiguous(), self._side)
             mean: torch.Tensor = shuffled.unflatten(-1, (self._side**2, -1)).mean(2)
             return mean
@@ -174,7 +174,8 @@ class Idefics3Adapter:
         )
 
     def _seen_patches(self, mask: torch.Tensor) -> torch.Tensor:
-        """[images, patches] bool: those of which ``mask`` [images, height, width] has a pixel."""
+        """Return the patches with a pixel in ``mask`` [images, height, width]: [images, patches]
+        bool."""
         pooled = torch.nn.functional.max_pool2d(mask[:, None].float(), self._patch)
         return pooled.flatten(1) > 0
 
@@ -189,13 +190,13 @@ class Idefics3Adapter:
 
 
 class SmolVLMAdapter(Idefics3Adapter):
-    """``SmolVLMForConditionalGeneration``. A video's frames stand apart, and are an image each."""
+    """``SmolVLMForConditionalGeneration``. Each frame of a video counts as an image."""
 
     model_class = "SmolVLMForConditionalGeneration"
     inner_class = "SmolVLMModel"
 
 
 def _is_image(pixels: torch.Tensor) -> torch.Tensor:
-    """[prompts, images] bool: which of [prompts, images, channels, height, width] are no
-    padding."""
+    """Return which of [prompts, images, channels, height, width] are not padding: [prompts, images]
+    bool."""
     return (pixels != 0).flatten(2).any(-1)

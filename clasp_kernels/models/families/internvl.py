@@ -1,4 +1,4 @@
-"""InternVL: tiles with a CLS token each, whose pixel shuffle makes a token of 2 x 2 patches."""
+"""InternVL: tiles with a CLS token each; pixel shuffle merges 2 x 2 patches into a token."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ _SETTINGS = (
 class InternVLAdapter:
     """``InternVLForConditionalGeneration``.
 
-    ``pixel_values`` holds tiles, and nothing says which of them are one image; but the processor
-    puts the placeholders of an image's tiles in one run, between ``<img>`` and ``</img>``. So a run
-    of placeholders is an image, and its tiles are one pool of tokens. A video's frames stand apart,
-    and are an image each.
+    ``pixel_values`` holds tiles, and no argument says which tiles belong to one image. But the
+    processor writes the placeholders of an image's tiles as one run, between ``<img>`` and
+    ``</img>``. So a run of placeholders is one image, and its tiles compete in one pool of tokens.
+    The frames of a video are separate runs, so each is an image.
 
-    The CLS token of a tile scores its patches: its attention in one vision layer, averaged over
-    heads and summed over the patches of a visual token. What is fused is shuffled as the model
-    shuffles what it hands to its projector, which takes visual tokens one by one.
+    A visual token's salience is the attention from its tile's CLS token in one vision layer,
+    averaged over heads and summed over its patches. Fused layers go through the model's pixel
+    shuffle like the projector's input.
     """
 
     pixel_arguments: tuple[str, ...] = ("pixel_values",)
@@ -102,7 +102,7 @@ class InternVLAdapter:
         self.text_config = config.get_text_config()
 
     def _salience_layer(self, num_layers: int) -> int:
-        """Which vision layer's attention scores the tokens, counted from 0."""
+        """Return the vision layer whose attention scores the tokens, counted from 0."""
         if self.layers.salience_layer is not None:
             return self.layers.salience_layer
         layer = self._feature_layer
@@ -126,7 +126,7 @@ class InternVLAdapter:
         return {"the vision tower": image_tower(model)}
 
     def tokens_per_image(self) -> int | None:
-        return None  # an image has as many tiles as the processor cuts it into
+        return None  # the number of tiles depends on the image
 
     def check_call(self, model: Any, inputs: Mapping[str, Any]) -> None:
         for name, configured in self._settings.items():
@@ -144,8 +144,10 @@ class InternVLAdapter:
         return [VisualGroup("image", "pixel_values", self.token_ids[0], tuple(counts))]
 
     def views(self, inputs: Mapping[str, Any]) -> list[View]:
-        """Of an image in tiles, the last shows the whole, and is the first view. How the others
-        were arranged no input says: they are arranged so that together they look like the last."""
+        """Return the whole image (its last tile), then the other tiles as one picture.
+
+        No argument has the grid of the tiles: the grid that looks most like the whole is used.
+        """
         views: list[View] = []
         tokens, tiles = self._tokens_per_tile(inputs), self._tiles(inputs)
         side, first_token = math.isqrt(tokens), 0
@@ -179,7 +181,8 @@ class InternVLAdapter:
     def _tokens_per_tile(self, inputs: Mapping[str, Any]) -> int:
         """
         Raises:
-            ValueError, TypeError: these are no tiles, or none whose patches can be shuffled.
+            ValueError, TypeError: ``pixel_values`` does not hold square tiles that pixel shuffle
+                can merge.
         """
         pixels = inputs["pixel_values"]
         if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4:
@@ -201,10 +204,10 @@ class InternVLAdapter:
         return (rows // self._side) ** 2
 
     def _tiles(self, inputs: Mapping[str, Any]) -> list[int]:
-        """How many tiles each image has. Waits for ``input_ids``.
+        """Return the number of tiles of each image. Synchronises ``input_ids``.
 
         Raises:
-            ValueError: the prompts do not tell.
+            ValueError: the prompts do not show which tiles belong to one image.
         """
         tiles, tokens = len(inputs["pixel_values"]), self._tokens_per_tile(inputs)
         input_ids = inputs.get("input_ids")
@@ -214,13 +217,13 @@ class InternVLAdapter:
                     "prompts with images must be given as input_ids: where their placeholders "
                     "stand together tells which tiles are one image, and inputs_embeds have none"
                 )
-            return [1] * tiles  # a look at the images alone
+            return [1] * tiles  # views() without a prompt
         runs = placeholder_runs(input_ids, self.token_ids[0])
-        # In generate every prompt may come several times, its tiles once.
+        # generate may repeat a prompt, but not its tiles.
         found = sum(map(sum, runs))
         repeats = found // (tiles * tokens)
         if repeats < 1 or len(runs) % repeats or found != repeats * tiles * tokens:
-            return [1] * tiles  # they do not match, as will be said
+            return [1] * tiles  # no match: find_images raises the error
         images = []
         for row, lengths in enumerate(runs[::repeats]):
             for length in lengths:
@@ -237,10 +240,10 @@ class InternVLAdapter:
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         inner = self.inner_model(model)
-        tower = image_tower(model)  # asked for anew, as it may be wrapped or compiled later
+        tower = image_tower(model)  # not cached: it may be wrapped or compiled later
         tokens, tiles = self._tokens_per_tile(inputs), self._tiles(inputs)
         with self._listener.listen() as captured:
-            # All hidden states: those that nobody selects may be None.
+            # True, not a list of layers: transformers may return None for unlisted layers.
             outputs = tower(
                 inputs["pixel_values"].to(dtype=inner.dtype),
                 output_hidden_states=True,
@@ -248,12 +251,12 @@ class InternVLAdapter:
             )
         states, query, key = outputs.hidden_states, captured.query, captured.key
         assert query is not None and key is not None and captured.scale is not None
-        # The tower may normalise what its last layer returns.
+        # The tower may normalise the last layer's output, so take last_hidden_state then.
         is_last = self._feature_layer == -1
         features = outputs.last_hidden_state if is_last else states[self._feature_layer]
 
         def by_image(patches: torch.Tensor) -> torch.Tensor:
-            """[images, N, values of a token's patches] of [tiles, patches, values]."""
+            """Shuffle [tiles, patches, width] to [images, N, patches per token * width]."""
             side = math.isqrt(patches.shape[1])
             grid = patches.reshape(len(patches), side, side, -1)
             shuffled = inner.pixel_shuffle(grid, scale_factor=self._ratio).flatten(1, 2)
@@ -261,7 +264,7 @@ class InternVLAdapter:
 
         def salience() -> torch.Tensor:
             of_patches = attention_salience(
-                query[:, :, :1],  # the CLS token's
+                query[:, :, :1],  # of the CLS token
                 key,
                 scale=captured.scale,
                 key_range=(1, key.shape[2]),
@@ -287,7 +290,10 @@ class InternVLAdapter:
 
 
 def _grid_of_tiles(tiles: torch.Tensor, whole: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns in which tiles look most like the image; ties go to the squarer grid."""
+    """Return the grid (rows, columns) in which the tiles look most like the whole image.
+
+    Ties go to the squarer grid.
+    """
     count = len(tiles)
     grids = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
     grids.sort(key=lambda grid: abs(grid[0] - grid[1]))

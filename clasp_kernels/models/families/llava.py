@@ -10,7 +10,7 @@ from clasp_kernels.models.families._projected import ProjectedAdapter, check_pix
 
 
 def tokens_per_image(config: Any) -> int:
-    """Visual tokens of an image: its patches, and the CLS token unless the model drops it."""
+    """Return the visual tokens per image: patches, plus the CLS token unless the model drops it."""
     vision = config.vision_config
     patches: int = (vision.image_size // vision.patch_size) ** 2
     return patches + (config.vision_feature_select_strategy != "default")

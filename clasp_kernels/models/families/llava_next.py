@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6): images in tiles, each encoded by CLIP, beside a view of the whole."""
+"""LLaVA-NeXT (1.6): CLIP encodes the whole image and its tiles."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LlavaNextAdapter(TiledAdapter):
         tiles = self.encode_tiles(model, self.pixels_of(inputs, counts))
 
         def by_image(patches: torch.Tensor) -> torch.Tensor:
-            """[images, N, width] of [tiles, P, width]."""
+            """Arrange [tiles, P, width] to [images, N, width]."""
             return padded(self.pack(patches.split(counts), sizes))
 
         features = self.pack(tiles.features.split(counts), sizes)

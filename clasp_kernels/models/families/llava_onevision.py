@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: images in tiles, several images, and videos, all encoded by SigLIP."""
+"""LLaVA-OneVision: SigLIP encodes tiled images, several images per prompt, and videos."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _VIDEO_AXES = ("videos", "frames", "channels", "height", "width")
 class LlavaOnevisionAdapter(TiledAdapter):
     """``LlavaOnevisionForConditionalGeneration`` with a SigLIP tower.
 
-    The model shrinks images of many tiles, and each frame of a video, once they are projected: what
-    is fused and the salience are shrunk along, and nothing is fused for the projector. Of prompts
-    with several images ``batch_num_images`` tells; each of them is seen as a whole alone. The
-    frames of a video are one pool of tokens.
+    The model downsamples images with many tiles, and every video frame, after the projector. The
+    fused features and the salience are downsampled in the same way, and fuse_into="projector" is
+    not possible. ``batch_num_images`` has the number of images of each prompt; in a prompt with
+    several images, none has tiles. All frames of a video compete in one pool of tokens.
     """
 
     model_class = "LlavaOnevisionForConditionalGeneration"
@@ -84,7 +84,7 @@ class LlavaOnevisionAdapter(TiledAdapter):
 
     @property
     def _side_of_frame(self) -> int:
-        """Tokens to a side of a video's frame, which the model shrinks."""
+        """Tokens per side of a downsampled video frame."""
         return math.ceil(self._side / 2)
 
     def views(self, inputs: Mapping[str, Any]) -> list[View]:
@@ -103,7 +103,7 @@ class LlavaOnevisionAdapter(TiledAdapter):
     @torch.no_grad()  # the ops that follow record no graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         inner = self.inner_model(model)
-        # Of each item: its features, its layers and its salience, in the order of the groups.
+        # Per item, in the order of the groups: features, fused layers and salience.
         features: list[torch.Tensor] = []
         layers: list[list[torch.Tensor]] = [[] for _ in self.layers.states]
         saliences: list[Callable[[], list[torch.Tensor]]] = []

@@ -1,4 +1,4 @@
-"""Mistral 3: images of any size in one row of a Pixtral tower, whose neighbours are merged."""
+"""Mistral 3: a Pixtral tower with the patches of all images in one row, neighbours merged."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from clasp_kernels.policy import Profile
 class Mistral3Adapter(ProjectedAdapter):
     """``Mistral3ForConditionalGeneration`` with a Pixtral tower.
 
-    A visual token's salience is the attention that its patches get from all patches of its image,
-    in one vision layer. What is fused is the mean of its patches. The tokens that end the rows of
-    an image are words of the prompt, and stay.
+    A visual token's salience is the attention that its patches get from all patches of its image in
+    one vision layer. Its fused feature is the mean over its patches. The row-end tokens of an image
+    are text and are never dropped.
     """
 
     model_class = "Mistral3ForConditionalGeneration"
@@ -56,10 +56,10 @@ class Mistral3Adapter(ProjectedAdapter):
         return [VisualGroup("image", "pixel_values", self.token_ids[0], tuple(counts))]
 
     def _grids(self, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
-        """Rows and columns of patches of each image. Waits for the device.
+        """Return rows and columns of patches of each image. Synchronises.
 
         Raises:
-            ValueError, TypeError: sizes and pixels do not fit each other.
+            ValueError, TypeError: ``image_sizes`` and ``pixel_values`` do not match.
         """
         axes = ("images", "channels", "height", "width")
         pixels = check_pixels("pixel_values", inputs["pixel_values"], axes)
@@ -94,7 +94,7 @@ class Mistral3Adapter(ProjectedAdapter):
         sizes = [(rows * self._patch, columns * self._patch) for rows, columns in grids]
         lengths = [rows * columns for rows, columns in grids]
         with self._listeners["image"].listen() as captured:
-            # All hidden states: those that nobody selects may be None.
+            # True, not a list of layers: transformers may return None for unlisted layers.
             outputs = image_tower(model)(
                 inputs["pixel_values"],
                 image_sizes=sizes,
@@ -108,7 +108,7 @@ class Mistral3Adapter(ProjectedAdapter):
         features = projector(torch.cat(selected, dim=-1), sizes)
 
         def by_token(patches: torch.Tensor) -> list[torch.Tensor]:
-            """[tokens, width] of each image: means of [all patches, width]."""
+            """Average [all patches, width] by token: [tokens, width] of each image."""
             return [
                 _mean_of_squares(image.unflatten(0, grid), self._merged)
                 for image, grid in zip(patches.split(lengths), grids, strict=True)
@@ -134,8 +134,8 @@ class Mistral3Adapter(ProjectedAdapter):
 
 
 def _mean_of_squares(grid: torch.Tensor, side: int) -> torch.Tensor:
-    """[tokens, width]: means of squares of [rows, columns, width], row by row. What is left over at
-    the right and at the bottom is in no square."""
+    """Average squares of [rows, columns, width], row by row: [tokens, width]. Patches at the right
+    and at the bottom that fill no square are left out."""
     rows, columns = grid.shape[0] // side, grid.shape[1] // side
     whole = grid[: rows * side, : columns * side]
     return whole.unflatten(1, (columns, side)).unflatten(0, (rows, side)).mean((1, 3)).flatten(0, 1)

@@ -13,7 +13,7 @@ from clasp_kernels.models.families._packed import PackedAdapter
 class Qwen2_5_VLAdapter(PackedAdapter):
     """``Qwen2_5_VLForConditionalGeneration``.
 
-    Tokens are scored by the last block up to the one wanted whose attention is not in windows.
+    The salience comes from the last block with full attention up to the profile's layer.
     """
 
     model_class = "Qwen2_5_VLForConditionalGeneration"

@@ -1,4 +1,4 @@
-"""Qwen3.5: the tower of Qwen3-VL, without features for later layers; a hybrid decoder."""
+"""Qwen3.5: the vision tower of Qwen3-VL without DeepStack, and a hybrid decoder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from clasp_kernels.models.families._packed import PackedAdapter
 class Qwen3_5Adapter(PackedAdapter):
     """``Qwen3_5ForConditionalGeneration``.
 
-    Most layers of the decoder are recurrent (gated delta nets): a token that is dropped before the
-    decoder is one that they never see.
+    Most decoder layers are recurrent (gated delta nets), so tokens can only be dropped before the
+    decoder.
     """
 
     model_class = "Qwen3_5ForConditionalGeneration"

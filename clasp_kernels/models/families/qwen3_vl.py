@@ -1,4 +1,4 @@
-"""Qwen3-VL: features of early vision blocks are added to tokens inside the decoder (DeepStack)."""
+"""Qwen3-VL: features of early vision blocks are added inside the decoder (DeepStack)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from clasp_kernels.policy import Profile
 class Qwen3VLAdapter(PackedAdapter):
     """``Qwen3VLForConditionalGeneration``.
 
-    A video's frames stand between timestamps in the prompt, and are one pool of tokens all the
-    same.
+    All frames of a video compete in one pool of tokens, although the prompt has timestamps between
+    them.
     """
 
     model_class = "Qwen3VLForConditionalGeneration"

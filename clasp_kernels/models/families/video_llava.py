@@ -21,8 +21,8 @@ _VIDEO_AXES = ("videos", "frames", "channels", "height", "width")
 class VideoLlavaAdapter(ProjectedAdapter):
     """``VideoLlavaForConditionalGeneration`` with CLIP towers.
 
-    All frames of a video are one pool of tokens, so that what does not move competes with itself.
-    Each frame's CLS token is a visual token too, as the model has it; an image's is none.
+    All frames of a video compete in one pool of tokens, so repeated content is kept once. As in the
+    model, a frame's CLS token is a visual token, and an image's is not.
     """
 
     model_class = "VideoLlavaForConditionalGeneration"
@@ -71,7 +71,7 @@ class VideoLlavaAdapter(ProjectedAdapter):
 
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         images, videos = (self._given(inputs, names) for names in (_IMAGES, _VIDEOS))
-        encoded: list[tuple[int, EncodedTiles]] = []  # how many tiles an item has, and all tiles
+        encoded: list[tuple[int, EncodedTiles]] = []  # (tiles per item, all tiles) of each group
         if images is not None:
             encoded.append((1, self.encode_tiles(model, inputs[images])))
         if videos is not None:
@@ -80,7 +80,7 @@ class VideoLlavaAdapter(ProjectedAdapter):
             encoded.append((pixels.shape[1], tiles))
 
         def by_item(parts: Iterable[torch.Tensor]) -> torch.Tensor:
-            """[items, N, ...] of what each group's tiles have, [tiles, P, ...]."""
+            """Join each group's tiles [tiles, P, ...] by item: [items, N, ...]."""
             items: list[torch.Tensor] = []
             for part, (each, _) in zip(parts, encoded, strict=True):
                 items += part.unflatten(0, (-1, each)).flatten(1, 2)
@@ -96,10 +96,10 @@ class VideoLlavaAdapter(ProjectedAdapter):
 
     @staticmethod
     def _given(inputs: Mapping[str, Any], names: Sequence[str]) -> str | None:
-        """By which of its names an argument was given, None if it was not.
+        """Return the name under which an argument was given, or None.
 
         Raises:
-            ValueError: it was given twice.
+            ValueError: it was given under two names.
         """
         given = [name for name in names if inputs.get(name) is not None]
         if len(given) > 1:
