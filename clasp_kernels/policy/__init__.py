@@ -1,6 +1,6 @@
-"""Policy: which layers, how many tokens, for which prompt. Decisions only, no tensors.
+"""Policy: choose vision layers and token counts for a prompt. No tensors are used here.
 
-A prompt is routed to a category, and a profile says how that category fuses vision layers and
+A router assigns each prompt to a category. A profile says how that category fuses vision layers and
 splits the token budget into pivots and completion.
 
 >>> from clasp_kernels.policy import Profile, Router

@@ -1,4 +1,4 @@
-"""Shared by the policy files: rounding, and checks that name the field and what it may be."""
+"""Shared by the policy modules: rounding, and checks whose errors name the field."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from typing import Any
 
 
 def finite_number(field: str, value: object, allowed: str) -> float:
-    """``value`` as a float, or a ValueError that names ``field``."""
+    """Return ``value`` as a float, or raise a ValueError that names ``field``."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{field} must be {allowed}, got {value!r}")
     return float(value)
 
 
 def listed(value: Any) -> object:
-    """A row of an array as a list; anything else as it is."""
+    """Convert a 1D array to a list; return anything else unchanged."""
     return value.tolist() if getattr(value, "ndim", 0) == 1 else value
 
 
 def round_half_up(value: float) -> int:
-    """The nearest integer, halves upwards, so that 2.5 and 3.5 round in the same direction."""
-    # Python's round() goes to even.
+    """Round to the nearest integer, halves up. Python's ``round`` would round halves to even."""
     return math.floor(value + 0.5)
 
 
 def known_fields(where: str, data: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Refuse fields that nothing reads: they are most often a typing slip."""
+    """Raise a ValueError for unknown fields, which are most often typos."""
     unknown = [name for name in data if name not in known]
     if unknown:
         raise ValueError(
@@ -39,14 +38,14 @@ def known_fields(where: str, data: Mapping[str, Any], known: tuple[str, ...]) ->
 
 
 def as_mapping(field: str, value: object) -> Mapping[str, Any]:
-    """``value`` as a JSON object, or a ValueError that names ``field``."""
+    """Return ``value`` if it is a mapping, or raise a ValueError that names ``field``."""
     if not isinstance(value, Mapping):
         raise ValueError(f"{field} must be a JSON object, got {type(value).__name__}")
     return value
 
 
 def read_json(path: str | Path) -> Any:
-    """The JSON in ``path``; a syntax error names the file and the line."""
+    """Load JSON from ``path``. A syntax error raises a ValueError with the file and line."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -62,6 +61,6 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
-    """Write ``data`` so that a person can read and diff it."""
+    """Write ``data`` as indented JSON that is easy to read and diff."""
     text = json.dumps(data, indent=2, ensure_ascii=False)
     Path(path).write_text(text + "\n", encoding="utf-8")

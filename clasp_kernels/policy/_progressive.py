@@ -1,4 +1,4 @@
-"""Counts that fall by one ratio from stage to stage: how ``Schedule.progressive`` finds them."""
+"""The solver of ``Schedule.progressive``: counts that fall by one ratio from stage to stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clasp_kernels.policy._fields import round_half_up
 
 
 def ascending_layers(layers: object, num_layers: int) -> list[int]:
-    """``layers`` as ints, or a ValueError unless they ascend within 0..``num_layers`` - 1."""
+    """Return ``layers`` as ints; raise a ValueError unless they ascend in 0..``num_layers`` - 1."""
     given = [as_int(layer) for layer in layers] if isinstance(layers, Iterable) else []
     found = [layer for layer in given if layer is not None]
     ascending = all(a < b for a, b in pairwise((-1, *found, num_layers)))
@@ -24,9 +24,9 @@ def ascending_layers(layers: object, num_layers: int) -> list[int]:
 
 
 def falling_fractions(average: float, layers: Sequence[int], num_layers: int) -> list[float]:
-    """q, q**2, ... with the q in (0, 1) at which the mean over decoder layers is ``average``.
+    """Return q, q**2, ... for the q in (0, 1) whose mean over decoder layers is ``average``.
 
-    ``layers`` are the stages; the layers before the first see everything, a fraction of 1.
+    ``layers`` are the stages. Layers before the first stage keep all tokens, a fraction of 1.
     """
     before = layers[0] / num_layers
     if not before < average < 1:
@@ -48,13 +48,13 @@ def falling_fractions(average: float, layers: Sequence[int], num_layers: int) ->
 def falling_counts(
     average: int, layers: Sequence[int], num_layers: int, num_tokens: int
 ) -> list[int]:
-    """``num_tokens`` times the ``falling_fractions`` as integers, which fall and are at least 1.
+    """Return ``num_tokens`` times ``falling_fractions`` as strictly falling integers of at least 1.
 
     Their mean over decoder layers is at most half a token from ``average``.
     """
     spans, num_stages = _spans(layers, num_layers), len(layers)
     _check_reachable(average, layers[0], spans, num_tokens)
-    # In tokens times layers, what all stages together keep.
+    # The wanted sum over stages of tokens times layers.
     total = average * num_layers - num_tokens * layers[0]
     wanted = [
         num_tokens * fraction
@@ -63,16 +63,18 @@ def falling_counts(
     counts: list[int] = []
     owed = 0.0
     for stage, (tokens, span) in enumerate(zip(wanted, spans, strict=True)):
-        # Up or down, whichever makes up for the error so far, which stays within half the longest
-        # span. Beyond the next integers, a short stage after a long one would stray far.
+        # Round in the direction that reduces the error so far, which stays within half the longest
+        # span. Clamp to the neighbouring integers, else a short stage after a long one would take
+        # over the whole error.
         count = round_half_up(tokens + owed / span)
         count = min(max(count, math.floor(tokens)), math.ceil(tokens))
-        # Below the stage before, and high enough for those after to fall to 1.
+        # Stay below the previous stage, and leave room for the later stages to fall to 1.
         count = min(max(count, num_stages - stage), (counts or [num_tokens])[-1] - 1)
         owed += span * (tokens - count)
         counts.append(count)
-    # Only counts that had to be moved apart miss by more than half a token. A step changes the mean
-    # by at most one token, so steps towards `average` cannot pass the half token on either side.
+    # The error exceeds half a token only if the last clamp moved counts. A step of one token
+    # changes the mean by at most one token, so a step towards `average` cannot jump over the
+    # accepted range.
     while 2 * abs(error := total - _kept(counts, spans)) > num_layers:
         step = 1 if error > 0 else -1
         bounds = (num_tokens, *counts, 0)
@@ -86,7 +88,7 @@ def falling_counts(
 
 
 def _check_reachable(average: int, first: int, spans: list[int], num_tokens: int) -> None:
-    """Refuse an average that is more than half a token from the mean of any falling counts."""
+    """Raise a ValueError if no falling counts have a mean within half a token of ``average``."""
     num_stages, num_layers = len(spans), first + sum(spans)
     before = first * num_tokens
     one_each = (before + sum(spans)) / num_layers
@@ -118,10 +120,10 @@ def _cost_before(first: int, mean: float) -> str:
 
 
 def _spans(layers: Sequence[int], num_layers: int) -> list[int]:
-    """How many decoder layers run between each stage and the next, or the end."""
+    """Return the number of decoder layers from each stage to the next stage, or to the end."""
     return [end - start for start, end in pairwise((*layers, num_layers))]
 
 
 def _kept(counts: Iterable[int], spans: list[int]) -> int:
-    """Tokens times layers."""
+    """Return the sum over stages of tokens times layers."""
     return sum(count * span for count, span in zip(counts, spans, strict=True))

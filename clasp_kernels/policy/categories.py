@@ -1,4 +1,4 @@
-"""The categories a prompt can fall into, as data: a profile may bring its own set."""
+"""The default categories of prompts. A profile may define its own set."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ CATEGORIES: Mapping[str, str] = MappingProxyType(
 """Category name -> what it covers."""
 
 FALLBACK_CATEGORY = "general"
-"""What a router answers when nothing matches; every profile must have it."""
+"""The category of a prompt that matches nothing. Every profile must have it."""

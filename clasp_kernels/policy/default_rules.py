@@ -1,7 +1,7 @@
-"""The default router's rules: phrases and weights, in the layout ``Router`` takes.
+"""The default router's rules: phrases and weights, in the layout that ``Router`` takes.
 
-Weights, roughly: 4 the phrase states what is asked ("how many"), 3 it usually does, 2 it hints,
-1 it tips a balance. The order of the categories breaks ties.
+Rough meaning of the weights: 4, the phrase decides the category ("how many"); 3, it usually does;
+2, it is a hint; 1, it only breaks ties. Remaining ties go to the category listed first.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 
 def _each(weight: float, phrases: str) -> dict[str, float]:
-    """Phrases separated by commas, all of one weight."""
+    """Return the comma-separated phrases, each with the same weight."""
     return {" ".join(phrase.split()): weight for phrase in phrases.split(",")}
 
 
 _COUNTING = {
-    # Above everything else in the question: "how many colours", "how many words".
+    # Outweighs other phrases in the question: "how many colours", "how many words".
     **_each(7, "how many"),
     **_each(4, "number of, total of, count, counting, how numerous"),
     **_each(3, "amount of, quantity of, exactly one, exactly two, exactly three, exactly four"),
@@ -89,7 +89,7 @@ _KNOWLEDGE = {
         difference between, advantage, what kind of person, relationship between
         """,
     ),
-    # Of an image named as such: landmarks, films, people to be recognised.
+    # Questions about recognising landmarks, films or people.
     **_each(3, "is this an image of, is this a picture of, is this a photo of"),
     **_each(
         3,
@@ -200,8 +200,8 @@ _ATTRIBUTE = {
         dirty
         """,
     ),
-    # As the last word of the question, a colour or a state is what is asked. Not the ones that
-    # are also things: "where is the square", "where is the orange".
+    # A colour or a state as the last word is what the question asks for. Words that are also
+    # things are left out: "where is the square", "where is the orange".
     **_each(
         4,
         """
@@ -235,7 +235,7 @@ DEFAULT_RULES: dict[str, Any] = {
         "attribute": _ATTRIBUTE,
     },
     "neutral": [
-        # How to answer, not what is asked.
+        # Instructions on the form of the answer.
         "single word or phrase",
         "one word",
         "single word",
@@ -248,7 +248,7 @@ DEFAULT_RULES: dict[str, Any] = {
         "answer yes or no",
         "given choices",
         "short answer",
-        # What the prompt asks not to do.
+        # Negations.
         "not count",
         "not counting",
         "without counting",
@@ -258,7 +258,7 @@ DEFAULT_RULES: dict[str, Any] = {
         "without describing",
         "not explain",
         "without explaining",
-        # The picture itself is not a thing in it.
+        # References to the picture itself.
         "in the image",
         "in this image",
         "in the picture",

@@ -1,11 +1,11 @@
-"""Vision layers: how a profile names them, and where they stand in a tower of a given depth.
+"""Vision layers: how a profile names them, and how they map to a tower of a given depth.
 
 A profile names layers in one of two ways. A *negative index* counts from the end: -1 is the output
-of the last layer. A *relative depth* in 0..1 fits towers of every size: 0 is the input of the first
-layer, 1 the output of the last.
+of the last layer. A *relative depth* in 0..1 works for any number of layers: 0 is the input of the
+first layer, 1 the output of the last.
 
-A tower of n layers has n + 1 hidden states: state 0 enters the first layer, and state n leaves the
-last.
+A tower of n layers has n + 1 hidden states: state 0 is the input of the first layer, state n the
+output of the last.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from clasp_kernels.policy._fields import listed, round_half_up
 
 @dataclass(frozen=True)
 class TowerLayers:
-    """The layers of a profile in one vision tower, as ``Profile.for_tower`` finds them.
+    """The layers of a profile in one vision tower, as returned by ``Profile.for_tower``.
 
     >>> from clasp_kernels.policy import Profile
     >>> layers = Profile.for_model_type("llava").for_tower(24)
@@ -33,15 +33,17 @@ class TowerLayers:
     """
 
     states: tuple[int, ...]
-    """Which of hidden_states 0..num_layers are fused [L], ascending, each once."""
+    """Indices of the fused states among hidden_states 0..num_layers, [L], ascending and distinct.
+    """
     weights: tuple[tuple[float, ...], ...]
     """Layer weights [C, L]: a row for each of ``Profile.category_names``, a column per state."""
     salience_layer: int | None
-    """The layer whose attention scores the tokens, 0..num_layers-1; None: the model decides."""
+    """The layer whose attention scores the tokens, 0..num_layers-1. None leaves it to the model
+    family."""
 
 
 def state_index(layer: float, num_layers: int) -> int:
-    """Where a layer's output stands among hidden_states 0..num_layers.
+    """Return the index of a layer's output among hidden_states 0..num_layers.
 
     >>> state_index(-2, 24), state_index(0.75, 24), state_index(1.0, 24)
     (23, 18, 24)
@@ -52,7 +54,7 @@ def state_index(layer: float, num_layers: int) -> int:
 
 
 def check_layers(layers: object, profile_format: int) -> tuple[int, ...] | tuple[float, ...]:
-    """``layers`` as negative indices or as relative depths, or a ValueError that says why not."""
+    """Return ``layers`` as negative indices or relative depths, or raise a ValueError."""
     allowed = "either all negative layer indices or all relative depths in 0..1"
     if profile_format == 1:
         allowed = "negative layer indices (all that format 1 has)"
@@ -73,7 +75,7 @@ def check_layers(layers: object, profile_format: int) -> tuple[int, ...] | tuple
 
 
 def check_salience_layer(layer: object, profile_format: int) -> int | float | None:
-    """``layer`` as None, a negative index or a relative depth above 0, or a ValueError."""
+    """Return ``layer`` as None, a negative index or a relative depth, or raise a ValueError."""
     if layer is None:
         return None
     if _is_negative_index(layer):

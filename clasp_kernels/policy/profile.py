@@ -1,4 +1,4 @@
-"""Profiles: for one model family, how each category fuses layers and splits the budget.
+"""Profiles: how each category fuses layers and splits the budget, for one model family.
 
 A profile is a JSON file::
 
@@ -18,30 +18,30 @@ A profile is a JSON file::
     }
 
 ``format``
-    Version of this layout, 2. Version 1, which can be read too, has neither relative depths nor
+    Version of this layout, 2. Version 1 can be read too; it has neither relative depths nor
     ``fuse_into``.
 ``name``, ``source``
-    For people: what the profile is called, and how its values were found.
+    Name of the profile, and how its values were found. Both are only shown to people.
 ``model_type``
-    The ``config.model_type`` of the Hugging Face models it is for.
+    The ``config.model_type`` of the Hugging Face models that the profile is for.
 ``layers``
-    The vision layers that are fused, shallow to deep. Either all are relative depths, numbers in
-    0..1 that fit a tower of any size: 0 is the input of the first layer, 1 the output of the last.
-    Or all are negative indices: -1 is the output of the last layer, -2 of the one before it.
+    The vision layers that are fused, shallow to deep. Either all are relative depths in 0..1, which
+    work for any number of layers: 0 is the input of the first layer, 1 the output of the last. Or
+    all are negative indices: -1 is the output of the last layer, -2 of the one before it.
 ``categories``
     At least ``general``. For each: ``layer_weights``, one number >= 0 per layer or a strategy
     letter from A (shallow) to E (deep); ``pivot_ratio`` in 0..1, the share of the budget given
     to pivot tokens (at least one pivot is always kept); ``budget_scale`` > 0 (default 1),
-    which stretches the budget for the category.
+    a factor on the budget of the category.
 ``salience_layer``
     The vision layer whose attention scores the tokens: a negative index, or the relative depth,
-    above 0, of its output; null (the default) is the layer that produces the features the model
-    was trained on.
+    above 0, of its output. null (the default) is the layer whose output the model's projector was
+    trained on.
 ``normalize``
     null (the default), "l2" or "rms": applied to each layer's tokens before weighting.
 ``fuse_into``
-    "projector": the fused layers are what the projector gets. "selection": they only choose tokens.
-    null (the default) leaves it to the caller.
+    "projector": the projector gets the fused layers. "selection": the fused layers only choose
+    tokens. null (the default) leaves the choice to the caller.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ class CategoryPolicy:
 
 @dataclass(frozen=True)
 class Profile:
-    """For one model family: each category's layer weights, pivot ratio and budget scale.
+    """Layer weights, pivot ratio and budget scale of each category, for one model family.
 
-    The JSON layout and the meaning of every field stand in the docstring of this module. Values are
-    checked when a profile is made; a ValueError names the field, what it was, what is allowed.
+    The docstring of this module describes the JSON layout and every field. The constructor checks
+    all values; its ValueErrors name the field, the value and the allowed values.
 
     >>> profile = Profile.for_model_type("llava")
     >>> profile.pivot_count("ocr", 64) + 3 <= 64
@@ -133,7 +133,7 @@ class Profile:
             )
         if self.fuse_into is not None and self.format == 1:
             raise ValueError(f"fuse_into needs format 2, got {self.fuse_into!r} in format 1")
-        # A private copy: a caller's later edit must not slip past the checks.
+        # Copy the mapping, so that the caller cannot change it after the checks.
         checked = {
             name: _check_policy(f"categories.{name}", policy, self.layers)
             for name, policy in as_mapping("categories", self.categories).items()
@@ -147,7 +147,7 @@ class Profile:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Profile:
-        """Build from the JSON layout; ``layer_weights`` may be a strategy letter."""
+        """Build a profile from the JSON layout. ``layer_weights`` may be a strategy letter."""
         data = as_mapping("a profile", data)
         missing = [name for name in _REQUIRED if name not in data]
         if missing:
@@ -161,8 +161,8 @@ class Profile:
         return cls(**{**data, "layers": layers, "categories": categories})
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON layout, with the weights of strategy letters written out."""
-        # Format 1 is for readers that know no fuse_into.
+        """Return the JSON layout. Strategy letters are written as weights."""
+        # Format 1 does not have fuse_into.
         fuse_into = {} if self.format == 1 else {"fuse_into": self.fuse_into}
         return {
             "format": self.format,
@@ -185,7 +185,7 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """Read a profile; an error names the file as well as the field."""
+        """Read a profile from JSON. Errors name the file and the field."""
         data = read_json(path)
         try:
             return cls.from_dict(data)
@@ -193,12 +193,12 @@ class Profile:
             raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the profile as JSON; ``Profile.load`` gives an equal one back."""
+        """Write the profile as JSON. ``Profile.load`` returns an equal one."""
         write_json(path, self.to_dict())
 
     @classmethod
     def for_model_type(cls, model_type: str) -> Profile:
-        """The bundled profile of a model family.
+        """Load the bundled profile of a model family.
 
         >>> Profile.for_model_type("gpt2")
         Traceback (most recent call last):
@@ -225,24 +225,23 @@ class Profile:
         return tuple(self.categories)
 
     def category_id(self, name: str) -> int:
-        """Row of a category in ``weights_matrix``; an unknown one is a ValueError."""
+        """Return the row of a category in ``weights_matrix``, or raise a ValueError if unknown."""
         self._policy(name)
         return self.category_names.index(name)
 
     def weights_matrix(self) -> list[list[float]]:
-        """Layer weights [C, L], one row per category in ``category_names`` order."""
+        """Return the layer weights [C, L], one row per category in ``category_names`` order."""
         return [list(policy.layer_weights) for policy in self.categories.values()]
 
     def for_tower(self, num_layers: int) -> TowerLayers:
-        """The layers of this profile in a vision tower of ``num_layers`` layers.
+        """Return the layers of this profile in a vision tower of ``num_layers`` layers.
 
-        A relative depth d is the state floor(d * num_layers + 0.5) of hidden_states 0..num_layers.
-        Depths that meet in one state of a shallow tower share it: it is read once, with the sum of
-        their weights. A ``salience_layer`` is the layer whose output stands at its depth, the first
-        one at least.
+        A relative depth d is state floor(d * num_layers + 0.5) of hidden_states 0..num_layers. In a
+        shallow tower, several depths may be the same state: it is read once, with the sum of their
+        weights. ``salience_layer`` is the layer whose output is that state, at least layer 0.
 
         Raises:
-            ValueError: a negative index counts past the first layer; ``num_layers`` is below 1.
+            ValueError: a negative index is out of range, or ``num_layers`` is below 1.
 
         >>> profile = Profile.for_model_type("llava")
         >>> profile.layers
@@ -280,9 +279,9 @@ class Profile:
         return TowerLayers(states, weights, salience_layer)
 
     def budget(self, category: str, budget: float) -> int:
-        """Tokens to keep for a category: ``budget`` times its scale, rounded, at least 1.
+        """Return the tokens to keep: ``budget`` times the category's scale, rounded, at least 1.
 
-        ``budget`` may be a fraction of an image's tokens, which need not be whole.
+        ``budget`` need not be an integer, because it may be a fraction times the image's tokens.
 
         >>> Profile.for_model_type("llava").budget("general", 0.25 * 145)
         36
@@ -293,7 +292,8 @@ class Profile:
         return max(1, round_half_up(self._policy(category).budget_scale * budget))
 
     def pivot_count(self, category: str, budget: int) -> int:
-        """How many of ``budget`` kept tokens are pivots: the ratio, rounded, within 1..budget."""
+        """Return how many of ``budget`` kept tokens are pivots: ``pivot_ratio`` times ``budget``,
+        rounded, within 1..budget."""
         count = as_int(budget)
         if count is None or count < 1:
             raise ValueError(f"budget must be an integer of at least 1, got {budget!r}")

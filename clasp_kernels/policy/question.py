@@ -1,7 +1,7 @@
-"""Finding the question in a prompt: the last user turn, without template, image or options.
+"""Find the question in a prompt: the last user turn, without template, image or options.
 
-Everything here runs in time linear in the prompt. Images written out as thousands of tokens are
-folded first, by comparing whole blocks, so that such a prompt costs little more than the others.
+All functions run in time linear in the length of the prompt. Images that are written out as
+thousands of placeholder tokens are folded first, block by block, so they add little time.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ import re
 
 from clasp_kernels.policy.turns import last_user_turn
 
-# Up to three tokens by turns (a row and its end, a frame's start and end), eight times in a row.
+# A group of up to three tokens (a row and its end, a frame's start and end), repeated eight times.
 _RUN = re.compile(r"((?:<[^<>\s]{1,40}>|\[\w{1,20}\]){1,3}?)\1{7}")
 _MAX_RUNS = 8
 _IMAGE_TOKENS = ("<image>", "<video>", "<|image_pad|>", "<|video_pad|>", "<image_soft_token>")
 _TAG = re.compile(r"<[^<>\s]{1,40}>|\[IMG\w*\]")
-# An option's letter: "A. ", "A) ", "A: ", "(A) ".
+# The letter of the first option: "A. ", "A) ", "A: ", "(A) ".
 _OPTION_A = re.compile(r"(?:^|(?<=\s))(\(?)A([.):])\s")
 _OPTIONS_HEADER = re.compile(r"\b(?:options|choices)\s*:", re.IGNORECASE)
 _QUESTION_HEADER = re.compile(r"\bquestion\s*:", re.IGNORECASE)
 _OCR_HINT = re.compile(r"\breference ocr tokens?\s*:", re.IGNORECASE)
-# Quoted words are what is talked about, not what is asked. Single quotes double as apostrophes,
-# so they only count where no word touches them from outside.
+# Quoted text, which is not part of the question. A single quote that touches a word on the outside
+# is an apostrophe.
 _QUOTED = re.compile(r"\"[^\"]{0,80}\"|(?<!\w)'[^']{0,80}'(?!\w)")
 _STRAIGHT_QUOTES = str.maketrans("\u201c\u201d\u2018\u2019", "\"\"''")
-# Not after an initial ("A. Smith") or an ellipsis, nor where a line is merely wrapped.
+# The end of a sentence. An initial ("A. Smith"), an ellipsis or a single newline does not end one.
 _SENTENCE_END = re.compile(r"(?:(?<=\w\w\.)|(?<=[?!]))\s+|\n\s*\n")
 
-# Of a longer turn only this much of the start and of the end is read.
+# A longer turn is cut to half of this from its start and half from its end.
 _MAX_CHARACTERS = 600
 
 
 def find_question(prompt: str) -> str:
-    """What the last user turn asks, without image tokens, options, quotations or context.
+    """Return the question of the last user turn, without image tokens, options and quotations.
 
-    Of several sentences the ones that end in a question mark are kept, if there are any.
+    If there are sentences with a question mark, only those are kept.
 
     >>> find_question("<image>\\nNice map. Where is it?\\nA. left\\nB. right\\nAnswer by letter.")
     'Where is it?'
@@ -65,24 +65,24 @@ def find_question(prompt: str) -> str:
 
 
 def _without_runs(prompt: str) -> str:
-    """``prompt`` with tokens repeated in a row, as images are written out, only once."""
+    """Fold repeated tokens, such as written-out images, to one occurrence."""
     for _ in range(_MAX_RUNS):
         run = _RUN.search(prompt)
         if run is None:
             break
         unit, stop = run[1], run.end()
-        # An image is thousands of tokens long: comparing blocks is cheaper than each token.
+        # An image is thousands of tokens long, so compare large blocks first.
         for block in (unit * 256, unit * 16, unit):
             while prompt.startswith(block, stop):
                 stop += len(block)
-        # The rows of an image are equally long.
+        # The rows of an image have the same length, so replace all of them at once.
         rest = prompt[stop:].replace(prompt[run.start() : stop], unit)
         prompt = f"{prompt[: run.start()]}{unit}{rest}"
     return prompt
 
 
 def _without_options(text: str) -> str:
-    """``text`` up to "A. ...", if a B of the same kind follows and something stands before."""
+    """Cut ``text`` at option "A. ...", if a matching option B follows and text comes before."""
     for option in _OPTION_A.finditer(text):
         following = f"{option[1]}B{option[2]}"
         if text.rfind(following) > option.start():
@@ -91,12 +91,12 @@ def _without_options(text: str) -> str:
 
 
 def _before(pattern: re.Pattern[str], text: str) -> str:
-    """``text`` up to the match, unless nothing would be left."""
+    """Return ``text`` before the match, unless that is empty."""
     match = pattern.search(text)
     return (text[: match.start()].strip() or text) if match else text
 
 
 def _after(pattern: re.Pattern[str], text: str) -> str:
-    """``text`` from the end of the match, unless nothing would be left."""
+    """Return ``text`` after the match, unless that is empty."""
     match = pattern.search(text)
     return (text[match.end() :].strip() or text) if match else text

@@ -1,10 +1,10 @@
-"""The default router: weighted phrases, no model, a few microseconds a prompt.
+"""The default router: weighted phrases, no model, a few microseconds per prompt.
 
-The question in a prompt (see ``prompts``) is split into words, and every phrase of the rules that
+The question in a prompt (see ``question``) is split into words, and every phrase of the rules that
 occurs in it adds its weight to its category. Phrases match longest first and do not overlap, so
-"number of" can mean counting while "number on" means reading. What follows a relative pronoun
-("the car *that is left of the bus*") says which thing is meant rather than what is asked, and
-counts half. The highest sum wins; a tie goes to the category listed first in the rules.
+"number of" can mean counting while "number on" means reading. Phrases after a relative pronoun
+("the car *that is left of the bus*") count half, because they identify a thing rather than ask
+something. The category with the highest sum wins; a tie goes to the one listed first in the rules.
 
 Rules are data::
 
@@ -15,8 +15,9 @@ Rules are data::
       "neutral": ["single word"]
     }
 
-A ``neutral`` phrase uses up its words and adds nothing. "^" before a phrase ties it to the start
-of the question, "$" after one to the end: "red$" is what is asked in "Is the left car red?".
+A ``neutral`` phrase adds no weight, but its words cannot match another phrase. "^" before a phrase
+anchors it to the start of the question, "$" after a phrase to the end: "red$" matches in "Is the
+left car red?".
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ from clasp_kernels.policy.default_rules import DEFAULT_RULES
 from clasp_kernels.policy.question import find_question
 
 RouterLike = Callable[[list[str]], Sequence[str]]
-"""What stands where a router is asked for: prompts in, one category name per prompt out."""
+"""The interface of a router: takes prompts, returns one category name per prompt."""
 
 ROUTER_FORMAT = 1
 _WORD = re.compile(r"[^\W_]+")
-_CLITICS = {"s": "is", "re": "are"}  # what the apostrophe of "what's" leaves over
+_CLITICS = {"s": "is", "re": "are"}  # the word split off at the apostrophe of "what's"
 _RELATIVE_PRONOUNS = frozenset({"that", "which", "who", "whose"})
 _RELATIVE_DISCOUNT = 0.5
 
 
 @dataclass(frozen=True)
 class Route:
-    """Where a prompt goes and why.
+    """The category of a prompt and the reason.
 
     >>> Router().explain("How many dogs are there?")
     Route(category='counting', reason="matched 'how many'")
@@ -62,22 +63,22 @@ class Route:
 
 
 class _Node:
-    """One word deep into the phrases: the words that may follow, and what ends here."""
+    """A node of the trie of phrases: the words that may follow, and the phrase that ends here."""
 
     __slots__ = ("category", "following", "phrase", "weight")
 
     def __init__(self) -> None:
         self.following: dict[str, _Node] = {}
         self.phrase: str | None = None
-        self.category: str | None = None  # None with a phrase: neutral
+        self.category: str | None = None  # None for a neutral phrase
         self.weight = 0.0
 
 
 class Router:
     """Maps prompts to categories by weighted phrases.
 
-    Deterministic, without weights to load, and insensitive to case and punctuation. ``rules``
-    take the layout at the top of this module; the default rules know the categories in
+    It is deterministic, loads no model weights, and ignores case and punctuation. ``rules`` have
+    the layout described in the docstring of this module; the default rules have the categories of
     ``CATEGORIES``. A router is itself a ``RouterLike`` callable.
 
     >>> Router().route(["What colour is the car?", "WHERE is the dog", "<image>\\nRead the sign."])
@@ -119,29 +120,29 @@ class Router:
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """Every category this router can answer, ties going to the earlier, fallback last."""
+        """Every category that the router can return, in tie-breaking order, the fallback last."""
         return (*(name for name in self._rules if name != self._fallback), self._fallback)
 
     def route(self, prompts: Iterable[str]) -> list[str]:
-        """The category of each prompt."""
+        """Return the category of each prompt."""
         return [self._decide(prompt)[0] for prompt in _check_prompts(prompts)]
 
     __call__ = route
 
     def explain(self, prompt: str) -> Route:
-        """The category of one prompt, and the phrases that decided it."""
+        """Return the category of one prompt, and the phrases that decided it."""
         [prompt] = _check_prompts([prompt])
         category, matches = self._decide(prompt)
         winning = [(node.phrase, weight) for node, weight in matches if node.category == category]
         if not winning:
             return Route(category, "no phrase of the rules matched")
-        # Phrases that only tipped the balance ("is") would hide the ones that decided.
+        # Leave out phrases of small weight, such as "is", which only broke a tie.
         telling = max(weight for _, weight in winning) / 2
         phrases = [repr(phrase) for phrase, weight in winning if weight >= telling]
         return Route(category, f"matched {', '.join(phrases)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The rules, in the layout the constructor takes."""
+        """Return the rules in the layout that the constructor takes."""
         return {
             "format": ROUTER_FORMAT,
             "fallback": self._fallback,
@@ -151,7 +152,7 @@ class Router:
 
     @classmethod
     def load(cls, path: str | Path) -> Router:
-        """Read a router's rules from JSON; an error names the file as well as the field."""
+        """Read a router's rules from JSON. Errors name the file and the field."""
         data = read_json(path)
         try:
             return cls(data)
@@ -159,11 +160,11 @@ class Router:
             raise ValueError(f"{path}: {error}") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the rules as JSON; ``Router.load`` gives an equal router back."""
+        """Write the rules as JSON. ``Router.load`` returns an equal router."""
         write_json(path, self.to_dict())
 
     def __eq__(self, other: object) -> bool:
-        # Order counts: it breaks ties.
+        # Compare in order, because order breaks ties.
         return isinstance(other, Router) and (repr(self.to_dict()) == repr(other.to_dict()))
 
     __hash__ = None  # type: ignore[assignment]
@@ -197,11 +198,11 @@ class Router:
         for node, weight in matches:
             if node.category is not None:
                 scores[node.category] += weight
-        best = max(scores, key=scores.__getitem__)  # the first of equals, in the rules' order
+        best = max(scores, key=scores.__getitem__)  # max returns the first of equals
         return (best if scores[best] > 0 else self._fallback), matches
 
     def _longest(self, words: list[str], position: int) -> tuple[_Node | None, int]:
-        """The longest phrase that starts here, and how many words to move on."""
+        """Return the longest phrase that starts at ``position``, and how many words to advance."""
         found, length = None, 1
         node = self._phrases.following.get(words[position])
         end = position + 1
@@ -218,7 +219,7 @@ class Router:
 def route_prompts(
     router: RouterLike, prompts: Sequence[str], known: Sequence[str] | None = None
 ) -> list[str]:
-    """Ask any router, and check that it answered: one known category name per prompt.
+    """Call a router and check that it returned one known category name per prompt.
 
     >>> route_prompts(lambda prompts: ["ocr"] * len(prompts), ["Read it."], known=["ocr"])
     ['ocr']

@@ -1,4 +1,4 @@
-"""Where visual tokens are dropped, and how many stay."""
+"""Schedules: the decoder layers at which visual tokens are dropped, and how many stay."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _STAGE_TEXT = re.compile(
 
 @dataclass(frozen=True, init=False, repr=False)
 class Schedule:
-    """Visual tokens of an image kept once a number of decoder layers have run.
+    """Number of visual tokens per image that stay after given decoder layers.
 
     ``Schedule({l: R})`` keeps R tokens after l decoder layers, so layers 0..l-1 still see every
-    token; 0 prunes before the LLM. R is an int, the count, or a float, the fraction of the image's
-    tokens. Counts must fall from stage to stage, and so must fractions; how the two compare
-    depends on the image (``counts``).
+    token; l = 0 prunes before the LLM. R is an int, the count, or a float, the fraction of the
+    image's tokens. Counts must fall from stage to stage, and so must fractions. A count and a
+    fraction can only be compared for a given image (see ``counts``).
 
     >>> Schedule({6: 64, 2: 128}).stages
     ((2, 128), (6, 64))
@@ -32,7 +32,7 @@ class Schedule:
     """
 
     stages: tuple[tuple[int, int | float], ...]
-    # The visual tokens, None for fractions, and the decoder layers that `progressive` solved for.
+    # (visual tokens or None for fractions, decoder layers) that `progressive` solved for.
     _solved_for: tuple[int | None, int] | None = field(default=None, compare=False)
 
     def __init__(self, tokens_after: Mapping[int, int | float]) -> None:
@@ -58,7 +58,7 @@ class Schedule:
 
     @classmethod
     def input(cls, tokens: int | float) -> Schedule:
-        """Prune once, before the LLM: every decoder layer sees ``tokens`` per image.
+        """Return a schedule that prunes once, before the LLM, to ``tokens`` per image.
 
         >>> Schedule.input(16), Schedule.input(0.25)
         (Schedule({0: 16}), Schedule({0: 0.25}))
@@ -67,10 +67,10 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
-        """The schedule in ``text``, "layer:tokens,layer:tokens", as ``str`` writes it.
+        """Parse "layer:tokens,layer:tokens", the format that ``str`` writes.
 
-        Tokens with a point or an exponent are a fraction, others a count. Raises a ValueError that
-        quotes ``text``.
+        Tokens with a decimal point or an exponent are a fraction, others a count. Errors are
+        ValueErrors that quote ``text``.
 
         >>> Schedule.parse("2:0.5, 4:64")
         Schedule({2: 0.5, 4: 64})
@@ -102,21 +102,21 @@ class Schedule:
         num_layers: int = 32,
         num_tokens: int = 576,
     ) -> Schedule:
-        """Counts that fall by one ratio, and whose mean over all decoder layers is ``average``.
+        """Return counts that fall by one ratio, with mean ``average`` over all decoder layers.
 
-        The layers before the first stage see all N = ``num_tokens``. The kth stage, k = 1, 2, ...,
-        keeps N * q**k tokens. The mean rises with the ratio q, and bisection finds the q in (0, 1)
-        at which it is ``average``.
+        Layers before the first stage see all N = ``num_tokens``. Stage k = 1, 2, ... keeps
+        N * q**k tokens. The mean rises with the ratio q, and bisection finds the q in (0, 1) for
+        which the mean is ``average``.
 
-        An int ``average`` gives integer counts whose mean is at most half a token off. Each is
-        rounded to the side that makes up for the rounding of those before it. Where counts would
-        meet or reach 0, they are moved apart.
+        An int ``average`` gives integer counts whose mean is at most half a token off. Each count
+        is rounded in the direction that compensates the earlier rounding. Counts that would be
+        equal or 0 are moved apart.
 
-        A float ``average`` in (0, 1) is a fraction of the image's tokens, and so are the stages'.
+        A float ``average`` in (0, 1) is a fraction of the image's tokens, and gives fractions.
         ``num_tokens`` then has no effect.
 
         Raises a ValueError for layers that do not ascend within 0..``num_layers`` - 1, and for an
-        average that no falling counts have; it gives the bound.
+        average that no falling counts have; the message gives the bound.
 
         >>> Schedule.progressive(192)
         Schedule({2: 334, 6: 194, 15: 112})
@@ -139,7 +139,7 @@ class Schedule:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The decoder layers that have run when each stage drops tokens, ascending.
+        """For each stage, the number of decoder layers that have run when it drops tokens.
 
         >>> Schedule({6: 64, 2: 128}).layers
         (2, 6)
@@ -148,7 +148,7 @@ class Schedule:
 
     @property
     def prunes_input_only(self) -> bool:
-        """Whether all dropping happens before the first decoder layer.
+        """Whether the only stage is before the first decoder layer.
 
         >>> Schedule({0: 64}).prunes_input_only, Schedule({0: 64, 2: 32}).prunes_input_only
         (True, False)
@@ -156,11 +156,11 @@ class Schedule:
         return self.layers == (0,)
 
     def counts(self, num_tokens: int) -> tuple[tuple[int, float], ...]:
-        """Each stage's layer and tokens wanted of an image with ``num_tokens`` visual tokens.
+        """Return (layer, tokens) of each stage for an image with ``num_tokens`` visual tokens.
 
-        A fraction becomes a float, which is not rounded: a profile's ``budget_scale`` multiplies
-        it first. A count stays, up to ``num_tokens``. Raises a ValueError if a later stage wants
-        more than an earlier one, as counts and fractions together can.
+        A fraction becomes a float and is not rounded yet, because a profile's ``budget_scale``
+        multiplies it first. A count is limited to ``num_tokens``. Raises a ValueError if a later
+        stage keeps more than an earlier one, which can happen if counts and fractions are mixed.
 
         >>> Schedule({2: 0.5, 4: 64}).counts(576)
         ((2, 288.0), (4, 64))
@@ -182,10 +182,11 @@ class Schedule:
         return wanted
 
     def average(self, num_tokens: int, num_layers: int) -> float:
-        """The mean number of visual tokens over all decoder layers.
+        """Return the mean number of visual tokens over all decoder layers.
 
-        Layers before the first stage see ``num_tokens``, those after a stage see its ``counts``.
-        Raises the ValueErrors of ``counts``, and one for a stage at ``num_layers`` or later.
+        Layers before the first stage see ``num_tokens``; layers after a stage see its count from
+        ``counts``. Raises the ValueErrors of ``counts``, and one for a stage at ``num_layers`` or
+        later.
 
         >>> Schedule({2: 128, 6: 64}).average(num_tokens=576, num_layers=8)
         224.0
@@ -196,11 +197,11 @@ class Schedule:
         return sum(seen) / num_layers
 
     def check_fits(self, num_tokens: int | None, num_layers: int) -> None:
-        """Refuse a model and image size that the schedule is not for, with a ValueError.
+        """Raise a ValueError if the schedule does not fit the model and image size.
 
-        Each stage needs a decoder layer after it, and a schedule that ``progressive`` solved has
-        its mean only with the ``num_layers``, and for counts the ``num_tokens``, it was solved for.
-        None for ``num_tokens`` stands for images that differ in them, whose means differ then.
+        Each stage needs a decoder layer after it. A schedule from ``progressive`` only has its mean
+        with the ``num_layers`` it was solved for, and counts also need the ``num_tokens``. Pass
+        None for ``num_tokens`` if images differ in their number of tokens: it is not checked then.
 
         >>> Schedule({2: 128, 6: 64}).check_fits(num_tokens=576, num_layers=6)
         Traceback (most recent call last):
@@ -235,7 +236,7 @@ class Schedule:
         return num_layers
 
     def __eq__(self, other: object) -> bool:
-        # As numbers, 1 (one token) and 1.0 (all tokens) would be equal.
+        # Compare the repr, because 1 (one token) == 1.0 (all tokens) in Python.
         return repr(self) == repr(other) if isinstance(other, Schedule) else NotImplemented
 
     def __str__(self) -> str:
@@ -246,7 +247,7 @@ class Schedule:
 
 
 def _integer(name: str, value: object, at_least: int) -> int:
-    """``value`` as an int, or a ValueError that names ``name``."""
+    """Return ``value`` as an int, or raise a ValueError that names ``name``."""
     number = as_int(value)
     if number is None or number < at_least:
         raise ValueError(f"{name} must be an integer of at least {at_least}, got {value!r}")
@@ -254,7 +255,7 @@ def _integer(name: str, value: object, at_least: int) -> int:
 
 
 def _count_or_fraction(name: str, value: object) -> int | float:
-    """``value`` as an int or a float, whichever it is, or a ValueError that names ``name``."""
+    """Return ``value`` as an int (count) or a float (fraction), or raise a ValueError."""
     allowed = "an integer of at least 1 (tokens) or a float above 0 and at most 1 (a fraction)"
     count = as_int(value)
     if count is not None and count >= 1:

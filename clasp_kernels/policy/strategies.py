@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 STRATEGIES: dict[str, float] = {"A": 0.0, "B": 0.25, "C": 0.5, "D": 0.75, "E": 1.0}
-"""Letter -> where the mixture is centred, 0 the shallowest fused layer and 1 the deepest."""
+"""Letter -> centre of the mixture, from 0 (shallowest fused layer) to 1 (deepest)."""
 
 
 def strategy_weights(letter: str, num_layers: int) -> tuple[float, ...]:
-    """Layer weights of a strategy, shallowest layer first; they sum to 1.
+    """Return the layer weights of a strategy, shallowest layer first. They sum to 1.
 
-    The weight falls linearly from the strategy's centre to zero half the depth range away (two
-    layers have nothing half way, so there it falls over the whole range): with layer l at depth
-    t_l = l / (L - 1), w_l is proportional to max(0, 1 - |t_l - centre| / reach). A layer of
-    weight 0 is never read. The shape is this project's; the paper's public material gives none.
+    With layer l at depth t_l = l / (L - 1), the weight w_l is proportional to
+    max(0, 1 - |t_l - centre| / reach). The reach is 0.5, or 1 with two layers, which have no layer
+    half way. A layer of weight 0 is never read. This shape is this project's own choice; the
+    paper's public material does not give one.
 
     >>> strategy_weights("A", 5)
     (0.6666666666666666, 0.3333333333333333, 0.0, 0.0, 0.0)

@@ -1,17 +1,17 @@
-"""Telling the turns of a chat prompt apart by what all chat templates share.
+"""Split a chat prompt into turns by features that all chat templates share.
 
-A template marks each turn with the role of who speaks, and marks all turns alike:
+A template marks each turn with the role of the speaker, in the same way for all turns:
 
 - a special token names the role: ``<|user|>``, ``[INST]``, ``<|USER_TOKEN|>``;
 - the role follows a special token that opens every turn: ``<|im_start|>user``;
-- the role stands before a colon or in a heading: ``USER:``, ``### Human:``;
-- the role fills a line or clings to its text, which is what remains of the second kind once
-  special tokens are gone: ``user\\n...\\nassistant\\n...``.
+- the role is before a colon or in a heading: ``USER:``, ``### Human:``;
+- the role fills a line or touches its text. This is left of the second kind after special tokens
+  are removed: ``user\\n...\\nassistant\\n...``.
 
-A prompt can hold markers of several kinds, because people write about chats and give examples of
-them. The turns are those of the kind that is surest, and of equals the one that comes first.
+A prompt can contain markers of several kinds, because people write about chats and quote them. The
+most reliable kind is used; among equals, the one that occurs first.
 
-Everything here runs in time linear in the prompt.
+All functions run in time linear in the length of the prompt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from typing import NamedTuple
 _USER, _ASSISTANT, _OTHER = "user", "assistant", "other"
 _END, _HEADER, _MEDIA = "end", "header", "media"
 
-# Speakers, and the parts of an exercise. Both name turns, but an exercise can stand inside a turn.
+# Role words for speakers and for the parts of an exercise. Both mark turns, but an exercise can
+# also be quoted inside a turn.
 _PEOPLE = {
     _USER: "user human customer 用户 人类",
     _ASSISTANT: "assistant model chatbot bot agent ai gpt 助手",
@@ -48,7 +49,7 @@ _TOKEN_ROLES = {word: role for word, (role, _) in _ROLES.items() if len(word) > 
     "sys": _OTHER,
     "tools": _OTHER,
 }
-# What special tokens say besides. "im" is no image: it stands in <|im_start|>.
+# Other words in special tokens. "im" does not mean image: it occurs in <|im_start|>.
 _MEDIA_WORDS = {
     *("image", "images", "img", "vision", "video", "audio", "picture", "media"),
     *("patch", "frame", "pad", "box", "ref", "quad", "object"),
@@ -57,18 +58,18 @@ _HEADER_WORDS = {"role", "header", "message", "middle", "channel"}
 _END_WORDS = {"end", "eot", "eos", "eom", "eoh", "eoa", "eod", "sep", "separator"}
 
 _PARTS = re.compile(r"[^\W_]+")
-# A special token, and the word after it if nothing else stands between it and the line's end or
-# another token.
+# A special token, and the word after it if that word is followed by the end of the line or another
+# token.
 _TOKEN = re.compile(
     r"(<[^<>\n]{1,40}>|\[[^\[\]\n]{1,24}\])"
     r"(?:[ \t]*([^\W\d_]{1,12})(?=[ \t]*(?:[\n<\[]|$)|[ ]name=))?"
 )
-# Each spelling in full: the search then skips to letters that can start one.
+# All spellings are written out, so that the regex engine can skip to letters that start one.
 _SPELLINGS = sorted(
     {spelling for word in _ROLES for spelling in (word, word.capitalize(), word.upper())} | {"AI"},
     key=lambda spelling: (-len(spelling), spelling),
 )
-# Then what makes it a marker: a colon or a bracket; the end of the line; text that touches it.
+# A role word, followed by a colon or a bracket, the end of the line, or text that touches it.
 _WORD = re.compile(
     rf"({'|'.join(_SPELLINGS)})(?:"
     r"((?:[ \t]?\d{1,2})?[)}*#]*[ \t]*[:>]\**|[)}]+(?=\s)|[ \t]-(?=\s))|"
@@ -88,20 +89,20 @@ _TAGS = re.compile(r"<[^<>\n]{1,40}>|\[[^\[\]\n]{1,24}\]")
 
 
 class _Token(NamedTuple):
-    """What a special token says: a role or another meaning, and the shape shared by all roles."""
+    """The meaning of a special token: a role or something else."""
 
     role: str = ""
-    shape: str = ""
-    word: str = ""  # the role as it is written
+    shape: str = ""  # the token with "*" for the role word
+    word: str = ""  # the role as it is spelled
     closes: bool = False
-    sure: bool = False  # nobody writes it in a sentence
+    sure: bool = False  # the token does not occur in ordinary sentences
 
 
 _Tokens = list[tuple[re.Match[str], _Token]]
 
 
 class _Marker(NamedTuple):
-    """Where a turn of ``role`` opens: its text starts at ``end``."""
+    """The marker from ``start`` to ``end`` that opens a turn of ``role``."""
 
     role: str
     start: int
@@ -111,7 +112,8 @@ class _Marker(NamedTuple):
 
 
 class _Reading(NamedTuple):
-    """One way to divide a prompt: the lower the rank, the surer; ``opener`` starts every turn."""
+    """One way to divide a prompt into turns. Lower ranks are more reliable. ``opener`` is the token
+    that starts every turn, if there is one."""
 
     rank: int
     markers: list[_Marker]
@@ -119,9 +121,9 @@ class _Reading(NamedTuple):
 
 
 def last_user_turn(prompt: str) -> str:
-    """The text of the last user turn of a chat prompt; plain text comes back whole.
+    """Return the text of the last user turn of a chat prompt; plain text is returned unchanged.
 
-    Empty where a prompt evidently has several turns, but not which one is the user's last.
+    Returns "" if the prompt has several turns, but the last user turn cannot be identified.
 
     >>> last_user_turn("USER: <image>\\nWhat is this? ASSISTANT: A cat.</s>USER: Where? ASSISTANT:")
     ' Where? '
@@ -146,19 +148,19 @@ def last_user_turn(prompt: str) -> str:
         if best is None:
             return prompt
     asked = [index for index, marker in enumerate(best.markers) if marker.role == _USER]
-    # Some templates hand over what a tool found as if the user had said it.
+    # Some templates give tool results the user role.
     spoken = [i for i in asked if not _TOOL_RESULT.match(text, best.markers[i].end)]
     return _turn(text, best, (spoken or asked)[-1], tokens)
 
 
-# The kinds of readings, the surest first. Role words alone on their lines are turns if the prompt
-# starts with one; further on, two of them may be a list.
+# The ranks of readings, most reliable first. Role words alone on their lines are turns if the
+# prompt starts with one. If it does not, two of them may be a list, so more are needed.
 _SURE, _BARE, _COLON, _TAG, _EXERCISE_RANK, _BARE_INSIDE, _ROLE_WITHOUT_ANSWER = range(7)
 _MIN_BARE = 2
 
 
 def _token_readings(text: str, tokens: _Tokens) -> list[_Reading]:
-    """Readings by special tokens that name a role or stand before one."""
+    """Return the readings from special tokens that name a role or precede one."""
     named: dict[str, list[_Marker]] = {}
     opened: dict[str, list[_Marker]] = {}
     sure: set[str] = set()
@@ -184,7 +186,7 @@ def _token_readings(text: str, tokens: _Tokens) -> list[_Reading]:
     for shape, markers in named.items():
         if shape in sure or shape in answered:
             readings.append(_Reading(_SURE if shape in sure else _TAG, markers))
-    # A user may write of "<|user|>" where the template has "<|User|>".
+    # The spelling of the first user marker is the template's; others may be quoted in the text.
     return [
         reading._replace(markers=[m for m in reading.markers if m.role != _USER or m.name == name])
         for reading in readings
@@ -193,7 +195,7 @@ def _token_readings(text: str, tokens: _Tokens) -> list[_Reading]:
 
 
 def _header_end(tokens: _Tokens, index: int, end: int) -> int:
-    """``end``, or the end of a token there that only closes the name of the role."""
+    """Return ``end``, or the end of a header token that starts there and closes the role name."""
     if index + 1 < len(tokens):
         match, token = tokens[index + 1]
         if match.start() == end and token.role == _HEADER:
@@ -202,7 +204,7 @@ def _header_end(tokens: _Tokens, index: int, end: int) -> int:
 
 
 def _word_readings(text: str) -> list[_Reading]:
-    """Readings by role words: before a colon, alone on a line, or as an attribute."""
+    """Return the readings from role words before a colon, alone on a line, or as an attribute."""
     colons: dict[bool, list[_Marker]] = {True: [], False: []}  # by family: people, exercise
     bare: list[_Marker] = []
     attributes: list[_Marker] = []
@@ -219,7 +221,7 @@ def _word_readings(text: str) -> list[_Reading]:
         opens = not lead or lead[-1] in "\n>]"
         decoration = before[len(lead) :].strip()
         if match[2] is not None or (match[3] is not None and opens and decoration):
-            # A colon makes a marker anywhere, other signs do at the start of a line.
+            # A colon makes a marker anywhere in a line, other signs only at its start.
             if not opens and (":" not in match[0] or before[-1] not in " \t\n#*.!?"):
                 continue
             strong = opens or "#" in decoration or (word.isupper() and len(word) > 1)
@@ -227,8 +229,8 @@ def _word_readings(text: str) -> list[_Reading]:
         elif (
             people
             and before[-1:] not in (" ", "\t")
-            # Without special tokens, "user" may touch the answer before it and the question
-            # after it. Other spellings must fill their line.
+            # Where special tokens were removed, "user" may touch the text before and after it.
+            # Other spellings must fill their line.
             and (word.islower() or (opens and match[3] is not None))
         ):
             bare.append(_Marker(role, start, end, opens))
@@ -250,10 +252,10 @@ def _word_readings(text: str) -> list[_Reading]:
 
 
 def _said_in_turn(markers: list[_Marker], name: str, people: bool) -> list[_Marker]:
-    """The markers that divide a chat whose user is called ``name``.
+    """Return the markers that divide a chat whose user is called ``name``.
 
-    A name before a colon inside a line only opens a turn when it is that speaker's turn: people
-    write "the user: where is he" too.
+    A name before a colon in the middle of a line opens a turn only if it is that speaker's turn,
+    because "the user: where is he" can also be part of a sentence.
     """
     said: list[_Marker] = []
     speaker = ""
@@ -274,7 +276,7 @@ def _said_in_turn(markers: list[_Marker], name: str, people: bool) -> list[_Mark
 
 
 def _turn(text: str, reading: _Reading, index: int, tokens: _Tokens) -> str:
-    """The text of one turn of a reading, up to where the next turn or an end token stands."""
+    """Return the text of one turn of a reading, up to the next turn or an end token."""
     start = reading.markers[index].end
     stop = len(text)
     if index + 1 < len(reading.markers):
@@ -285,10 +287,10 @@ def _turn(text: str, reading: _Reading, index: int, tokens: _Tokens) -> str:
     own = [match.start() for match, _ in tokens]
     first, last = bisect_left(own, start), bisect_left(own, stop)
     earlier = {match[1] for match, _ in tokens[:first]}
-    # Who answers may have a name that is no role: what also stood between earlier turns opens
-    # the answer.
+    # The assistant's name may not be a known role word. Then a token that also occurred before
+    # this turn opens the answer.
     known = any(marker.role == _ASSISTANT for marker in reading.markers)
-    said = False  # anything but tokens, up to the token at hand
+    said = False  # whether there was text, not only tokens, before the current token
     position = start
     for match, token in tokens[first:last]:
         said = said or (not text[position : match.start()].isspace() and match.start() > position)
@@ -296,7 +298,7 @@ def _turn(text: str, reading: _Reading, index: int, tokens: _Tokens) -> str:
         if token.closes and token.word.casefold() in ("sys", "system"):
             start = position + text.startswith(">", position)
         elif (token.role == _USER and token.closes) or (
-            # <im_start><im_patch><im_end> is an image: an end comes after something said.
+            # An end token needs text before it: <im_start><im_patch><im_end> is an image.
             said and (token.role == _END or not (known or token.role or match[1] not in earlier))
         ):
             stop = match.start()
@@ -312,10 +314,10 @@ def _turn(text: str, reading: _Reading, index: int, tokens: _Tokens) -> str:
 
 
 def _unnamed_turn(text: str, tokens: _Tokens, no_user: bool) -> str | None:
-    """The last user turn where no role word marks it; empty if unclear, None if there are no turns.
+    """Return the last user turn of a prompt without role words; "" if unclear, None without turns.
 
-    A prompt is to be answered. If it ends with what has opened turns before, then the turn in
-    front of it is the one to answer.
+    The prompt ends where the answer starts. If it ends with a mark that has opened turns before,
+    the turn before that mark is the one to answer.
     """
     names = list(_NAME.finditer(text))
     counts = Counter(name[1] for name in names)
@@ -346,7 +348,7 @@ def _unnamed_turn(text: str, tokens: _Tokens, no_user: bool) -> str | None:
 
 
 def _between(text: str, marks: _Tokens) -> list[str]:
-    """``text`` divided at the tokens in ``marks``."""
+    """Split ``text`` at the tokens in ``marks``."""
     stops = [match.start() for match, _ in marks] + [len(text)]
     starts = [0] + [match.end(1) for match, _ in marks]
     return [text[start:stop] for start, stop in zip(starts, stops, strict=True)]
@@ -372,13 +374,13 @@ def _read(token: str) -> _Token:
 
 
 def _without_thoughts(text: str) -> str:
-    """``text`` without what a model thought before it answered."""
+    """Remove the reasoning before ``</think>`` from ``text``."""
     if "</think>" not in text:
         return text
     *parts, rest = text.split("</think>")
     kept = []
     for part in parts:
         before, opening, thought = part.rpartition("<think>")
-        # "Use <think> </think>" is what a user says.
+        # Empty tags stay: a user may write "Use <think> </think>".
         kept.append(before if opening and thought.strip() else f"{part}</think>")
     return "".join([*kept, rest])
