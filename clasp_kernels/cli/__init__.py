@@ -7,8 +7,8 @@ import sys
 
 
 def main() -> None:
-    """Run ``clasp``. Without the [cli] extra it says how to get it, and ``clasp doctor`` prints its
-    report as plain text."""
+    """Run ``clasp``. Without the [cli] extra, print how to install it; ``clasp doctor`` still
+    prints its report as plain text."""
     try:
         _keep_docstrings()
         from clasp_kernels.cli.terminal import prepared_terminal
@@ -25,7 +25,7 @@ def main() -> None:
                 )
                 if sys.argv[1:] != ["doctor"]:
                     sys.exit(missing)
-                # What goes into a bug report must come out wherever the ops are.
+                # The report for bug reports must work wherever the ops are installed.
                 from clasp_kernels.cli.environment import print_report
 
                 print_report()
@@ -37,14 +37,14 @@ def main() -> None:
 
 
 def _keep_docstrings() -> None:
-    """Under ``python -OO`` start again with ``-O``: transformers cannot be imported without its
-    docstrings, which it reads, and the help of the commands is docstrings as well."""
+    """Restart with ``-O`` under ``python -OO``, which removes docstrings. transformers reads its
+    own docstrings at import, and the help of the commands consists of docstrings too."""
     if sys.flags.optimize < 2:
         return
     last = len(sys.orig_argv) - len(sys.argv) + 1  # the interpreter's own arguments end here
     given = sys.orig_argv[1:last]
     options = [option for option in given if option not in ("-O", "-OO")]
     if options == given and os.environ.get("PYTHONOPTIMIZE") == "1":
-        return  # asked for in a way that is not known here, and would be again
+        return  # -OO came from elsewhere; restarting again would loop forever
     command = [sys.executable, *options, *sys.orig_argv[last:]]
     os.execve(sys.executable, command, {**os.environ, "PYTHONOPTIMIZE": "1"})

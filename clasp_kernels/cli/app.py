@@ -1,4 +1,4 @@
-"""The commands: their options, help and order of work. What they do is in the other files."""
+"""The commands: options, help texts and the order of steps. The other modules do the work."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def ask(
                 save(page, path)
             except NoPicture as error:
                 undrawn = f"No picture: {error}."
-            except CommandError as error:  # reported after the answer, which took long
+            except CommandError as error:  # reported after the answer, so that it is not lost
                 unwritten = error
         if as_json:
             answer = {
@@ -303,7 +303,7 @@ def doctor(
 
 
 def _what_to_keep(keep: int | None, schedule: str | None) -> int | Schedule:
-    """What --keep or --schedule asks for; they exclude each other."""
+    """Return the value of --keep or --schedule, which exclude each other."""
     if schedule is None:
         return _KEEP if keep is None else keep
     if keep is not None:
@@ -321,7 +321,7 @@ def _what_to_keep(keep: int | None, schedule: str | None) -> int | Schedule:
 
 @contextmanager
 def _progress(first_step: str) -> Iterator[Callable[[str], None]]:
-    """A spinner on stderr, which leaves stdout to the result; silent where there is no terminal."""
+    """Show a spinner on stderr, so that stdout has only the result. Silent without a terminal."""
     console = Console(stderr=True)
     spinner = "dots" if console.encoding.startswith("utf") else "line"
     with console.status(first_step + " ...", spinner=spinner) as status:

@@ -1,4 +1,4 @@
-"""Checks of ``--model`` before anything is loaded: on the disk, then one question to the hub."""
+"""Check ``--model`` before anything is loaded: on the disk, then with one request to the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from clasp_kernels.cli.errors import CommandError, UsageError, first_line, in_one_line
 
 _CONFIG = "config.json"
-# For one answer of the hub; transformers by itself would try many files, each six times.
+# Timeout of the one request. transformers itself would try many files, each six times.
 _SECONDS_TO_ANSWER = 10
 
 
@@ -18,11 +18,11 @@ class Checkpoint:
 
     source: str
     local_only: bool
-    """Whether the hub must not be asked: it is forbidden, or there is no way to it."""
+    """Whether the hub must not be used, because it is forbidden or cannot be reached."""
 
 
 def check_name(path_or_id: str) -> None:
-    """Refuse what can be neither a model folder nor an id, as far as the name and the disk tell."""
+    """Raise an error if the name and the disk show that it is neither a model folder nor an id."""
     if not path_or_id:
         raise UsageError("--model must name a folder or a Hugging Face id, got an empty argument")
     try:
@@ -49,7 +49,7 @@ def check_name(path_or_id: str) -> None:
 
 
 def find_checkpoint(path_or_id: str) -> Checkpoint:
-    """The folder or the hub's id of a model. Raises a CommandError if there is no such model."""
+    """Return the checkpoint of a folder or hub id. Raises a CommandError if there is none."""
     if os.path.isdir(path_or_id):
         return Checkpoint(path_or_id, local_only=True)
     if not _may_be_an_id(path_or_id):
@@ -69,9 +69,9 @@ def _may_be_an_id(name: str) -> bool:
 
 
 def _hub_has(model_id: str) -> bool:
-    """Whether the hub answers; if it does not, the model has to be in the cache.
+    """Return True if the hub has the model, False if only the cache has it.
 
-    Raises a CommandError if the model is on neither.
+    Raises a CommandError if neither has it.
     """
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import (
@@ -97,7 +97,7 @@ def _hub_has(model_id: str) -> bool:
             why = f"on the hub it has no {_CONFIG}"
         except HfHubHTTPError as error:
             why = f"the hub does not serve it ({first_line(error)})"
-        except Exception as error:  # of the HTTP library, which differs between releases
+        except Exception as error:  # the HTTP library, and so its errors, differ between releases
             why = f"the hub cannot be reached ({in_one_line(error)})"
     if not is_cached:
         raise _not_loadable(model_id, f"it is no folder here, it is not in the cache, and {why}")

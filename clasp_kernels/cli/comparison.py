@@ -1,4 +1,4 @@
-"""One question asked twice: with all visual tokens, and with few. Answers, times, memory."""
+"""Ask one question with all visual tokens and with few, and compare answers, times and memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from clasp_kernels.models import ClaspHandle, PrefillRecord
     from clasp_kernels.models.adapter import View
 
-# Timed runs after a warm-up: more of them while they are cheap.
+# Up to _MAX_RUNS timed runs after a warm-up, until _SECONDS_FOR_RUNS have passed.
 _MAX_RUNS = 5
 _SECONDS_FOR_RUNS = 1.0
 
 
 @dataclass(frozen=True)
 class Phases:
-    """Where the seconds of one answer went. ``total`` also holds what lies between the phases."""
+    """Seconds of one answer by phase. ``total`` includes the time between the phases."""
 
     vision: float
     selection: float
@@ -39,7 +39,7 @@ class Phases:
 
 @dataclass(frozen=True)
 class Run:
-    """One way of answering: the median of several timed runs."""
+    """The result of answering with all, or with kept, tokens. Seconds are medians of the runs."""
 
     answer: str
     new_tokens: int
@@ -50,13 +50,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Stage:
-    """One point at which visual tokens were dropped, and those that it kept."""
+    """One pruning stage and the visual tokens that it kept."""
 
     layer: int | None
     """Decoder layers that had run; None before the first."""
     tokens_before: int
     indices: tuple[int, ...]
-    """Of the kept tokens, among all visual tokens of the prompt."""
+    """Indices of the kept tokens among all visual tokens of the prompt."""
     is_pivot: tuple[bool, ...]
 
     @property
@@ -70,7 +70,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The same question with all visual tokens and with those that were kept."""
+    """The results of one question with all visual tokens and with the kept ones."""
 
     question: str
     category: str
@@ -81,13 +81,13 @@ class Comparison:
     num_layers: int
     timed_runs: int
     schedule: Schedule | None = None
-    """Where tokens were to be dropped, if not just before the LLM."""
+    """The schedule, or None if tokens were only dropped before the LLM."""
     views: tuple[View, ...] = field(default=(), repr=False)
-    """What the model saw, and where its visual tokens are."""
+    """The pictures that the model saw, and where its visual tokens are."""
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """The tokens that every stage kept."""
+        """The tokens that are left after the last stage."""
         return self.stages[-1].indices
 
     @property
@@ -100,7 +100,7 @@ class Comparison:
 
     @property
     def mean_visual_tokens(self) -> float:
-        """The visual tokens that a decoder layer of the pruned model sees, averaged over all."""
+        """Mean number of visual tokens over the decoder layers of the pruned model."""
         total, seen, since = 0, self.all_tokens.visual_tokens, 0
         for stage in self.stages:
             layer = stage.layer or 0
@@ -120,15 +120,15 @@ def compare(
     max_new_tokens: int = 32,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
-    """Ask with all visual tokens and with ``keep``, each warmed up and then timed.
+    """Ask with all visual tokens and with the kept ones; warm up both, then time them.
 
-    ``keep`` is how many tokens stay from before the LLM on, or a schedule of several stages.
+    ``keep`` is the number of tokens kept before the LLM, or a schedule.
 
-    Raises a UsageError if ``question``, ``keep`` or ``category`` is not possible, a CommandError
-    if the model is not one that can be pruned.
+    Raises a UsageError if ``question``, ``keep`` or ``category`` is invalid, and a CommandError if
+    the model cannot be pruned.
     """
     model = loaded.model
-    # Applied once for its checks, so that an unsuitable model is refused before any work.
+    # Apply once for the checks, so that an unsupported model is refused before any work.
     with _applied(loaded, 1, profile) as handle:
         name, reason = _categorise(question, category, handle.profile)
         prompt = prepare(loaded, handle.adapter, image, question)
@@ -141,14 +141,14 @@ def compare(
         if isinstance(keep, Schedule)
         else f"{keep} of {num_tokens} visual tokens"
     )
-    # Pruned first, as it needs less memory and time to fail.
+    # Run the pruned model first: if it fails, it does so sooner and with less memory.
     on_step(f"Warming up with {some}")
     with _applied(loaded, keep, profile):
         asker.warm_up(name)
     on_step(f"Warming up with all {num_tokens} visual tokens")
     asker.warm_up()
 
-    # The two take turns, so that a machine that speeds up or slows down treats them alike.
+    # Alternate the two, so that changes in the machine's speed affect both alike.
     kept, full = _Answers(), _Answers()
     started = time.perf_counter()
     while not full.phases or (
@@ -161,7 +161,7 @@ def compare(
             record = handle.last
         on_step(f"Answering with all {num_tokens} visual tokens, {run}")
         asker.ask(full)
-    assert record is not None  # for the type checker: each pruned answer leaves one
+    assert record is not None  # for the type checker: every pruned run sets it
     stages = _stages(record, prompt.counts)
     return Comparison(
         question=question,
@@ -178,7 +178,7 @@ def compare(
 
 
 def _stages(record: PrefillRecord, counts: Sequence[int]) -> tuple[Stage, ...]:
-    """The stages of a prompt whose images have so many visual tokens each."""
+    """Return the stages of a prompt whose images have ``counts`` visual tokens."""
     stages: list[Stage] = []
     before = sum(counts)
     for stage in record.stages:
@@ -237,14 +237,14 @@ def _applied(loaded: LoadedModel, keep: int | Schedule, profile: Profile | None)
         if isinstance(keep, Schedule):
             return apply_clasp(loaded.model, schedule=keep, profile=profile)
         return apply_clasp(loaded.model, budget=keep, profile=profile)
-    # TypeError: another class of model. RuntimeError: a transformers that cannot be followed.
+    # TypeError: unsupported model class. RuntimeError: unsupported transformers.
     except (TypeError, ValueError, RuntimeError) as error:
         raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
 
 
 @dataclass
 class _Answers:
-    """The timed runs of one way of answering; greedy, so the answers are the same."""
+    """The timed runs with all tokens, or with kept ones. Greedy, so their answers are equal."""
 
     answer: str = ""
     new_tokens: int = 0
@@ -259,7 +259,7 @@ class _Answers:
 
 
 class _Asker:
-    """Greedy answers from one prepared prompt, and where their time goes."""
+    """Generates greedy answers to one prepared prompt, and times their phases."""
 
     def __init__(self, loaded: LoadedModel, inputs: Any, max_new_tokens: int) -> None:
         self._loaded = loaded
@@ -267,7 +267,7 @@ class _Asker:
         self._max_new_tokens = max_new_tokens
 
     def warm_up(self, category: str | None = None) -> None:
-        """A short answer: a prefill and a decode step."""
+        """Run a prefill and one decode step."""
         self._generate(category, min(2, self._max_new_tokens), None)
 
     def ask(
@@ -285,7 +285,7 @@ class _Asker:
     ) -> torch.Tensor:
         import torch
 
-        # A model's generation config may ask for other things than one greedy answer.
+        # Override the model's generation config, which may not be greedy.
         greedy = {
             "do_sample": False,
             "num_beams": 1,
@@ -306,10 +306,11 @@ class _Asker:
 
 
 class PhaseClock:
-    """Times the vision tower, the first and the later calls of the decoder, and the whole.
+    """Times the vision tower, the prefill, the decode steps and the whole answer.
 
-    The two modules are hooked, so that both ways of answering are timed at the same places; it is
-    also the ``streamer`` of ``generate``, which tells when each token is out.
+    Forward hooks time the vision tower and the decoder, so the unpruned and the pruned model are
+    timed at the same places. The clock is also the ``streamer`` of ``generate``, which is called
+    for each new token.
     """
 
     def __init__(self, model: Any) -> None:
@@ -332,20 +333,20 @@ class PhaseClock:
         self._hooks.close()
 
     def put(self, value: torch.Tensor) -> None:
-        """A streamer's: first the prompt comes, then each new token."""
+        """Streamer interface: called with the prompt, then with each new token."""
         self._tokens_at.append(self._now())
 
     def end(self) -> None:
-        """A streamer's: generation is over."""
+        """Streamer interface: called at the end of generation."""
 
     def phases(self, record: PrefillRecord | None) -> Phases:
         first_token, last_token = self._tokens_at[1], self._tokens_at[-1]
         vision, prefill = self._spent["vision"], self._spent["decoder"]
         selection = 0.0
         if record is not None:
-            # With the query and key of the salience layer, which only the pruned model needs.
+            # encode() takes longer than the tower alone: the difference counts as selection.
             selection = max(0.0, record.vision_seconds - vision) + record.selection_seconds
-            # Stages inside the decoder are in its time as well.
+            # The decoder's time includes the stages inside it.
             inside = sum(stage.seconds for stage in record.stages if stage.layer is not None)
             prefill = max(0.0, prefill - inside)
         return Phases(

@@ -1,4 +1,4 @@
-"""``clasp demo``: the bundled scenes and questions, asked of the bundled model."""
+"""``clasp demo``: ask the bundled model the bundled questions about the bundled scenes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DemoAnswer:
-    """One bundled question, what is true, and what the model said."""
+    """One bundled question: the true answer and the model's answers."""
 
     truth: str
     comparison: Comparison
@@ -39,7 +39,7 @@ class DemoResults:
     answers: tuple[DemoAnswer, ...]
 
     def contact_sheet(self) -> Image.Image:
-        """Every question's picture on one page."""
+        """Return one page with the picture of every question."""
         from clasp_kernels.visualize import Card, contact_sheet
 
         cards = []
@@ -67,7 +67,7 @@ class DemoResults:
         return contact_sheet(cards, heading, stages=[stage.when for stage in first.stages])
 
     def summary(self) -> str:
-        """How many answers were right each way."""
+        """Return a sentence with the number of right answers, with all and with kept tokens."""
         total = len(self.answers)
         full = sum(a.comparison.all_tokens.answer == a.truth for a in self.answers)
         kept = sum(a.comparison.kept_tokens.answer == a.truth for a in self.answers)
@@ -75,7 +75,7 @@ class DemoResults:
 
 
 def run_demo(keep: int | Schedule, device: str, on_step: Callable[[str], None]) -> DemoResults:
-    """Ask every bundled question with all visual tokens and with ``keep``."""
+    """Ask every bundled question with all visual tokens and with those that ``keep`` keeps."""
     loaded = load_model(None, device)
     try:
         folder = bundled_path("demo")
@@ -96,7 +96,7 @@ def run_demo(keep: int | Schedule, device: str, on_step: Callable[[str], None]) 
 
 
 def demo_table(results: DemoResults) -> Table:
-    """Two rows a question: with all visual tokens, and with those kept."""
+    """Return a table with two rows per question: all visual tokens, and kept tokens."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("question")
     table.add_column("tokens", justify="right")

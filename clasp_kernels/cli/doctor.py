@@ -1,4 +1,4 @@
-"""``clasp doctor``: what a bug report needs, and what to do about what is missing."""
+"""``clasp doctor``: a report of the installation, and advice on what is missing."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _TO_RUN_MODELS = ("transformers", "pillow", "safetensors")
 
 @dataclass(frozen=True)
 class Advice:
-    """Something that is missing, what that means, and how to get it."""
+    """A problem and its fix."""
 
     problem: str
     remedy: str
     blocking: bool
-    """Whether the ops cannot run without it."""
+    """Whether the problem keeps the ops from running."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """The report and the advice drawn from it."""
+    """The report and the advice derived from it."""
 
     report: Report
     advice: tuple[Advice, ...]
@@ -45,13 +45,13 @@ class Examination:
 
 
 def examine() -> Examination:
-    """Collect, and look for what is missing."""
+    """Collect the report and find what is missing."""
     report = collect()
     return Examination(report, tuple(find_advice(report)))
 
 
 def find_advice(report: Report) -> list[Advice]:
-    """What is missing according to a report, the worst first."""
+    """Return advice for the problems in a report, blocking problems first."""
     advice = []
     torch = report.get("torch", {})
     extension = report.get("extension", {})
@@ -100,7 +100,7 @@ def find_advice(report: Report) -> list[Advice]:
                 blocking=False,
             )
         )
-    elif not any(item.blocking for item in advice):  # without torch, nobody knows what it needs
+    elif not any(item.blocking for item in advice):  # the check imports torch
         advice += _release_advice(report["packages"]["transformers"])
     try:
         tiny_vlm_path()
@@ -128,7 +128,7 @@ def _release_advice(transformers: str) -> list[Advice]:
 
 
 def print_examination(examination: Examination, console: Console) -> None:
-    """The report as tables, the backends by op, and the advice last, where it is seen."""
+    """Print the report as tables, then the advice, last so that it is not overlooked."""
     for title, section in examination.report.items():
         console.print(Text(title, style="bold"))
         table = Table(box=None, show_header=False, padding=(0, 1))

@@ -1,9 +1,9 @@
-"""What a bug report needs: the machine, the installation, who serves which op.
+"""Collect the report for bug reports: the machine, the installation, the backend of each op.
 
-It is collected when something is broken, so nothing that is broken may stop it. Every value is
-found on its own, and an exception becomes that value's text. Whatever imports torch or loads the
-extension runs in another process, so that even a crash in native code or a hang is only a line of
-the report.
+The report is needed when something is broken, so a failure must not stop it. Every value is
+collected separately, and an exception becomes the text of that value. Code that imports torch or
+loads the extension runs in another process, so even a crash in native code or a hang is only a line
+of the report.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PACKAGES = (
     "setuptools",
 )
 
-# The instruction-set names that choose a kernel, as Linux spells them.
+# The instruction sets that kernels are chosen by, in Linux's spelling.
 ISA_FLAGS = (
     *("avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
     *("avx512_bf16", "avx512_fp16", "amx_bf16", "amx_tile"),
@@ -57,17 +57,17 @@ PREFIX = "CLASP_KERNELS_"
 
 ABSENT = "not found"
 
-# Importing torch from a cold disk takes tens of seconds; more than this is a hang.
+# Importing torch from a cold disk takes tens of seconds. A longer time is a hang.
 PROBE_TIMEOUT_SECONDS = 120
 COMMAND_TIMEOUT_SECONDS = 20
-# Tells the probes' lines from whatever libraries print while they load.
+# Prefix of the probes' lines, because libraries may print other lines while they load.
 MARKER = "clasp-kernels-probe:"
 
 
 def collect() -> Report:
-    """Everything, by section: ``report["torch"]["version"]``. Never raises.
+    """Return the report by section, as in ``report["torch"]["version"]``. Never raises.
 
-    A value that could not be found is ``"error: ..."`` with the exception's type and text.
+    A value that could not be found is ``"error: ..."`` with the exception's type and message.
 
     >>> report = collect()
     >>> report["system"]["python"].startswith(platform.python_version())
@@ -84,7 +84,7 @@ def collect() -> Report:
 
 
 def render(report: Report) -> str:
-    """The report as text to paste into an issue.
+    """Format the report as text to paste into an issue.
 
     >>> print(render({"gpu": {"nvidia-smi": "not found"}}))
     gpu
@@ -135,13 +135,13 @@ def _lines(*command: str) -> list[str]:
 
 
 def _first_line(*command: str, containing: str = "") -> str:
-    """What a compiler says of itself."""
+    """Return the first output line of a command that has ``containing``."""
     lines = _lines(*command)
     return next((line for line in lines if containing in line), "no version in its output")
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's entries in /proc/cpuinfo."""
+    """Return the first processor's entries in /proc/cpuinfo."""
     entries: dict[str, str] = {}
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -151,7 +151,7 @@ def _cpuinfo() -> dict[str, str]:
 
 def _instruction_sets() -> str:
     cpuinfo = _cpuinfo()
-    # x86 says "flags", ARM says "Features".
+    # The entry is "flags" on x86, "Features" on ARM.
     present = (cpuinfo.get("flags") or cpuinfo["Features"]).split()
     return " ".join(flag for flag in ISA_FLAGS if flag in present) or "none of those used here"
 
@@ -205,7 +205,7 @@ def _environment() -> Section:
     return {name: os.environ[name] for name in names} or {PREFIX + "*": "not set"}
 
 
-# What follows runs in another process.
+# The probes run in another process.
 
 
 def _probe_torch() -> Section:
@@ -227,7 +227,7 @@ def _probe_torch() -> Section:
 def _probe_extension() -> Section:
     import clasp_kernels
 
-    # Through the report, because the library may only be loaded once the ops are defined.
+    # backend_report defines the ops first; the library must not be loaded before that.
     report = clasp_kernels.backend_report()
     status, cuda = report.native, report.cuda
     return _section(
@@ -262,13 +262,13 @@ PROBES: dict[str, Callable[[], Section]] = {
 
 
 def _answer(names: Iterable[str]) -> None:
-    """The other process: one line per probe, at once, so that a crash loses only its own."""
+    """Run in the other process: print one line per probe, flushed, so a crash loses only one."""
     for name in names:
         print(MARKER + json.dumps([name, _whole(PROBES[name])]), flush=True)
 
 
 def _run_probes() -> Report:
-    """Ask for every probe; after a crash or a hang, ask again for those that come after it."""
+    """Run every probe. After a crash or a hang, run the remaining probes in a new process."""
     report: Report = {}
     waiting = list(PROBES)
     while waiting:
@@ -281,8 +281,8 @@ def _run_probes() -> Report:
 
 
 def _ask(names: list[str]) -> tuple[Report, str]:
-    """The sections answered, and why there are not more."""
-    # Not through the package: its own __init__ may be what is broken.
+    """Run probes in another process. Return the sections, and why some are missing."""
+    # Run this file by path: importing the package may be what is broken.
     call = f"runpy.run_path({__file__!r})['_answer']({names!r})"
     code = f"import runpy, sys; sys.path[:] = {sys.path!r}; {call}"
     try:
@@ -296,7 +296,7 @@ def _ask(names: list[str]) -> tuple[Report, str]:
         )
         output, failure = done.stdout, _exit_reason(done.returncode, done.stderr)
     except subprocess.TimeoutExpired as error:
-        # What was read until then comes as bytes, whatever `text` says.
+        # The partial output is bytes here, despite text=True.
         output = (error.stdout or b"").decode(errors="replace")
         failure = f"error: no answer within {PROBE_TIMEOUT_SECONDS} s"
     except Exception as error:
@@ -304,7 +304,7 @@ def _ask(names: list[str]) -> tuple[Report, str]:
     answers: Report = {}
     for line in output.splitlines():
         _, found, answer = line.partition(MARKER)
-        # A process that was killed may have been in the middle of a line.
+        # The last line of a killed process may be incomplete.
         with contextlib.suppress(ValueError):
             if found:
                 name, section = json.loads(answer)
@@ -324,8 +324,8 @@ def _exit_reason(status: int, stderr: str) -> str:
 
 
 def print_report() -> None:
-    """As plain text, without any package that may not be installed."""
-    # A terminal that cannot show a character gets its escape, not an exception.
+    """Print the report as plain text, using the standard library only."""
+    # Escape characters that the terminal cannot show, instead of raising an exception.
     text = render(collect())
     encoding = sys.stdout.encoding or "ascii"
     print(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -1,4 +1,4 @@
-"""Failures a person can act on, and how the command line shows them."""
+"""Errors that a user can act on, and how the command line shows them."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Nothing heavy and no Typer here: what is said before those are imported is said with this.
+# This module must not import Typer or heavy packages: it reports errors before they are imported.
 _PACKAGE = str(Path(__file__).parents[1])
 
 
 class CommandError(Exception):
-    """What was asked for cannot be done: a message and exit code 1, no traceback."""
+    """The command cannot be carried out. Shown as a message without traceback, exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(CommandError):
-    """The command line itself is wrong: exit code 2, as for an unknown option."""
+    """The command line is invalid. Exit code 2, as for an unknown option."""
 
     exit_code = 2
 
 
 def in_one_line(error: Exception) -> str:
-    """
+    """Return an error's message on one line.
+
     >>> in_one_line(ValueError("two\\nlines")), in_one_line(KeyError())
     ('two lines', 'KeyError')
     >>> in_one_line(FileNotFoundError(2, "No such file or directory", "a/long/path"))
     'No such file or directory'
     """
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # whoever catches it names the path
+        return error.strerror  # the caller's message names the path
     if isinstance(error, MemoryError):
         return "there is not enough memory for it"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_line(error: Exception) -> str:
-    """
+    """Return the first line of an error's message, and the second if the first ends with a colon.
+
     >>> first_line(ValueError("\\nno such device\\nDebug: ...")), first_line(KeyError())
     ('no such device', 'KeyError')
     >>> first_line(ValueError("Error in field 'x':\\n  must be a number"))
@@ -49,7 +51,7 @@ def first_line(error: Exception) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether there was no memory: Python's, a GPU's, or that of torch on the CPU.
+    """Return whether an error means out of memory, in Python, on a GPU or in torch on the CPU.
 
     >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: ..."))
     True
@@ -63,16 +65,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def refusing_as(said: str) -> Iterator[None]:
-    """What a library or a checkpoint's file raises, as a CommandError that begins with ``said``.
+    """Turn errors of libraries and checkpoint files into a CommandError that begins with ``said``.
 
-    What this package raises is let through, unless it is a ValueError, its way to refuse: any
-    other error of ours is a fault of ours, whose traceback is wanted.
+    Errors raised by this package pass through, except ValueErrors, which it raises on purpose. Any
+    other error of this package is a bug, so its traceback is shown.
     """
     try:
         yield
     except CommandError:
         raise
-    # A checkpoint's template, processor, tokenizer and configs can make libraries raise anything.
+    # A checkpoint's template, processor, tokenizer and configs can raise errors of any type.
     except Exception as error:
         if is_out_of_memory(error):
             raise CommandError(f"{said}: out of memory ({first_line(error)})") from None
@@ -83,7 +85,7 @@ def refusing_as(said: str) -> Iterator[None]:
 
 
 def _named(error: Exception) -> str:
-    """The first line of what a library says; its kind as well where the words alone say little."""
+    """Return the first line of a library's message, with the error type if that is needed."""
     line = first_line(error)
     if isinstance(error, (LookupError, TypeError, AttributeError)):
         return f"{type(error).__name__}: {line}"
@@ -105,7 +107,7 @@ def reported_errors() -> Iterator[None]:
     except ImportError as error:
         if error.name is None or error.name.split(".")[0] not in ("transformers", "PIL"):
             raise
-        message = str(error)  # require_transformers says what is wrong and how to mend it
+        message = str(error)  # the message of require_transformers has the fix
         if isinstance(error, ModuleNotFoundError):
             message = (
                 f"{error.name} is not installed; this command needs the [cli] extra: "
@@ -118,7 +120,7 @@ def reported_errors() -> Iterator[None]:
 
 
 def report(message: str) -> None:
-    """One sentence on stderr, whatever characters it holds and however narrow the terminal is."""
+    """Print an error message to stderr, without markup and without wrapping."""
     from rich.console import Console
 
     console = Console(stderr=True, emoji=False)

@@ -1,4 +1,4 @@
-"""The files that a command line names: what can be wrong with them before they are opened."""
+"""Check the files named on the command line before they are opened."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def as_text(argument: str, value: str) -> str:
-    """``value`` as the text its bytes are in UTF-8, whatever the locale made of them.
+    """Decode the bytes of ``value`` as UTF-8, independent of the locale.
 
     >>> as_text("QUESTION", "caf\\udcc3\\udca9?")  # read in the C locale
     'café?'
@@ -22,7 +22,7 @@ def as_text(argument: str, value: str) -> str:
     try:
         value.encode()
         return value
-    except UnicodeEncodeError:  # Python puts surrogates for bytes that the locale does not know
+    except UnicodeEncodeError:  # has surrogates: the locale could not decode some bytes
         pass
     try:
         return os.fsencode(value).decode()
@@ -31,7 +31,7 @@ def as_text(argument: str, value: str) -> str:
 
 
 def check_readable(argument: str, name: str) -> Path:
-    """The path of a regular file. Anything else could keep a reader waiting, or never end."""
+    """Return the path if it is a regular file. Reading a pipe or device might never end."""
     if not name:
         raise UsageError(f"{argument} must name a file, got an empty argument")
     try:
@@ -52,9 +52,9 @@ def check_readable(argument: str, name: str) -> Path:
 
 
 def check_writable(name: str, *, not_over: tuple[str | None, ...] = ()) -> Path:
-    """The path of a picture; refused, before any work, if it could not be written after it.
+    """Return the path of a picture, or raise a CommandError if it cannot be written.
 
-    ``not_over``: the files that the command reads, which must survive it.
+    ``not_over`` are the files that the command reads, which must not be overwritten.
     """
     from clasp_kernels.visualize import check_format
 
@@ -65,7 +65,7 @@ def check_writable(name: str, *, not_over: tuple[str | None, ...] = ()) -> Path:
         check_format(path)
         if path.is_dir():
             raise OSError("it is a folder")
-        # What is there already: the file itself, or the first folder above it.
+        # The file if it exists, else the nearest existing folder above it.
         there = next(place for place in (path, *path.absolute().parents) if place.exists())
         if there != path and not there.is_dir():
             raise OSError(f"{there} is no folder")
@@ -76,7 +76,7 @@ def check_writable(name: str, *, not_over: tuple[str | None, ...] = ()) -> Path:
         read = next((one for one in not_over if one and _is_same_file(name, one)), None)
     except ImportError:
         raise
-    except Exception as error:  # of the many formats that Pillow writes, each has errors of its own
+    except Exception as error:  # Pillow's formats raise errors of many types
         raise CommandError(f"--out {name} cannot be written: {in_one_line(error)}") from None
     if read:
         raise UsageError(f"--out {name} would overwrite {read}, which is read")
@@ -88,12 +88,12 @@ def _is_same_file(name: str, other: str) -> bool:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a picture, or say why it could not be."""
+    """Write a picture, or raise a CommandError with the reason."""
     from clasp_kernels.visualize import save_picture
 
     try:
         save_picture(picture, path)
     except ImportError:
         raise
-    except Exception as error:  # as above; the disk may be full by now
+    except Exception as error:  # as above; the disk may also be full
         raise CommandError(f"--out {path} cannot be written: {in_one_line(error)}") from None

@@ -1,4 +1,4 @@
-"""Getting the model and the image that a command asks about."""
+"""Load the model and the image of a command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to be asked, and what it is called."""
+    """A model with its processor and display name."""
 
     model: Any
     processor: Any
@@ -36,14 +36,15 @@ class LoadedModel:
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """The picture in a file, turned upright, as RGB; what is transparent becomes white."""
+    """Load a picture as RGB, rotated by its EXIF data. Transparent pixels become white."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     check_readable("IMAGE", str(path))
     cannot = f"IMAGE: {path} cannot be read"
     try:
         with warnings.catch_warnings():
-            # The picture was asked for by name; what Pillow finds too large is an error below.
+            # Pillow warns of large pictures, but the user has named this one. Pictures above
+            # Pillow's hard limit raise an error below.
             warnings.simplefilter("ignore")
             with Image.open(path) as opened:
                 opened.load()
@@ -57,7 +58,7 @@ def load_image(path: str | Path) -> Image.Image:
         raise CommandError(
             f"IMAGE: {path} is not an image that Pillow can read (PNG, JPEG, WebP, ...)"
         ) from None
-    # A damaged file makes Pillow's many readers raise anything: struct.error, TypeError, ...
+    # Pillow's readers raise errors of many types for a damaged file: struct.error, TypeError, ...
     except Exception as error:
         raise CommandError(f"{cannot}: {in_one_line(error)}") from None
 
@@ -70,7 +71,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
             f"it has 32-bit pixels (Pillow's mode {image.mode}), whose black and white are not "
             f"known: convert it to 8 or 16 bits"
         )
-    if image.mode.startswith("I;16"):  # Pillow's own conversion clips all above 255 to white
+    if image.mode.startswith("I;16"):  # Pillow's own conversion clips values above 255 to white
         return image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("RGB")
     if image.has_transparency_data:
         page = Image.new("RGBA", image.size, "white")
@@ -80,7 +81,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def pick_device(device: str) -> str:
-    """``auto`` is CUDA where there is one; anything else must be a device torch can use here."""
+    """Return the device: CUDA or the CPU for ``auto``, else ``device`` if torch can use it."""
     import torch
 
     if device == "auto":
@@ -90,16 +91,16 @@ def pick_device(device: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.ones(1, device=device).item()  # read back, as "meta" holds no numbers
-    # Each kind of device that torch was not built for, or has no driver for, has its own error.
+            torch.ones(1, device=device).item()  # item() fails on "meta", which has no data
+    # The error type depends on the device that torch lacks support or a driver for.
     except Exception as error:
-        reason = first_line(error).split(". ")[0]  # what follows is for who builds torch
+        reason = first_line(error).split(". ")[0]  # the rest is for people who build torch
         raise CommandError(f"--device {device} cannot be used here: {reason}") from None
     return device
 
 
 def load_model(path_or_id: str | None, device: str) -> LoadedModel:
-    """A model and its processor from a folder or the Hugging Face hub; None is the bundled one."""
+    """Load a model and its processor from a folder or the hub; None is the bundled model."""
     try:
         source = str(tiny_vlm_path()) if path_or_id is None else path_or_id
     except FileNotFoundError as error:
@@ -117,13 +118,13 @@ def load_model(path_or_id: str | None, device: str) -> LoadedModel:
 
 
 def load_weights(source: str, device: str) -> Any:
-    """A model alone, from a folder or the Hugging Face hub."""
+    """Load a model without its processor, from a folder or the Hugging Face hub."""
     return _load(source, device)[0]
 
 
 def _load(source: str, device: str) -> tuple[Any, dict[str, Any]]:
-    """A model, and the options for loading what else belongs to it."""
-    check_name(source)  # before what takes seconds to import
+    """Load a model. Return it with the ``from_pretrained`` options for its other parts."""
+    check_name(source)  # before the imports, which take seconds
     import torch
 
     from clasp_kernels.models import supported_model_types
@@ -136,7 +137,7 @@ def _load(source: str, device: str) -> tuple[Any, dict[str, Any]]:
     transformers.utils.logging.disable_progress_bar()
     on = pick_device(device)
     checkpoint = find_checkpoint(source)
-    # Asked about code that a checkpoint brings along, transformers would wait for an answer.
+    # With trust_remote_code unset, transformers would prompt the user for checkpoints with code.
     options: dict[str, Any] = {
         "local_files_only": checkpoint.local_only,
         "trust_remote_code": False,
@@ -148,13 +149,13 @@ def _load(source: str, device: str) -> tuple[Any, dict[str, Any]]:
             f"--model {source} cannot be pruned: its model_type must be "
             f"{' or '.join(map(repr, supported_model_types()))}, got {config.model_type!r}"
         )
-    # A checkpoint's bf16 is slow on most CPUs.
+    # bfloat16 is slow on most CPUs.
     dtype: Any = torch.float32 if torch.device(on).type == "cpu" else "auto"
     with _loading(source):
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             source,
             dtype=dtype,
-            # What does not fit is then in ``found``; the error would only point to a log.
+            # Mismatches are reported below; the error of transformers would only refer to a log.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **options,
@@ -168,7 +169,7 @@ def _load(source: str, device: str) -> tuple[Any, dict[str, Any]]:
                 f"{list(there)}, not {list(wanted)}"
             )
         missing = sorted(found["missing_keys"])
-        if missing:  # transformers draws them at random
+        if missing:  # transformers initialises them at random
             raise ValueError(
                 f"its weights lack {len(missing)} of the model's parameters, such as {missing[0]}"
             )
@@ -177,7 +178,7 @@ def _load(source: str, device: str) -> tuple[Any, dict[str, Any]]:
 
 @contextmanager
 def _loading(source: str) -> Iterator[None]:
-    """A damaged folder fails in whatever reads it: safetensors, tokenizers, json, torch, ..."""
+    """Turn any loading error into a CommandError. A damaged folder may fail in any library."""
     with (
         refusing_as(f"--model {source} cannot be loaded as an image-text model"),
         warnings.catch_warnings(),
@@ -187,7 +188,7 @@ def _loading(source: str) -> Iterator[None]:
 
 
 def load_profile(path: str | Path) -> Profile:
-    """The profile in a file."""
+    """Load a profile from a file."""
     check_readable("--profile", str(path))
     try:
         return Profile.load(path)

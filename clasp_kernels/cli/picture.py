@@ -1,4 +1,4 @@
-"""What is drawn: the image as the model saw it, and where in it the kept and dropped tokens are."""
+"""Draw the image as the model sees it, with the kept and dropped tokens."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ if TYPE_CHECKING:
 
     from clasp_kernels.visualize import Box, Dropped
 
-# Views stand in one row as long as they are no more than these.
+# Up to this many views are put in one row.
 _ONE_ROW = 3
-# A view is drawn larger than asked for where its patches would be smaller than this, as the frame
-# then hides what a patch shows; but not by more than this factor.
+# If patches would be smaller than _LEAST_PATCH pixels, their frames would hide their content. Then
+# the view is drawn larger than requested, by a factor of at most _LARGEST.
 _LEAST_PATCH, _LARGEST = 14, 2.5
 
 
 class NoPicture(ValueError):
-    """No picture can be drawn: the image that the model saw, or the places of its tokens in that
-    image, are not known."""
+    """No picture can be drawn, because the model's view of the image or the places of its tokens
+    are not known."""
 
 
 def overlay(
     loaded: LoadedModel, comparison: Comparison, size: int
 ) -> tuple[Image.Image, Image.Image, list[Dropped]]:
-    """The image as the model sees it, what was kept, and what each stage dropped.
+    """Return the image as the model sees it, the drawn selection, and the patches each stage drops.
 
-    Where the model sees an image in several views, they are beside each other. The longest is about
-    ``size``, or larger where patches are small. Raises NoPicture if what the model sees is not
-    known.
+    Several views of an image are put side by side. The longest side of a view is about ``size``, or
+    larger if patches are small. Raises NoPicture if the model's view is not known.
     """
     from clasp_kernels.visualize import draw_selection
 
@@ -43,7 +42,7 @@ def overlay(
         raise NoPicture("where the model's tokens are in the image is not known")
     pictures = [as_seen(loaded, view.pixels) for view in views]
     seen, corners = beside_each_other(pictures)
-    patches: dict[int, int] = {}  # of tokens that have a place: a CLS token has none
+    patches: dict[int, int] = {}  # token to patch number; a CLS token has no patch
     boxes: list[Box] = []
     for view, (x, y) in zip(views, corners, strict=True):
         for token, (left, top, right, bottom) in zip(view.tokens, view.boxes, strict=True):
@@ -70,7 +69,7 @@ def overlay(
 
 
 def _dropped(comparison: Comparison, patches: dict[int, int]) -> list[Dropped]:
-    """The patches that each stage dropped, ``patches`` being their numbers by token."""
+    """Return the patches that each stage dropped. ``patches`` maps tokens to patch numbers."""
     from clasp_kernels.visualize import Dropped
 
     dropped = []
@@ -85,7 +84,7 @@ def _dropped(comparison: Comparison, patches: dict[int, int]) -> list[Dropped]:
 def beside_each_other(
     pictures: Sequence[Image.Image],
 ) -> tuple[Image.Image, list[tuple[int, int]]]:
-    """One picture of several on white, in rows, and where the left upper corner of each is."""
+    """Put pictures in rows on a white page. Return the page and each upper left corner."""
     from PIL import Image
 
     per_row = len(pictures)
@@ -108,10 +107,10 @@ def beside_each_other(
 
 
 def as_seen(loaded: LoadedModel, pixels: torch.Tensor) -> Image.Image:
-    """A picture of the model's own input [channels, height, width], its normalisation undone.
+    """Convert the model's input [channels, height, width] to a picture by undoing normalisation.
 
-    Whatever an image processor resizes, crops, pads or squashes is then in the picture. Raises
-    NoPicture if the pixels are not those of one RGB image, or what was done to them is not known.
+    The picture shows the effect of resizing, cropping and padding. Raises NoPicture if the pixels
+    are not one RGB image, or the processor's normalisation is not known.
     """
     import torch
     from PIL import Image
@@ -132,8 +131,8 @@ def as_seen(loaded: LoadedModel, pixels: torch.Tensor) -> Image.Image:
         if processor.do_rescale:
             values = values / processor.rescale_factor
     except (AttributeError, TypeError, ValueError, RuntimeError):
-        values = torch.tensor(math.nan)  # not described as transformers' own processors are
-    # Smoothing may overshoot by some; NaN is no number either.
+        values = torch.tensor(math.nan)  # the processor lacks the attributes of transformers' own
+    # Resampling may overshoot 0..255 by some. NaN fails the comparison too.
     if not ((values > -64) & (values < 255 + 64)).all():
         raise NoPicture(
             f"how the image processor of {loaded.name}, {type(processor).__name__}, changes "

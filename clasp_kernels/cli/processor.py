@@ -1,4 +1,4 @@
-"""A checkpoint's processor, for images alone where videos cannot be processed."""
+"""Load a checkpoint's processor, without its video part if videos cannot be processed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def load_processor(source: str, **options: Any) -> Any:
-    """What ``AutoProcessor`` loads; without torchvision, all of it but the part for videos.
+    """Load what ``AutoProcessor`` loads, without the video processor if torchvision is missing.
 
-    transformers has video processors with torchvision alone, and without it loads no processor that
-    has a part for videos. Images need no torchvision.
+    Without torchvision, transformers refuses every processor that has a video part, even though
+    images do not need torchvision.
     """
     import transformers
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -20,8 +20,7 @@ def load_processor(source: str, **options: Any) -> Any:
     kind = known.get(type(config), None)
     if kind is None or _VIDEOS not in kind.get_attributes() or is_torchvision_available():
         return transformers.AutoProcessor.from_pretrained(source, **options)
-    # Some releases say of the AutoImageProcessor at the top that it needed torchvision; this one
-    # never does.
+    # Not transformers.AutoImageProcessor: in some releases that one requires torchvision.
     parts: dict[str, Any] = {
         "image_processor": AutoImageProcessor,
         "tokenizer": transformers.AutoTokenizer,
@@ -35,7 +34,7 @@ def load_processor(source: str, **options: Any) -> Any:
 
 
 def without_videos(kind: type) -> Any:
-    """A processor's class whose ``video_processor`` may be None, as long as no video comes."""
+    """Return a subclass of a processor whose ``video_processor`` may be None."""
 
     def check_argument_for_proper_class(self: Any, name: str, argument: Any) -> Any:
         if name == _VIDEOS and argument is None:

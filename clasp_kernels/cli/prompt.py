@@ -1,4 +1,4 @@
-"""A model's inputs for one image and one question, and whether its processor fits it."""
+"""Prepare a model's inputs for one image and one question, and check them against the model."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from clasp_kernels.models.adapter import Adapter, View, VisualGroup
 
 
-#: Families that are not asked: what their own processors make was never tried here.
+#: Families that the commands refuse, because their processors were never tested with them.
 NOT_ASKED = ("idefics3", "mistral3", "smolvlm")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image and one question, as the model takes them."""
+    """The model's inputs for one image and one question."""
 
     inputs: Any
-    """What ``generate`` takes."""
+    """The arguments of ``generate``."""
     counts: tuple[int, ...]
-    """The visual tokens of each image that the processor makes of the one: crops may stand apart
-    in the prompt."""
+    """Visual tokens of each image in the prompt. The processor may make several of the one image,
+    such as crops."""
     views: tuple[View, ...]
-    """What the model sees of them, and where their visual tokens are."""
+    """The pictures that the model sees, and where their visual tokens are."""
 
     @property
     def visual_tokens(self) -> int:
@@ -37,8 +37,11 @@ class Prompt:
 
 
 def prepare(loaded: LoadedModel, adapter: Adapter, image: Image.Image, question: str) -> Prompt:
-    """Raises a CommandError where processor and model do not fit, a UsageError for a question that
-    no prompt can hold."""
+    """Prepare the prompt.
+
+    Raises a CommandError if processor and model do not match, and a UsageError for a question that
+    contains an image token.
+    """
     model_type = loaded.model.config.model_type
     if model_type in NOT_ASKED:
         raise CommandError(
@@ -63,7 +66,7 @@ def prepare(loaded: LoadedModel, adapter: Adapter, image: Image.Image, question:
 
 
 def _written(loaded: LoadedModel, question: str, vocabulary: int) -> str:
-    """The prompt as text, an image's place marked in it."""
+    """Return the prompt as text, with the token that marks the image."""
     config, processor = loaded.model.config, loaded.processor
     tokenizer = processor.tokenizer
     setting = config.attribute_map.get("image_token_id", "image_token_id")
@@ -77,7 +80,7 @@ def _written(loaded: LoadedModel, question: str, vocabulary: int) -> str:
             f"{config.image_token_id}, which its tokenizer or its vocabulary of {vocabulary} "
             f"tokens does not have"
         )
-    # A processor may take another token for an image, and put the placeholders there.
+    # A processor may use its own token for an image, and replace it by placeholders.
     mark = getattr(processor, "image_token", None) or placeholder
     for token in (placeholder, mark):
         if token in question:
@@ -104,9 +107,9 @@ def _written(loaded: LoadedModel, question: str, vocabulary: int) -> str:
 def _checked_groups(
     loaded: LoadedModel, adapter: Adapter, inputs: Any, vocabulary: int
 ) -> list[VisualGroup]:
-    """What the model will make of the inputs, once those are known to be a prompt of its own."""
+    """Check that the inputs fit the model, and return their visual groups."""
     largest = int(inputs["input_ids"].max())
-    if largest >= vocabulary:  # on a GPU no later error would say so
+    if largest >= vocabulary:  # on a GPU this would be an opaque device-side assert
         raise CommandError(
             f"the tokenizer of {loaded.name} makes token {largest}, the model has only "
             f"{vocabulary} tokens: its tokenizer files are not those of this model"
@@ -148,7 +151,7 @@ def _checked_groups(
     return groups
 
 
-# What a processor counts an image's tokens by, where it has such a setting.
+# Processor settings that determine the number of an image's tokens, if the processor has them.
 _COUNTED = (
     "patch_size",
     "num_additional_image_tokens",
@@ -164,7 +167,8 @@ def _settings(loaded: LoadedModel, names: Sequence[str]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """
+    """Join names with commas and "and".
+
     >>> _listed(["a", "b", "c"]), _listed(["a"]), _listed([])
     ('a, b and c', 'a', 'the image processor')
     """

@@ -1,4 +1,4 @@
-"""What the commands print: tables for people, JSON for programs, captions of pictures."""
+"""Output of the commands: tables, JSON, and captions of pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PHASES = ("vision", "selection", "prefill", "decode", "total")
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """All tokens beside kept tokens: answer, tokens, cache, times."""
+    """Return a table that compares all tokens with kept tokens: answer, tokens, cache, times."""
     full, kept = comparison.all_tokens, comparison.kept_tokens
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("", no_wrap=True)
@@ -51,8 +51,8 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def tokens_kept(comparison: Comparison) -> str:
-    """The count and its pivots; of a schedule, every stage's count and their mean over the layers,
-    which is what the pruned model pays for."""
+    """Return the kept tokens as text: the count and its pivots. With a schedule: the count of every
+    stage, and the mean over the layers, which determines the cost."""
     if comparison.schedule is None:
         return f"{comparison.kept_tokens.visual_tokens} ({comparison.num_pivots} pivots)"
     return (
@@ -62,7 +62,8 @@ def tokens_kept(comparison: Comparison) -> str:
 
 
 def in_turn(counts: Sequence[int]) -> str:
-    """
+    """Join counts with arrows.
+
     >>> in_turn([144]), in_turn([144, 72, 29])
     ('144', '144 → 72 → 29')
     """
@@ -70,17 +71,17 @@ def in_turn(counts: Sequence[int]) -> str:
 
 
 def stage_counts(comparison: Comparison) -> tuple[int, ...]:
-    """The tokens that each stage kept."""
+    """Return the number of tokens after each stage."""
     return tuple(stage.tokens_after for stage in comparison.stages)
 
 
 def counts_in_words(comparison: Comparison) -> str:
-    """The tokens that each stage kept, as in "72, then 29"."""
+    """Return the number of tokens after each stage as text, such as "72, then 29"."""
     return ", then ".join(map(str, stage_counts(comparison)))
 
 
 def comparison_dict(comparison: Comparison) -> dict[str, Any]:
-    """The same for programs: plain numbers in bytes and seconds."""
+    """Return the comparison as JSON data, in bytes and seconds."""
     full, kept = comparison.all_tokens, comparison.kept_tokens
 
     def both(name: str) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
 
 
 def caption(comparison: Comparison) -> Sequence[str]:
-    """What stands under a picture."""
+    """Return the lines below a picture."""
     full, kept = comparison.all_tokens, comparison.kept_tokens
     kept_where = f"{kept.visual_tokens} tokens"
     if comparison.schedule is not None:
@@ -131,13 +132,14 @@ def caption(comparison: Comparison) -> Sequence[str]:
 
 
 def size(num_bytes: float) -> str:
-    """
+    """Format a number of bytes.
+
     >>> size(512), size(460_800), size(3_000_000_000)
     ('512 B', '461 kB', '3.00 GB')
     """
     unit = "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if num_bytes < 999.5 or unit == "TB":  # above, rounding would make it 1000
+        if num_bytes < 999.5 or unit == "TB":  # 999.5 would be rounded to 1000
             break
         num_bytes /= 1000
     return (
@@ -146,18 +148,20 @@ def size(num_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """
+    """Format a number of seconds.
+
     >>> duration(0.0000321), duration(0.0123), duration(2.5)
     ('0.03 ms', '12.3 ms', '2.50 s')
     """
-    if seconds >= 0.99995:  # what would be rounded to 1000.0 ms
+    if seconds >= 0.99995:  # would be rounded to 1000.0 ms
         return f"{seconds:.2f} s"
     milliseconds = seconds * 1e3
     return f"{milliseconds:.1f} ms" if milliseconds >= 0.995 else f"{milliseconds:.2f} ms"
 
 
 def change(before: float, after: float) -> str:
-    """
+    """Format a relative change in percent.
+
     >>> change(576, 64), change(10, 11), change(5, 5)
     ('-89 %', '+10 %', '0 %')
     >>> change(0, 1)  # a one-token answer has no decode time

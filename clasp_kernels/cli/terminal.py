@@ -1,4 +1,4 @@
-"""The process's border to its terminal: sizes that are none, encodings, a stdout that is lost."""
+"""Terminal handling: invalid sizes, encodings, and a stdout that cannot be written."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from clasp_kernels.cli.errors import CommandError
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Below the least, Rich prints a table without its contents; the most keeps its rules finite.
+# Below 20 columns, Rich prints tables without their contents. The upper bounds limit the length of
+# rules.
 _WIDTHS = range(20, 1001)
 _HEIGHTS = range(1, 10001)
 
 
 class ResultOutput(io.TextIOWrapper):
-    """stdout, which cannot lose a result unnoticed: what it cannot write is a CommandError.
+    """stdout that raises a CommandError if it cannot be written, so that no result is lost.
 
-    A reader that has gone, as ``head`` does, stays a BrokenPipeError: nobody wants the rest.
+    BrokenPipeError passes through: the reader (such as ``head``) does not want the rest.
     """
 
     escaped = False
-    """Whether a character was shown as an escape."""
+    """Whether a character was written as an escape."""
 
     def write(self, text: str, /) -> int:
         self.escaped = self.escaped or not _fits(text, self.encoding)
@@ -42,7 +43,7 @@ class ResultOutput(io.TextIOWrapper):
         try:
             yield
         except OSError as error:
-            # What is still in the buffer must not be tried again when the interpreter ends.
+            # Redirect to devnull, so that the interpreter's flush at exit does not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
             if isinstance(error, BrokenPipeError):
                 raise
@@ -50,7 +51,7 @@ class ResultOutput(io.TextIOWrapper):
 
 
 class Messages(io.TextIOWrapper):
-    """stderr: where it is full or gone, nobody can be told, but the result may still arrive."""
+    """stderr that ignores write errors, because the result on stdout may still arrive."""
 
     def write(self, text: str, /) -> int:
         with suppress(OSError):
@@ -71,8 +72,9 @@ def _fits(text: str, encoding: str) -> bool:
 
 
 def shown(text: str, *, otherwise: str) -> str:
-    """``text``, or ``otherwise`` where stdout's encoding does not have it."""
-    return text if _fits(text, sys.stdout.encoding or "utf-8") else otherwise  # None: in memory
+    """Return ``text``, or ``otherwise`` if stdout's encoding cannot represent it."""
+    # The encoding of an in-memory stdout is None.
+    return text if _fits(text, sys.stdout.encoding or "utf-8") else otherwise
 
 
 def _lost(reason: str | None) -> str:
@@ -81,14 +83,14 @@ def _lost(reason: str | None) -> str:
 
 @contextmanager
 def prepared_terminal() -> Iterator[None]:
-    """Make stdout and stderr fit to print anything on, and report a result that stdout refused."""
+    """Let stdout and stderr print any text, and report a result that could not be written."""
     _forget_impossible_sizes()
-    if sys.stderr is None:  # closed by whoever started us, who wants no messages
+    if sys.stderr is None:  # the parent process has closed it
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if sys.stdout is None:
         sys.exit("Error: " + _lost("it is closed"))
     before = sys.stdout, sys.stderr
-    # Both show as an escape what the encoding does not have, as Python lets only stderr do.
+    # Both escape characters that the encoding does not have; by default only stderr does.
     output = ResultOutput(sys.stdout.buffer, sys.stdout.encoding, "backslashreplace")
     messages = Messages(
         sys.stderr.buffer, sys.stderr.encoding, "backslashreplace", line_buffering=True
@@ -113,14 +115,15 @@ def prepared_terminal() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = before
         for stream in (output, messages):
-            stream.detach()  # or it would close what it writes to
+            stream.detach()  # otherwise the wrapper would close the underlying buffer
     sys.exit(exit_code)
 
 
 def _forget_impossible_sizes() -> None:
-    """Unset what Rich and Typer would believe or fail at, e.g. the COLUMNS=0 of a shell in a job.
+    """Unset invalid terminal sizes in the environment, such as COLUMNS=0 from a shell in a job.
 
-    They then ask the terminal, and take 80 columns where there is none.
+    Rich and Typer would use them or fail. Without them they ask the terminal, and use 80 columns if
+    there is none.
     """
     for name, possible in (
         ("COLUMNS", _WIDTHS),
@@ -140,7 +143,7 @@ def _is_size(value: str, possible: range) -> bool:
 
 
 def result_console() -> Console:
-    """Where a result is printed. Nothing in it is markup or an emoji code unless it says so."""
+    """Return the console for results. Emoji codes in the text are not replaced."""
     from rich.console import Console
 
     return Console(emoji=False)

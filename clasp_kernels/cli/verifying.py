@@ -1,4 +1,4 @@
-"""``clasp doctor --verify``: the masking oracle's report as a table."""
+"""``clasp doctor --verify``: run the masking oracle and print its report as a table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run_verification(model: str | None, device: str) -> Verification:
-    """The oracle on tiny models of every family, or on the model in a folder."""
+    """Run the oracle on tiny models of every family, or on the given model."""
     from clasp_kernels.models import verify
 
     with warnings.catch_warnings():
@@ -29,12 +29,12 @@ def run_verification(model: str | None, device: str) -> Verification:
         try:
             with refusing_as(f"--model {model}"):
                 return verify(loaded)
-        except (TypeError, RuntimeError) as error:  # this model cannot be pruned
+        except (TypeError, RuntimeError) as error:  # the model is not supported
             raise CommandError(f"--model {model}: {in_one_line(error)}") from None
 
 
 def print_verification(verification: Verification, console: Console) -> None:
-    """A row a check, and one sentence at the end."""
+    """Print one row per check, and a sentence at the end."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for name, align in (
         ("family", "left"),
