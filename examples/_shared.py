@@ -1,4 +1,4 @@
-"""What the examples share: options, tiny random models and their prompts, a clock, a report."""
+"""Shared by the examples: options, tiny random models and their prompts, timing, a report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clasp_kernels.models.specimens import IMAGE_TOKEN, SPECIMENS, VOCABULARY
 
 
 def options(description: str | None, *, video: bool = False) -> argparse.Namespace:
-    """The options that the examples of model families take; ``video`` adds ``--video``."""
+    """Parse the options of the model family examples. ``video`` adds ``--video``."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,11 +52,11 @@ def _budget(text: str) -> int | float:
 
 
 def tiny_model(family: str) -> Any:
-    """A model of the family's real class, a few layers deep, with random weights."""
+    """Build a model of the family's class with a few layers and random weights."""
     model = SPECIMENS[family].build()
-    # Of its 64 tokens the last stand for images and what is around them: these are no answers.
+    # The last of its 64 tokens are image placeholders and the tokens around them.
     model.generation_config.suppress_tokens = list(range(IMAGE_TOKEN, VOCABULARY))
-    # apply_clasp warns that it has no tokenizer to read prompts with. They are "general" then.
+    # Without a tokenizer, apply_clasp warns and every prompt is "general".
     warnings.filterwarnings("ignore", "the router cannot read the prompts")
     return model
 
@@ -65,13 +65,13 @@ class Visual(NamedTuple):
     """A random image or video."""
 
     pixels: dict[str, torch.Tensor]
-    """What forward takes for it, by argument."""
+    """The image or video arguments of forward."""
     tokens: list[int]
-    """What stands for it in a prompt."""
+    """Its placeholders in a prompt, with the tokens around them."""
 
 
 def random_image(model: Any) -> Visual:
-    """An image for a tiny model."""
+    """Make a random image for a tiny model."""
     specimen = SPECIMENS[model.config.model_type]
     pixels = specimen.images(model, 1, torch.Generator().manual_seed(0))
     [features] = model.get_image_features(**pixels, return_dict=True).pooler_output
@@ -80,10 +80,10 @@ def random_image(model: Any) -> Visual:
 
 
 def random_qwen_video(model: Any, *, frames: int = 3) -> Visual:
-    """A video for a tiny Qwen-VL model: ``frames`` times the patches of an image."""
+    """Make a video for a tiny Qwen-VL model: ``frames`` times the patches of an image."""
     pixels, [start, *frame, end] = random_image(model)
     frame = [model.config.video_token_id for _ in frame]
-    if model.config.model_type.startswith("qwen3"):  # frames stand between timestamps
+    if model.config.model_type.startswith("qwen3"):  # a timestamp before each frame
         tokens = [token for second in range(frames) for token in (5 + second, start, *frame, end)]
     else:
         tokens = [start, *frame * frames, end]
@@ -97,7 +97,7 @@ def random_qwen_video(model: Any, *, frames: int = 3) -> Visual:
 
 
 def random_prompt(model: Any, *visuals: Visual) -> dict[str, torch.Tensor]:
-    """What ``generate`` takes for a prompt with images or videos, and a few words around them."""
+    """Return arguments of ``generate`` for a prompt with the given images, videos and some text."""
     tokens = [token for visual in visuals for token in visual.tokens]
     input_ids = torch.tensor([[11, 12, *tokens, 21, 22, 23, 24]])
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
@@ -108,14 +108,14 @@ def random_prompt(model: Any, *visuals: Visual) -> dict[str, torch.Tensor]:
 
 
 class Timed(NamedTuple):
-    """What ``generate`` returned, and how long it took."""
+    """The result of ``generate`` and the time it took."""
 
     ids: torch.Tensor
     seconds: float
 
 
 def timed(generate: Callable[[], torch.Tensor]) -> Timed:
-    """The second of two runs: the first one allocates, and picks kernels."""
+    """Run ``generate`` twice and time the second run. The first allocates and selects kernels."""
     generate()
     _wait()
     start = time.perf_counter()
@@ -130,10 +130,10 @@ def _wait() -> None:
 
 
 def report(record: PrefillRecord | None, whole: Timed, pruned: Timed, processor: Any) -> None:
-    """Print what was kept of a prompt, what that saved, and the answers if there are words."""
+    """Print the kept tokens, the savings and, with a processor, the answers."""
     if record is None:
         raise SystemExit("The prompt had no image or video, so nothing was pruned.")
-    [stage] = record.stages  # one, as a budget alone prunes once, before the LLM
+    [stage] = record.stages  # with a budget there is one stage, before the LLM
     dropped = record.prompt_length - record.pruned_length
     kept = " + ".join(map(str, stage.counts))
     print(f"kept {kept} of {sum(stage.counts) + dropped} visual tokens", end="")

@@ -1,9 +1,9 @@
-"""A profile and a router of your own: categories, layer weights, and how the budget is split.
+"""Your own profile and router: categories, layer weights, and how the budget is split.
 
     python examples/custom_profile.py
 
 It prunes the tiny model that comes with the package. The numbers are made up to show the layout;
-nothing says that they are good.
+they were not tuned.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ PROFILE = Profile(
     name="signs first",
     model_type="llava",
     source="written by hand, as an example",
-    layers=(0.4, 0.8, 1.0),  # depths in the vision tower: 0 its input, 1 its last layer's output
-    fuse_into="selection",  # fused layers choose tokens; the projector gets its own as before
+    layers=(0.4, 0.8, 1.0),  # relative depths: 0 is the tower's input, 1 the last layer's output
+    fuse_into="selection",  # fused layers only choose tokens; the projector's input is unchanged
     categories={
-        # Prompts that nothing else takes. A weight for each layer, and the share of pivots.
+        # The fallback. One weight per layer, and the fraction of pivots.
         "general": CategoryPolicy(layer_weights=(0.2, 0.3, 0.5), pivot_ratio=0.5),
-        # Small writing: deep features only, more of them salient, and twice the budget.
+        # Small writing: the deepest layer only, more pivots, and twice the budget.
         "signs": CategoryPolicy((0.0, 0.0, 1.0), pivot_ratio=0.75, budget_scale=2.0),
-        # The whole picture: mostly coverage, with half of the budget.
+        # The whole picture: mostly completion, and half of the budget.
         "places": CategoryPolicy((0.5, 0.5, 0.0), pivot_ratio=0.1, budget_scale=0.5),
     },
 )
@@ -42,7 +42,7 @@ QUESTIONS = {
 
 
 def route(prompts: list[str]) -> list[str]:
-    """Any callable that names a category of the profile for each prompt is a router."""
+    """Return a category of the profile for each prompt. Any such callable is a router."""
     words = {"sign": "signs", "scene": "places"}
     return [
         next((category for word, category in words.items() if word in prompt), "general")
@@ -52,7 +52,7 @@ def route(prompts: list[str]) -> list[str]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "clasp_profile.json")  # apply_clasp finds it beside a model's weights
+        path = Path(folder, "clasp_profile.json")  # apply_clasp reads this file in a model's folder
         PROFILE.save(path)
         profile = Profile.load(path)
 

@@ -1,4 +1,4 @@
-r"""Gemma 3, pruned: what is kept of an image still sees itself both ways.
+r"""Gemma 3, pruned: attention between the kept tokens of an image stays bidirectional.
 
     python examples/gemma3.py
     python examples/gemma3.py --model google/gemma-3-4b-it \

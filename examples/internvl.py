@@ -1,4 +1,4 @@
-r"""InternVL, pruned: an image's tiles are one pool of tokens.
+r"""InternVL, pruned: all tiles of an image share one budget.
 
     python examples/internvl.py
     python examples/internvl.py --model OpenGVLab/InternVL3-8B-hf \

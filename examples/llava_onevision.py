@@ -1,11 +1,11 @@
-r"""LLaVA-OneVision, pruned: an image's tiles are one pool of tokens.
+r"""LLaVA-OneVision, pruned: all tiles of an image share one budget.
 
     python examples/llava_onevision.py
     python examples/llava_onevision.py --model llava-hf/llava-onevision-qwen2-7b-ov-hf \
         --image photo.jpg --question "What does the sign say?"
 
 Without --model a tiny model with random weights is pruned, and nothing is downloaded. The
-embeddings that end the rows of patches are no visual tokens, and stay.
+newline embeddings after the rows of patches are not visual tokens and are never dropped.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""Mistral 3, pruned: images of any size, whose rows end with words that stay.
+r"""Mistral 3, pruned: images of any size. The row-end tokens of an image are never dropped.
 
     python examples/mistral3.py
     python examples/mistral3.py --model mistralai/Mistral-Small-3.1-24B-Instruct-2503 \

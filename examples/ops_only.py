@@ -2,8 +2,8 @@
 
     python examples/ops_only.py
 
-Random tensors stand for what your model has: hidden states of two vision layers, the query and key
-of the attention that scores tokens, and the tokens that the language model would get.
+Random tensors stand in for those of your model: hidden states of two vision layers, query and key
+of the attention that scores tokens, and the input tokens of the language model.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ def main() -> None:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator).bfloat16()
 
-    # Two layers with a CLS token first. The slices below are read where they lie.
+    # Two layers with a CLS token first. The slices below are views: nothing is copied.
     layers = [random(IMAGES, 1 + TOKENS, WIDTH) for _ in range(2)]
     query, key = (random(IMAGES, HEADS, 1 + TOKENS, WIDTH // HEADS) for _ in range(2))
     tokens = random(IMAGES, TOKENS, WIDTH)
 
-    # Each image has a category, by its prompt, and each category its own mixture of layers. The
-    # second category does not read the first layer at all.
+    # Each image has a category, and each category its own layer weights. The second category does
+    # not read the first layer, because its weight is 0.
     mixtures = torch.tensor([[0.5, 0.5], [0.0, 1.0]])
     categories = torch.tensor([0, 1, 1])
     fused = fuse_layers([layer[:, 1:] for layer in layers], mixtures, categories)
     print(f"fused: {list(fused.shape)}")
 
-    # How much the CLS token attends to each patch. No attention matrix is made of all tokens.
+    # The attention of the CLS token to each patch. No full attention matrix is computed.
     salience = attention_salience(query[:, :, :1], key, key_range=(1, 1 + TOKENS))
     print(f"salience: {list(salience.shape)}")
 
-    # Budgets and splits differ from image to image in one call. Shorter rows end with -1.
+    # Budgets and pivot counts may differ between images. Shorter rows are padded with -1.
     budgets, pivots = torch.tensor([64, 128, 32]), torch.tensor([48, 64, 8])
     selection = select_tokens(fused, salience, budgets, pivots)
     print(f"kept of each image: {selection.counts.tolist()}")
     print(f"pivots of each image: {selection.is_pivot.sum(1).tolist()}")
 
-    # Rows of kept tokens in image order, zeros after the last of a shorter row.
+    # Kept tokens in image order. Shorter rows are padded with zeros.
     kept = gather_tokens(tokens, selection.indices)
     print(f"tokens: {list(tokens.shape)} -> {list(kept.shape)}")
     print(f"filled with zeros: {int((selection.indices < 0).sum())} rows")

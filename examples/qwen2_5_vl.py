@@ -1,11 +1,11 @@
-r"""Qwen2.5-VL, pruned: an image and a video, each of which is one pool of tokens.
+r"""Qwen2.5-VL, pruned: an image and a video. All frames of the video share one budget.
 
     python examples/qwen2_5_vl.py
     python examples/qwen2_5_vl.py --model Qwen/Qwen2.5-VL-7B-Instruct \
         --image photo.jpg --video clip.mp4 --question "Is the photo from the clip?"
 
-Without --model a tiny model with random weights is pruned, and nothing is downloaded. A frame a
-second is taken of a video.
+Without --model a tiny model with random weights is pruned, and nothing is downloaded. Videos are
+sampled at one frame per second.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-r"""Qwen3.5, pruned before its hybrid decoder: an image and a video, each one pool of tokens.
+r"""Qwen3.5, pruned before its hybrid decoder: an image and a video, each with its own budget.
 
     python examples/qwen3_5.py
     python examples/qwen3_5.py --model Qwen/Qwen3.5-27B \
         --image photo.jpg --video clip.mp4 --question "Is the photo from the clip?"
 
-Without --model a tiny model with random weights is pruned, and nothing is downloaded. Most of its
-decoder is recurrent, so tokens cannot be dropped between layers.
+Without --model a tiny model with random weights is pruned, and nothing is downloaded. Most decoder
+layers are recurrent, so tokens cannot be dropped between layers.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-r"""Qwen3-VL, pruned: an image and a video, each of which is one pool of tokens.
+r"""Qwen3-VL, pruned: an image and a video. All frames of the video share one budget.
 
     python examples/qwen3_vl.py
     python examples/qwen3_vl.py --model Qwen/Qwen3-VL-8B-Instruct \
         --image photo.jpg --video clip.mp4 --question "Is the photo from the clip?"
 
-Without --model a tiny model with random weights is pruned, and nothing is downloaded. A frame a
-second is taken of a video; its frames stand between timestamps in the prompt.
+Without --model a tiny model with random weights is pruned, and nothing is downloaded. Videos are
+sampled at one frame per second; the prompt has timestamps between the frames.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-r"""SmolVLM, pruned: each tile of an image, and the view of the whole, is pruned by itself.
+r"""SmolVLM, pruned: each tile of an image, and the whole image, is pruned by itself.
 
     python examples/smolvlm.py
     python examples/smolvlm.py --model HuggingFaceTB/SmolVLM2-2.2B-Instruct \
         --image photo.jpg --question "What does the sign say?"
 
-Without --model a tiny model with random weights is pruned, and nothing is downloaded. A budget is
-best a share, as a number of tokens counts for each tile.
+Without --model a tiny model with random weights is pruned, and nothing is downloaded. Use a
+fraction as budget, because a number of tokens applies to each tile.
 """
 
 from __future__ import annotations

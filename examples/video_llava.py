@@ -1,11 +1,11 @@
-r"""Video-LLaVA, pruned: an image and a video, whose frames are one pool of tokens.
+r"""Video-LLaVA, pruned: an image and a video. All frames of the video share one budget.
 
     python examples/video_llava.py
     python examples/video_llava.py --model LanguageBind/Video-LLaVA-7B-hf \
         --image photo.jpg --video clip.mp4 --question "Is the photo from the clip?"
 
 Without --model a tiny model with random weights is pruned, and nothing is downloaded. Eight frames
-are taken of a video, as many as the model was trained with.
+are sampled from a video, the number that the model was trained with.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FRAMES = 8
 
 
 def random_video(model: Any) -> Visual:
-    """Frames of the size that the tiny model takes, and their tokens: patches and a CLS token."""
+    """Make frames of the tiny model's input size; each has its patches and a CLS token."""
     vision = model.config.vision_config
     side = vision.image_size
     tokens = FRAMES * ((side // vision.patch_size) ** 2 + 1)
@@ -40,7 +40,7 @@ def main() -> None:
         model = VideoLlavaForConditionalGeneration.from_pretrained(args.model, dtype="auto")
         model.to(args.device)
         processor = AutoProcessor.from_pretrained(args.model)
-        # The prompt is written out, as transformers documents it for this model.
+        # Not the chat template: transformers documents this prompt format for the model.
         placeholders = "<image>" if args.video is None else "<image>\n<video>"
         inputs = processor(
             text=f"USER: {placeholders}\n{args.question} ASSISTANT:",

@@ -2,11 +2,11 @@
 
     python training/tiny_vlm/choose_profile.py --model clasp_kernels/assets/tiny_vlm
 
-Held-out scenes stay unseen. First the salience layer: the one whose pivots alone, the deepest layer
-fused, answer best. Then strategies x pivot ratios with that layer: for every category the pair with
-the best mean accuracy over the budgets wins; `general` and `knowledge`, which the scenes do not ask
-for, take the pair that is best over all questions. Writes `clasp_profile.json` into the model's
-folder, and the table.
+Held-out scenes are not used. The salience layer is chosen first: the one with the best accuracy of
+pivots only, with the deepest layer fused. Then all strategies x pivot ratios are tried with that
+layer. Each category gets the pair with the best mean accuracy over the budgets. `general` and
+`knowledge`, which the scenes have no questions for, get the pair that is best over all questions.
+The script writes `clasp_profile.json` into the model's folder, and the table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ STRATEGIES = "ABCDE"
 PIVOT_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BUDGETS = (12, 24)
 UNASKED = ("knowledge", "general")
-FIRST_SEED = 10_000_000  # any seed will do: the split is by content, not by seed
+FIRST_SEED = 10_000_000  # an arbitrary seed: the split is by content, not by seed
 
 
 def training_examples(per_category: int) -> list[Example]:
@@ -47,7 +47,7 @@ def training_examples(per_category: int) -> list[Example]:
 
 
 def uniform_profile(strategy: str, pivot_ratio: float, salience_layer: int) -> Profile:
-    """The same choice for every category, so that one run scores all of them."""
+    """Return a profile with the same choice for every category, so one run scores all of them."""
     choice = {"layer_weights": strategy, "pivot_ratio": pivot_ratio}
     return Profile.from_dict(
         {
@@ -64,7 +64,7 @@ def uniform_profile(strategy: str, pivot_ratio: float, salience_layer: int) -> P
 
 @dataclass
 class Sweep:
-    """Scores uniform profiles on the same questions."""
+    """Measures the accuracy of profiles on the same questions."""
 
     model: LlavaForConditionalGeneration
     processor: Any
@@ -74,7 +74,7 @@ class Sweep:
         self.batches = prepare(self.processor, self.examples)
 
     def accuracy(self, profile: Profile, description: str) -> dict[str, float]:
-        """By category, and overall: mean over budgets."""
+        """Return the accuracy by category and overall, averaged over the budgets."""
         runs = []
         for budget in BUDGETS:
             with apply_clasp(self.model, budget=budget, profile=profile, processor=self.processor):

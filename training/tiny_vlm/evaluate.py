@@ -1,11 +1,10 @@
-"""Accuracy of the tiny LLaVA on held-out scenes: with the image, and three ways without it.
+"""Measure the accuracy of the tiny LLaVA on held-out scenes, with three baselines without images.
 
     python training/tiny_vlm/evaluate.py --model clasp_kernels/assets/tiny_vlm --out accuracy.json
 
-Every answer comes from `generate`, greedy, on the single-turn prompt, and counts when it is
-exactly the expected one. Baselines that do not see the scene: the same model asked without an
-image, the same model shown a grey one, and the answer that is most frequent in training for
-the same wording of the question.
+Every answer comes from greedy `generate` on the single-turn prompt. An answer is right if it equals
+the expected one. The baselines do not see the scene: the same model without an image, the same
+model with a grey image, and the most frequent training answer to the same question.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ Example = tuple[Scene, Question]
 
 
 def heldout_examples(per_category: int) -> list[Example]:
-    """The first `per_category` examples of each category, one question a scene."""
+    """Return the first `per_category` examples of each category, one question per scene."""
     found: dict[str, list[Example]] = {category: [] for category in CATEGORIES}
     seed = 0
     while any(len(examples) < per_category for examples in found.values()):
@@ -72,7 +71,7 @@ def prepare(
     picture: Callable[[Scene], Image.Image | None] = lambda scene: scene.render(IMAGE_SIZE),
     batch_size: int = 64,
 ) -> list[Any]:
-    """Model inputs, batch by batch; `picture` returning None asks without an image."""
+    """Return model inputs in batches. If `picture` returns None, prompts have no image."""
     batches = []
     for start in range(0, len(examples), batch_size):
         batch = examples[start : start + batch_size]
@@ -95,7 +94,7 @@ def generate_answers(
     batches: Iterable[Any],
     description: str = "",
 ) -> list[str]:
-    """Greedy answers."""
+    """Return greedy answers to the prompts in `batches`."""
     answers: list[str] = []
     for inputs in tqdm(batches, desc=description):
         with torch.inference_mode():

@@ -2,8 +2,8 @@
 
     python training/tiny_vlm/make_demo_assets.py
 
-The scenes are held out from training. For each kind of question the first scene by seed that is
-worth looking at is taken; whether the model answers it plays no part.
+The scenes are held out from training. For each kind of question, the first suitable scene by seed
+is taken, whether or not the model answers it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ FIRST_SEED = 500_000
 
 
 def worth_looking_at(scene: Scene) -> bool:
-    """Something to tell apart: a sign, several shapes, more than one colour of them."""
+    """Return whether a scene has a sign and at least three different objects."""
     return scene.sign is not None and len({(o.shape, o.color) for o in scene.objects}) >= 3
 
 
 def choose(kinds: tuple[str, ...]) -> list[tuple[Scene, Question]]:
-    """One scene and question of each kind, every scene in a setting of its own."""
+    """Choose one scene and question of each kind, each scene with a different setting."""
     chosen: list[tuple[Scene, Question]] = []
     seed = FIRST_SEED
     for kind in kinds:

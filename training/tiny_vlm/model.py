@@ -1,4 +1,4 @@
-"""The tiny LLaVA: architecture, tokenizer and processor. `train.py` gives it its weights."""
+"""The tiny LLaVA: architecture, tokenizer and processor. `train.py` trains its weights."""
 
 from __future__ import annotations
 
@@ -49,9 +49,12 @@ def _corpus() -> Iterable[str]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE: the words of the scenes are single tokens, and any other text survives
-    a round trip, so that the prompt can be decoded for the router. Digits and capitals stand
-    alone: a sign is read glyph by glyph."""
+    """Train a byte-level BPE tokenizer on the texts of the scenes.
+
+    The words of the scenes are single tokens. Any other text survives a round trip, so that prompts
+    can be decoded for the router. Digits and capitals are single tokens, so a sign is read glyph by
+    glyph.
+    """
     tokenizer = Tokenizer(models.BPE())
     words = r"USER:| ?ASSISTANT:| ?[A-Z](?![a-z])| ?[0-9]| ?[A-Za-z][a-z]*|\s+|[^\sA-Za-z0-9]+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -100,7 +103,7 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGeneration:
-    """Untrained. The projector reads the last vision layer without its CLS token."""
+    """Build the untrained model. Its projector takes the last vision layer without CLS token."""
     ids = {
         name: tokenizer.convert_tokens_to_ids(token)
         for name, token in [("pad", "<pad>"), ("bos", "<s>"), ("eos", "</s>"), ("image", "<image>")]

@@ -1,8 +1,8 @@
-"""Training batches: several question-answer turns behind one image, each blind to the others.
+"""Training batches: several question-answer turns after one image, masked from each other.
 
-Every turn attends to the image and to itself only, and its positions restart right after the
-image, so a packed turn is, to the bit of its mask, the single-turn prompt seen at inference.
-A batch is a pure function of (seed, step): a resumed run sees the batches it would have seen.
+Every turn attends to the image and to itself only, and its position ids restart right after the
+image. So a packed turn is exactly the single-turn prompt seen at inference. A batch is a pure
+function of (seed, step), so a resumed run gets the same batches.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 TURNS = 8
 TURN_WEIGHT = {"attribute": 1.0, "counting": 1.6, "spatial": 2.0, "ocr": 1.5, "scene": 0.6}
 PATCHES = IMAGE_SIZE // PATCH_SIZE
-MIN_PATCH_COVER = 0.3  # of a patch's area, for the patch to carry an object's label
+MIN_PATCH_COVER = 0.3  # an object labels the patches that it covers by at least this fraction
 IGNORE = -100
 
 
@@ -31,7 +31,7 @@ class Batch:
     attention_mask: torch.Tensor  # [B, 1, S, S] bool, True = may attend
     labels: torch.Tensor  # [B, S], already shifted: labels[t] is the token after t
     patch_labels: torch.Tensor  # [B, 3, N]: shape, color, glyph; 0 = none
-    scene_presence: torch.Tensor  # [B, K] float: which shapes, colours, and a sign
+    scene_presence: torch.Tensor  # [B, K] float, 1 if present: each shape, each colour, a sign
     scene_labels: torch.Tensor  # [B, 4]: setting, first glyph, second glyph, number of objects
 
 
@@ -43,7 +43,7 @@ def prefix_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
 
 
 def turn_ids(tokenizer: PreTrainedTokenizerFast, question: Question) -> tuple[list[int], int]:
-    """Token ids of one turn after the image, and how many of them are the prompt."""
+    """Return the token ids of one turn after the image, and the length of its prompt."""
     prompt = PROMPT.split("\n")[1].format(question=question.text)
     prompt_ids = tokenizer(prompt).input_ids
     answer_ids = tokenizer(f" {question.answer}").input_ids
@@ -51,7 +51,7 @@ def turn_ids(tokenizer: PreTrainedTokenizerFast, question: Question) -> tuple[li
 
 
 def choose_turns(scene: Scene, rng: random.Random) -> list[Question]:
-    """TURNS questions without replacement, by the weight of their category."""
+    """Draw TURNS questions without replacement, weighted by category."""
     questions = scene.questions(rng.randrange(2**31))
     keys = [rng.random() ** (1 / TURN_WEIGHT[question.category]) for question in questions]
     order = sorted(range(len(questions)), key=keys.__getitem__, reverse=True)
@@ -59,7 +59,7 @@ def choose_turns(scene: Scene, rng: random.Random) -> list[Question]:
 
 
 def covered_patches(box: tuple[float, float, float, float]) -> np.ndarray:
-    """[PATCHES, PATCHES] bool: the patches of which `box` covers enough."""
+    """Return which patches `box` covers by at least MIN_PATCH_COVER, [PATCHES, PATCHES] bool."""
     left, top, right, bottom = (edge / PATCH_SIZE for edge in box)
     edges = np.arange(PATCHES)
     wide = np.clip(np.minimum(edges + 1, right) - np.maximum(edges, left), 0, 1)
@@ -72,7 +72,7 @@ def glyph_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
 
 
 def patch_labels(scene: Scene) -> np.ndarray:
-    """[3, N]: the shape, colour and glyph that covers each patch, 0 for none."""
+    """Return the shape, colour and glyph label of each patch, [3, N], 0 for none."""
     labels = np.zeros((3, PATCHES, PATCHES), dtype=np.int64)
     for item in scene.objects:
         patches = covered_patches(item.box)
@@ -84,10 +84,10 @@ def patch_labels(scene: Scene) -> np.ndarray:
 
 
 def sparse_tokens(scene: Scene, noise: np.random.Generator) -> np.ndarray:
-    """[N] bool: visual tokens that stay. Any may go, but one patch of each thing remains.
+    """Draw the visual tokens that stay, [N] bool; at least one patch of each object stays.
 
-    Keeping rates differ from scene to scene, so that the model meets all from a handful of
-    tokens to all of them, as the decoder of a large model takes whatever it is given.
+    The keep rate differs from scene to scene, so that the model is trained on anything from a few
+    tokens to all of them.
     """
     if noise.random() < 0.2:
         return np.ones(PATCHES * PATCHES, dtype=bool)
@@ -110,7 +110,8 @@ def scene_labels(scene: Scene) -> tuple[list[float], list[int]]:
 
 
 class PackedScenes(torch.utils.data.Dataset[Batch]):
-    """Item `step` is the whole batch of that step; visual tokens go from `sparse_from` on."""
+    """Each item is the whole batch of one step. From step `sparse_from` on, visual tokens are
+    masked."""
 
     def __init__(
         self,
@@ -155,7 +156,7 @@ class PackedScenes(torch.utils.data.Dataset[Batch]):
             seen = torch.ones_like(input_ids, dtype=torch.bool)
             seen[input_ids == image] = torch.from_numpy(kept).flatten()
             mask &= seen[:, None, :]
-        mask |= torch.eye(length, dtype=torch.bool)  # a padding row must see something
+        mask |= torch.eye(length, dtype=torch.bool)  # softmax over a fully masked row is NaN
         pixels = np.stack([np.asarray(scene.render(IMAGE_SIZE)) for scene in scenes])
         pixels = pixels / np.float32(127.5) - np.float32(1)
         pixels += noise.standard_normal(pixels.shape, dtype=np.float32) * np.float32(0.03)

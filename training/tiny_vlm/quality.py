@@ -1,12 +1,12 @@
-"""What the tiny LLaVA still answers with fewer visual tokens, on held-out scenes.
+"""Measure the accuracy of the tiny LLaVA with fewer visual tokens, on held-out scenes.
 
     python training/tiny_vlm/quality.py --model clasp_kernels/assets/tiny_vlm \
         --out benchmarks/results/cpu
 
-Every row is the same model, the same questions and the same number of tokens kept, in one run:
-`clasp` is what `apply_clasp` does with the model's profile; `pivots only` and `completion only`
-give the whole budget to one of the two stages; `random` keeps tokens drawn uniformly, by masking
-all others as keys in every layer, which is what dropping them comes to.
+All methods use the same model, questions and number of kept tokens, in one run. `clasp` is
+`apply_clasp` with the model's profile. `pivots only` and `completion only` give the whole budget to
+one of the two. `random` keeps uniformly drawn tokens, by masking all others as keys in every layer,
+which is equivalent to dropping them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def split_profile(profile: Profile, pivot_ratio: float) -> Profile:
 
 
 def random_batches(model: LlavaForConditionalGeneration, batches: list[Any], budget: int) -> Any:
-    """The same prompts with all but `budget` random tokens of each image masked as keys."""
+    """Yield the prompts with all but `budget` random tokens of each image masked as keys."""
     generator = torch.Generator().manual_seed(budget)
     for inputs in batches:
         mask = inputs["attention_mask"].clone()
@@ -60,7 +60,7 @@ def measure(
     profiles = {
         "clasp": profile,
         "pivots only": split_profile(profile, 1.0),
-        "completion only": split_profile(profile, 0.0),  # one pivot to start from
+        "completion only": split_profile(profile, 0.0),  # keeps one pivot to start from
     }
     batches = prepare(processor, examples)
     whole = generate_answers(model, processor, batches, "all")
@@ -87,7 +87,7 @@ def plot(results: dict[tuple[str, int], Score], out: Path) -> None:
     axes.axhline(whole, color="0.35", lw=1, ls="--", label=f"all {NUM_VISUAL_TOKENS} tokens")
     for name in METHODS:
         values = [results[name, budget].overall for budget in BUDGETS]
-        dashes = "--" if name == "completion only" else "-"  # it lies upon clasp
+        dashes = "--" if name == "completion only" else "-"  # its line covers that of clasp
         color = COLORS.get(name, "0.6")
         axes.plot(BUDGETS, values, dashes, marker="o", ms=4, lw=2, label=name, color=color)
     axes.set_xscale("log")

@@ -1,7 +1,7 @@
 """Rendered scenes with questions: the data of the tiny VLM, its demo, tests and benchmarks.
 
-A scene is a setting, one to six coloured shapes on a 4 x 4 grid, and sometimes a sign with
-two glyphs. Everything follows from a seed, and nothing but Pillow is needed:
+A scene has a setting, one to six coloured shapes on a 4 x 4 grid, and sometimes a sign with
+two glyphs. It is determined by a seed, and only Pillow is needed:
 
 >>> scene = sample_scene(7, "heldout")
 >>> scene == sample_scene(7, "heldout")
@@ -11,8 +11,8 @@ True
 >>> sorted({question.category for question in scene.questions(seed=0)}) == sorted(CATEGORIES)
 True
 
-Train and held-out scenes cannot overlap: the split of a scene is a hash of *what it shows*
-(setting, shapes, colours, cells, sign), so the same content never stands on both sides.
+Train and held-out scenes cannot overlap: the split of a scene is a hash of its *content*
+(setting, shapes, colours, cells, sign), so the same content is never in both splits.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Scene:
 
     @property
     def content(self) -> str:
-        """What the scene shows, without jitter and texture: the key of its split."""
+        """The content of the scene without jitter and texture. It determines the split."""
         shapes = sorted(f"{o.shape}/{o.color}/{o.cell}" for o in self.objects)
         sign = f"{self.sign.text}/{self.sign.cell}" if self.sign else "-"
         return "|".join([self.setting, *shapes, sign])
@@ -110,7 +110,7 @@ class Scene:
         return "heldout" if int.from_bytes(digest, "big") % HELDOUT_ONE_IN == 0 else "train"
 
     def render(self, size: int = SIDE) -> Image.Image:
-        """RGB picture of `size` x `size` pixels, drawn at twice that and reduced."""
+        """Draw an RGB picture of `size` x `size` pixels, antialiased by 2x supersampling."""
         scale = 2 * size / SIDE
         image = Image.new("RGB", (2 * size, 2 * size))
         draw = ImageDraw.Draw(image)
@@ -122,9 +122,9 @@ class Scene:
         return image.reduce(2)
 
     def questions(self, seed: int) -> list[Question]:
-        """Every kind of question the scene can answer without ambiguity, shuffled by `seed`.
+        """Return all unambiguous questions about the scene, shuffled by `seed`.
 
-        `ocr` needs a sign and `spatial` a shape that occurs once, so a scene may lack some.
+        `ocr` needs a sign and `spatial` a shape that occurs once, so some kinds may be missing.
         """
         rng = random.Random(f"{seed}/{self.content}")
         found: list[Question] = []
@@ -135,7 +135,7 @@ class Scene:
 
 
 def sample_scene(seed: int, split: str) -> Scene:
-    """The scene of `seed` in `split` ("train" or "heldout"), by rejection on its content."""
+    """Draw scenes from `seed` until one is in `split` ("train" or "heldout")."""
     if split not in ("train", "heldout"):
         raise ValueError(f'split must be "train" or "heldout", got {split!r}')
     rng = random.Random(f"{split}/{seed}")
@@ -157,7 +157,7 @@ def _draw_scene(rng: random.Random) -> Scene:
         text = rng.choice(GLYPHS) + rng.choice(GLYPHS)
         sign = Sign(text, (row, column), (left, top, left + 42, top + 20))
     rng.shuffle(free)
-    # One shape comes 1 to 4 times, so that counts are not nearly always 1; then single shapes.
+    # One shape occurs 1 to 4 times, because otherwise almost all counts would be 1. Others once.
     shapes = rng.sample(SHAPES, k=3)
     drawn = [shapes[0]] * rng.randint(1, 4) + shapes[1 : 1 + rng.randint(0, 2)]
     same_color = rng.choice(list(COLORS)) if rng.random() < 0.4 else None
@@ -202,7 +202,7 @@ def _ask_attribute(scene: Scene, rng: random.Random) -> list[Question]:
         color, shape = rng.choice(sorted(shown))
         answer = "yes"
     else:
-        # Half of the absent pairs mix a colour and a shape that are both there.
+        # Half of the absent pairs combine a colour and a shape that are both in the scene.
         mixed = sorted({(c, s) for c in colors for s in shapes} - shown)
         every = sorted({(c, s) for c in COLORS for s in SHAPES} - shown)
         color, shape = rng.choice(mixed if mixed and rng.random() < 0.5 else every)

@@ -1,12 +1,12 @@
-"""The tiny LLaVA pruned inside its decoder, beside the same number of tokens pruned before it.
+"""Compare pruning the tiny LLaVA inside its decoder with pruning before it, at equal mean tokens.
 
     python training/tiny_vlm/stages.py --model clasp_kernels/assets/tiny_vlm \
         --out benchmarks/results/cpu
 
-A schedule's number of tokens is its mean over the decoder's layers. Tokens are scored by the
-attention of the prompt's last token, or of all after the image (`salience_rows`), and complete each
-other by hidden states or by fused vision features (`completion_on`): each way is a row, all of them
-the same model and the same held-out questions, in one run.
+A schedule's number of tokens is its mean over the decoder layers. Tokens are scored by the
+attention of the prompt's last token, or of all tokens after the image (`salience_rows`). Completion
+uses hidden states or fused vision features (`completion_on`). Each combination is a row. All rows
+use the same model and the same held-out questions, in one run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import Profile, Schedule
 
-# After how many layers tokens are dropped, and how many are kept on average.
+# (layers after which tokens are dropped, mean numbers of kept tokens).
 STAGES = (
     ((0, 2, 4), (16, 36, 72)),
     ((1, 3), (36, 72)),

@@ -2,17 +2,18 @@
 
     python training/tiny_vlm/train.py --out clasp_kernels/assets/tiny_vlm
 
-Two objectives beside the language loss make it learn in about an hour on two CPU cores. Heads
-on the patch tokens that feed the projector name the shape, colour and glyph each patch shows;
-heads on the CLS token name what the whole scene holds, since the language loss never reaches
-CLS and its attention (our salience) would otherwise mean nothing. The heads are thrown away.
+Two auxiliary objectives make the model learn in about an hour on two CPU cores. Heads on the patch
+tokens that feed the projector predict the shape, colour and glyph of each patch. Heads on the CLS
+token predict the content of the whole scene: the language loss never reaches the CLS token, so its
+attention (the salience) would otherwise be meaningless. The heads are discarded after training.
 
 In the last `--sparse-steps` steps the language model sees only some of the visual tokens. A large
-model shrugs off missing tokens; a tiny one that has always seen all 144 falls apart without
-them, and could not show what pruning does. Nothing there knows how CLASP selects.
+model tolerates missing tokens, but a tiny one that was only trained on all 144 does not, so it
+could not show the effect of pruning. The masked tokens are random and do not depend on CLASP's
+selection.
 
-The run is resumable: it continues from `--work`/checkpoint.pt, with the batches it would have
-seen. Learning rate: warm-up, plateau, then a linear decay over the last `--decay` steps.
+The run is resumable: it continues from `--work`/checkpoint.pt with the same batches. The learning
+rate has a warm-up, a plateau, and a linear decay over the last `--decay` steps.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LOSSES = ("language", "patches", "cls")
 
 
 class AuxiliaryHeads(nn.Module):
-    """What each patch shows, and what the scene holds, from the last vision layer."""
+    """Heads that predict the content of each patch and of the scene from the last vision layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class AuxiliaryHeads(nn.Module):
             logits.split(self.patch_sizes, -1), batch.patch_labels.unbind(1), strict=True
         ):
             weight = torch.ones(values.shape[-1])
-            weight[0] = 0.25  # most patches show nothing
+            weight[0] = 0.25  # most patches are empty
             patches = patches + F.cross_entropy(values.flatten(0, 1), labels.flatten(), weight)
         logits = self.scene(self.cls_norm(vision[:, 0])).float()
         presence, *classes = logits.split(
@@ -77,7 +78,10 @@ def _matmul_attention(
     scaling: float,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """Plain bf16 products: at these sizes 1.4x faster, backward included, than SDPA on a CPU."""
+    """Compute attention by plain bf16 products.
+
+    At these sizes this is 1.4x faster than SDPA on a CPU, including backward.
+    """
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
@@ -112,7 +116,7 @@ def losses(
 
 
 def learning_rate(step: int, arguments: argparse.Namespace) -> float:
-    """Warm-up, plateau and linear decay; then once more, lower, for the sparse steps."""
+    """Return warm-up, plateau and linear decay, then the same at a lower rate for sparse steps."""
     if step < arguments.steps:
         left = (arguments.steps - step) / arguments.decay
         return arguments.lr * min(1.0, (step + 1) / WARMUP, left)
@@ -168,7 +172,7 @@ def train(arguments: argparse.Namespace) -> None:
         heads.load_state_dict(state["heads"])
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-        rows = log.read_text().splitlines()  # a killed run has logged past its checkpoint
+        rows = log.read_text().splitlines()  # a killed run may have logged past its checkpoint
         kept = [row for row in rows[1:] if int(row.split(",")[0]) <= start]
         log.write_text("\n".join([rows[0], *kept]) + "\n")
     else:
