@@ -1,4 +1,4 @@
-"""Every test here gets a model of its own, and leaves it to be patched as it likes."""
+"""Fixtures of the model tests. Every test gets its own model, which it may patch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def no_grad() -> Iterator[None]:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """Only what reference counts free is freed."""
+    """Disable the garbage collector, so that only reference counting frees objects."""
     gc.collect()
     gc.disable()
     yield

@@ -1,7 +1,7 @@
 """The oracle inside the decoder: the unpatched model, with dropped tokens masked layer by layer.
 
-A token that is dropped once l layers have run is there in the layers before, and masked as a key in
-every later one. Which tokens those are is read from the stages' ``indices`` alone.
+A token that is dropped after l layers is visible in layers 0..l-1 and masked as a key in every
+later layer. The dropped tokens are derived from the ``indices`` of the stages only.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def kept_in_layers(
     record: PrefillRecord,
     groups: Sequence[tuple[int, Sequence[int]]] | None = None,
 ) -> list[torch.Tensor]:
-    """[prompts, columns] bool for each decoder layer: the columns that are left in it.
+    """Return the remaining columns in each decoder layer, [prompts, columns] bool.
 
-    ``groups`` has the placeholder of images, or of videos, and the tokens of each in the batch.
+    ``groups`` has (placeholder id, tokens of each item in the batch) for images and for videos.
     """
     if groups is None:
         images = int((prompt["input_ids"] == IMAGE_TOKEN).sum()) // TOKENS_PER_IMAGE
@@ -36,7 +36,7 @@ def kept_in_layers(
         kept = everything.clone()
         chosen_of = iter(stage.indices)
         for token_id, counts in groups:
-            places = (input_ids == token_id).nonzero()  # row after row
+            places = (input_ids == token_id).nonzero()  # in row-major order
             for tokens in places.split(list(counts)):
                 rows, columns = tokens.T
                 chosen = next(chosen_of)
@@ -49,8 +49,8 @@ def kept_in_layers(
 
 
 def embedded(model: Any, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The prompt as embeddings, images in place: before 5.20 an unpatched model's beams mix the
-    images of prompts that have several."""
+    """Return the prompt as embeddings that include the images. Before transformers 5.20, beams of
+    the unpatched model mix up the images of prompts with several images."""
     features = model.get_image_features(prompt["pixel_values"], return_dict=True).pooler_output
     embeds = model.get_input_embeddings()(prompt["input_ids"])
     is_image = (prompt["input_ids"] == IMAGE_TOKEN)[..., None]
@@ -60,9 +60,9 @@ def embedded(model: Any, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Ten
 
 @contextmanager
 def layers_masked(model: Any, kept: list[torch.Tensor]) -> Iterator[None]:
-    """Have each decoder layer of an unpatched model see ``kept`` columns of the prompt alone.
+    """Mask all prompt columns but ``kept`` in each decoder layer of an unpatched model.
 
-    Columns after the prompt are seen. Rows that repeat a prompt, as beams, follow each other.
+    Columns after the prompt are visible. Repeated rows of a prompt (beams) must be adjacent.
     """
     hooks = []
 

@@ -1,4 +1,4 @@
-"""The oracle: the unpatched model, with dropped tokens there but masked as keys in every layer."""
+"""The oracle: the unpatched model, with dropped tokens masked as keys in every layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clasp_kernels.models import PrefillRecord
 def reference_fusion(
     model: LlavaForConditionalGeneration, pixel_values: torch.Tensor, handle: Any
 ) -> torch.Tensor:
-    """[images, N, D]: the profile's mixture, layer by layer, in plain torch."""
+    """Compute the profile's fused layers [images, N, D] in plain torch."""
     states = model.model.vision_tower(pixel_values, output_hidden_states=True).hidden_states
     profile, record = handle.profile, handle.last
     layers = profile.for_tower(len(states) - 1)
@@ -37,9 +37,9 @@ def masked_inputs(
     *,
     positions: str = "original",
 ) -> dict[str, torch.Tensor]:
-    """The whole prompt as embeddings, a mask that hides what ``record`` dropped, and positions.
+    """Return the whole prompt as embeddings, a mask that hides dropped tokens, and position ids.
 
-    What is hidden is made large and random, so that a leak would show.
+    Hidden embeddings are replaced by large noise, so that a leak changes the logits.
     """
     input_ids, attention_mask = prompt["input_ids"], prompt["attention_mask"]
     embeds = model.get_input_embeddings()(input_ids).detach().clone()

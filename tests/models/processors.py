@@ -1,11 +1,11 @@
-"""The real processors of the families' tiny models, made in code: no files, no network.
+"""The families' own processors for the tiny models, built in code without files or network.
 
-``processor_for`` makes one that fits a model, ``save_checkpoint`` writes both into a folder from
-which ``clasp --model FOLDER`` and transformers' own ``from_pretrained`` load them. A new family
-takes a line in ``PROCESSORS``, and a way to build its processor where none of these fits.
+``processor_for`` builds a processor for a model. ``save_checkpoint`` writes both into a folder that
+``clasp --model FOLDER`` and transformers' ``from_pretrained`` can load. A new family needs a line
+in ``PROCESSORS``, and a build function if no existing one fits.
 
-No processor here takes videos: transformers has video processors with torchvision alone, which the
-tests do without.
+These processors do not take videos: transformers' video processors need torchvision, which the
+tests do not use.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ _START, _END = 62, 63
 
 @dataclass(frozen=True)
 class ProcessorKind:
-    """How to make a family's processor."""
+    """Builds a family's processor."""
 
     build: Callable[[Any, Any], Any]
-    """The processor, of a model's config and a tokenizer."""
+    """Builds the processor from a model's config and a tokenizer."""
     tokens: Mapping[str, tuple[str, int | str]]
-    """The tokens that the tokenizer has a name for: each with its id, or with the name of that in
-    the config."""
+    """Named tokens of the tokenizer: text, and id or the name of the id in the config."""
     prompt: str
-    """What a chat template writes for an image."""
+    """The text that the chat template writes for an image."""
     videos: str | None = None
-    """The class of its video processor, None where it has none."""
+    """The class of the video processor, or None if there is none."""
 
 
 def processor_for(family: str, model: Any) -> Any:
-    """A processor whose images and placeholders are those of a model."""
+    """Return a processor whose images and placeholders fit a model."""
     kind = PROCESSORS[family]
     processor = kind.build(model.config, _tokenizer(kind, model.config))
     processor.chat_template = _template(kind.prompt)
@@ -67,7 +66,7 @@ def save_checkpoint(family: str, folder: Path, model: Any = None) -> None:
     described["processor_class"] = type(processor).__name__
     text = json.dumps(described, default=str, indent=2)
     (folder / "processor_config.json").write_text(text, encoding="utf-8")
-    if PROCESSORS[family].videos is not None:  # read where there is torchvision
+    if PROCESSORS[family].videos is not None:  # only read if torchvision is installed
         videos = json.dumps({"video_processor_type": PROCESSORS[family].videos})
         (folder / "video_preprocessor_config.json").write_text(videos, encoding="utf-8")
     (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
@@ -212,7 +211,7 @@ _QWEN_TOKENS = {
     "vision_start_token": ("<|vision_start|>", "vision_start_token_id"),
     "vision_end_token": ("<|vision_end|>", "vision_end_token_id"),
 }
-#: By ``config.model_type``, one for each family.
+#: Processor kinds by ``config.model_type``, one for each family.
 PROCESSORS: dict[str, ProcessorKind] = {
     "llava": ProcessorKind(_llava, _LLAVA_TOKENS, "<image>"),
     "llava_next": ProcessorKind(_llava_next, _LLAVA_TOKENS, "<image>"),

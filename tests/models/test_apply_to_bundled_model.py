@@ -1,4 +1,4 @@
-"""The model that ships with the package, through its own processor."""
+"""``apply_clasp`` on the bundled model, with its own processor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``clasp ask`` of a model of every family, with its own processor, from a folder."""
+"""``clasp ask`` with a model of every family and its own processor, loaded from a folder."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def one_run(monkeypatch):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The folder of a family's tiny model."""
+    """Return a function that saves a family's tiny model once and returns its folder."""
     made = {}
 
     def folder(family):
@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """A bundled scene, three times as wide as high."""
+    """Return the path of a bundled scene, resized to three times its height in width."""
     path = tmp_path_factory.mktemp("pictures") / "wide.png"
     with Image.open(SCENE) as scene:
         scene.convert("RGB").resize((300, 100)).save(path)
@@ -89,7 +89,7 @@ def test_a_schedule_drops_every_token_at_one_stage(family, checkpoint, wide):
 
 @pytest.mark.parametrize("family", PROCESSORS)
 def test_just_the_kept_tokens_have_colours(family, checkpoint, tmp_path):
-    """On an image of one strong colour, what is not grey is kept, or white between views."""
+    """On an image of one strong colour, only kept tokens and the white gaps are not grey."""
     path = tmp_path / "red.png"
     Image.new("RGB", (90, 60), (220, 20, 20)).save(path)
     loaded = load_model(str(checkpoint(family)), "cpu")
@@ -103,7 +103,7 @@ def test_just_the_kept_tokens_have_colours(family, checkpoint, tmp_path):
         for view in asked.views
         for token, box in zip(view.tokens, view.boxes, strict=True)
     }
-    # A frame takes some of each box.
+    # The frame covers part of each box.
     area = sum(
         (right - left) * (bottom - top) * scale**2
         for left, top, right, bottom in (boxes[token] for token in asked.indices)
@@ -117,7 +117,7 @@ def _canvas_width(asked):
 
 
 def changed(checkpoint_folder, tmp_path, **settings):
-    """A copy of a folder whose processor has other settings."""
+    """Copy a checkpoint folder and change settings of its processor."""
     folder = tmp_path / "model"
     shutil.copytree(checkpoint_folder, folder)
     path = folder / "processor_config.json"
@@ -181,7 +181,7 @@ def test_a_chat_template_without_the_token_of_the_processor(checkpoint, tmp_path
 
 
 class Wrapped:
-    """A processor around another."""
+    """A processor that wraps another."""
 
     def __init__(self, processor):
         self.processor = processor
@@ -205,7 +205,7 @@ def test_a_processor_that_makes_no_pixels(checkpoint, wide):
 
 
 class Panning(Wrapped):
-    """Makes crops of its image, which stand apart in the prompt."""
+    """Also makes crops of the image, which have placeholders of their own in the prompt."""
 
     def __call__(self, **arguments):
         crops = {"min_crop_size": 30, "max_num_crops": 4, "min_ratio_to_activate": 1.2}

@@ -1,4 +1,4 @@
-"""A row of a batch gets what it would get alone."""
+"""A row of a batch gives the same result as the row alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_rows_generate_what_they_generate_alone(
     assert record.categories == tuple(CATEGORIES)
     assert record.images_per_prompt == tuple(IMAGES)
     assert record.stages[0].counts == (6, 6, 6, 3)
-    assert record.pruned_length == 5 + 2 * 6 + 0  # the longest row, its padding not counted
+    assert record.pruned_length == 5 + 2 * 6 + 0  # the longest row without padding
 
     first = 0
     for row, (tokens, count) in enumerate(zip(ROWS, IMAGES, strict=True)):
@@ -67,7 +67,7 @@ def test_rows_generate_what_they_generate_alone(
 
 
 def test_right_padding_in_a_plain_forward(model: LlavaForConditionalGeneration) -> None:
-    """Rows keep the side they are padded on, and lose the padding nobody needs any more."""
+    """Rows stay padded on the right, and padding that no row needs any more is removed."""
     rows = [[1, 5, "image", 7, 8], [1, "image", 3]]
     batch = prompts(*rows, padding_side="right")
     with apply_clasp(model, budget=6, profile=tiny_profile()) as handle:
@@ -82,7 +82,7 @@ def test_right_padding_in_a_plain_forward(model: LlavaForConditionalGeneration) 
 
 
 def test_beams_keep_their_prompts_images(model: LlavaForConditionalGeneration) -> None:
-    """Several images per prompt, repeated for beams, do not get mixed up."""
+    """Several images per prompt are not mixed up when rows are repeated for beams."""
     rows: list[list[int | str]] = [[1, "image", 5, "image", 7], [1, "image", 3, "image", 2]]
     pixel_values = images(4)
     settings = {"num_beams": 3, "max_new_tokens": 4, "categories": "ocr"}
@@ -114,7 +114,7 @@ def test_each_image_is_encoded_once_for_all_beams(model: LlavaForConditionalGene
 def test_an_image_masked_up_to_the_edge_of_its_prompt(
     model: LlavaForConditionalGeneration, row: list[int | str]
 ) -> None:
-    """The caller's mask is not where a prompt ends: masked placeholders are no padding."""
+    """Masked placeholders at the edge of a prompt are not taken for padding."""
     batch = prompts(row)
     columns = batch["input_ids"].shape[1]
     first_token = row.index("image")

@@ -1,4 +1,4 @@
-"""The cache holds what was kept, and knows it: later calls go on from it, whoever makes them."""
+"""The cache holds the kept columns and their history, so any later call can continue from it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def one_prompt() -> dict[str, Any]:
 
 
 def padded_prompts() -> dict[str, Any]:
-    """Rows of one image, two images and none, so that rows lose different numbers of columns."""
+    """Return rows with one, two and no images, so that they lose different numbers of columns."""
     batch = prompts([1, "image", 7, 8], [1, "image", 5, "image", 9, 3], [1, 4, 4, 6])
     return {**batch, "pixel_values": images(3), "categories": ["ocr", "counting", "general"]}
 
@@ -72,7 +72,7 @@ def test_a_static_cache_may_be_as_small_as_what_is_kept(handle: ClaspHandle, key
 def test_decoding_by_hand_is_what_generate_does(
     handle: ClaspHandle, make: Any, keyword: str
 ) -> None:
-    """Either name of the cache leads to its history, whatever this transformers calls it."""
+    """The history is found under both names of the cache argument, in every transformers."""
     inputs = make()
     model, mask = handle.model, inputs["attention_mask"]
     generated = model.generate(**inputs, max_new_tokens=4, **WITH_SCORES)
@@ -168,7 +168,7 @@ def test_a_conversation_goes_on(handle: ClaspHandle, make: Any, second: str) -> 
         **later, past_key_values=output_cache(first), max_new_tokens=3, **WITH_SCORES
     )
 
-    # In one call, the images of each row come together.
+    # A single call takes the images of each row together.
     counts = images_per_row(inputs)
     old, new = inputs["pixel_values"].split(counts), new_images.split(1) if len(new_images) else ()
     together = [image for row in range(rows) for image in (*old[row], *(new[row] if new else ()))]
@@ -203,7 +203,7 @@ def test_a_cached_text_prefix_before_the_image(handle: ClaspHandle) -> None:
 
 @pytest.mark.parametrize("kind", ["prompt lookup", "assistant model"])
 def test_speculative_decoding(handle: ClaspHandle, kind: str) -> None:
-    """Speculation crops the cache between steps; the ids are those of plain greedy search."""
+    """Speculative decoding crops the cache between steps and gives the ids of greedy search."""
     settings = {"max_new_tokens": 12, "suppress_tokens": [60]}
     batch = prompts([1, 5, 7, 8, 9, "image", 7, 8, 9, 7, 8])
     inputs = {**one_prompt(), **batch}

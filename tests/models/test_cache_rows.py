@@ -1,4 +1,4 @@
-"""What a cache remembers of a pruned prompt follows what is done to the cache."""
+"""The history of a cache follows operations on its rows and columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import DynamicCache, StaticCache
 from clasp_kernels.models import apply_clasp, remove_clasp
 from clasp_kernels.models.compat import output_cache
 
-# Padded on the left by three, one and no columns; the second loses more tokens than the others.
+# Padded on the left by three, one and no columns. The second row loses more tokens.
 ROWS = ([1, "image", 5], [1, 4, 6, "image", 5], [1, 2, 3, 4, "image", 5])
 CATEGORIES = ["ocr", "spatial", "ocr"]
 NEXT = [9, 10]
@@ -34,7 +34,7 @@ def columns(mask: torch.Tensor, new: int) -> dict[str, torch.Tensor]:
 
 
 def prefill(model: Any, **settings: Any) -> tuple[Any, torch.Tensor]:
-    """The cache of the batch, and its mask."""
+    """Prefill the batch; return its cache and mask."""
     batch = prompts(*ROWS)
     mask = batch["attention_mask"]
     out = model(
@@ -55,7 +55,7 @@ def go_on(model: Any, cache: Any, mask: torch.Tensor) -> torch.Tensor:
 
 
 def alone(model: Any, row: int) -> torch.Tensor:
-    """The logits of NEXT after one row that stands alone."""
+    """Return the logits of NEXT after one row without the others."""
     prompt = prompts([*ROWS[row], *NEXT])
     pixels = images(3)[row : row + 1]
     return model(**prompt, pixel_values=pixels, categories=CATEGORIES[row]).logits[:, -len(NEXT) :]
@@ -107,7 +107,7 @@ def test_rows_of_a_static_cache(model: Any) -> None:
 
 
 def test_a_selected_row_goes_on_without_a_mask() -> None:
-    """``generate`` drops a mask of ones; the other row's padding must not come in its place."""
+    """``generate`` drops a mask of ones. The padding of the other rows must not be used instead."""
     model = tiny_llava()
     apply_clasp(model, budget=8, profile=tiny_profile())
     cache, _ = prefill(model)
@@ -156,7 +156,7 @@ def test_a_cache_cropped_into_an_image_step_by_step(model: Any) -> None:
 def test_a_cache_cropped_into_an_image_and_filled_again(model: Any) -> None:
     cache, mask = prefill(model)
     for layer in cache.layers:
-        assert layer.keys.shape[2] == 12 + 1  # 8 of each image, and the longest row's text
+        assert layer.keys.shape[2] == 12 + 1  # 8 tokens of the image and the longest row's text
     cache.crop(-3)
     with pytest.raises(ValueError, match="cropped into an image"):
         go_on(model, cache, mask[:, :-3])
@@ -171,7 +171,7 @@ def test_an_emptied_cache_forgets(model: Any) -> None:
 
 
 def rebuilt(cache: Any) -> Any:
-    """A cache of the same keys and values, as some make it to move or to store one."""
+    """Build a new cache from the keys and values, as some callers do to move or store a cache."""
     twin = DynamicCache()
     for number, layer in enumerate(cache.layers):
         twin.update(layer.keys, layer.values, number)
@@ -186,7 +186,7 @@ def test_a_cache_that_lost_its_history(model: Any) -> None:
     out = model(**prompts(ROWS[0]), pixel_values=images(1), categories="ocr", use_cache=True)
     with pytest.raises(ValueError, match=r"image placeholders past the 10 columns .* no images"):
         model.generate(**row, past_key_values=rebuilt(output_cache(out)), max_new_tokens=2)
-    # A cache that nothing was pruned from goes on as ever.
+    # A cache without pruned prompts still works.
     text = prompts([1, 2, 3, 4])
     held = rebuilt(output_cache(model(**prompts([1, 2]), use_cache=True)))
     whole = model.generate(**text, max_new_tokens=3)
@@ -200,13 +200,13 @@ def test_a_cache_cropped_within_the_padding_on_the_right() -> None:
     batch = prompts(*rows, padding_side="right")
     settings = {"pixel_values": images(2), "categories": "ocr", "use_cache": True}
     cache = output_cache(model(**batch, **settings))
-    cache.crop(-1)  # the longest row's last word, and padding that was cut off before
+    cache.crop(-1)  # the longest row's last word; the padding after it was removed by pruning
     mask = batch["attention_mask"][:, :-1]
     longer = torch.cat([mask, torch.ones(2, 1).long()], 1)
     with pytest.raises(ValueError, match="cropped into an image or the padding"):
         ids = torch.tensor([[5], [5]])
         model(input_ids=ids, past_key_values=cache, attention_mask=longer)
-    # Who asks for the last columns keeps the padding.
+    # With logits_to_keep, the padding on the right stays.
     cache = output_cache(model(**batch, **settings, logits_to_keep=1))
     cache.crop(-1)
     positions = mask.sum(1, keepdim=True)

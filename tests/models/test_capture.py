@@ -1,4 +1,4 @@
-"""Query and key come from the attention module's own forward, and nothing else changes."""
+"""Query and key are captured from the attention module's own forward, without side effects."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def test_a_copied_model_is_listened_to_by_itself(model: LlavaForConditionalGener
         twin = copy.deepcopy(model)
     assert torch.equal(twin(**inputs).logits, expected)
     own = attention_of(twin.model.vision_tower).config
-    assert own._config is twin.model.vision_tower.config  # the copy's own, not the first model's
+    assert own._config is twin.model.vision_tower.config  # the copy's config, not the original's
 
 
 def test_hooks_on_the_attention_module_still_run(model: LlavaForConditionalGeneration) -> None:
-    """Weights that a hook brings in before the module's forward are there when it is captured."""
+    """Device hooks load weights before the module's forward, so they must run during capture."""
     ran = []
     attention = attention_of(model.model.vision_tower)
     original = attention.forward

@@ -1,4 +1,4 @@
-"""Arguments with a column for each token follow a pruned prompt, or are refused by name."""
+"""Arguments with an entry per column are pruned with the prompt, or refused by name."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def shifted(labels: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_loss_with_every_token_kept(model: LlavaForConditionalGeneration, side: str) -> None:
-    """The label of a padded row's first token counts where it counts unpatched.
+    """The label of a padded row's first token counts exactly if it counts in the unpatched model.
 
-    Padding predicts it, so padding must stay what it was.
+    The padding before it predicts it, so the padding must be the prompt's own.
     """
     call = labelled(side)
     call["input_ids"] = call["input_ids"].masked_fill(call["attention_mask"] == 0, 33)
@@ -46,14 +46,14 @@ def test_loss_with_every_token_kept(model: LlavaForConditionalGeneration, side: 
 def test_padding_of_our_own_predicts_nothing(
     model: LlavaForConditionalGeneration, side: str
 ) -> None:
-    """Two rows of one length, of which one keeps fewer tokens and is padded for it."""
+    """Of two rows of the same length, the one that keeps fewer tokens gets added padding."""
     rows = ([1, "image", 6, 7], [1, "image", 3, 4])
     call = labelled(side, rows)
     with apply_clasp(model, budget=8, profile=tiny_profile()):
         logits = model(**call, categories=["ocr", "spatial"]).logits
         loss = model(**call, categories=["ocr", "spatial"]).loss
     assert logits.shape[1] == 11
-    # Of each row: the image's last kept token predicts the first word, that the second.
+    # (row, column, label): the last kept image token predicts the first word, that the second.
     asked = [(0, 8, 6), (0, 9, 7), (1, 8, 3), (1, 9, 4)]
     expected = torch.stack([F.cross_entropy(logits[r, c], torch.tensor(t)) for r, c, t in asked])
     torch.testing.assert_close(loss, expected.mean())
@@ -161,7 +161,7 @@ def test_labels_are_left_as_they_were(handle: ClaspHandle) -> None:
 
 
 def test_a_tiny_model_without_padding_tokens() -> None:
-    """A row that is no shorter than the others has no padding before its first token."""
+    """The longest row has no padding before its first token."""
     model = tiny_llava()
     call = labelled("left", ROWS[:1])
     loss = model(**call).loss
@@ -171,7 +171,7 @@ def test_a_tiny_model_without_padding_tokens() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_the_last_columns_stay_the_last(model: LlavaForConditionalGeneration, side: str) -> None:
-    """Padding that all rows share on the right stays, so that ``logits_to_keep`` counts from it."""
+    """Padding that all rows share on the right stays, because ``logits_to_keep`` counts it."""
     batch = {**prompts(*ROWS, padding_side=side), "pixel_values": images(2)}
     batch["input_ids"] = torch.nn.functional.pad(batch["input_ids"], (0, 2))
     batch["attention_mask"] = torch.nn.functional.pad(batch["attention_mask"], (0, 2))

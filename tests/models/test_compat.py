@@ -1,4 +1,4 @@
-"""What a release of transformers may change: followed, or refused in words."""
+"""Changes between transformers releases are supported, or raise an explanatory error."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_no_transformers_at_all(
 def test_a_transformers_that_cannot_be_imported(
     model: LlavaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    """As when it finds a huggingface_hub that it does not get on with."""
+    """transformers raises ImportError for incompatible dependencies, such as huggingface_hub."""
     (tmp_path / "transformers.py").write_text('raise ImportError("hub>=9 is\\nrequired")')
     monkeypatch.delitem(sys.modules, "transformers")
     monkeypatch.syspath_prepend(tmp_path)
@@ -99,7 +99,7 @@ def test_tested_releases_are_listed_oldest_first() -> None:
 
 
 class Renamed(LlavaForConditionalGeneration):
-    """Of a release in which the cache has a third name."""
+    """A model of a release in which the cache argument has a third name."""
 
     def forward(self, input_ids: Any = None, attention_mask: Any = None, memory: Any = None) -> Any:
         raise AssertionError("not run")
@@ -183,7 +183,7 @@ def test_bytes_are_counted_by_the_column(make: Any) -> None:
 
 
 def test_bytes_of_layers_that_differ() -> None:
-    """Layers differ in heads; one has a window; one keeps states instead of columns."""
+    """The layers differ in heads; one has a sliding window; one has a state instead of columns."""
     layers = [
         SimpleNamespace(keys=torch.ones(1, 4, 7, 8), values=torch.ones(1, 4, 7, 16)),
         SimpleNamespace(

@@ -1,4 +1,4 @@
-"""Compiled decoding with a static cache: what ``generate`` does by itself on a GPU."""
+"""Compiled decoding with a static cache, which ``generate`` does by default on a GPU."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def test_decode_steps_trace_into_one_graph() -> None:
             ids = model.generate(**inputs, **static, categories=category)
             if category == "ocr":
                 assert torch.equal(ids, expected)
-        assert len(graphs) == before + 1  # and none for another category
+        assert len(graphs) == before + 1  # another category does not recompile
 
     assert torch.equal(model.generate(**inputs, **static), unpruned)

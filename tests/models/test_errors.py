@@ -1,4 +1,4 @@
-"""What does not fit is refused, in words, before anything is patched."""
+"""Invalid arguments raise explanatory errors before anything is patched."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_model_without_a_head(model: LlavaForConditionalGeneration) -> None:
 
 
 class Wrapper(torch.nn.Module):
-    """Lends out the attributes of a model, as PEFT and data-parallel wrappers do."""
+    """Forwards attribute reads to a model, as PEFT and data-parallel wrappers do."""
 
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
@@ -267,7 +267,7 @@ def test_chunked_prefill(handle: ClaspHandle) -> None:
 
 @pytest.mark.parametrize("set_in", ["argument", "generation_config", "the model's own"])
 def test_chunked_prefill_of_a_later_turn(handle: ClaspHandle, set_in: str) -> None:
-    """Chunks would be cut by the length of the pruned cache, and images fed again as text."""
+    """Chunks would start at the length of the pruned cache, so images would be fed as text."""
     model = handle.model
     batch = prompts([1, 2, "image", 7])
     cache = DynamicCache()
@@ -285,7 +285,7 @@ def test_chunked_prefill_of_a_later_turn(handle: ClaspHandle, set_in: str) -> No
     with pytest.raises(ValueError, match=r"prefill_chunk_size must be None .* before, got 2"):
         model.generate(later, cache=cache, **settings)
     text = prompts([1, 2, 3, 4, 5])
-    assert model.generate(**text, **settings).shape[1] > 5  # with no images it is all right
+    assert model.generate(**text, **settings).shape[1] > 5  # chunks are fine without images
 
 
 def test_arguments_of_prepare_by_position(handle: ClaspHandle) -> None:

@@ -1,4 +1,4 @@
-"""FlashAttention as transformers calls it, its kernels replaced by plain attention."""
+"""FlashAttention as transformers calls it, with its kernels replaced by plain attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from clasp_kernels.policy import Schedule
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = False, **_: Any
 ) -> torch.Tensor:
-    """[batch, length, heads, head_dim], causal rows aligned with the last key."""
+    """Compute attention of [batch, length, heads, head_dim]; causal rows end at the last key."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     mask = None
     if causal:
@@ -50,7 +50,7 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
     def keywords(is_causal: bool, **_: Any) -> dict[str, Any]:
         return {"causal": is_causal}
 
-    # Paged decoding came with a second function that picks keywords.
+    # Releases with paged decoding have a second function that selects keywords.
     both = hasattr(module, "_process_with_kvcache_kwargs_fn")
     loaded = functions, (keywords, keywords) if both else keywords
     monkeypatch.setattr(module, "lazy_import_flash_attention", lambda *_, **__: loaded)
@@ -69,7 +69,7 @@ def flash(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_turns_with_an_image_each(
     flash: None, rows: list[list[int | str]], settings: dict[str, Any]
 ) -> None:
-    """Gaps in the positions are not taken for prompts packed into one row."""
+    """Gaps in the position ids are not taken for borders between packed samples."""
     logits = {}
     for attention in ("sdpa", "flash_attention_2"):
         model = tiny_llava()
@@ -82,7 +82,7 @@ def test_two_turns_with_an_image_each(
 def two_turns(
     model: LlavaForConditionalGeneration, rows: list[list[int | str]]
 ) -> list[torch.Tensor]:
-    """The logits of every generated step."""
+    """Return the logits of every decode step."""
     settings = {
         "max_new_tokens": 3,
         "output_logits": True,

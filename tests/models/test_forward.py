@@ -1,4 +1,4 @@
-"""A plain forward: what goes in besides tokens, and what comes out."""
+"""A plain forward: its other arguments and its outputs."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def test_labels_are_pruned_along(
         out = model(**inputs, labels=labels)
         assert handle.last is not None
         columns = handle.last.columns
-    # Every text token but the first of a row is predicted by the column that is now before it.
+    # Each text token but a row's first is predicted by the previous remaining column.
     losses = []
     for row in range(2):
         for at, column in enumerate(columns[row].tolist()):
             if at > 0 and column >= 0 and labels[row, column] >= 0 and columns[row, at - 1] >= 0:
                 scores = out.logits[row, at - 1].log_softmax(-1)
                 losses.append(-scores[labels[row, column]])
-    assert len(losses) == 3 + 4  # the rows' first tokens have nothing before them
+    assert len(losses) == 3 + 4  # all text tokens but the first of each row
     torch.testing.assert_close(out.loss, torch.stack(losses).mean())
 
 
@@ -83,7 +83,7 @@ def test_image_features_of_the_output_are_the_kept_tokens(
 def test_image_features_of_the_output_have_the_unpruned_models_form(
     model: LlavaForConditionalGeneration, inputs: dict[str, Any]
 ) -> None:
-    """One tensor, or a list with one of each image: whatever this transformers gives."""
+    """The field has the type of the installed transformers: a tensor, or a list per image."""
     plain = model(**{name: value for name, value in inputs.items() if name != "categories"})
     with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
         pruned = model(**{**inputs, "categories": "ocr"})
@@ -104,7 +104,7 @@ def test_layers_are_normalised_as_the_profile_says(
         given = image_features(model(**inputs))
     states = model.model.vision_tower(inputs["pixel_values"], output_hidden_states=True)
     fused = 0
-    for weight, layer in zip((0.6, 0.4), (-4, -3), strict=True):  # those of "ocr"
+    for weight, layer in zip((0.6, 0.4), (-4, -3), strict=True):  # the weights of "ocr"
         tokens = states.hidden_states[layer][:1, 1:]
         size = tokens.norm(dim=-1) if normalize == "l2" else (tokens**2).mean(-1).sqrt()
         fused = fused + weight * tokens / size[..., None]
@@ -146,7 +146,7 @@ def test_positional_arguments(model: LlavaForConditionalGeneration, inputs: dict
 def test_without_a_mask_or_a_cache(
     model: LlavaForConditionalGeneration, inputs: dict[str, Any]
 ) -> None:
-    """The gaps that dropped tokens leave in the positions are no borders between prompts."""
+    """Gaps in the position ids are not taken for borders between packed samples."""
     batch = {**prompts([1, 5, "image", 7, 8]), "pixel_values": images(1), "categories": "ocr"}
     with apply_clasp(model, budget=8, profile=tiny_profile()):
         expected = model(**batch).logits
@@ -171,8 +171,8 @@ def test_prompts_without_images_pass_through(model: LlavaForConditionalGeneratio
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision(inputs: dict[str, Any], dtype: torch.dtype) -> None:
-    """Features decide to the bit in low precision too: what is kept is what float32 keeps of the
-    same rounded weights, up to a few near ties."""
+    """A low-precision model keeps the same tokens as a float32 model with the same rounded weights,
+    up to a few near ties."""
     model = tiny_llava().to(dtype)
     with apply_clasp(model, budget=8, profile=tiny_profile()) as handle:
         out = model.generate(**inputs, max_new_tokens=3)
@@ -220,7 +220,7 @@ def test_times_are_told_apart(
     inputs: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """By a clock that only moves where it is told to, each part takes a time of its own."""
+    """With a fake clock, each part takes a different, known time."""
     now = 100.0
 
     def passes(seconds: float) -> Callable[..., None]:
@@ -238,7 +238,7 @@ def test_times_are_told_apart(
     monkeypatch.setattr(selection, "select_tokens", slow_select_tokens)
     model.model.vision_tower.register_forward_pre_hook(passes(1.0))
     model.model.language_model.register_forward_pre_hook(passes(2.0))
-    model.model.multi_modal_projector.register_forward_pre_hook(passes(8.0))  # in none of them
+    model.model.multi_modal_projector.register_forward_pre_hook(passes(8.0))  # counted nowhere
     with apply_clasp(model, budget=8, profile=tiny_profile()) as handle:
         model(**inputs)
     now += 16.0
@@ -254,7 +254,7 @@ def test_a_stopwatch_measures_its_block() -> None:
     seconds = watch.seconds
     assert seconds >= 0.05
     time.sleep(0.01)
-    assert watch.seconds == seconds  # stopped
+    assert watch.seconds == seconds  # the watch has stopped
 
 
 def test_a_vision_tower_that_is_not_frozen_is_told_once(

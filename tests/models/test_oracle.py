@@ -1,4 +1,4 @@
-"""Dropping tokens before the language model is the same as masking them in every layer."""
+"""Dropping tokens before the language model equals masking them in every layer."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_prefill_logits_of_surviving_tokens(
 def test_fusing_into_selection_alone_leaves_features_as_they_were(
     model: LlavaForConditionalGeneration, merge: bool
 ) -> None:
-    """Kept tokens are the model's own, or with ``merge`` the means of groups of those."""
+    """Kept tokens have the model's own features or, with ``merge``, the means of groups."""
     prompt, count, categories = BATCHES["two images each"]
     prompt = {**prompt, "pixel_values": images(count)}
     with apply_clasp(
@@ -89,7 +89,7 @@ def test_fusing_into_selection_alone_leaves_features_as_they_were(
             1, indices[..., None].expand(-1, -1, 32), merge_tokens(features, fused, indices)
         )
     inputs = masked_inputs(model, prompt, handle.last, features)
-    # Without position_ids, transformers counts padding too.
+    # Without position_ids, transformers counts padding.
     inputs["position_ids"] = torch.arange(prompt["input_ids"].shape[1])[None]
     compare_surviving(pruned, model(**inputs).logits, handle, prompt)
 
@@ -113,7 +113,7 @@ def compare_surviving(
                 compared += 1
     kept = sum(sum(stage.counts) for stage in record.stages)
     text = int((prompt["input_ids"] != 60).mul(prompt["attention_mask"]).sum())
-    assert compared == kept + text  # every token that should survive did
+    assert compared == kept + text  # all remaining tokens were compared
 
 
 DECODING: dict[str, dict[str, Any]] = {
@@ -162,7 +162,7 @@ def check_generation(
         "max_new_tokens": 6,
         "output_logits": True,
         "return_dict_in_generate": True,
-        "suppress_tokens": [60],  # an image placeholder is no word
+        "suppress_tokens": [60],  # never generate the image placeholder
     }
     with apply_clasp(model, budget=8, profile=tiny_profile(), positions=positions) as handle:
         torch.manual_seed(3)
@@ -170,7 +170,7 @@ def check_generation(
 
     inputs = masked(handle, prompt, positions)
     if not decoding.get("use_cache", True):
-        # transformers always caches when it generates from embeddings.
+        # transformers always uses a cache to generate from embeddings.
         settings["use_cache"] = True
     torch.manual_seed(3)
     expected = model.generate(**inputs, **settings)

@@ -1,4 +1,4 @@
-"""Several samples in one row, told apart by position ids that start again."""
+"""Several samples packed into one row, separated by position ids that restart."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_token_kept_is_what_the_unpatched_model_gives(attention: str) -> N
     model = with_attention(attention)
     logits = model(**packed(), use_cache=False).logits
     joined = model(**{**packed(), "position_ids": None}, use_cache=False).logits
-    assert (logits - joined).abs().max() > 0.1  # it does keep them apart
+    assert (logits - joined).abs().max() > 0.1  # the unpatched model does separate the samples
     with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
         kept = model(**packed(), use_cache=False, categories="ocr").logits
     torch.testing.assert_close(kept, logits, atol=1e-5, rtol=0)
@@ -62,7 +62,7 @@ def test_each_sample_is_pruned_as_if_it_stood_alone(attention: str) -> None:
 @pytest.mark.usefixtures("flash")
 @pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2"])
 def test_calls_that_say_it_another_way(attention: str) -> None:
-    """Rows that share their position ids, padding beside them, ids that do not start at 0."""
+    """Rows may share position ids, have padding, or have position ids that do not start at 0."""
     model = with_attention(attention)
     twice = {name: torch.cat([value] * 2) for name, value in packed().items()}
     padded = torch.ones_like(packed()["input_ids"])
@@ -71,19 +71,19 @@ def test_calls_that_say_it_another_way(attention: str) -> None:
         {**twice, "position_ids": packed()["position_ids"]},
         {**packed(), "attention_mask": padded},
     ]
-    if attention == "sdpa":  # FlashAttention's wrapper looks for position 0
+    if attention == "sdpa":  # FlashAttention's wrapper detects samples by position 0
         calls.append({**packed(), "position_ids": packed()["position_ids"] + 3})
     expected = [model(**call, use_cache=False).logits for call in calls]
     with apply_clasp(model, budget=36, profile=tiny_profile(), fuse_into="selection"):
         for call, logits in zip(calls, expected, strict=True):
             kept = model(**call, use_cache=False, categories="ocr").logits
-            # Padding that every row begins with is cut off.
+            # Padding at the start of every row is removed.
             torch.testing.assert_close(kept, logits[:, -kept.shape[1] :], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_rows_that_lose_different_numbers_of_tokens(rows: int) -> None:
-    """The second row holds one sample, whose category keeps fewer tokens."""
+    """The second row is one sample with a category that keeps fewer tokens."""
     model = tiny_llava()
     one = prompts([1, "image", *[5] * (sum(LENGTHS) - TOKENS_PER_IMAGE - 1)])["input_ids"]
     both = {
@@ -108,7 +108,7 @@ def test_rows_that_lose_different_numbers_of_tokens(rows: int) -> None:
 
 
 def test_where_the_unpatched_model_sees_one_sample() -> None:
-    """With a cache to fill, or with a mask, it does not look for packed samples."""
+    """With a cache or a mask, the unpatched model does not look for packed samples."""
     model = tiny_llava()
     ones = torch.ones(1, sum(LENGTHS), dtype=torch.int64)
     calls = [{**packed(), "use_cache": True}, {**packed(), "attention_mask": ones}]
@@ -121,7 +121,7 @@ def test_where_the_unpatched_model_sees_one_sample() -> None:
 
 @pytest.mark.usefixtures("flash")
 def test_lengths_that_the_caller_computed() -> None:
-    """As collators do that flatten a batch; position ids need not start again then."""
+    """Collators that flatten a batch pass lengths; position ids need not restart then."""
     ends = torch.tensor([0, *LENGTHS]).cumsum(0).to(torch.int32)
     lengths = {
         "cu_seq_lens_q": ends,

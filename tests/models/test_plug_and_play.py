@@ -1,4 +1,4 @@
-"""``apply_clasp(model)`` and nothing else."""
+"""``apply_clasp(model)`` with default arguments."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_model_alone_keeps_a_quarter(model: LlavaForConditionalGeneration) -> 
     [warning] = caught
     assert "every prompt is 'general'" in str(warning.message)
     assert warning.filename == __file__
-    assert kept(handle) == (9,)  # of 36
+    assert kept(handle) == (9,)  # of 36 tokens
     assert handle.last.categories == ("general",)
 
 
@@ -64,8 +64,8 @@ def test_a_model_alone_keeps_a_quarter(model: LlavaForConditionalGeneration) -> 
         (1.0, 36),
         (0.5, 18),
         (1e-9, 1),
-        (0.29, 10),  # 10.44
-        (0.375, 14),  # 13.5
+        (0.29, 10),  # rounded from 10.44
+        (0.375, 14),  # rounded from 13.5
         (np.int64(8), 8),
         (np.float32(0.5), 18),
     ],
@@ -93,7 +93,7 @@ def test_a_category_stretches_a_fraction_before_it_is_rounded(
         model, budget=0.29, profile=tiny_profile(categories={"general": policy})
     ) as handle:
         model(**one_prompt(), categories="general")
-    assert kept(handle) == (16,)  # 15.66
+    assert kept(handle) == (16,)  # rounded from 15.66
 
 
 def test_a_schedule_may_say_the_budget(model: LlavaForConditionalGeneration) -> None:
@@ -111,7 +111,7 @@ def test_the_default_profile_fits_every_depth_of_tower(layers: int) -> None:
 
 
 def test_the_profile_says_what_the_projector_gets(model: LlavaForConditionalGeneration) -> None:
-    """The family's default leaves the features as they are; the caller's word goes before it."""
+    """The family's profile leaves the projector's input unchanged; ``fuse_into=`` overrides it."""
     logits = {}
     for fuse_into in (None, "selection", "projector"):
         with apply_clasp(model, budget=9, fuse_into=fuse_into) as handle:

@@ -1,9 +1,9 @@
-"""Pictures and questions as people have them, through each family's own processor, pruned.
+"""Prune prompts that each family's own processor makes from pictures and questions.
 
-No video's pixels go this way: transformers has video processors with torchvision alone (without
-it even ``transformers.BaseVideoProcessor`` cannot be made, in every release tested). What such a
-processor would make of a video is given in its place, and the rest of the family's processor, which
-writes the placeholders, is its own.
+Video pixels are not processed: transformers' video processors need torchvision (without it, even
+``transformers.BaseVideoProcessor`` cannot be created in any tested release). The tests pass the
+processor the tensors that a video processor would return; the family's own processor then writes
+the placeholders.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SCHEDULES = {"input": Schedule.input(0.25), "inside": Schedule({0: 0.75, 1: 0.5,
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
-    """Colours that differ from place to place."""
+    """Return a picture whose colours differ from place to place."""
     colors = torch.randint(256, (8, 8, 3), generator=torch.Generator().manual_seed(3))
     small = Image.fromarray(colors.byte().numpy())
     return small.resize(size, Image.Resampling.BICUBIC)
@@ -49,7 +49,7 @@ def asked(processor: Any, images: int, question: str) -> str:
 
 
 def batch_of(family: str) -> dict[str, torch.Tensor]:
-    """A small image, a large one and none, each with a question of its own."""
+    """Return prompts with a small image, a large image and no image, and different questions."""
     processor = processor_for(family, SPECIMENS[family].build())
     prompts = [
         asked(processor, 1, "what is in the picture"),
@@ -88,7 +88,7 @@ def test_what_a_processor_makes_is_pruned_as_the_oracle_masks(
 
 
 class GivenVideo:
-    """Stands for a video processor, and takes every video for the one that it was given."""
+    """Replaces a video processor, and returns the same given tensors for every video."""
 
     merge_size = 2
     temporal_patch_size = 2
@@ -102,7 +102,7 @@ class GivenVideo:
 
 
 def video_of(family: str) -> tuple[int, dict[str, Any]]:
-    """The frames of a video, and what a video processor makes of it."""
+    """Return the number of frames of a video, and the tensors that a video processor makes."""
     generator = torch.Generator().manual_seed(1)
     if not family.startswith("qwen"):
         return 3, {"pixel_values_videos": torch.randn(1, 3, 3, 24, 24, generator=generator)}
@@ -137,7 +137,7 @@ def test_a_video_beside_an_image_is_pruned_as_the_oracle_masks(
     prefill, generation, record = differences(family, dict(batch), schedule)
     assert prefill < 1e-4
     assert generation < 1e-4
-    # InternVL's frames are an image each.
+    # In InternVL, each frame counts as an image.
     assert record.images_per_prompt == (4 if family == "internvl" else 2, 0)
 
 
@@ -169,5 +169,5 @@ def test_a_processor_comes_back_from_its_folder(family: str, tmp_path: Path) -> 
     )
     assert set(got) == set(expected)
     for name, value in expected.items():
-        # Of the processors that torchvision brings, pixels are resized otherwise.
+        # Processors that use torchvision resize pixels slightly differently.
         torch.testing.assert_close(got[name], value, atol=0.3, rtol=0.0)

@@ -1,4 +1,4 @@
-"""The model is patched as an instance, and comes back exactly as it was."""
+"""Only the model instance is patched, and ``remove()`` restores it exactly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def prompt() -> dict[str, torch.Tensor]:
 
 
 def everything_in(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
-    """The instance attributes and hooks of every module."""
+    """Return the instance attributes and hooks of every module."""
     return {
         name: {
             key: dict(value) if key.endswith("hooks") else value
@@ -48,7 +48,7 @@ def test_remove_restores_bit_identical_behaviour(
     assert everything_in(model) == before
     assert torch.equal(model(**prompt).logits, logits)
     assert torch.equal(model.generate(**prompt, max_new_tokens=4), ids)
-    assert handle.last is not None  # still there to read
+    assert handle.last is not None  # can still be read
 
 
 def test_every_token_through_selection_changes_nothing(
@@ -149,7 +149,8 @@ def test_a_deep_copy_runs_on_its_own_weights(
 def test_a_copy_can_be_unpatched_without_a_handle(
     model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor], twin_of: Any
 ) -> None:
-    logits = tiny_llava()(**prompt).logits  # a model that ran has hooks that cannot be saved
+    # Another model: a model that ran has hooks that cannot be pickled.
+    logits = tiny_llava()(**prompt).logits
     own = set(vars(model))
     with apply_clasp(model, budget=5, profile=tiny_profile()):
         twin = twin_of(model)
@@ -157,7 +158,7 @@ def test_a_copy_can_be_unpatched_without_a_handle(
         remove_clasp(twin)
         assert set(vars(twin)) == own
         assert torch.equal(twin(**prompt).logits, logits)
-        assert torch.equal(model(**prompt, categories="ocr").logits, pruned)  # still patched
+        assert torch.equal(model(**prompt, categories="ocr").logits, pruned)  # stays patched
     with apply_clasp(twin, budget=5, profile=tiny_profile()):
         assert torch.equal(twin(**prompt, categories="ocr").logits, pruned)
 
@@ -191,7 +192,7 @@ def test_unpatching_without_the_handle(model: LlavaForConditionalGeneration) -> 
     handle = apply_clasp(model, budget=5, profile=tiny_profile())
     remove_clasp(model)
     assert "forward" not in vars(model)
-    handle.remove()  # there is nothing left to do
+    handle.remove()  # does nothing
     remove_clasp(model)
 
 
@@ -204,7 +205,7 @@ def test_unpatching_a_wrapper_names_the_model_inside(
     with pytest.raises(ValueError, match=r"around the patched model; .*get_submodule\('\w+'\)"):
         remove_clasp(wrapper)
     remove_clasp(model)
-    remove_clasp(wrapper)  # there is nothing inside it any more
+    remove_clasp(wrapper)  # nothing inside it is patched any more
 
 
 def test_unpatching_what_is_no_model() -> None:
@@ -222,13 +223,13 @@ def test_saving_and_loading_weights(
     loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path)
     assert loaded.config.architectures == ["LlavaForConditionalGeneration"]
     assert torch.equal(loaded(**prompt).logits, logits)
-    # The class of a patched model makes models that are not patched.
+    # Models created from a patched model's class are not patched.
     assert torch.equal(patched_class.from_pretrained(tmp_path)(**prompt).logits, logits)
 
 
 @pytest.mark.usefixtures("no_collector")
 def test_a_patched_model_is_freed_with_its_last_reference() -> None:
-    """A cycle would keep its weights until the collector of cycles runs."""
+    """A reference cycle would keep the weights until the garbage collector runs."""
     model = tiny_llava()
     alive = weakref.ref(model)
     handle = apply_clasp(model, budget=5, profile=tiny_profile())
@@ -239,7 +240,7 @@ def test_a_patched_model_is_freed_with_its_last_reference() -> None:
 def test_removing_while_the_model_generates(
     model: LlavaForConditionalGeneration, prompt: dict[str, torch.Tensor]
 ) -> None:
-    """What is generated would go on unpatched, on a pruned cache."""
+    """``generate`` would continue unpatched on a pruned cache."""
     refused = []
 
     def stop(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
@@ -278,7 +279,7 @@ def test_a_copy_made_while_generating_can_be_unpatched(
 
 def test_an_error_in_the_block_is_not_hidden(model: LlavaForConditionalGeneration) -> None:
     handle = apply_clasp(model, budget=5, profile=tiny_profile())
-    handle._runtime._generating.append(None)  # another thread's
+    handle._runtime._generating.append(None)  # as if another thread were generating
     with (
         pytest.warns(UserWarning, match="the model stays patched: the model is generating"),
         pytest.raises(ZeroDivisionError),

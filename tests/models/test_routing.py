@@ -1,4 +1,4 @@
-"""The prompt's text reaches the router, and its answer decides."""
+"""The prompt's text is passed to the router, and the router's category is used."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = {0: "<pad>", 1: "<s>", 5: "how", 6: "many", 7: "read", 8: "sign", 9: "he
 
 
 class WordTokenizer:
-    """One word a token, as much of a tokenizer as reading a prompt takes."""
+    """A minimal tokenizer with one word per token."""
 
     def decode(self, ids: list[int]) -> str:
         return " ".join(WORDS.get(token, f"w{token}") for token in ids)
@@ -40,7 +40,7 @@ def test_prompts_are_read_without_images_and_padding(
         model, budget=4, profile=tiny_profile(), router=router, processor=processor
     ) as handle:
         model.generate(**batch, pixel_values=images(2), max_new_tokens=3, num_beams=2)
-        assert asked == ["<s> how many", "<s> read sign hello hello"]  # once, not once per beam
+        assert asked == ["<s> how many", "<s> read sign hello hello"]  # not once per beam
         assert handle.last is not None
         assert handle.last.categories == ("counting", "ocr")
 

@@ -1,4 +1,4 @@
-"""Tokens are scored by the CLS attention of the vision tower's own layer."""
+"""Tokens are scored by the CLS attention of the right layer of the vision tower."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clasp_kernels.policy import Profile
 
 
 def encode_with(model: Any, profile: Profile) -> VisionOutput:
-    """What the adapter gives, for two images."""
+    """Return the adapter's output for two images."""
     adapter = LlavaAdapter(model, profile, "selection")
     patches = AttributePatches(adapter.patches())
     try:
@@ -26,7 +26,7 @@ def encode_with(model: Any, profile: Profile) -> VisionOutput:
 
 
 def encode(profile: Profile, **config: object) -> tuple[VisionOutput, torch.Tensor]:
-    """What the adapter gives, and the eager tower's attentions [layer, image, head, to, from]."""
+    """Return the adapter's output, and eager attentions [layer, image, head, query, key]."""
     model = tiny_llava(**config)
     vision = encode_with(model, profile)
     model.set_attn_implementation("eager")
@@ -39,7 +39,7 @@ def encode(profile: Profile, **config: object) -> tuple[VisionOutput, torch.Tens
     [
         (-2, None, 3),  # the layer whose output is hidden_states[-2]
         (-1, None, 4),
-        (4, None, 3),  # counted from the front, hidden_states[0] being the embedding
+        (4, None, 3),  # counted from the front; hidden_states[0] is the embedding
         (-2, -1, 4),
         (-2, -5, 0),
         ([-4, -2], None, 3),
@@ -52,7 +52,7 @@ def test_salience_is_the_cls_attention_averaged_over_heads(
     vision, attentions = encode(profile, vision_feature_layer=feature_layer)
     cls_attention = attentions[expected].mean(1)[:, 0, 1:]
     torch.testing.assert_close(vision.salience(), cls_attention, atol=1e-6, rtol=1e-5)
-    assert cls_attention.std() > 1e-4  # flat attention would match anything
+    assert cls_attention.std() > 1e-4  # if attention were flat, the comparison would prove nothing
 
 
 def test_with_the_cls_token_as_a_visual_token() -> None:

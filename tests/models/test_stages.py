@@ -1,4 +1,4 @@
-"""Dropping tokens after a decoder layer is the same as masking them in every layer above."""
+"""Dropping tokens after a decoder layer equals masking them in every later layer."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def positions(attention_mask: torch.Tensor) -> torch.Tensor:
 def check_prefill(
     model: Any, prompt: dict[str, torch.Tensor], categories: list[str], schedule: Schedule
 ) -> float:
-    """The logits of every surviving token; gives the difference from one other token kept."""
+    """Compare the logits of all remaining tokens; return the difference if one other were kept."""
     position_ids = positions(prompt["attention_mask"])
     with pruned(model, schedule) as handle:
         logits = model(**prompt, position_ids=position_ids, categories=categories).logits

@@ -1,4 +1,4 @@
-"""Pruning inside the decoder as people use it: turns, drafts, training, copies, memory."""
+"""Pruning inside the decoder in use: later turns, drafts, training, copies, memory."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_a_static_cache_is_as_long_as_what_is_kept(
         out = model.generate(**padded, **static)
     assert torch.equal(out.sequences, dynamic.sequences)
     allocated = [layer.keys.shape[2] for layer in cache_of(out).layers]
-    # The last token generated is never fed, and transformers leaves no room for it.
+    # The last generated token is never fed back, so transformers allocates no column for it.
     assert allocated == lengths(cache_of(dynamic))
     with pruned(model, schedule):
         own = StaticCache(config=model.config, max_cache_len=100)
@@ -111,7 +111,7 @@ def test_a_static_cache_is_as_long_as_what_is_kept(
 
 
 def test_static_lengths_never_shrink(model: Any) -> None:
-    """So that compiled decoding meets the shapes it knows."""
+    """Lengths never shrink, so that compiled decoding is not recompiled."""
     static = {**GREEDY, "cache_implementation": "static", "return_dict_in_generate": True}
     one = {**prompts([1, "image", 7, 8]), "pixel_values": images(1)}
     allocated = []
@@ -144,7 +144,7 @@ def test_compiled_decoding_is_one_graph(model: Any, padded: dict[str, torch.Tens
 @pytest.mark.parametrize("rows", ["last", "instruction"])
 @pytest.mark.parametrize("completion", ["hidden", "fused"])
 def test_drafted_and_uncached_tokens_do_not_score(model: Any, rows: str, completion: str) -> None:
-    """What is kept follows from the prompt, not from what was generated or drafted after it."""
+    """The kept tokens depend on the prompt only, not on generated or drafted tokens after it."""
     one = {**prompts([1, 5, "image", 7, 8, 7, 8, 7]), "pixel_values": images(1)}
     with pruned(model, THREE, salience_rows=rows, completion_on=completion) as handle:
         expected = model.generate(**one, **GREEDY)
@@ -159,7 +159,7 @@ def test_drafted_and_uncached_tokens_do_not_score(model: Any, rows: str, complet
             },
         ):
             if "past_key_values" in settings and not StaticLayer.is_croppable:
-                continue  # before 5.24, a static cache could not be cropped
+                continue  # before transformers 5.24, a static cache could not be cropped
             assert torch.equal(model.generate(**one, **GREEDY, **settings), expected)
             for stage, same in zip(stages, last(handle).stages, strict=True):
                 assert torch.equal(stage.indices, same.indices), settings
@@ -184,7 +184,7 @@ def test_a_padded_batch_equals_single_runs(model: Any, padded: dict[str, torch.T
 
 @pytest.mark.parametrize("rows", ["last", "instruction"])
 def test_padding_on_the_right(model: Any, rows: str) -> None:
-    """Rows end at different columns; each is scored by its own last tokens."""
+    """Rows end at different columns, and each is scored by its own last tokens."""
     content = ([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4, 4])
     right = {**prompts(*content, padding_side="right"), "pixel_values": images(2)}
     left = {**prompts(*content), "pixel_values": images(2)}
@@ -204,7 +204,7 @@ def test_padding_on_the_right(model: Any, rows: str) -> None:
 @pytest.mark.parametrize("new_image", [False, True])
 @pytest.mark.parametrize("cache", [DynamicCache, None])
 def test_a_second_turn(model: Any, new_image: bool, cache: Any) -> None:
-    """The cache of one answer goes on into the next question, with or without another image."""
+    """The cache of one answer is used for the next question, with or without another image."""
     first = {**prompts([1, 5, "image", 7, 8]), "pixel_values": images(1)}
     given = {} if cache is None else {"past_key_values": cache()}
     with pruned(model, THREE) as handle:
@@ -291,7 +291,7 @@ def test_the_loss_is_that_of_the_labels_left(
 ) -> None:
     ids = padded["input_ids"]
     labels = ids.masked_fill((ids == IMAGE_TOKEN) | (padded["attention_mask"] == 0), -100)
-    labels[padded["attention_mask"].cumsum(1) == 1] = -100  # which padding may predict, or nothing
+    labels[padded["attention_mask"].cumsum(1) == 1] = -100  # only padding precedes first tokens
     given = {"labels": labels}
     if keyword == "shift_labels":
         given["shift_labels"] = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
@@ -317,7 +317,7 @@ def test_the_loss_is_that_of_the_labels_left(
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpoints(model: Any, padded: dict[str, torch.Tensor], reentrant: bool) -> None:
-    """A layer that runs again in the backward pass gets the columns it had."""
+    """A layer that runs again in the backward pass gets the same columns."""
     ids = padded["input_ids"]
     labels = ids.masked_fill((ids == IMAGE_TOKEN) | (padded["attention_mask"] == 0), -100)
     weight = model.model.language_model.layers[0].mlp.up_proj.weight
@@ -418,7 +418,7 @@ def test_a_cache_of_stages_is_refused_by_a_model_without(
 
 
 def test_another_schedule_goes_on_from_a_cache(model: Any) -> None:
-    """Layers then differ in where they lost columns, and still agree with masking."""
+    """The layers have lost columns at different stages, and the logits still equal masking."""
     first = {**prompts([1, 5, "image", 7, 8]), "pixel_values": images(1)}
     with pruned(model, THREE) as handle:
         out = model.generate(**first, **GREEDY, return_dict_in_generate=True)
@@ -448,7 +448,7 @@ def test_another_schedule_goes_on_from_a_cache(model: Any) -> None:
 
 
 def test_a_mask_shifted_by_a_column_would_show(model: Any, padded: dict[str, torch.Tensor]) -> None:
-    """The control of the oracle: what it compares with does depend on the mask."""
+    """Control of the oracle: its logits depend on the mask."""
     with pruned(model, THREE) as handle:
         logits = model(**padded, position_ids=positions(padded["attention_mask"])).logits
     kept = kept_in_layers(model, padded, last(handle))
@@ -461,7 +461,7 @@ def test_a_mask_shifted_by_a_column_would_show(model: Any, padded: dict[str, tor
 def test_what_layers_are_given_by_column_and_is_unknown_is_refused(
     model: Any, padded: dict[str, torch.Tensor]
 ) -> None:
-    """As a decoder of another family may do; nobody knows how it follows."""
+    """The decoder of another family may pass such an argument; it is refused."""
 
     def add(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args, {**kwargs, "kinds": torch.zeros(2, padded["input_ids"].shape[1])}
@@ -503,7 +503,7 @@ def test_decoders_that_cannot_be_followed(model: Any, settings: dict[str, Any], 
 def test_a_layer_that_is_not_ours_any_more_is_told(
     model: Any, padded: dict[str, torch.Tensor]
 ) -> None:
-    """Replaced after apply_clasp, it hands nothing on: tokens would be kept without a word."""
+    """A layer replaced after apply_clasp would keep all tokens silently, so it is refused."""
     with pruned(model, THREE):
         theirs = tiny_llava(decoder_layers=LAYERS).model.language_model.layers[2]
         own = model.model.language_model.layers
@@ -518,7 +518,7 @@ def test_a_layer_that_is_not_ours_any_more_is_told(
 
 
 def test_layers_on_several_devices(model: Any) -> None:
-    """Masks follow to where a layer is; the second device here has no memory to compute in."""
+    """Masks are moved to the layer's device. The second device here is meta, which has no data."""
     layers = model.model.language_model.layers
     for layer in layers[3:]:
         layer.to("meta")
@@ -540,7 +540,7 @@ def test_layers_on_several_devices(model: Any) -> None:
 
 @pytest.mark.parametrize("before", [False, True])
 def test_layers_within_wrappers(model: Any, padded: dict[str, torch.Tensor], before: bool) -> None:
-    """A wrapper shows no names of arguments, and passes on what it is given."""
+    """A wrapper that takes ``*args, **kwargs`` is supported."""
     with pruned(model, THREE):
         expected = model(**padded, use_cache=False).logits
     handle = None if before else pruned(model, THREE)
@@ -580,7 +580,7 @@ def test_a_static_cache_that_was_reset_has_its_room_again(model: Any) -> None:
 
 
 def test_models_that_share_a_decoder(model: Any, padded: dict[str, torch.Tensor]) -> None:
-    """Each prunes by its own schedule, whichever was patched last."""
+    """Each model prunes by its own schedule, whichever was patched last."""
     other = tiny_llava(decoder_layers=LAYERS)
     with pruned(model, THREE):
         expected = model(**padded).logits
@@ -607,7 +607,7 @@ def test_layers_compiled_one_by_one_share_their_code() -> None:
         for layer in model.model.language_model.layers:
             layer.compile(backend=count, fullgraph=True)
         model(input_ids=torch.tensor([[4, 5, 6, 7]]), use_cache=False)
-    assert len(graphs) == 2  # of layers whose attention can be listened to, and of the others
+    assert len(graphs) == 2  # one for layers with a captured attention, one for the others
 
 
 def test_a_cache_that_a_failed_prefill_left_is_refused(
@@ -631,7 +631,7 @@ def test_a_cache_that_a_failed_prefill_left_is_refused(
 
 
 def test_a_static_cache_forgets_longer_prompts(model: Any) -> None:
-    """What a prompt before needed does not come with what this one drops."""
+    """A longer earlier prompt does not make the cache of a later one longer than needed."""
     static = {**GREEDY, "cache_implementation": "static", "return_dict_in_generate": True}
     three = {**prompts([1, "image", "image", "image", 7, 8]), "pixel_values": images(3)}
     one = {**prompts([1, "image", 7, 8]), "pixel_values": images(1)}
@@ -640,7 +640,7 @@ def test_a_static_cache_forgets_longer_prompts(model: Any) -> None:
         for prompt in (three, one, three):
             out = model.generate(**prompt, **static)
             allocated.append([layer.keys.shape[2] for layer in cache_of(out).layers])
-    assert allocated[0] == allocated[1] == allocated[2]  # compiled code meets one shape
+    assert allocated[0] == allocated[1] == allocated[2]  # so compiled code sees one shape
 
 
 def test_a_hole_in_the_instruction_does_not_score(model: Any) -> None:
@@ -677,4 +677,4 @@ def test_layers_copied_out_of_a_patched_model_can_be_unpatched(model: Any) -> No
         remove_clasp(layer)
         assert type(layer) is type(other)
         assert type(layer.self_attn.config) is type(other.self_attn.config)
-        assert vars(layer).keys() - {"_clasp_layer"} == vars(other).keys()  # its number is harmless
+        assert vars(layer).keys() - {"_clasp_layer"} == vars(other).keys()  # the number may stay

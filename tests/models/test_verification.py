@@ -1,4 +1,4 @@
-"""``verify`` says whether pruning is right here, and really fails where it is not."""
+"""``verify`` passes if pruning is correct, and fails for each kind of error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def failed(report: Verification) -> set[str]:
 
 
 def test_a_family_passes_here() -> None:
-    """One of them; families/test_every_family.py verifies the others."""
+    """Verify one family; families/test_every_family.py verifies the others."""
     report = verify(families=["llava"])
     assert report.passed, failed(report)
     assert {check.family for check in report.checks} == {"llava"}
@@ -45,7 +45,7 @@ def test_a_family_passes_here() -> None:
         assert check.difference is not None and check.tolerance is not None
         assert check.control is not None
         assert check.difference <= check.tolerance <= 1e-4
-        assert check.control > 1000 * check.tolerance  # it tells right from wrong
+        assert check.control > 1000 * check.tolerance  # wrong tokens are detected clearly
 
 
 def test_every_family_has_a_specimen() -> None:
@@ -61,14 +61,14 @@ def test_a_report_is_json() -> None:
 
 
 class Reversed(LlavaAdapter):
-    """Hands the language model its tokens in the wrong order."""
+    """Error: passes tokens to the language model in the wrong order."""
 
     def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
         return super().project(model, tokens.flip(1))
 
 
 class NextLayer(LlavaAdapter):
-    """Hands the projector another layer than it was trained on."""
+    """Error: passes the projector another layer than it was trained on."""
 
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         vision = super().encode(model, inputs)
@@ -76,7 +76,7 @@ class NextLayer(LlavaAdapter):
 
 
 class LastPatchScores(LlavaAdapter):
-    """Scores tokens by other tokens' attention; what is kept is still treated right."""
+    """Error: scores tokens by the attention of other tokens. The rest is correct."""
 
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         vision = super().encode(model, inputs)
@@ -84,7 +84,7 @@ class LastPatchScores(LlavaAdapter):
 
 
 class Fails(LlavaAdapter):
-    """Meets a tower that it does not know."""
+    """Error: fails in an unknown vision tower."""
 
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         raise AttributeError("CLIPEncoder has no attribute\nlayers")
@@ -119,7 +119,7 @@ def test_a_broken_adapter_fails(
 
 
 def no_history(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The silent fault of 5.24: a cache under a new name, whose history nobody finds."""
+    """Lose the history of caches, as happened silently when 5.24 renamed the cache argument."""
     monkeypatch.setattr(PrunedHistory, "attach", lambda self, cache: None)
     return {name for name in ALL if "prefill" not in name}
 
@@ -184,7 +184,7 @@ def test_broken_pruning_fails(
 
 
 def test_a_check_that_could_not_fail_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that does not look at its images proves nothing."""
+    """A model that ignores its images proves nothing."""
     build = verification.SPECIMENS["llava"].build
 
     def blind(**settings: Any) -> Any:
@@ -279,7 +279,7 @@ def test_families_may_come_one_by_one() -> None:
 
 
 def test_too_many_tokens_kept_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right logits are not all: the budget is what the user asked for."""
+    """Correct logits are not enough: the number of kept tokens must match the budget."""
     monkeypatch.setattr(
         TokenSelector, "counts", lambda self, layer, names, tokens: (35,) * len(names)
     )

@@ -1,8 +1,8 @@
-"""Where visual tokens are in pictures of what the model saw, tested through processor and tower.
+"""The views and boxes of visual tokens, tested through processor and vision tower.
 
-Two facts together place a token in the image. The colours of an image that say where they are make
-one whole picture of each view. And where a token's box is changed, that token changes, and no
-other: what the vision tower starts with is compared, which knows of a patch nothing but its own
+Two tests together show that a token's box is right. Images whose colours encode positions show that
+each view is a complete picture. And changing the pixels in a token's box changes that token and no
+other: the input of the first vision layer is compared, where a patch only depends on its own
 pixels.
 """
 
@@ -32,7 +32,7 @@ Inputs = dict[str, torch.Tensor]
 
 
 def placed_colors(size: tuple[int, int]) -> Image.Image:
-    """Red says how far right a pixel is, green how far down; all of it is blue."""
+    """Return an image in which red encodes the column and green the row; blue is constant."""
     width, height = size
     red = (torch.arange(width) + 0.5).mul(255 / width).expand(height, width)
     green = (torch.arange(height) + 0.5).mul(255 / height)[:, None].expand(height, width)
@@ -41,7 +41,7 @@ def placed_colors(size: tuple[int, int]) -> Image.Image:
 
 
 def inputs_of(family: str, model: Any) -> tuple[Any, Inputs]:
-    """The processor, and a wide and a tall image of one batch."""
+    """Return the processor, and the inputs for a wide and a tall image in one batch."""
     processor = processor_for(family, model)
     prompts = [asked(processor, 1, "what is it")] * 2
     images = [[placed_colors(WIDE)], [placed_colors(TALL)]]
@@ -51,7 +51,7 @@ def inputs_of(family: str, model: Any) -> tuple[Any, Inputs]:
 
 
 def first_layer(model: Any) -> ClaspHandle:
-    """Fuses what enters the first layer of the vision tower, and nothing else."""
+    """Apply CLASP with the input of the first vision layer as the only fused state."""
     profile = Profile(
         name="first",
         model_type=model.config.model_type,
@@ -63,14 +63,14 @@ def first_layer(model: Any) -> ClaspHandle:
 
 
 def tokens_of(model: Any, adapter: Adapter, inputs: Mapping[str, Any]) -> torch.Tensor:
-    """[visual tokens of all items, width]"""
+    """Return the fused state of all visual tokens of all items, [tokens, width]."""
     vision = adapter.encode(model, inputs)
     [layer] = vision.fused_layers
     return torch.cat([item[:count] for item, count in zip(layer, vision.counts, strict=True)])
 
 
 def changes(model: Any, adapter: Adapter, inputs: Inputs) -> Iterator[tuple[int, torch.Tensor]]:
-    """Each token that has a box, and by how much all tokens change where the box is changed."""
+    """Yield each token that has a box, and the change of all tokens if the box is changed."""
     names = [name for name in adapter.pixel_arguments if inputs.get(name) is not None]
     before = tokens_of(model, adapter, inputs)
     with torch.enable_grad():
@@ -78,7 +78,7 @@ def changes(model: Any, adapter: Adapter, inputs: Inputs) -> Iterator[tuple[int,
         views = adapter.views({**inputs, **pixels})
         for view in views:
             for token, (left, top, right, bottom) in zip(view.tokens, view.boxes, strict=True):
-                # The gradient is 1 at the pixels of the input that are in the box.
+                # The gradient is 1 at the input pixels inside the box.
                 inside = torch.autograd.grad(
                     view.pixels[:, top:bottom, left:right].sum(),
                     [pixels[name] for name in names],
@@ -93,7 +93,7 @@ def changes(model: Any, adapter: Adapter, inputs: Inputs) -> Iterator[tuple[int,
 
 
 def check_cover(adapter: Adapter, inputs: Inputs, without: Set[int]) -> None:
-    """The boxes cover each view once, and all tokens but some have one."""
+    """Check that the boxes cover each view once, and all tokens but ``without`` have a box."""
     views = adapter.views(inputs)
     placed = [token for view in views for token in view.tokens]
     assert len(placed) == len(set(placed))
@@ -127,7 +127,7 @@ def test_a_view_is_a_picture_of_the_image(family: str) -> None:
         views = handle.adapter.views(inputs)
     for view in views:
         seen = np.asarray(as_seen(LoadedModel(model, processor, "it"), view.pixels)).astype(float)
-        rows, columns = np.nonzero(seen[..., 2] > 250)  # what was filled in is not blue
+        rows, columns = np.nonzero(seen[..., 2] > 250)  # padding is not blue
         assert len(rows) > 0.7 * seen[..., 2].size
         places = np.stack([columns, rows, np.ones(len(rows))], 1)
         for axis, channel in ((0, 0), (1, 1)):
@@ -169,7 +169,7 @@ def test_frames_and_images_of_any_size_follow_each_other(family: str) -> None:
 
 def test_pixels_that_no_patch_reaches_are_left_out() -> None:
     config = tiny_llava_onevision().config
-    config.vision_config.image_size = 26  # 6 patches of 4, and 2 pixels
+    config.vision_config.image_size = 26  # 6 patches of 4 pixels, and 2 pixels left over
     config.image_grid_pinpoints = [[26, 52]]
     model = LlavaOnevisionForConditionalGeneration(config).eval()
     inputs = {"pixel_values": frames(1, 3, 3, 26, 26), "image_sizes": torch.tensor([[20, 50]])}

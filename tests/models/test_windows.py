@@ -1,4 +1,4 @@
-"""Language models whose layers look back a limited number of columns."""
+"""Language models with sliding windows."""
 
 from __future__ import annotations
 
@@ -123,5 +123,5 @@ def test_a_conversation_that_outgrows_the_window() -> None:
         turns = torch.cat([PROMPT["input_ids"], again, again[:, :1]], 1)
         with pytest.raises(ValueError, match=REFUSED.replace("49", "50")):
             model.generate(input_ids=turns, past_key_values=output_cache(out), max_new_tokens=1)
-        # What was never pruned is none of our business.
+        # Unpruned prompts may be longer.
         assert model(input_ids=torch.full((1, 60), 5)).logits.shape[1] == 60

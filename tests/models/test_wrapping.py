@@ -1,4 +1,4 @@
-"""A patched model under those who copy, re-bind, wrap and unwrap an instance's methods."""
+"""Patched models with tools that copy, re-bind, wrap and unwrap methods of an instance."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def patched(model: Any) -> ClaspHandle:
 
 @functools.cache
 def expected(pruned: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits, and ids that were generated, with and without pruning."""
+    """Return the logits and generated ids of a fresh model, with or without pruning."""
     model = tiny_llava()
     category = CATEGORY if pruned else {}
     if pruned:
@@ -78,7 +78,7 @@ def test_accelerates_prepare_and_unwrap(
 
 
 class Counting(ModelHook):
-    """A device hook that only counts the forwards it sees."""
+    """A device hook that only counts forwards."""
 
     def __init__(self) -> None:
         self.forwards = 0
@@ -101,7 +101,7 @@ def test_device_hooks_come_and_go(
         handle = patched(model)
         add_hook_to_module(model, hook)
     assert_prunes(model)
-    assert hook.forwards == 5  # one plain, four of generate
+    assert hook.forwards == 5  # one plain forward, four in generate
     if unhook_first:
         remove_hook_from_module(model)
         assert_prunes(model)
@@ -150,7 +150,7 @@ def test_a_hook_is_removed_from_a_copy(model: LlavaForConditionalGeneration) -> 
 def test_the_original_put_back_over_ours(
     model: LlavaForConditionalGeneration, wrapped: bool
 ) -> None:
-    """As whoever kept it before ``apply_clasp`` does when they clean up."""
+    """Code that saved the forward before ``apply_clasp`` may set it again to clean up."""
     original = model.forward
     if wrapped:
         bound = model.forward
@@ -214,7 +214,7 @@ def test_shallow_copies_run_on_their_own_parts(
     unpatched = copy.copy(model)
     remove_clasp(unpatched)
     with pytest.raises(RuntimeError, match="images came to the forward of LlavaModel past that"):
-        unpatched(**PROMPT)  # it shares the model inside with one that is patched
+        unpatched(**PROMPT)  # it shares its inner model with the patched model
     assert_prunes(model)
     handle.remove()
     for released in (model, unpatched):
@@ -276,7 +276,7 @@ def test_weights_that_are_only_there_while_their_module_runs(
 
 @pytest.fixture
 def process_group(tmp_path: Path) -> Iterator[None]:
-    """A group of this process alone."""
+    """Initialise a process group with this process only."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
@@ -327,7 +327,7 @@ def test_sharded_by_fsdp_2(model: LlavaForConditionalGeneration, patch_first: bo
         assert_prunes(model)
         handle.remove()
         assert_prunes(model, pruned=False)
-        handle = patched(model)  # where ours came first, its class is still below FSDP's
+        handle = patched(model)  # if we patched first, our class is still below FSDP's
 
 
 @pytest.mark.usefixtures("process_group")
@@ -348,7 +348,7 @@ def test_tensor_parallel(model: LlavaForConditionalGeneration) -> None:
 
 
 def test_images_past_the_patched_forward(model: LlavaForConditionalGeneration) -> None:
-    """As trainers do that replace forward by one that calls the model inside and the head."""
+    """Some trainers replace forward by one that calls the inner model and the head."""
     handle = patched(model)
     for call in (
         lambda: model.model(**PROMPT),
@@ -363,7 +363,7 @@ def test_images_past_the_patched_forward(model: LlavaForConditionalGeneration) -
 
 
 def patched_and_offloaded(model: Any, whole: str, patch_first: bool) -> ClaspHandle:
-    """Hooks bring in the weights of this class as a whole, put on after or before ours."""
+    """Offload the model with hooks that load class ``whole`` at once, before or after patching."""
     handle = patched(model) if patch_first else None
     cpu_offload(model, "cpu", preload_module_classes=[whole])
     return handle or patched(model)
@@ -411,7 +411,8 @@ def test_what_cannot_be_traced_whole(model: LlavaForConditionalGeneration) -> No
 def test_continuous_batching_of_text() -> None:
     model = LlavaForConditionalGeneration.from_pretrained(tiny_vlm_path()).eval()
     config = GenerationConfig(max_new_tokens=3, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    small = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=16)  # else all free memory
+    # By default the cache would take all free memory.
+    small = ContinuousBatchingConfig(num_blocks=16, max_batch_tokens=16)
 
     def answers() -> list[Any]:
         out = model.generate_batch(
@@ -443,7 +444,7 @@ def test_verifying_a_model_whose_forward_was_wrapped(model: LlavaForConditionalG
 
 
 def test_activations_that_are_computed_again(model: LlavaForConditionalGeneration) -> None:
-    """As FSDP's users wrap blocks: the recomputation extends a cache that was pruned by then."""
+    """FSDP users wrap blocks so. The recomputation extends a cache that is pruned by then."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
         apply_activation_checkpointing,
     )

@@ -1,4 +1,4 @@
-"""A model that is pruned inside its decoder, under those who wrap, copy, hook, compile layers."""
+"""Models pruned inside the decoder, with tools that wrap, copy, hook and compile layers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def unused() -> Any:
 @pytest.fixture
 def model() -> Any:
     model = unused()
-    model(**PROMPT)  # which has transformers install what it installs once
+    model(**PROMPT)  # transformers installs its hooks in the first forward
     return model
 
 
@@ -411,7 +411,7 @@ def test_a_functional_call_reaches_a_layer_that_is_listened_to(model: Any) -> No
 
 
 def test_copies_of_copies() -> None:
-    model = unused()  # a model that ran has hooks that cannot be saved
+    model = unused()  # a model that ran has hooks that cannot be pickled
     handle = patched(model)
     twins = [saved_and_loaded(model), copy.deepcopy(model)]
     twins += [copy.deepcopy(twin) for twin in twins]

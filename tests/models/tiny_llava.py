@@ -1,4 +1,4 @@
-"""A LLaVA small enough to test with, and a profile, images and prompts for it."""
+"""A tiny LLaVA for tests, with a profile, images and prompts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def images(count: int, seed: int = 1) -> torch.Tensor:
 
 
 def prompts(*rows: list[int | str], padding_side: str = "left") -> dict[str, torch.Tensor]:
-    """``input_ids`` and ``attention_mask`` of rows of token ids, "image" standing for an image."""
+    """Return ``input_ids`` and ``attention_mask`` of rows of token ids; "image" is an image."""
     ids = [
         [
             t
@@ -65,14 +65,14 @@ def prompts(*rows: list[int | str], padding_side: str = "left") -> dict[str, tor
 
 
 def image_features(outputs: Any) -> torch.Tensor:
-    """[tokens, width]: the image features of a forward, where this transformers has them."""
+    """Return a forward's image features [tokens, width], from the field of this transformers."""
     if hasattr(outputs, "image_outputs"):
         return torch.cat(outputs.image_outputs.pooler_output)
     return outputs.image_hidden_states
 
 
 def saved_and_loaded(value: Any) -> Any:
-    """What ``torch.save`` makes of it, read again."""
+    """Save with ``torch.save`` and load again."""
     file = io.BytesIO()
     torch.save(value, file)
     file.seek(0)

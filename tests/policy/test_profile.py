@@ -1,4 +1,4 @@
-"""Profiles: what the bundled ones say, what files may say, and every refusal."""
+"""Profiles: the bundled ones, valid files, and every error."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ QWEN3 = (27, (-7, -5, -3, -1))
 GEMMA3 = (27, (-7, -5, -3, -1))
 ONEVISION = (26, (-7, -5, -3, -1))
 INTERN = (24, (-7, -5, -3, -1))
-# The vision tower that each bundled profile names: its depth, and the layers that are fused there.
+# The vision tower that each bundled profile is for: its depth and its fused layers.
 TOWERS = {
     "gemma3": GEMMA3,
     "idefics3": GEMMA3,
@@ -38,7 +38,7 @@ FAMILIES = tuple(TOWERS)
 
 
 def make(**changes):
-    """A valid profile's JSON, with changes."""
+    """Return the JSON of a valid profile with changes."""
     data = {
         "format": 2,
         "name": "test",
@@ -69,7 +69,7 @@ def test_bundled_profiles_cover_every_category_and_say_where_values_come_from(fa
     assert "gets what it was trained on" in profile.source
     for policy in profile.categories.values():
         assert sum(policy.layer_weights) == pytest.approx(1.0)
-        # The projector (or merger) was trained on the deepest of the fused layers.
+        # The projector (or merger) was trained on the deepest fused layer.
         assert policy.layer_weights[-1] == max(policy.layer_weights)
 
 
@@ -89,7 +89,7 @@ def test_bundled_profiles_fuse_the_layers_they_name_and_fit_every_other_tower(fa
 
 
 def check_fits(fitted, num_layers):
-    """States are among hidden_states 0..num_layers, ascending, each with a column of weights."""
+    """Check that states are ascending within 0..num_layers, each with a column of weights."""
     assert list(fitted.states) == sorted(set(fitted.states))
     assert set(fitted.states) <= set(range(num_layers + 1))
     assert {len(row) for row in fitted.weights} == {len(fitted.states)}
@@ -169,7 +169,7 @@ def ascending(layer):
 
 @st.composite
 def profiles(draw, layers):
-    """JSON of profiles, in either format."""
+    """Draw the JSON of a profile, in either format."""
     layers = draw(layers)
     row = st.lists(weights, min_size=len(layers), max_size=len(layers)).filter(any)
     policy = st.builds(
@@ -200,7 +200,7 @@ def test_every_valid_profile_survives_a_json_round_trip(data):
     assert again.category_names == profile.category_names
     for name in data.keys() - {"categories"}:
         assert written[name] == data[name], name
-    # What reads format 1 only would refuse the field.
+    # A reader of format 1 would refuse the field.
     assert ("fuse_into" in written) == (data["format"] == 2)
 
 
@@ -209,7 +209,7 @@ def test_relative_depths_fit_every_tower(data, num_layers):
     profile = Profile.from_dict({**data, "salience_layer": None})
     fitted = profile.for_tower(num_layers)
     check_fits(fitted, num_layers)
-    # Every layer is at the state nearest to its depth, and takes its weight along.
+    # Every layer maps to the state nearest to its depth, with its weight.
     nearest = [math.floor(depth * num_layers + 0.5) for depth in profile.layers]
     assert set(fitted.states) == set(nearest)
     for name, row in zip(profile.category_names, fitted.weights, strict=True):

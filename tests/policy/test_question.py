@@ -1,4 +1,4 @@
-"""Finding the question: chat templates, image tokens, options, quotations, context."""
+"""Find the question in prompts with chat templates, image tokens, options and quotations."""
 
 import pytest
 

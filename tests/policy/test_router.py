@@ -1,4 +1,4 @@
-"""The default router: where prompts go, why, how fast, and what it refuses."""
+"""The default router: categories, reasons, speed and errors."""
 
 import json
 import time
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from clasp_kernels.policy import CATEGORIES, Route, Router, route_prompts
 
-# Written by hand for this test. The rules were tuned on the half marked "dev" alone; "held_out"
-# was only scored. One author wrote both, so the second half is no measure of the wild.
+# Written by hand for this test. The rules were tuned on the half marked "dev" only; "held_out" was
+# only scored. One author wrote both halves, so neither measures the accuracy on real prompts.
 LABELLED = [
     json.loads(line)
     for line in Path(__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
@@ -39,7 +39,7 @@ def test_labelled_set_is_large_balanced_and_without_repeats():
         assert min(map(categories.count, set(CATEGORIES) - {"general"})) >= 15
 
 
-# Floors a little under what was measured: dev 0.976, held out 0.873.
+# The floors are slightly below the measured accuracies: dev 0.976, held out 0.873.
 @pytest.mark.parametrize(("split", "floor"), [("dev", 0.95), ("held_out", 0.85)])
 def test_accuracy_on_labelled_prompts(split, floor):
     assert accuracy([row for row in LABELLED if row["split"] == split]) >= floor
@@ -53,7 +53,7 @@ def test_no_category_is_left_behind(category):
 
 
 def seconds_to_route(prompts, repeats=9):
-    """Best of several, in CPU time: what else the machine is doing is not the router's cost."""
+    """Return the best of several runs in CPU time, so that other processes do not count."""
     router, seconds = Router(), []
     for _ in range(repeats):
         start = time.process_time()
@@ -175,7 +175,7 @@ def test_ties_go_to_the_category_listed_first():
 def test_relative_clause_counts_half():
     router = Router({"format": 1, "categories": {"a": {"apple": 3}, "b": {"bear": 4}}})
     assert router.route(["apple bear", "apple that bear", "that apple bear"]) == ["b", "a", "b"]
-    # At the start it is the question's own word.
+    # At the start of a question, "which" is not a relative pronoun.
     assert router.route(["Which apple that bear?"]) == ["a"]
 
 

@@ -1,4 +1,4 @@
-"""Schedules: what they hold and refuse, what they ask of an image, and which mean they have."""
+"""Schedules: valid and invalid stages, token counts of an image, and means."""
 
 import copy
 import pickle
@@ -15,7 +15,7 @@ from clasp_kernels.policy import Schedule
 
 @st.composite
 def schedules(draw, mixed=True):
-    """Some stages, each a count or, where ``mixed``, a fraction; each kind falls by itself."""
+    """Draw a schedule of counts and, if ``mixed``, fractions; each kind falls by itself."""
     layers = draw(st.lists(st.integers(0, 80), min_size=1, max_size=5, unique=True).map(sorted))
     fraction = st.floats(0, 1, exclude_min=True)
     tokens = st.integers(1, 3000) | fraction if mixed else st.integers(1, 3000)
@@ -26,7 +26,7 @@ def schedules(draw, mixed=True):
 
 @st.composite
 def towers(draw):
-    """A number of decoder layers, and stages within them."""
+    """Draw a number of decoder layers, and stages within them."""
     num_layers = draw(st.integers(1, 80))
     stages = st.lists(st.integers(0, num_layers - 1), min_size=1, max_size=6, unique=True)
     return num_layers, draw(stages.map(sorted))
@@ -122,7 +122,7 @@ def test_layers_and_tokens_may_be_numbers_of_numpy():
     assert repr(schedule) == "Schedule({2: 8, 6: 4, 7: 0.5})"
     with pytest.raises(ValueError, match="must be an integer"):
         Schedule({numpy.bool_(True): 8})
-    # Numbers that become 0 as a float are not above 0.
+    # A positive number that becomes 0.0 as a float is refused.
     with pytest.raises(ValueError, match=COUNT_OR_FRACTION):
         Schedule({2: Fraction(1, 10**400)})
 
@@ -170,7 +170,7 @@ def test_counts_never_rise_and_never_exceed_the_image(schedule, num_tokens):
     try:
         counts = schedule.counts(num_tokens)
     except ValueError as error:
-        # Both are named, the stage that asks for more and the one before.
+        # The message names the stage that keeps more and the stage before it.
         limited = [
             (layer, min(t, num_tokens)) for layer, t in zip(schedule.layers, wanted, strict=True)
         ]
@@ -300,7 +300,7 @@ def test_progressive_counts_stay_within_a_token_of_the_ratio(tower, num_tokens, 
         assert "average " in str(error)
         return
     exact = [tokens for _, tokens in exact]
-    # Closer than this, rounding would let them meet.
+    # If counts are closer than this, rounding could make them equal, so they are moved apart.
     if all(above - below > 2 for above, below in pairwise((num_tokens, *exact, -1))):
         for (_, tokens), wanted in zip(schedule.stages, exact, strict=True):
             assert abs(tokens - wanted) < 1

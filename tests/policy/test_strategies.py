@@ -1,4 +1,4 @@
-"""Strategies A to E: mixtures that move from shallow to deep."""
+"""Strategies A to E: layer weights that move from shallow to deep."""
 
 from itertools import pairwise
 

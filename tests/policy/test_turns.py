@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (templates with full-width signs)
-"""Which turn is routed: conversations in many chat templates, most of them known only by form."""
+"""The last user turn is found in many chat templates, most of which the rules do not know."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def marked(
     begin: str = "",
     prompt: str | None = None,
 ) -> Template:
-    """A template from patterns with one {} each; ``prompt`` opens the answer, "" for none."""
+    """Make a template from patterns with one {} each. ``prompt`` opens the answer; "" for none."""
     patterns = {"user": user, "assistant": assistant, "system": system}
     opening = assistant.partition("{}")[0] if prompt is None else prompt
 
@@ -41,7 +41,7 @@ def roles(
     begin: str = "",
     prompt: str | None = None,
 ) -> Template:
-    """A template that writes every role alike, with the name of the role where ROLE stands."""
+    """Make a template with the same pattern for every role; ROLE is the name of the role."""
     return marked(
         pattern.replace("ROLE", user),
         pattern.replace("ROLE", assistant),
@@ -51,7 +51,7 @@ def roles(
     )
 
 
-# The rules were written with these in view.
+# The rules were developed with these templates.
 SEEN: dict[str, Template] = {
     "chatml": roles("<|im_start|>ROLE\n{}<|im_end|>\n"),
     "llama3": roles(
@@ -80,7 +80,7 @@ SEEN: dict[str, Template] = {
     "llama3, decoded": roles("ROLE\n\n{}"),
     "kimi, decoded": roles("ROLE{}"),
 }
-# Written down before any rule was, and only scored: 37 of 38 were right at the first try.
+# Collected before any rule was written, and only scored: 37 of 38 were right at the first try.
 HELD_OUT: dict[str, Template] = {
     "deepseek vl2": marked(
         "<｜User｜>: {}\n\n",
@@ -134,7 +134,8 @@ HELD_OUT: dict[str, Template] = {
     "gemma3, decoded": roles("ROLE\n{}\n", assistant="model"),
 }
 SYSTEM = "You read what users say. User questions: count how many.\n"
-# A part of 49 written down after the rules. At the first try 44 were right, 2 more "general".
+# Some of 49 templates collected after the rules. At the first try 44 were right, and 2 of the
+# others gave "general".
 LATER: dict[str, Template] = {
     "jamba": roles("<|bom|><|ROLE|> {}<|eom|>", begin="<|startoftext|>"),
     "h2o": marked("<|prompt|>{}</s>", "<|answer|>{}</s>"),
@@ -164,7 +165,7 @@ LATER: dict[str, Template] = {
     "hashes": marked("#User#: {}\n", "#Bot#: {}\n"),
 }
 TEMPLATES = SEEN | HELD_OUT | LATER
-# What opens the answer is all that tells who is the user.
+# In these templates, only the opening of the answer shows which speaker is the user.
 NEED_OPENING = {"hunyuan", "baichuan", "names", "openchat", "oasst", "chameleon", "h2o"}
 QUESTIONS = {
     "How many circles are there?": "Three.",
@@ -178,7 +179,10 @@ COUNTED, ASKED = "How many dogs are there?", "Where is the dog?"
 
 
 def conversations(images: str) -> list[tuple[Turns, str]]:
-    """Every question after every other, alone and as the third; each with what comes last."""
+    """Return conversations of two and three questions that end with each pair of questions.
+
+    Each comes with its last question.
+    """
     questions = list(QUESTIONS)
     found: list[tuple[Turns, str]] = []
     for before in questions:
@@ -218,7 +222,7 @@ def chatml(*turns: tuple[str, str]) -> str:
 @pytest.mark.parametrize(
     "prompt",
     [
-        # Examples and role words in front of the turns.
+        # Examples and role words before the turns.
         chatml(
             ("system", f"A user asks.\nUser: {COUNTED}\nAssistant: 3\nuser\nassistant"),
             ("user", ASKED),
@@ -234,15 +238,15 @@ def chatml(*turns: tuple[str, str]) -> str:
         f"<|start|>developer<|message|>Count.<|end|><|start|>user<|message|>{ASKED}<|end|>"
         "<|start|>assistant to=functions.f<|message|>{}<|call|>"
         "<|start|>functions.f to=assistant<|message|>how many<|end|><|start|>assistant",
-        # Thoughts.
+        # Reasoning.
         chatml(("user", COUNTED), ("assistant", "<think>\nUser: 3?\n</think>3"), ("user", ASKED))
         + "<think>\n",
         f"User: {ASKED}\nAssistant: <think>\nUser: how many?\n</think>Left",
-        # An answer that has begun, or is complete.
+        # Partial or complete answers at the end.
         f"USER: {COUNTED} ASSISTANT: 3 USER: {ASKED} ASSISTANT: Answer:",
         f"<|user|>\n{ASKED}<|end|>\n<|assistant|>\nHow many? 3<|end|>\n",
         f"User: {COUNTED}\nFalcon: 3\nUser: {ASKED}\nFalcon: how many?",
-        # Exercises inside of turns, and by themselves.
+        # Exercises inside turns, and alone.
         f"USER: <image>\nQuestion: {COUNTED}\nAnswer: ASSISTANT: 3</s>"
         f"USER: <image>\nQuestion: {ASKED}\nOptions:\n"
         "A. left\nB. right\nAnswer: ASSISTANT:",
@@ -250,7 +254,7 @@ def chatml(*turns: tuple[str, str]) -> str:
         # Images.
         f"USER: <im_start><im_patch><im_patch><im_end>\n{ASKED} ASSISTANT:",
         f"<|user|>\n{COUNTED}<|end|>\n<|assistant|>\n3<|end|>\n<|user|>\n<|image_1|>\n{ASKED}<|end|>",
-        # Lists of role words in an answer, line ends of Windows, home-made signs.
+        # Lists of role words in an answer, Windows line ends, unusual markers.
         f"USER: {COUNTED} ASSISTANT: They are:\nuser\nassistant\nmodel</s>USER: {ASKED} ASSISTANT:",
         f"user\r\n{COUNTED}\r\nmodel\r\n3\r\nuser\r\n{ASKED}\r\nmodel\r\n",
         f"(user) {COUNTED}\n(assistant) 3\n(user) {ASKED}\n(assistant)",
@@ -317,7 +321,7 @@ def test_text_without_turns_comes_back_whole(prompt):
         f"<|user|>\n{COUNTED}<|end|>\n<|assistant|>\n3<|end|>\n<|user|>\n<|image_1|><|end|>\n",
         f"USER: {COUNTED} ASSISTANT: 3</s>USER: ASSISTANT:",
         chatml(("user", COUNTED), ("assistant", "3"), ("user", ""), ("weather", ASKED)),
-        # Nothing tells questions from answers.
+        # Nothing distinguishes questions from answers.
         f"{COUNTED}</s>Three.</s>{ASKED}</s>",
         f"{COUNTED} ASSISTANT: 3 {ASKED} ASSISTANT:",
         f"Alice: {COUNTED}\nBob: 3\nAlice: {ASKED}\nBob: Left.",
@@ -369,7 +373,7 @@ def test_cost_is_linear_in_the_prompt(unit):
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """The least of several runs, in CPU time: what else the machine does is not the router's."""
+    """Return the best of several runs in CPU time, so that other processes do not count."""
     found = []
     for _ in range(5):
         start = time.process_time()

@@ -1,4 +1,4 @@
-"""Every family's tiny model, its prompts, and what it gives when nobody wraps or changes it."""
+"""Every family's tiny model, its prompts, and its outputs without any wrapper or change."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from clasp_kernels.policy import Schedule
 Batch = dict[str, torch.Tensor]
 
 SCHEDULES = {"input": Schedule.input(0.25), "inside": Schedule({1: 0.5, 3: 0.25})}
-#: Words before, between and after the images of each prompt: one, two and none.
+#: Words before, between and after the images of each prompt, for one, two and no images.
 ROWS = ((2, 3), (1, 2, 5), (4,))
 CATEGORIES = {"categories": ["ocr", "counting", "general"]}
 NEW_TOKENS = 4
 
-#: Families that differ most: line ends between tokens; features for later layers and
-#: positions in three dimensions; images that see themselves both ways; a recurrent decoder.
+#: The families that differ most: newlines between tokens; DeepStack features and 3D position ids;
+#: bidirectional attention within images; a recurrent decoder.
 TELLING = ("llava_next", "qwen3_vl", "gemma3", "qwen3_5")
 telling_families = pytest.mark.parametrize("family", TELLING)
-#: The others are deep.
+#: The others only run in `make test-deep`.
 every_family = pytest.mark.parametrize(
     "family",
     [
@@ -53,7 +53,7 @@ def patched(model: Any, where: str) -> ClaspHandle:
 
 
 def skip_what_is_refused(model: Any, where: str) -> None:
-    """Skip a test inside a decoder that cannot be pruned there."""
+    """Skip the test if the schedule prunes inside a decoder that does not support it."""
     problem = refusal(model.config.get_text_config())
     if problem and any(SCHEDULES[where].layers):
         pytest.skip(problem)
@@ -61,18 +61,18 @@ def skip_what_is_refused(model: Any, where: str) -> None:
 
 @cache
 def batch(family: str, rows: tuple[tuple[int, ...], ...] = ROWS) -> Batch:
-    """Prompts padded on the left. Shared, so not to be changed."""
+    """Return left-padded prompts. They are cached, so do not modify them."""
     with torch.no_grad():
         return oracle._batch(family, build(family), rows)
 
 
 def negated(prompts: Batch) -> Batch:
-    """The same prompts about other images."""
+    """Return the same prompts with different images."""
     return {name: -value if value.is_floating_point() else value for name, value in prompts.items()}
 
 
 def together(family: str, *prompts: Batch) -> Batch:
-    """Prompts of a row each as one batch, padded on the left."""
+    """Join prompts of one row each to one left-padded batch."""
     width = max(prompt["input_ids"].shape[1] for prompt in prompts)
     joined: Batch = {}
     for name, value in prompts[0].items():
@@ -85,7 +85,7 @@ def together(family: str, *prompts: Batch) -> Batch:
 
 
 def greedy(model: Any) -> dict[str, Any]:
-    """Settings of ``generate`` under which no placeholder is generated."""
+    """Return greedy settings of ``generate`` that never generate a placeholder."""
     return {
         "max_new_tokens": NEW_TOKENS,
         "do_sample": False,
@@ -104,7 +104,7 @@ def last(handle: ClaspHandle) -> PrefillRecord:
 
 
 def answers(model: Any, prompts: Batch, pruned: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a forward, and ids that are generated."""
+    """Return the logits of a forward, and generated ids."""
     categories = CATEGORIES if pruned else {}
     logits = model(**prompts, **categories).logits
     return logits, model.generate(**prompts, **categories, **greedy(model))
@@ -112,7 +112,7 @@ def answers(model: Any, prompts: Batch, pruned: bool = True) -> tuple[torch.Tens
 
 @cache
 def expected(family: str, where: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The answers of a fresh model, pruned or, where that is None, not."""
+    """Return the answers of a fresh model, pruned at ``where``, or unpruned if that is None."""
     model = build(family)
     with torch.no_grad():
         if where is None:
@@ -122,7 +122,7 @@ def expected(family: str, where: str | None) -> tuple[torch.Tensor, torch.Tensor
 
 
 def assert_prunes(model: Any, family: str, where: str, atol: float = 0.0) -> None:
-    """A model answers as one does that was patched and nothing else."""
+    """Check that a model answers like a fresh patched model."""
     assert_answers(model, batch(family), expected(family, where), atol)
 
 
@@ -143,5 +143,5 @@ def assert_answers(
 
 
 def oracle_logits(model: Any, prompts: Batch, ids: torch.Tensor, record: PrefillRecord) -> Any:
-    """[rows, columns, vocabulary]: an unpatched model's logits, with what was dropped masked."""
+    """Return an unpatched model's logits [rows, columns, vocabulary] with dropped tokens masked."""
     return oracle._oracle(model, prompts, ids, oracle._kept(record, prompts))

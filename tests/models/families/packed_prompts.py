@@ -1,4 +1,4 @@
-"""Prompts for the Qwen-VL families' tiny models, and what pruned ones are compared with."""
+"""Prompts for the Qwen-VL families' tiny models, and references for their pruned outputs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def build(family: str) -> Any:
 
 
 def with_video(model: Any, frames: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """A prompt with an image and a video, and one of text alone, padded on the left.
+    """Return a prompt with an image and a video, and a text-only prompt, padded on the left.
 
-    ``frames`` are the video's, in runs: (2,) stand together, (1, 1) between words.
+    ``frames`` are the lengths of the video's runs of frames: (2,) is one run, (1, 1) two runs with
+    text between them.
     """
-    image, video = (1, 8, 4), (sum(frames), 4, 8)  # 8 tokens, and 8 a frame
+    image, video = (1, 8, 4), (sum(frames), 4, 8)  # 8 tokens, and 8 tokens per frame
     first = [5, START, *[IMAGE_TOKEN] * 8, END, 12, 13, 14, 15]
     for count in frames:
         first += [START, *[VIDEO_TOKEN] * (8 * count), END, 7, 11]
@@ -53,7 +54,7 @@ def with_video(model: Any, frames: tuple[int, ...]) -> dict[str, torch.Tensor]:
 def differences(
     family: str, batch: dict[str, torch.Tensor], schedule: Schedule
 ) -> tuple[float, float, PrefillRecord]:
-    """How far prefill and generation are from the masking oracle, and what was kept."""
+    """Return the differences of prefill and generation from the masking oracle, and the record."""
     model, profile = build(family), Profile.for_model_type(family)
     answers = []
     with apply_clasp(model, schedule=schedule, profile=profile) as handle:
@@ -70,8 +71,8 @@ def differences(
 
 
 def reference_salience(model: Any, batch: dict[str, torch.Tensor], layer: int) -> torch.Tensor:
-    """[image's and video's tokens]: the attention that patches get within their frame, in plain
-    torch, from a block's own projection."""
+    """Compute the attention that each visual token of image and video gets within its frame, in
+    plain torch, from the block's own projection."""
     attention = model.model.visual.blocks[layer].attn
     library: Any = sys.modules[type(attention).__module__]
     seen: list[tuple[Any, dict[str, Any]]] = []

@@ -1,4 +1,4 @@
-"""Pruned models compiled: their forwards, and decoding with a static cache."""
+"""Compiled pruned models: their forwards, and decoding with a static cache."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_compiled(family: str, where: str, compiles: Callable[[Any], Any]) -> No
 
 @pytest.mark.parametrize("family", ["qwen3_vl"])
 def test_compiled_for_speed(family: str) -> None:
-    """As it takes minutes, only where features are added to visual tokens."""
+    """This takes minutes, so only the family with DeepStack features is compiled."""
     check_compiled(family, "inside", torch.compile)
 
 
@@ -60,7 +60,7 @@ def check_compiled(family: str, where: str, compiles: Callable[[Any], Any]) -> N
 @telling_families
 @every_schedule
 def test_compiled_decoding_with_a_static_cache(family: str, where: str) -> None:
-    """As many graphs as the unpatched model needs, and the same answer as without."""
+    """Compiled decoding needs as many graphs as the unpatched model, and gives the same answer."""
     model, prompts = build(family), batch(family)
     graphs: list[torch.fx.GraphModule] = []
 

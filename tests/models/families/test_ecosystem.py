@@ -1,4 +1,4 @@
-"""Every family's pruned model under those who copy, cast, offload, adapt, quantise and train it."""
+"""Every family's pruned model when it is copied, cast, offloaded, adapted, quantised, trained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ from tiny_llava import saved_and_loaded
 from clasp_kernels.models import oracle, remove_clasp
 
 deep = pytest.mark.deep
-#: In which order a model is patched and changed by others, and where it prunes. Half is deep.
+#: Whether a model is patched before or after others change it, and where it prunes. Half of the
+#: combinations only run in `make test-deep`.
 orders = pytest.mark.parametrize(
     ("where", "patch_first"),
     [
@@ -59,7 +60,7 @@ def test_low_precision(family: str, where: str, run: Any, dtype: torch.dtype) ->
 
 
 def check_against_masking(model: Any, where: str, run: Any) -> None:
-    """What is kept may differ by rounding; the oracle masks what was dropped, whatever that is."""
+    """Compare with the oracle on the same dropped tokens, as rounding may change the selection."""
     task = oracle.Task(where, ROWS, run, lambda _: SCHEDULES[where])
     found = oracle.compare_logits(model.config.model_type, lambda: model, task, relative=True)
     assert found.difference <= min(found.tolerance, found.control / 2), found
@@ -68,7 +69,7 @@ def check_against_masking(model: Any, where: str, run: Any) -> None:
 @every_family
 @every_schedule
 def test_pixels_in_full_precision(family: str, where: str) -> None:
-    """As processors give them, whatever the model's precision is."""
+    """Processors return float32 pixels, whatever the model's dtype is."""
     model, prompts = build(family).bfloat16(), batch(family)
     pixels = {
         name: value.bfloat16() if value.is_floating_point() else value
@@ -82,7 +83,7 @@ def test_pixels_in_full_precision(family: str, where: str) -> None:
 def check_offloaded(
     family: str, where: str, patch_first: bool, offload: Callable[[Any], Any]
 ) -> None:
-    """A model whose weights are only there while the module that has them runs."""
+    """Weights of an offloaded model are only loaded while the module that has them runs."""
     unpatched = build(family)
     offload(unpatched)
     try:
@@ -97,7 +98,7 @@ def check_offloaded(
     assert_prunes(model, family, where)
     handle.remove()
     assert all(parameter.is_meta for parameter in model.parameters())
-    # Not every unpatched family can generate: some reach for weights ahead of their forward.
+    # Not generate: some unpatched families then use weights before the forward that loads them.
     assert torch.equal(model(**batch(family)).logits, expected(family, None)[0])
 
 
@@ -119,7 +120,7 @@ def test_weights_on_disk(family: str, where: str, patch_first: bool, tmp_path: P
 
 
 def device_map(model: Any, layers: Callable[[int], str]) -> dict[str, str]:
-    """Every part by itself, and a device for each of the decoder's layers."""
+    """Return a device map with an entry for each part and for each decoder layer."""
     decoder = model.get_decoder()
     names = {id(module): name for name, module in model.named_modules()}
     devices = {
@@ -154,7 +155,7 @@ def test_a_device_map(
     assert_as_it_was(model, family)
 
 
-#: The same for what takes longer: a quarter is not deep.
+#: The same for slower tests: three quarters only run in `make test-deep`.
 orders_of_adapting = pytest.mark.parametrize(
     ("where", "patch_first"),
     [
@@ -167,7 +168,7 @@ orders_of_adapting = pytest.mark.parametrize(
 
 
 def adapted(model: Any) -> Any:
-    """With LoRA on the decoder that does something."""
+    """Return the model with a LoRA on the decoder that changes its outputs."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -208,7 +209,7 @@ def test_lora(family: str, where: str, patch_first: bool) -> None:
 
 
 class Int8Linear(torch.nn.Module):
-    """Weights as bitsandbytes has them: integers, in a parameter, and a scale for each row."""
+    """A linear layer with weights like bitsandbytes': an integer parameter and a scale per row."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -280,7 +281,7 @@ def test_torchao(family: str, where: str, patch_first: bool) -> None:
     ],
 )
 def test_copies(family: str, where: str, copied: Any) -> None:
-    model = build(family)  # one that ran has hooks that cannot be saved
+    model = build(family)  # a model that ran has hooks that cannot be pickled
     handle = patched(model, where)
     twin = copied(model)
     handle.remove()
@@ -309,7 +310,7 @@ def test_remove_leaves_nothing(family: str, where: str) -> None:
     handle = patched(model, where)
     assert_prunes(model, family, where)
     handle.remove()
-    before = everything()  # now that transformers has installed what it installs once
+    before = everything()  # after the first forward, in which transformers installs its hooks
     handle = patched(model, where)
     assert_prunes(model, family, where)
     handle.remove()
@@ -324,7 +325,7 @@ def test_remove_leaves_nothing(family: str, where: str) -> None:
 
 
 def labels_of(model: Any, prompts: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Every token is a label but placeholders, padding, and what padding would predict."""
+    """Return the ids as labels, without placeholders, padding and the first token of each row."""
     ids, mask = prompts["input_ids"], prompts["attention_mask"]
     labels = ids.masked_fill((ids == model.config.image_token_id) | (mask == 0), -100)
     return labels.masked_fill(mask.cumsum(1) == 1, -100)
@@ -343,7 +344,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 @every_family
 @every_schedule
 def test_a_training_step(family: str, where: str) -> None:
-    """Loss and gradients are those of the unpatched model with what was dropped masked."""
+    """Loss and gradients equal those of the unpatched model with dropped tokens masked."""
     model, prompts = build(family).train(), batch(family)
     labels, ids = labels_of(model, prompts), prompts["input_ids"]
     positions = oracle._prompt_positions(model, prompts)

@@ -1,6 +1,6 @@
-"""Every family of the registry is held to the masking oracle.
+"""Check every family of the registry against the masking oracle.
 
-`make compat` reads from the names of these tests which family passes before the decoder, and which
+`make compat` uses the names of these tests to record which families pass before the decoder and
 inside it.
 """
 

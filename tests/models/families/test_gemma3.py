@@ -20,13 +20,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:the router cannot read the promp
 FAMILY = "gemma3"
 INPUT = Schedule.input(0.25)
 INSIDE = Schedule({0: 0.75, 1: 0.5, 2: 0.25, 3: 0.125})
-TOKENS = 9  # of an image
+TOKENS = 9  # per image
 BEGIN, END = 62, 63
 STEPS = {"max_new_tokens": 4, "min_new_tokens": 4, "suppress_tokens": [IMAGE_TOKEN]}
 
 
 def with_images(model: Any, *rows: int) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, each with so many images."""
+    """Return left-padded prompts with the given numbers of images."""
     prompts = [
         [3 + row, 8, *[BEGIN, *[IMAGE_TOKEN] * TOKENS, END, 7] * count, 12, 13, 14]
         for row, count in enumerate(rows)
@@ -49,7 +49,7 @@ def masked(
     kept: dict[int, torch.Tensor],
     both_ways: bool = True,
 ) -> torch.Tensor:
-    """The unpatched model's logits, where each layer's own mask is narrowed to what was kept."""
+    """Return the unpatched model's logits with each layer's mask restricted to kept tokens."""
     new = ids.shape[1] - batch["input_ids"].shape[1]
     mask = torch.nn.functional.pad(batch["attention_mask"], (0, new), value=1)
     causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()
@@ -62,7 +62,7 @@ def masked(
             seen = seen & keys[:, None, None]
             if not both_ways:
                 seen = seen & causal
-            # A dropped token's own row is never looked at.
+            # The diagonal avoids fully masked rows; the rows of dropped tokens are not compared.
             return args, {**kwargs, "attention_mask": seen | torch.eye(len(causal)).bool()}
 
         return hook

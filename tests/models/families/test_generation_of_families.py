@@ -1,4 +1,4 @@
-"""``generate`` as people call it, on every family, pruned before its decoder and inside."""
+"""``generate`` in its usual modes, on every family, pruned before and inside the decoder."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_samples_of_each_prompt(family: str, where: str) -> None:
     [pytest.param(False, id="dynamic"), pytest.param(True, id="static", marks=pytest.mark.deep)],
 )
 def test_beams(family: str, where: str, static: bool) -> None:
-    """Each beam's score is what the masked model gives its tokens."""
+    """Each beam's score equals the score of its tokens in the masked model."""
     model, prompts = build(family), batch(family)
     settings = {"cache_implementation": "static"} if static else {}
     with patched(model, where) as handle:
@@ -107,16 +107,16 @@ def test_a_static_cache(family: str, where: str, given: bool) -> None:
 @every_family
 @every_schedule
 def test_drafts_and_steps_without_a_cache(family: str, where: str) -> None:
-    """What is kept follows from the prompt, not from what is drafted or generated after it."""
+    """The kept tokens depend on the prompt only, not on drafted or generated tokens after it."""
     model, prompts = build(family), batch(family, ONE)
     assistant = build(family, decoder_layers=2)
     shallow: dict[str, Any] = {"assistant_model": assistant}
     ways: list[dict[str, Any]] = [{"use_cache": False}]
-    if not model._is_stateful:  # else no draft can be taken back, unpatched either
+    if not model._is_stateful:  # a recurrent state cannot be cropped, so there are no drafts
         ways += [{"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}, shallow]
     if (
         StaticLayer.is_croppable and not model._is_stateful
-    ):  # before 5.24, a static cache could not be cropped
+    ):  # before transformers 5.24, a static cache could not be cropped
         length = prompts["input_ids"].shape[1] + NEW_TOKENS + 20
         static = StaticCache(config=model.config, max_cache_len=length)
         ways.append({"assistant_model": assistant, "past_key_values": static})
@@ -149,7 +149,7 @@ def test_a_padded_batch_is_its_rows(family: str, where: str) -> None:
 
 
 def turn(model: Any, ids: torch.Tensor, more: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A conversation that goes on with ``more`` [1, columns]."""
+    """Return the arguments of a conversation extended by ``more`` [1, columns]."""
     ids = torch.cat([ids, more], dim=1)
     columns = SPECIMENS[model.config.model_type].columns(model, ids)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **columns}
@@ -168,7 +168,7 @@ def test_a_second_turn_of_text(family: str, where: str, by_hand: bool) -> None:
         record = last(handle)
         if by_hand:
             ids = torch.cat([first.sequences, WORDS], dim=1)
-            # The last token that was generated has not been fed.
+            # The last generated token has not been fed back yet.
             new, cache = ids[:, -1 - WORDS.shape[1] :], output_cache(first)
             logits = model(input_ids=new, past_key_values=cache).logits
             columns = slice(-new.shape[1], None)
@@ -180,7 +180,7 @@ def test_a_second_turn_of_text(family: str, where: str, by_hand: bool) -> None:
 
 
 def go_on(model: Any, first: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids of a second turn, and its logits."""
+    """Generate a second turn; return its ids and logits."""
     whole, cache = turn(model, first.sequences, WORDS), output_cache(first)
     again = model.generate(**whole, past_key_values=cache, **greedy(model), **TELL_ALL)
     return again.sequences, torch.stack(again.logits, 1)
@@ -189,7 +189,7 @@ def go_on(model: Any, first: Any) -> tuple[torch.Tensor, torch.Tensor]:
 @every_family
 @every_schedule
 def test_a_turn_after_another_conversation(family: str, where: str) -> None:
-    """What a turn goes on from is in its cache, not in the model."""
+    """The state of a conversation is in its cache, not in the model."""
     model, prompts, other = build(family), batch(family, TWO), negated(batch(family, ONE))
 
     def second_turn(interrupted: bool, **settings: Any) -> torch.Tensor:
@@ -228,7 +228,7 @@ def test_a_second_turn_with_images(family: str, where: str) -> None:
             positions = oracle._positions(model, both, whole["input_ids"], mask)
             arguments["position_ids"] = positions
         again = model.generate(**arguments, past_key_values=cache)
-        start = first.sequences.shape[1] - 1  # that token has not been fed
+        start = first.sequences.shape[1] - 1  # the last token has not been fed back yet
         new = {"input_ids": whole["input_ids"][:, start:]}
         kept.append(oracle._kept(last(handle), new))
     layers = sorted(kept[0])
@@ -245,7 +245,7 @@ def test_a_second_turn_with_images(family: str, where: str) -> None:
 @every_family
 @every_schedule
 def test_steps_by_hand_count_columns_by_themselves(family: str, where: str) -> None:
-    """Of a prompt without padding the caller need not give mask and positions, to either model."""
+    """Without padding, neither model needs mask and position ids from the caller."""
     model, prompts = build(family), batch(family, TWO)
     ids = prompts["input_ids"]
 

@@ -23,7 +23,7 @@ PIXELS = 18
 
 
 def with_images(*rows: int) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, each with so many images, words between them."""
+    """Return left-padded prompts with the given numbers of images and text between them."""
     prompts = [
         [3 + row, 8, *[50, *[IMAGE_TOKEN] * TOKENS, 51, 7] * count, 12, 13, 14]
         for row, count in enumerate(rows)
@@ -53,7 +53,7 @@ def test_salience_is_the_attention_that_merged_patches_get(family: str) -> None:
     model, eager = build(family), SPECIMENS[family].build(attn_implementation="eager")
     batch = with_images(2, 1)
     mask = torch.ones(2, 2, PIXELS, PIXELS, dtype=torch.bool)
-    mask[0, 1, 12:] = False  # the last two rows of patches of the second image are padding
+    mask[0, 1, 12:] = False  # in the second image, the last two rows of patches are padding
     with apply_clasp(model) as handle:
         adapter = handle._runtime.adapter
         whole = adapter.encode(model, batch).salience()

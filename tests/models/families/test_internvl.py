@@ -18,11 +18,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:the router cannot read the promp
 FAMILY = "internvl"
 INPUT = Schedule.input(0.25)
 INSIDE = Schedule({0: 0.75, 1: 0.5, 2: 0.25, 3: 0.125})
-TOKENS = 9  # of a tile
+TOKENS = 9  # per tile
 
 
 def with_tiles(model: Any, *rows: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, each with images of so many tiles."""
+    """Return left-padded prompts with images of the given numbers of tiles."""
     prompts = []
     for number, tiles in enumerate(rows):
         ids = [3 + number, 8]
@@ -86,12 +86,12 @@ def test_salience_is_the_attention_of_each_tiles_cls_token() -> None:
 def test_a_token_has_the_patches_of_its_square() -> None:
     model = build(FAMILY)
     tower = model.model.vision_tower
-    for layer in tower.encoder.layer:  # which then change nothing
+    for layer in tower.encoder.layer:  # make every layer the identity
         layer.lambda_1.zero_()
         layer.lambda_2.zero_()
     tower.embeddings.patch_embeddings.projection.weight.zero_()
     tower.embeddings.patch_embeddings.projection.bias.zero_()
-    # Each patch is its number.
+    # The hidden state of each patch is its number.
     numbers = torch.arange(-1, 36)[:, None].expand(37, 32)
     tower.embeddings.position_embeddings.copy_(numbers)
     batch = with_tiles(model, (2,))
@@ -195,7 +195,7 @@ def test_prompts_that_do_not_tell_their_images_are_refused() -> None:
     batch = with_tiles(model, (2,))
     ids = batch["input_ids"]
     torn, cut = ids.clone(), ids.clone()
-    torn[0, [2, 7]] = torch.tensor([IMAGE_TOKEN, 50])  # as many, in runs of 5 and 13
+    torn[0, [2, 7]] = torch.tensor([IMAGE_TOKEN, 50])  # same number, in runs of 5 and 13
     cut[0, 3] = 4
     embeds = model.get_input_embeddings()(ids)
     with apply_clasp(model):

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the router cannot read the promp
 FAMILY = "llava_next"
 INPUT = Schedule.input(0.25)
 INSIDE = Schedule({0: 0.75, 1: 0.5, 2: 0.25, 3: 0.125})
-SIDE = 6  # patches of a tile, to a side
-# Of an image of so many pixels: its tiles, and which rows and columns of patches are its own.
+SIDE = 6  # patches per side of a tile
+# (height, width) of an image, to its grid of tiles and the rows and columns of patches that are not
+# padding.
 WIDE, TALL, BIG = (16, 44), (44, 16), (48, 40)
 ARRANGED = {
     WIDE: ((1, 2), range(1, 5), range(12)),
@@ -28,8 +29,10 @@ ARRANGED = {
 
 
 def order(size: tuple[int, int]) -> list[int]:
-    """By hand: the patch at each placeholder of an image, its tiles' patches numbered one after
-    another, that of the whole first; -1 at the ends of rows."""
+    """Return the patch of each placeholder of an image, computed by hand; -1 for newlines.
+
+    Patches are numbered tile after tile, the whole image first.
+    """
     (_, across), rows, columns = ARRANGED[size]
     found = list(range(SIDE * SIDE))
     for row in rows:
@@ -41,7 +44,7 @@ def order(size: tuple[int, int]) -> list[int]:
 
 
 def with_images(*rows: tuple[tuple[int, int], ...]) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, each with images of these sizes."""
+    """Return left-padded prompts with images of the given sizes."""
     prompts = []
     for number, sizes in enumerate(rows):
         ids = [3 + number, 8]
@@ -75,7 +78,7 @@ def test_a_view_and_its_tiles_are_one_pool_and_line_ends_stay(schedule: Schedule
     tokens = [36 + 48, 36 + 120, 36 + 48]
     share = 0.25 if schedule is INPUT else 0.75
     assert record.stages[0].counts == tuple(int(share * count + 0.5) for count in tokens)
-    # Of each image's line ends, all are left.
+    # All newlines of each image are left.
     last = record.stages[-1]
     ids = batch["input_ids"].gather(1, last.columns.clamp_min(0))
     placeholders = ((ids == IMAGE_TOKEN) & (last.columns >= 0)).sum(1).tolist()
@@ -108,7 +111,7 @@ def test_patches_are_arranged_as_the_image_had_them() -> None:
     batch = with_images((WIDE, TALL), (BIG,))
 
     def numbered(module: Any, args: Any, outputs: Any) -> Any:
-        """Every hidden state says which patch it is, of all that the tower got."""
+        """Replace every hidden state by the number of its patch among all patches."""
         outputs.hidden_states = tuple(
             torch.nn.functional.pad(
                 torch.arange(state.shape[0] * SIDE * SIDE).view(-1, SIDE * SIDE), (1, 0)
@@ -184,7 +187,7 @@ def test_layers_can_be_fused_into_what_the_projector_gets() -> None:
     own_layer = Profile(
         name="last but one",
         model_type=FAMILY,
-        layers=(0.5, 0.8),  # hidden state 4 of 5 layers
+        layers=(0.5, 0.8),  # 0.8 is hidden state 4 of 5 layers
         source="a test",
         categories={"general": CategoryPolicy((0.0, 1.0), 0.5)},
     )

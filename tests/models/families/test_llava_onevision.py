@@ -42,7 +42,7 @@ def padded(*prompts: list[int]) -> dict[str, torch.Tensor]:
 
 
 def with_image_and_video() -> dict[str, torch.Tensor]:
-    """An image and a video of three frames in one prompt, and one of text alone."""
+    """Return a prompt with an image and a video of three frames, and a text-only prompt."""
     generator = torch.Generator().manual_seed(2)
     first = [3, *[IMAGE_TOKEN] * PLACEHOLDERS[BIG], 7, *[VIDEO_TOKEN] * (3 * 9 + 1), 8, 12, 13]
     return {
@@ -109,7 +109,7 @@ def test_an_image_of_many_tiles_is_shrunk_as_the_model_does() -> None:
     outputs = tower(batch["pixel_values"][0], output_hidden_states=True, output_attentions=True)
 
     def shrunk(of_patches: torch.Tensor) -> torch.Tensor:
-        """[tokens, width] of [tiles, patches, width], in plain torch."""
+        """Downsample [tiles, patches, width] to [tokens, width] in plain torch."""
         whole, tiles = of_patches[0], of_patches[1:].unflatten(1, (6, 6)).unflatten(0, (2, 2))
         image = torch.cat([torch.cat(list(row), 1) for row in tiles], 0)[:, 1:11]
         image = torch.nn.functional.interpolate(

@@ -19,7 +19,7 @@ FAMILY = "mistral3"
 INPUT = Schedule.input(0.25)
 INSIDE = Schedule({0: 0.75, 1: 0.5, 2: 0.25, 3: 0.125})
 BREAK, END = 50, 51
-SMALL, ODD, LARGE = (16, 24), (28, 32), (32, 32)  # 2 x 3, 3 x 4 and 4 x 4 tokens
+SMALL, ODD, LARGE = (16, 24), (28, 32), (32, 32)  # pixels of 2 x 3, 3 x 4 and 4 x 4 tokens
 
 
 def tokens(size: tuple[int, int]) -> tuple[int, int]:
@@ -27,7 +27,7 @@ def tokens(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def with_images(*rows: tuple[tuple[int, int], ...]) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, each with images of these sizes, whose rows end with a word."""
+    """Return left-padded prompts with images of the given sizes and their row-end tokens."""
     prompts = []
     for number, sizes in enumerate(rows):
         ids = [3 + number, 8]
@@ -94,7 +94,7 @@ def test_salience_is_the_attention_within_an_image() -> None:
         found = handle._runtime.adapter.encode(model, batch).salience()
 
     def reference(layer: int) -> torch.Tensor:
-        """Each image by itself, in which no other can be seen."""
+        """Run each image by itself, so that no attention goes to another image."""
         scores = torch.zeros_like(found)
         for image, (height, width) in enumerate((ODD, SMALL)):
             pixels = batch["pixel_values"][image : image + 1, :, :height, :width]
@@ -175,7 +175,7 @@ def test_sizes_may_be_numbers_of_any_kind() -> None:
 
 
 def test_a_released_models_patches_can_be_verified() -> None:
-    """Of 14 pixels, merged 2 x 2."""
+    """Released models have patches of 14 pixels, merged 2 x 2."""
     model = tiny_mistral3()
     config = copy.deepcopy(model.config)
     config.vision_config.patch_size = 14

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: images of different sizes, videos, windows, three-dimensional positions."""
+"""Qwen2.5-VL: images of different sizes, videos, window attention, 3D position ids."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tokens(kind: str) -> list[int]:
 
 
 def batch(*rows: list[int | str], kinds: tuple[str, ...] = ("image",)) -> dict[str, torch.Tensor]:
-    """Prompts in which "image" and "video" stand for the next of their sizes."""
+    """Return prompts in which "image" and "video" are the next item of their kind in SIZES."""
     waiting = {"image": iter(tokens("image")), "video": iter(tokens("video"))}
     placeholder = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
     ids = []
@@ -105,7 +105,7 @@ def positions(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def grown(inputs: dict[str, torch.Tensor], ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The inputs with what was generated after them."""
+    """Extend the inputs by the generated ids."""
     new = ids.shape[1] - inputs["input_ids"].shape[1]
     pad = torch.nn.functional.pad
     return {
@@ -126,7 +126,7 @@ def grown(inputs: dict[str, torch.Tensor], ids: torch.Tensor) -> dict[str, torch
 def test_every_generated_step(
     model: Any, inputs: dict[str, torch.Tensor], schedule: Schedule, settings: dict[str, Any]
 ) -> None:
-    """Positions of what is kept, of text after the images, and of what is generated, stay."""
+    """Kept tokens, text after the images and generated tokens keep their position ids."""
     asked = {
         **GREEDY,
         **settings,
@@ -149,7 +149,7 @@ def test_it_verifies() -> None:
 
 
 def test_salience_is_the_attention_received_within_an_image(model: Any) -> None:
-    """In the order of the language model's tokens, not in that of the windows."""
+    """The salience is in the order of the language model's tokens, not in window order."""
     inputs = WITH_VIDEO
     with pruned(model, Schedule({0: 3}), pivot_ratio=1.0) as handle:
         model(**inputs, categories="general")
@@ -169,7 +169,7 @@ def test_salience_is_the_attention_received_within_an_image(model: Any) -> None:
         merged = tower(inputs[pixels], grid_thw=inputs[grid], return_dict=True).pooler_output
         hook.remove()
         in_windows = tower.merger(tower.blocks[2](**_of_block(seen, tower, inputs, pixels, grid)))
-        back = torch.cdist(merged, in_windows).argmin(1)  # where the windows put each token
+        back = torch.cdist(merged, in_windows).argmin(1)  # index of each token in window order
         hidden = seen["hidden"]
         query, key, _ = attention.qkv(hidden).reshape(len(hidden), 3, 4, 8).unbind(1)
         cos, sin = (part.unsqueeze(-2) for part in seen["position_embeddings"])
@@ -195,7 +195,7 @@ def _turned(x: torch.Tensor) -> torch.Tensor:
 def _of_block(
     seen: dict[str, Any], tower: Any, inputs: dict[str, torch.Tensor], pixels: str, grid: str
 ) -> dict[str, Any]:
-    """What the last block was called with, found by running the tower once more."""
+    """Run the tower once more and return the arguments of the last block."""
     found: dict[str, Any] = {}
 
     def look(_: Any, args: Any, kwargs: dict[str, Any]) -> None:

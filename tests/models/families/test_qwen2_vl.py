@@ -107,6 +107,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_changed() -> None:
     with apply_clasp(model), pytest.raises(TypeError, match=r"tensor \[images, 3\]"):
         model(**{**batch, "video_grid_thw": None})
     ids = batch["input_ids"].clone()
-    ids[0, 3] = 4  # one placeholder less
+    ids[0, 3] = 4  # one placeholder is missing
     with apply_clasp(model), pytest.raises(ValueError, match="placeholders"):
         model(**{**batch, "input_ids": ids})

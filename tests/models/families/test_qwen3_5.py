@@ -1,4 +1,4 @@
-"""Qwen3.5, pruned before its hybrid decoder; and the families of Qwen with experts."""
+"""Qwen3.5, pruned before its hybrid decoder, and the Qwen families with experts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_beams_and_steps_without_a_cache_see_the_same_prompt(family: str) -> Non
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_later_turn_goes_on_from_the_pruned_cache(family: str) -> None:
-    """As one prompt with both turns does."""
+    """A later turn gives the same logits as one prompt with both turns."""
     model = build(family)
     batch = {name: value for name, value in with_video(model, (1, 1)).items()}
     for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
@@ -162,7 +162,8 @@ def test_packed_samples_are_refused(family: str) -> None:
 def test_recurrent_layers_are_not_told_lengths_for_flash_attention(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lengths would mean packed samples to them, and the gaps of positions to attention."""
+    """Recurrent layers would take the lengths for packed samples, and attention layers the gaps in
+    the position ids."""
     model = build(family)
     batch = with_video(model, (1, 1))
     one = {

@@ -32,7 +32,7 @@ STEPS = {
 
 
 def with_image_and_video(model: Any) -> dict[str, torch.Tensor]:
-    """An image and a video in one prompt, and one of text alone."""
+    """Return a prompt with an image and a video, and a text-only prompt."""
     generator = torch.Generator().manual_seed(2)
     video = [VIDEO_TOKEN] * (FRAMES * (PATCHES + 1))
     first = [3, *video, 7, *[IMAGE_TOKEN] * PATCHES, 8, 12, 13]
@@ -60,7 +60,7 @@ def test_frames_that_repeat_each_other_compete() -> None:
     model = build(FAMILY)
     batch = with_image_and_video(model)
     video = batch["pixel_values_videos"]
-    video[:, 1] = video[:, 0]  # two frames of one picture
+    video[:, 1] = video[:, 0]  # two frames are equal
     with apply_clasp(model, budget=0.5) as handle:
         model(**batch, categories="scene")
         assert handle.last is not None
@@ -91,7 +91,7 @@ def test_features_and_salience_are_those_of_each_tower() -> None:
         videos = eager.model.video_tower(video[0], output_attentions=True).attentions
         scores = torch.zeros(2, FRAMES * (PATCHES + 1))
         scores[0, :PATCHES] = images[layer].mean(1)[0, 0, 1:]
-        scores[1] = videos[layer].mean(1)[:, 0].flatten()  # what each CLS token gives itself too
+        scores[1] = videos[layer].mean(1)[:, 0].flatten()  # includes the CLS token's own score
         return scores
 
     found = vision.salience()
