@@ -1,4 +1,4 @@
-"""Builds copies of the project, and reads what the build says."""
+"""Build copies of the project, and read the output of the build."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def copy_project(target: Path) -> Path:
-    """What a source distribution holds, without what was built in the checkout."""
+    """Copy the files of a source distribution, without build outputs of the checkout."""
     target.mkdir(exist_ok=True)
     for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, target / name)
@@ -38,7 +38,7 @@ def run(
 
 
 def build_extension(project: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Without CUDA kernels, which take minutes where they can be built, unless ``env`` says so."""
+    """Build the extension, by default without CUDA kernels, which can take minutes."""
     env = {"CLASP_KERNELS_BUILD_CUDA": "0"} | env
     return run(sys.executable, "setup.py", "build_ext", *arguments, cwd=project, env=env)
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: which backends to test, and memory that cannot look right by accident."""
+"""Shared by all tests: the backends to test, and poisoned memory."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# Before anything of the package is imported, as Triton reads it once: without a GPU the tests
-# interpret its kernels.
+# Without a GPU, the tests run Triton kernels in its interpreter. Set before any import of the
+# package, because Triton reads the variable once.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-# Before cuBLAS starts: in torch's deterministic mode, which poisons memory, it insists on this.
+# cuBLAS requires this in torch's deterministic mode, which poisons memory. Set before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from on_device import ops_on
 
 from clasp_kernels import backend_report, backends, use_backend
 
-# Processes that share the tests share the processors: with more threads than there are of those,
-# every parallel region waits for a thread that does not run.
+# Divide the processors among the test processes: with more threads than processors, every parallel
+# region waits for a thread that is not running.
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
 
@@ -32,11 +32,11 @@ settings.register_profile(
     max_examples=50,
     deadline=None,
     derandomize=True,
-    # The backend fixture holds for a whole test, all its examples included.
+    # The backend fixture applies to all examples of a test, so its function scope is fine.
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-# On a GPU a kernel is compiled for nearly every example, as each has another shape:
-# `--hypothesis-profile=few`.
+# For GPUs (`--hypothesis-profile=few`): almost every example has another shape, and so compiles a
+# kernel.
 settings.register_profile("few", settings.get_profile("clasp"), max_examples=10)
 settings.load_profile("clasp")
 
@@ -55,13 +55,13 @@ def pytest_report_header() -> list[str]:
     return str(backend_report()).splitlines()
 
 
-# Of the CUDA extension; "auto" chooses by shape, for images as small as these tests have "matrix".
+# The designs of the CUDA extension. For the small images of these tests, "auto" chooses "matrix".
 CUDA_DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
 CUDA_DESIGNS = ("auto", "steps")
 
 
 class Served(NamedTuple):
-    """A backend, and the device that tensors go to for it, if they do."""
+    """A backend, the device that tensors are moved to for it (or None), and its CUDA design."""
 
     backend: str
     device: str | None = None
@@ -72,7 +72,7 @@ class Served(NamedTuple):
 
 
 def serving(op: str, device: str = "cpu") -> list[str]:
-    """Every backend that serves ``op`` on ``device`` here."""
+    """Return every backend that supports ``op`` on ``device`` on this machine."""
     return [
         name
         for name in backends.NAMES
@@ -81,9 +81,12 @@ def serving(op: str, device: str = "cpu") -> list[str]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test that asks for ``backend`` on each backend that serves the OP of its module, and
-    one that asks for ``served`` on each op with each of its backends; both on the CPU and on the
-    device of --op-device, unless they are marked cpu_tensors."""
+    """Parametrise tests by backend.
+
+    A test with the fixture ``backend`` runs on each backend that supports the OP of its module. A
+    test with ``served`` runs for each op on each of its backends. Both run on the CPU and, unless
+    marked cpu_tensors, on the device of --op-device.
+    """
     device = metafunc.config.getoption("--op-device", default=None)
     if metafunc.definition.get_closest_marker("cpu_tensors"):
         device = None
@@ -111,7 +114,7 @@ def forced(how: Served, request: pytest.FixtureRequest) -> Iterator[None]:
         stack.enter_context(use_backend(how.backend))
         if how.device is not None:
             stack.enter_context(ops_on(how.device, request.module))
-            # With it values on a GPU are checked as those on the CPU are.
+            # Check values on a GPU like values on the CPU.
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setenv("CLASP_KERNELS_STRICT", "1")
             if how.design is not None:
@@ -121,14 +124,14 @@ def forced(how: Served, request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of the backend that is forced."""
+    """Force a backend and return its name."""
     with forced(request.param, request):
         yield request.param.backend
 
 
 @pytest.fixture
 def served(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of an op that the backend that is forced serves."""
+    """Force a backend and return the name of an op that it supports."""
     op, how = request.param
     with forced(how, request):
         yield op
@@ -136,10 +139,10 @@ def served(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """Fresh allocations hold NaN, or the largest integer, so no unwritten output can pass.
+    """Fill fresh allocations with NaN, or the largest integer, so unwritten outputs are detected.
 
-    torch does the filling in its deterministic mode, for C++ as for Python; that mode also turns
-    anything nondeterministic into an error.
+    torch's deterministic mode does so, for allocations in C++ and Python. It also makes
+    nondeterministic operations an error.
     """
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
@@ -149,8 +152,11 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """A kernel that reads where it must not leaves its process without a GPU, and all tests after
-    it would fail. Under pytest-xdist the process ends instead, and a new one goes on."""
+    """End a pytest-xdist worker whose GPU context is broken.
+
+    After an illegal memory access, every later GPU test of the process would fail. pytest-xdist
+    replaces the worker.
+    """
     if report.failed and "PYTEST_XDIST_WORKER" in os.environ and torch.cuda.is_initialized():
         try:
             torch.cuda.synchronize()

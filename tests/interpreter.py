@@ -1,4 +1,4 @@
-"""Runs code in a fresh interpreter, for what is decided when a process starts."""
+"""Run code in a fresh interpreter, to test decisions made when a process starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import clasp_kernels
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In an interpreter that sees this checkout, and of our variables none but those given."""
+    """Run code in an interpreter that imports this checkout.
+
+    Of the project's environment variables, only those in ``environment`` are set.
+    """
     root = str(Path(clasp_kernels.__file__).parents[1])
     ours = ("CLASP_KERNELS_", "TRITON_")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
@@ -24,7 +27,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# Code to begin with: the ops are left to who imports them, though torch is imported as well.
+# Preamble that imports the package without registering the ops, although torch is imported too.
 WITHOUT_OPS = """
 import sys, clasp_kernels
 assert type(sys.meta_path.pop(0)).__name__ == "Waiting"
@@ -32,7 +35,7 @@ assert type(sys.meta_path.pop(0)).__name__ == "Waiting"
 
 
 def extension_in(folder: str) -> str:
-    """Code to begin with, so that the ops look for the C++ extension in another folder."""
+    """Return a preamble that makes the ops look for the C++ extension in another folder."""
     return f"""{WITHOUT_OPS}
 import pathlib, clasp_kernels.backends.cpu
 clasp_kernels.backends.cpu.PACKAGE = pathlib.Path({folder!r})

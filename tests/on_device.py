@@ -1,8 +1,8 @@
-"""The ops as tests call them, with the tensors on another device for the time of each call.
+"""Run the ops of CPU tests on another device, by moving the tensors of each call.
 
-So that one set of tests, whose inputs and oracles are on the CPU, holds for every device. A tensor
-is moved with the whole of its memory and cut out of it there: offset, strides, gaps and what it
-shares with other arguments stay as they are.
+So one set of tests, with inputs and oracles on the CPU, covers every device. The whole storage of a
+tensor is moved, so its offset, strides and gaps, and memory shared with other arguments, stay the
+same.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import clasp_kernels
 from clasp_kernels import ops
 
 NAMES = tuple(name for name in ops.__all__ if inspect.isfunction(getattr(ops, name)))
-# Counts that shape outputs must be known on the host; shares of them may be.
+# Counts that determine output shapes must stay on the host. pivot_counts may stay there too.
 ON_THE_HOST = ("k", "budget", "pivot_counts")
 
 
 class Memory:
-    """What the arguments of one call are made of, here and on ``device``."""
+    """The storages of one call's arguments, on the CPU and on ``device``."""
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = device
         self._blocks: dict[int, tuple[Tensor, Tensor]] = {}
 
     def moved(self, value: Any) -> Any:
-        """A tensor, the tensors in a list or tuple, or as it is whatever else an argument is."""
+        """Move a tensor, or the tensors in a list or tuple; return other values unchanged."""
         if isinstance(value, (list, tuple)):
             return type(value)(self.moved(item) for item in value)
         if not isinstance(value, Tensor) or value.is_nested or value.layout is not torch.strided:
@@ -46,7 +46,7 @@ class Memory:
         return view.requires_grad_() if value.requires_grad else view
 
     def _block(self, tensor: Tensor) -> Tensor:
-        """The bytes on the device of all the memory that ``tensor`` is a part of."""
+        """Return the copy on the device of the whole storage of ``tensor``, as bytes."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self._blocks:
             here = torch.empty(0, dtype=torch.uint8).set_(storage)
@@ -59,7 +59,7 @@ class Memory:
 
 
 def brought_back(result: Any) -> Any:
-    """A tensor, or a tuple of them, on the CPU."""
+    """Move a tensor, or a tuple of tensors, to the CPU."""
     if isinstance(result, Tensor):
         return result.cpu()
     items = [brought_back(item) for item in result]
@@ -67,7 +67,7 @@ def brought_back(result: Any) -> Any:
 
 
 def on_device(op: Callable[..., Any], device: torch.device | str) -> Callable[..., Any]:
-    """``op`` for tensors on the CPU, computed on ``device``; it fails if it changes an input."""
+    """Wrap ``op`` to compute CPU tensors on ``device``. Fails if the op changes an input."""
     signature = inspect.signature(op)
 
     @functools.wraps(op)
@@ -86,7 +86,7 @@ def on_device(op: Callable[..., Any], device: torch.device | str) -> Callable[..
 
 @contextlib.contextmanager
 def ops_on(device: torch.device | str, module: ModuleType) -> Iterator[None]:
-    """Within the block ``module`` and the package have every op as :func:`on_device` makes it."""
+    """Wrap every op in ``module`` and in the package with :func:`on_device` within the block."""
     whole = {name: getattr(ops, name) for name in NAMES}
     wrapped = {op: on_device(op, device) for op in whole.values()}
     places = [(vars(clasp_kernels), name, op) for name, op in whole.items()]

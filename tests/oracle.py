@@ -1,7 +1,7 @@
-"""The ops once more, in float64 and plain Python loops, straight from their definitions.
+"""The ops in float64 and plain Python loops, written directly from their definitions.
 
-Nothing here is shared with ``clasp_kernels.reference``, whose mistakes it is meant to find.
-Python floats are float64, and every supported dtype converts to them exactly.
+This module shares no code with ``clasp_kernels.reference``, so that it can find errors there.
+Python floats are float64, and every supported dtype converts to float64 exactly.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-# How far a greedy choice may be from the best one, by input dtype.
+# How much worse than the best a greedy pick may be, by input dtype.
 CERTIFICATE = {torch.float32: 1e-5, torch.bfloat16: 2e-3, torch.float16: 2e-3}
 
 
@@ -20,7 +20,7 @@ def dot(a: list[float], b: list[float]) -> float:
 
 
 def cosine(a: list[float], b: list[float]) -> float:
-    """0 for a zero vector, +inf for any other similarity that is not finite."""
+    """Return the cosine; 0 for a zero vector, +inf for any other non-finite similarity."""
     if not any(a) or not any(b):
         return 0.0
     if not all(map(math.isfinite, [*a, *b])):
@@ -103,7 +103,7 @@ def attention_salience(
 
 
 def rank(salience: Tensor, valid: Tensor | None, image: int) -> list[int]:
-    """All valid tokens of an image, most salient first."""
+    """Return all valid tokens of an image, most salient first."""
     values = salience[image].double().tolist()
     tokens = [n for n in range(len(values)) if is_valid(valid, image, n)]
     return sorted(
@@ -120,7 +120,7 @@ def select_pivots(salience: Tensor, k: int | list[int], valid: Tensor | None = N
 
 
 class Coverage:
-    """covered[n] = the largest cosine of token n with a selected one, as selection goes on."""
+    """Tracks covered[n], the largest cosine of token n with a selected token."""
 
     def __init__(self, features: list[list[float]], selected: list[int]) -> None:
         self.features = features
@@ -153,7 +153,7 @@ def complete_tokens(
 def certify_completion(
     features: Tensor, selected: Tensor, picks: Tensor, valid: Tensor | None = None
 ) -> None:
-    """Every pick, judged in float64 along the picks before it, is as good as the best there was."""
+    """Check in float64 that every pick was as good as the best one, given the picks before it."""
     tolerance = CERTIFICATE[features.dtype]
     for b in range(features.shape[0]):
         taken = [j for j in selected[b].tolist() if j >= 0]
@@ -167,7 +167,7 @@ def certify_completion(
             assert pick in left, f"{where}: {pick} is not one of {left}"
             best = min(left, key=lambda n: (coverage.covered[n], n))
             least, covered = coverage.covered[best], coverage.covered[pick]
-            # The sum, as both may be infinite.
+            # Not covered - least, because both may be infinite.
             assert covered <= least + tolerance, f"{where}: {pick} {covered}, but {best} {least}"
             left.remove(pick)
             coverage.select(pick)
@@ -207,7 +207,7 @@ def select_tokens(
 
 
 def merge_groups(features: Tensor, indices: Tensor, valid: Tensor | None, image: int) -> list[int]:
-    """For each token the kept token whose group it is in, or -1."""
+    """Return for each token the kept token that it is merged into, or -1."""
     rows = features[image].double().tolist()
     kept = sorted(j for j in indices[image].tolist() if j >= 0)
     groups = []

@@ -1,4 +1,4 @@
-"""Runs ``clasp`` as a person does: in this process, or in one of its own."""
+"""Run the ``clasp`` command, in this process or in a separate one."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ QUESTION = "What does the sign say?"
 
 
 def clasp(*arguments: object, columns: int = 200) -> Any:
-    # Wide, so that no sentence is folded.
+    # Wide, so that no sentence is wrapped.
     runner = CliRunner(env={"COLUMNS": str(columns), "TERMINAL_WIDTH": str(columns)})
     return runner.invoke(app, [str(argument) for argument in arguments])
 
 
 def message(result: Any) -> str:
-    """What stands on stderr, boxes and line breaks taken out."""
+    """Return the text on stderr without boxes and line breaks."""
     return " ".join(result.stderr.replace("│", " ").split())
 
 
@@ -39,7 +39,7 @@ def clasp_process(
     env: Mapping[str, str] = {},
     **streams: Any,
 ) -> subprocess.CompletedProcess[bytes]:
-    """In a process of its own, with the interpreter's options and environment that are given."""
+    """Run ``clasp`` in a separate process with the given interpreter options and environment."""
     root = str(Path(clasp_kernels.__file__).parents[1])
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
     return subprocess.run(
@@ -52,7 +52,7 @@ def clasp_process(
 
 
 def variant(folder: Path, file: str, changes: Mapping[str, Any]) -> Path:
-    """A copy of the bundled model with other values in one of its JSON files."""
+    """Copy the bundled model and change values in one of its JSON files."""
     model = folder / "model"
     shutil.copytree(tiny_vlm_path(), model)
     data = json.loads((model / file).read_text())

@@ -1,4 +1,4 @@
-"""Imports and includes point one way: from what users call to what computes."""
+"""Imports and includes point one way: from the user-facing code to the kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What each room of csrc/ may include of the others.
+# The folders of csrc/ that each folder may include from.
 ROOMS = {
     "shared": set(),
     "simd": {"shared"},
@@ -20,7 +20,7 @@ ROOMS = {
     "cpu": {"algorithms", "simd", "shared", "binding"},
     "cuda": {"shared", "binding"},
 }
-# What each part of the package may import of the others, when it is itself imported.
+# The parts of the package that each part may import at its own import.
 PARTS = {
     "triton": set(),
     "reference": set(),
@@ -29,7 +29,7 @@ PARTS = {
     "policy": set(),
     "models": {"ops", "backends", "policy", "upload"},
 }
-# What any part may import, because it leads to no other.
+# Modules without further imports, which any part may import.
 LEAVES = {"_integers", "_version", "_warn", "_with_torch"}
 
 
@@ -56,7 +56,7 @@ def test_imports_point_one_way(part: str) -> None:
 
 
 def parts_imported_by(path: Path) -> Iterator[str]:
-    """The parts of the package that a module imports, wherever in it, but not for types alone."""
+    """Yield the parts of the package that a module imports anywhere, except for type checking."""
     package = path.relative_to(ROOT).with_suffix("").parts[:-1]
     tree = ast.parse(path.read_text())
     for_types = {
@@ -82,7 +82,7 @@ def parts_imported_by(path: Path) -> Iterator[str]:
                 yield PUBLIC.get(rest.split(".")[0], rest.split(".")[0])
 
 
-# Where names that the package itself exports come from.
+# The parts that the names exported by the package come from.
 PUBLIC = {
     **dict.fromkeys(
         [

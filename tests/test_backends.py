@@ -1,4 +1,4 @@
-"""Who serves an op, how that is reported, and how it is forced."""
+"""The backend of an op: how it is chosen, reported and forced."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_one_object_can_be_shared_by_threads() -> None:
 
 
 def test_forcing_holds_for_one_asyncio_task() -> None:
-    """Also where tasks interleave, and in the tasks and threads that one starts."""
+    """Forcing also applies if tasks interleave, and in tasks and threads that a task starts."""
 
     async def inside(name: str) -> list[str]:
         with use_backend(name):
@@ -235,12 +235,12 @@ def test_forcing_in_a_copied_context_stays_there() -> None:
     contextvars.copy_context().run(block.__enter__)
     assert backends.forced_backend() == "auto"
     with use_backend("cpu"):
-        block.__exit__(None, None, None)  # not entered here
+        block.__exit__(None, None, None)  # was not entered in this context
         assert backends.forced_backend() == "cpu"
 
 
 def test_blocks_left_out_of_order() -> None:
-    """The last one that is still open decides, and nothing is left at the end."""
+    """The last block that is still open decides, and nothing stays forced at the end."""
 
     def generator(name: str) -> Iterator[str]:
         with use_backend(name):
@@ -277,7 +277,7 @@ def test_an_async_generator_keeps_its_backend_to_its_task() -> None:
     async def abandon() -> str:
         generator = steps()
         await anext(generator)
-        del generator  # closed by the event loop, in a context of its own
+        del generator  # the event loop closes it in another context
         gc.collect()
         await asyncio.sleep(0)
         return "abandoned"
@@ -492,7 +492,7 @@ def test_triton_kernels_serve_gpus_that_are_new_enough(
 
 
 def test_triton_tells_its_version_whatever_its_distribution_is_called() -> None:
-    """It is pytorch-triton-rocm, say, for AMD GPUs."""
+    """The distribution may have another name, such as pytorch-triton-rocm for AMD GPUs."""
     triton = pytest.importorskip("triton")
     code = """
 import importlib.metadata
@@ -527,7 +527,7 @@ def test_amd_gpus_run_what_needs_no_order_of_writes(op: str, expected: str, monk
 
 
 def test_a_gpu_that_triton_does_not_support_is_served_by_the_reference(monkeypatch) -> None:
-    """Also where a graph calls the op itself: the dispatcher knows no GPU's age."""
+    """This includes ops called from a graph: the dispatcher does not check the GPU's age."""
     monkeypatch.setattr(triton, "problem", lambda op, device: "too old.")
     seen = []
     spec = replace(table.OPS["gather_tokens"], reference=lambda *given: seen.append(given))
@@ -537,7 +537,7 @@ def test_a_gpu_that_triton_does_not_support_is_served_by_the_reference(monkeypat
     assert seen == [(SALIENCE, SALIENCE)]
 
 
-# In a fresh interpreter: there is no extension to be found.
+# Preamble for a fresh interpreter that finds no extension.
 WITHOUT_EXTENSION = (
     extension_in("/nonexistent")
     + """

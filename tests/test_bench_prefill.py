@@ -1,4 +1,4 @@
-"""The benchmark of whole models measures what it says, tried on a tiny one."""
+"""The benchmark of whole models, run on a tiny model, measures what it claims."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clasp_kernels.models import selection
 from clasp_kernels.policy import Schedule
 
 TINY = ("tiny", "qwen2.5-vl-tiny")
-NUM_TOKENS = 36  # of an image, at either of these shapes
+NUM_TOKENS = 36  # per image, in both shapes
 CPU = torch.device("cpu")
 BATCH = 2
 
@@ -34,7 +34,7 @@ def shape(request: pytest.FixtureRequest) -> Shape:
 
 @pytest.fixture(scope="module")
 def model(shape: Shape) -> Any:
-    """Its weights are large enough for a token out of place to show in the logits."""
+    """Build a model with weights large enough that a misplaced token changes the logits."""
     built = build(shape, CPU, torch.float32)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
@@ -124,7 +124,7 @@ def test_the_model_that_is_not_pruned_stays_unpatched(shape: Shape, model: Any) 
 
 
 def test_an_ideal_of_fewer_tokens_is_the_model_without_the_others(shape: Shape, model: Any) -> None:
-    """A pruned model that happens to keep the first tokens gives the same logits."""
+    """A pruned model that keeps the first tokens gives the same logits."""
     prompt = make_prompt(shape, model, BATCH)
     stages = {0: 20, 2: 9}
     pruned = twin(model)
@@ -178,7 +178,7 @@ def test_the_first_stage_moves_forward_where_the_mean_needs_it() -> None:
 
 
 class Logged:
-    """A runner that only says when it ran."""
+    """A runner that only logs when it ran."""
 
     def __init__(self, log: list[int], number: int) -> None:
         self.log, self.number = log, number
@@ -198,13 +198,13 @@ def test_every_round_runs_every_method_and_begins_elsewhere() -> None:
     rounds = [log[start : start + 5] for start in range(0, 20, 5)]
     assert all(sorted(order) == [0, 1, 2, 3, 4] for order in rounds)
     assert len({order[0] for order in rounds}) == len(rounds)
-    # Of neighbours, such as a method and its ideal, each goes first.
+    # Of two neighbours, such as a method and its ideal, each runs first in some rounds.
     assert {order.index(2) < order.index(1) for order in rounds} == {False, True}
     assert all(len(it.first_token) == len(it.per_token) == 4 for it in times.values())
 
 
 def test_ratios_are_taken_within_rounds() -> None:
-    """The machine halves its speed after the first of three rounds."""
+    """The machine becomes half as fast after the first of three rounds."""
     ideal = measuring.Times([0.9, 1.8, 1.8], [])
     assert measuring.ratio_of(ideal, measuring.Times([1.0, 2.0, 2.0], [])) == pytest.approx(0.9)
 
@@ -236,7 +236,7 @@ def test_the_readme_shows_every_file_that_is_there(
 def run_main(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., list[str]]:
-    """Runs the command line, which measures nothing, and tells the files that it has written."""
+    """Return a function that runs the command line without measuring, and returns its files."""
 
     def run(*options: str) -> list[str]:
         monkeypatch.setattr("sys.argv", ["bench_prefill.py", *options])

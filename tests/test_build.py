@@ -1,4 +1,4 @@
-"""Building: what the wheel holds, what the extension may link to, and what goes wrong politely."""
+"""Building: the content of the wheel, the linked libraries, and error messages."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def build_wheel(project: Path) -> subprocess.CompletedProcess[str]:
         *(sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-v"),
         *("--wheel-dir", project / "dist", project),
         cwd=project,
-        # Optimisation is not what is tested here, and test_cuda_build.py tests the CUDA kernels.
+        # For speed: optimisation does not matter here, and test_cuda_build.py builds CUDA kernels.
         env={"CXXFLAGS": "-O0", "CLASP_KERNELS_BUILD_CUDA": "0"},
     )
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in which a wheel has been built."""
+    """Return a copy of the project in which a wheel has been built."""
     project = copy_project(tmp_path_factory.mktemp("project"))
     done = build_wheel(project)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -44,7 +44,7 @@ def wheel(project: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's contents, as they would lie in site-packages."""
+    """Return a folder with the wheel's content, like site-packages."""
     folder = tmp_path_factory.mktemp("site-packages")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -74,7 +74,7 @@ def test_the_wheel_holds_code_extension_and_assets(wheel: Path) -> None:
 
 
 def test_the_extension_of_the_wheel_serves_the_ops(installed: Path, tmp_path: Path) -> None:
-    # The path is set from inside, so that neither the checkout nor an editable install comes first.
+    # Set the path inside, so that neither the checkout nor an editable install comes first.
     code = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -95,7 +95,8 @@ def test_the_wheel_runs_where_there_is_no_compiler(wheel: Path, tmp_path: Path) 
     python = environment / "bin" / "python"
     done = run(python, "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    # torch comes from where it is installed; an editable install there is not found this way.
+    # Import torch from its folder. This does not process .pth files, so an editable install of the
+    # package is not found.
     site = Path(torch.__file__).parent.parent
     code = """
 import shutil
@@ -132,7 +133,7 @@ def test_the_extension_uses_stable_interfaces_only(installed: Path) -> None:
     done = run(needs("nm"), "-D", "--undefined-only", library, cwd=installed)
     symbols = {line.split()[-1].partition("@")[0] for line in done.stdout.splitlines()}
     assert any(name.startswith(("aoti_torch_", "torch_")) for name in symbols)
-    # C++ symbols of torch carry its namespaces; the stable ABI is C.
+    # torch's C++ symbols contain its namespaces. The stable ABI only has C symbols.
     unstable = [name for name in symbols if re.match(r"_Z\w*?(2at|3c10|5torch|8pybind11)", name)]
     assert not unstable
     python = {name for name in symbols if name.startswith(("Py", "_Py"))}
@@ -141,7 +142,7 @@ def test_the_extension_uses_stable_interfaces_only(installed: Path) -> None:
 
 @pytest.mark.skipif("sys.platform != 'linux' or os.uname().machine != 'x86_64'")
 def test_only_dispatched_functions_need_a_recent_processor(installed: Path) -> None:
-    """The rest has to run on any x86-64, so it must not touch the wide registers."""
+    """All other functions must run on any x86-64, so they must not use wide registers."""
     library = installed / "clasp_kernels" / "_C.abi3.so"
     listing = run(needs("objdump"), "-d", "-C", "--no-show-raw-insn", library, cwd=installed).stdout
     function, wide = "", set()
@@ -218,7 +219,7 @@ def test_metadata_needs_neither_torch_nor_a_compiler(tmp_path: Path) -> None:
     assert archive.name == "clasp_kernels-0.1.0.tar.gz"
     with tarfile.open(archive) as files:
         names = {name.partition("/")[2] for name in files.getnames()}
-    # What is needed to build from it, the CUDA kernels included.
+    # The files needed to build from the archive, including the CUDA kernels.
     assert {"setup.py", "tools/cuda_toolkit.py"} <= names
     sources = {str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.*")}
     assert sources <= names, f"not in the archive: {sorted(sources - names)}"

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: answers, pictures, JSON, and what goes wrong."""
+"""The command line: answers, pictures, JSON and errors."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """``clasp ask --json --keep 16``: the result, its JSON and its picture."""
+    """Run ``clasp ask --json --keep 16``; return the result, its JSON and its picture."""
     path = tmp_path_factory.mktemp("ask") / "map.png"
     result = clasp("ask", SCENE, QUESTION, "--keep", 16, "--out", path, "--json")
     assert result.exit_code == 0, result.output
@@ -73,7 +73,8 @@ def test_json_says_what_was_kept_and_what_it_saved(asked):
 
 
 def test_times_add_up(loaded, monkeypatch):
-    monkeypatch.setattr("clasp_kernels.cli.comparison._MAX_RUNS", 1)  # medians need not add up
+    # One run, because medians of several runs need not add up.
+    monkeypatch.setattr("clasp_kernels.cli.comparison._MAX_RUNS", 1)
     result = compare(loaded, load_image(SCENE), QUESTION, keep=16, max_new_tokens=4)
     assert result.timed_runs == 1
     for run in (result.all_tokens, result.kept_tokens):
@@ -126,7 +127,7 @@ def test_the_demo_counts_the_right_answers_of_each_way(loaded):
 
 def test_the_picture_marks_just_the_kept_tokens(asked):
     _, answer, page = asked
-    side = 48  # 12 patches on 576 pixels
+    side = 48  # 576 pixels / 12 patches
     top = next(y for y in range(page.height) if page.getpixel((616, y)) != (255, 255, 255))
     overlay = np.asarray(page.crop((608, top, 608 + 576, top + 576))).astype(int)
     frames = {}
@@ -197,7 +198,7 @@ def test_keeping_every_token_changes_nothing(loaded):
     assert comparison.kept_tokens.answer == comparison.all_tokens.answer
     assert comparison.kept_tokens.kv_cache_bytes == comparison.all_tokens.kv_cache_bytes
     assert comparison.indices == tuple(range(NUM_TOKENS))
-    # The router said ocr, which this profile does not tell apart.
+    # The router's category, ocr, is not in this profile.
     assert comparison.category == "general"
     assert "ocr (matched 'sign', 'say') is not in profile" in comparison.reason
 
@@ -218,7 +219,7 @@ def test_the_kept_tokens_are_those_of_apply_clasp(loaded):
 
 
 class SlowModel:
-    """A model whose parts take known times."""
+    """A model whose parts sleep for known times."""
 
     device = torch.device("cpu")
 
@@ -252,7 +253,7 @@ def test_each_phase_gets_its_own_time():
     with PhaseClock(model) as clock:
         model.generate(clock)
     phases = clock.phases(None)
-    # Sleeping takes at least as long as asked for.
+    # A sleep takes at least the requested time.
     assert phases.vision >= 0.02
     assert phases.prefill >= 0.04
     assert phases.decode >= 0.03
@@ -260,7 +261,7 @@ def test_each_phase_gets_its_own_time():
     assert phases.total >= phases.vision + phases.prefill + phases.decode + 0.05
     model.tower(0)
     assert clock.phases(None) == phases  # the hooks are gone
-    # What the pruned model's vision took longer than the tower alone belongs to the selection.
+    # The time of encode() beyond the tower's own time counts as selection.
     for vision_seconds, longer in ((phases.vision + 0.5, 0.5), (phases.vision / 2, 0)):
         record = SimpleNamespace(
             vision_seconds=vision_seconds,
@@ -326,7 +327,7 @@ def test_every_step_is_announced(loaded):
             ["--keep must be in 1..144, the visual tokens the bundled tiny LLaVA", "got 145"],
         ),
         ([SCENE, "--category", "maps"], ["--category must be one of", "got 'maps'", *CATEGORIES]),
-        # These are Typer's own words, which change between its versions.
+        # Typer writes these messages, and changes them between versions.
         ([SCENE, "--keep", 0], ["--keep"]),
         ([SCENE, "--max-new-tokens", 0], ["--max-new-tokens"]),
         ([SCENE, "--profile", "none.json"], ["--profile"]),
@@ -410,7 +411,7 @@ def no_model(folder):
 
 
 def damaged_model(folder, name, content):
-    """A copy of the bundled model with one file that holds something else."""
+    """Copy the bundled model and overwrite one file; return arguments and the expected error."""
     model = folder / "model"
     shutil.copytree(tiny_vlm_path(), model)
     (model / name).write_text(content)
@@ -470,7 +471,8 @@ def test_where_to_write_is_looked_at_before_any_work(case, tmp_path, monkeypatch
 
 
 def test_no_permission_to_write_is_seen_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    # Patched, because os.access allows everything for root.
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
     path = tmp_path / "new" / "map.png"
     result = clasp("ask", SCENE, QUESTION, "--out", path)
     assert result.exit_code == 1
@@ -536,7 +538,7 @@ def no_transformers(monkeypatch, tmp_path):
 
 
 def old_transformers(monkeypatch, tmp_path):
-    monkeypatch.setattr("transformers.__version__", "4.57.6")  # of the module there is by now
+    monkeypatch.setattr("transformers.__version__", "4.57.6")
     return "transformers 4.57.6 is too old, 5.17.0 or later is needed; "
 
 
@@ -620,7 +622,7 @@ def test_demo_asks_one_question_of_every_trained_category(tmp_path):
         assert f"{entry['category']}, truth: {entry['answer']}" in printed
     right = re.search(rf"Right \(\+\): (\d) of {len(questions)} with all tokens", printed)
     assert right, printed
-    assert int(right[1]) >= 4  # the bundled model is a trained one
+    assert int(right[1]) >= 4  # the bundled model is trained
     with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
         sheet = np.asarray(sheet.convert("RGB"))
     for color in (PIVOT_COLOR, COMPLETION_COLOR):
@@ -815,7 +817,7 @@ def test_auto_prefers_a_gpu(monkeypatch):
 def test_images_are_turned_upright(tmp_path):
     image = Image.new("RGB", (30, 10))
     exif = image.getexif()
-    exif[0x0112] = 6  # stored on its side
+    exif[0x0112] = 6  # orientation: rotated by 90 degrees
     image.save(tmp_path / "side.jpg", exif=exif)
     assert load_image(tmp_path / "side.jpg").size == (10, 30)
 

@@ -1,4 +1,4 @@
-"""Files, devices and words on a command line: what is wrong with them, in a sentence."""
+"""Error messages for invalid files, devices and text on the command line."""
 
 import os
 import struct
@@ -22,7 +22,7 @@ def no_work(monkeypatch, request):
 
 @pytest.fixture
 def works():
-    """For the tests that get as far as the model."""
+    """Request this in tests that get as far as loading the model."""
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_name_that_is_too_long_is_one_sentence():
 def test_a_broken_exif_tag_is_no_traceback(tmp_path):
     exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 2)
     exif += struct.pack("<HHII", 0x100, 5, 1, 38)  # ImageWidth, as a fraction
-    exif += struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)  # Orientation: turned
+    exif += struct.pack("<HHIHH", 0x112, 3, 1, 6, 0)  # Orientation: rotated
     exif += b"\0\0\0\0" + struct.pack("<2I", 1, 1)
     path = tmp_path / "turned.jpg"
     Image.new("RGB", (32, 24)).save(path, exif=exif)
@@ -129,7 +129,7 @@ def test_an_image_without_pixels(monkeypatch):
 
 
 def test_a_question_is_text():
-    assert files.as_text("QUESTION", "caf\udcc3\udca9?") == "café?"  # as the C locale reads it
+    assert files.as_text("QUESTION", "caf\udcc3\udca9?") == "café?"  # as decoded in the C locale
     result = clasp("ask", SCENE, os.fsdecode(b"caf\xe9, how many?"))
     assert result.exit_code == 2
     assert message(result) == r"Error: QUESTION is not valid UTF-8: 'caf\udce9, how many?'"

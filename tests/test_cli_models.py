@@ -1,4 +1,4 @@
-"""``--model``: what is said of one that is not there, is damaged, or has a wrong processor."""
+"""Errors of ``--model`` for models that are missing, damaged or have a wrong processor."""
 
 import os
 import time
@@ -16,7 +16,7 @@ from clasp_kernels.cli.loading import load_image, load_model
 
 
 def asking(model):
-    """``clasp ask`` without the process around it."""
+    """Do what ``clasp ask`` does, without the command line."""
     return compare(load_model(str(model), "cpu"), load_image(SCENE), QUESTION, keep=16)
 
 
@@ -47,7 +47,7 @@ def test_a_folder_without_a_model(tmp_path):
 
 @pytest.fixture
 def unreachable(monkeypatch):
-    """A hub that no way leads to, and a count of how often it was asked."""
+    """Make the hub unreachable; return the list of requested URLs."""
     asked = []
 
     def fail(url, **_):
@@ -226,7 +226,7 @@ def test_out_of_memory_is_said(monkeypatch, error):
 
 def test_a_fault_of_this_package_is_not_blamed_on_the_model():
     with pytest.raises(TypeError), refusing_as("the model cannot answer"):
-        report.size("many")  # raised in our own file
+        report.size("many")  # raised in this package
     said = "the model cannot answer: AttributeError: "
     with pytest.raises(CommandError, match=said), refusing_as("the model cannot answer"):
-        torch.nn.functional.softmax("many")  # raised in torch's
+        torch.nn.functional.softmax("many")  # raised in torch

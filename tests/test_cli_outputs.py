@@ -1,4 +1,4 @@
-"""The border between ``clasp`` and its terminal: encodings, sizes, and a stdout that is lost."""
+"""Terminal handling of ``clasp``: encodings, sizes, and a stdout that cannot be written."""
 
 import io
 import json
@@ -16,7 +16,7 @@ FOREIGN = "¿Cuántos círculos?"
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Runs ``clasp`` with its own main() in this process; gives the exit code and both outputs."""
+    """Return a function that runs main() in this process and returns exit code, stdout, stderr."""
 
     def run(*arguments, encoding="utf-8", stdout=None):
         stdout = stdout or io.TextIOWrapper(io.BytesIO(), encoding=encoding)
@@ -86,7 +86,7 @@ def test_a_result_that_a_full_disk_refuses_is_an_error(command, monkeypatch, arg
         assert code == 1
         said = "Error: the result cannot be written to stdout: No space left on device"
         assert " ".join(stderr.split()) == said
-        with open(full.fileno(), closefd=False):  # now the null device, so nothing is left to fail
+        with open(full.fileno(), closefd=False):  # now the null device, so flushing cannot fail
             full.flush()
 
 
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(command, monkeypatch):
     code, stdout, stderr = command("doctor")
     assert (code, stdout) == (130, "")
     assert "Traceback" not in stderr
-    # While Typer is imported, before any command runs.
+    # Interrupted before any command runs.
     monkeypatch.setattr(terminal, "_forget_impossible_sizes", interrupted)
     assert command("doctor")[0] == 130
 

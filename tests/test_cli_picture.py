@@ -1,4 +1,4 @@
-"""The picture lays the grid of patches over what the model saw, however that was made."""
+"""The picture puts the grid of patches over the image as the model saw it."""
 
 from types import SimpleNamespace
 
@@ -21,7 +21,7 @@ def bundled():
 
 
 def wide():
-    """300 x 100, a red square in the middle of white."""
+    """Return a white 300 x 100 image with a red square in the middle."""
     image = Image.new("RGB", (300, 100), "white")
     image.paste(RED, (100, 0, 200, 100))
     return image
@@ -71,7 +71,7 @@ def test_a_centre_crop_without_resizing(bundled, tmp_path):
 
 def test_a_centre_crop_that_is_larger_than_the_image(bundled, tmp_path):
     seen = seen_by(bundled, tmp_path, size={"height": 48, "width": 48}, **CENTRE)
-    # The border is what was filled in, black before normalisation.
+    # The border is padding, which is black before normalisation.
     assert is_near(seen, BLACK)[:22].all()
     assert is_near(seen, RED)[30:66, 42:54].all()
 
@@ -112,7 +112,7 @@ NORMAL = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False}
     ],
 )
 def test_what_is_not_known_is_not_drawn(bundled, described, pixels, said):
-    """As of image processors that do not say what they do."""
+    """Some image processors do not have the attributes that describe their normalisation."""
     processor = SimpleNamespace(image_processor=SimpleNamespace(**described))
     with pytest.raises(NoPicture, match=said):
         as_seen(LoadedModel(bundled.model, processor, "it"), pixels)

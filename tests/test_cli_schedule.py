@@ -1,4 +1,4 @@
-"""``--schedule``: pruning at several points, in the table, the JSON and the picture."""
+"""``--schedule``: pruning at several stages, in the table, the JSON and the picture."""
 
 import json
 import sys
@@ -37,7 +37,7 @@ def one_run(monkeypatch):
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """``clasp ask --json --schedule``: its JSON and its picture."""
+    """Run ``clasp ask --json --schedule``; return its JSON and its picture."""
     path = tmp_path_factory.mktemp("schedule") / "map.png"
     result = clasp("ask", SCENE, QUESTION, "--schedule", SCHEDULE, "--out", path, "--json")
     assert result.exit_code == 0, result.output
@@ -226,7 +226,7 @@ def test_the_demo_takes_a_schedule(tmp_path, one_run):
     assert result.stdout.count("100 → 20") == 6
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         dots = (np.asarray(sheet.convert("RGB")) == DOT).all(-1)
-    assert dots[:80].any()  # the legend's
+    assert dots[:80].any()  # in the legend
     assert dots[80:].sum() > 1000
 
 

@@ -1,4 +1,4 @@
-"""`make compat`: real pip and pytest on small stand-ins for releases of transformers."""
+"""`make compat` with real pip and pytest, on small fake releases of transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 INSTALLED = importlib.metadata.version("transformers")
 MARKED = "Before.\n\n<!-- compat: make compat -->\n<!-- end of compat -->\n\nAfter.\n"
-# Stands in for the table that imports the package.
+# Replaces the real family table, which imports the package.
 FAMILY_TABLE = """
 import json, pathlib
 releases = json.loads(pathlib.Path(__file__).parents[1].joinpath("docs/compat.json").read_text())
@@ -46,7 +46,7 @@ def test_pruning_is_masking(family, where):
 
 
 def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
-    """A package that has its version and requires others."""
+    """Write a wheel of a package that only has a version and requirements."""
     module = name.replace("-", "_")
     metadata = [f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}"]
     metadata += [f"Requires-Dist: {requirement}" for requirement in requires]
@@ -63,7 +63,7 @@ def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout with two small releases beside the one that is installed."""
+    """Return a checkout with two small fake releases besides the installed one."""
     for folder in ("tools", "clasp_kernels/models", "tests/models", "docs", "wheels"):
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy(ROOT / "tools" / "compat.py", tmp_path / "tools")
@@ -126,7 +126,7 @@ def test_what_passes_is_recorded_for_each_family(checkout: Path) -> None:
     assert list(releases) == ["1.0", "2.0", INSTALLED]
     nothing = {"passed": 0, "skipped": 0, "failed": 0, "before": False, "inside": False}
     assert releases["1.0"]["families"] == {
-        # What is in no family's file is LLaVA's.
+        # Tests outside of the families' files count for LLaVA.
         "llava": {**nothing, "passed": 1 + 2, "skipped": 1, "before": True, "inside": True},
         "qwen": {**nothing, "passed": 1 + 1, "failed": 1, "before": True},
     }

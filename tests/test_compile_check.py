@@ -1,4 +1,4 @@
-"""The compile check must fail on what another compiler or another includer would trip over."""
+"""The compile check must fail on code that another compiler or includer would reject."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SOURCE = '#include "shared/twice.h"\nint64_t four(int64_t x) { return twice(twic
 
 
 def compile_check(folder: Path, **files: str) -> subprocess.CompletedProcess[str]:
-    """Run it over a checkout with these files: shared__twice_h is csrc/shared/twice.h."""
+    """Run the check in a checkout with these files; shared__twice_h is csrc/shared/twice.h."""
     for name in ("setup.py", "tools/compile_check.py"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)

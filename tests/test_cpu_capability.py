@@ -1,4 +1,4 @@
-"""The instruction set that the CPU kernels use: how it is reported, and how it is forced."""
+"""The instruction set of the CPU kernels: how it is reported and forced."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not STATUS.loaded, reason="the C++ extension is 
 VARIABLE = "CLASP_KERNELS_CPU_CAPABILITY"
 LEVELS = ("avx512_bf16", "avx512", "avx2", "baseline")
 
-# Every pick is within 1e-5 of the best, in float64, given the picks before it.
+# Check in float64 that every pick is within 1e-5 of the best, given the picks before it.
 CERTIFY = """
 import torch, clasp_kernels
 generator = torch.Generator().manual_seed(0)
@@ -44,7 +44,7 @@ print(clasp_kernels.backend_report().native.capability)
 
 @functools.cache
 def available() -> list[str]:
-    """What this machine has, as an impossible request is told."""
+    """Return the levels of this machine, read from the error message of an invalid request."""
     done = python(
         "import clasp_kernels.backends.cpu as n, torch, clasp_kernels.ops; print(n.load().problem)",
         **{VARIABLE: "none of them"},
@@ -71,7 +71,7 @@ def test_the_best_level_is_used_unless_one_is_forced(value: str | None) -> None:
     assert [level for level in LEVELS if level in available()] == available()
 
 
-# Importing works; each of the others says what is wrong, however often it is asked.
+# The import works; every later call raises the error, also when repeated.
 REFUSED = """
 import torch, clasp_kernels, clasp_kernels.ops
 features, salience = torch.randn(1, 6, 3), torch.rand(1, 6)
@@ -127,7 +127,7 @@ def test_the_report_names_the_level() -> None:
 
 
 def test_a_library_that_cannot_name_its_level_is_not_used(monkeypatch) -> None:
-    """A build of an older checkout, say: it would ignore what is forced."""
+    """A build of an older checkout, for example, would ignore the forced level."""
     capability, problem = cpu._capability(Path(torch._C.__file__))
     assert capability is None
     assert "is of another version of clasp_kernels. Build it with `pip install" in problem

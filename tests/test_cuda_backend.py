@@ -1,4 +1,4 @@
-"""The CUDA extension as a backend: when it serves, what it says where it cannot, who is next."""
+"""The CUDA extension as a backend: when it is used, its error messages, and the fallback order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from interpreter import WITHOUT_OPS, python
 
-import clasp_kernels.ops  # registers them, before a test changes what there is to register
+import clasp_kernels.ops  # registers the ops before a test changes the backends
 from clasp_kernels import backend_report, backends, use_backend
 from clasp_kernels.backends import chooser, cuda, table, triton
 
@@ -30,7 +30,7 @@ NOT_BUILT = cuda.CudaStatus(False, "built without CUDA kernels: no nvcc.")
 
 
 class Computer:
-    """Sets up the GPUs that torch sees, and what became of the extension."""
+    """Fakes the GPUs that torch sees, and the state of the extension."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.monkeypatch = monkeypatch
@@ -86,7 +86,8 @@ def test_it_comes_first_on_gpus_that_it_was_built_for(computer: Computer, capabi
         assert backends.choose(op, "cuda", "auto") == ("cuda", "_C_cuda.abi3.so")
         assert backends.choose(op, "cuda", "cuda") == ("cuda", "forced")
         assert backends.choose(op, "cuda", "triton") == ("triton", "forced")
-        # Its kernels are the default overload's for GPU tensors; `.triton` stays Triton's.
+        # The default overload calls the CUDA kernels for GPU tensors, the overload `.triton`
+        # Triton.
         assert chooser._settle_once(op, "cuda", "auto") == "default"
         assert chooser._settle_once(op, "cuda", "cuda") == "default"
         assert chooser._settle_once(op, "cuda", "triton") == "triton"
@@ -100,7 +101,7 @@ def test_a_gpu_that_it_was_not_built_for_goes_past_it_to_triton(computer: Comput
     assert reason.startswith("Triton 3.7.0 (not cuda: _C_cuda.abi3.so, cannot serve a GPU of ")
     assert "compute capability 8.9. Rebuild it with TORCH_CUDA_ARCH_LIST=8.9." in reason
     with pytest.warns(RuntimeWarning, match="TORCH_CUDA_ARCH_LIST=8.9"):
-        # Not the default overload, where the dispatcher would find the CUDA kernel.
+        # Not the default overload, for which the dispatcher would call the CUDA kernel.
         assert chooser._settle_once("select_tokens", "cuda", "auto") == "triton"
     assert chooser._settle_once("gather_tokens", "cuda", "auto") == "default"
 
@@ -111,7 +112,7 @@ def test_compiled_code_goes_past_it_too(computer: Computer) -> None:
 
     def record(module: torch.fx.GraphModule, inputs: object) -> object:
         graphs.append([str(node.target) for node in module.graph.nodes])
-        return lambda *inputs: (torch.zeros(0, 0),)  # what it would launch is not for here
+        return lambda *inputs: (torch.zeros(0, 0),)  # without running the graph, which needs a GPU
 
     def settled(features: torch.Tensor) -> torch.Tensor:
         op = backends.overload("complete_tokens", torch.device("cuda"))
@@ -120,7 +121,7 @@ def test_compiled_code_goes_past_it_too(computer: Computer) -> None:
     torch._dynamo.reset()
     with pytest.warns(RuntimeWarning, match="go to the triton backend"):
         chooser._settle("complete_tokens", "cuda", "auto")
-    computer.monkeypatch.undo()  # the choice is made, and torch's compiler looks for GPUs too
+    computer.monkeypatch.undo()  # torch's compiler must not see the fake GPUs
     torch.compile(settled, fullgraph=True, backend=record)(FEATURES[:0])
     assert "clasp_kernels.complete_tokens.triton" in graphs[0]
 
@@ -254,7 +255,7 @@ def test_one_that_is_not_there_says_why_and_how_to_build_it(tmp_path, info, prob
     assert "CLASP_KERNELS_BUILD_CUDA=1 pip install" in status.reason
 
 
-# A library stands in for the extension: it registers from Python what that registers from C++.
+# A torch library replaces the extension, and registers in Python what it would register in C++.
 IN_PLACE = (
     WITHOUT_OPS
     + """

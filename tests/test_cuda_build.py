@@ -1,8 +1,8 @@
-"""Building the CUDA extension: when it is built, for which GPUs, and what is said where it is not.
+"""Building the CUDA extension: when it is built, for which GPUs, and the messages if it is not.
 
-No GPU is needed, nor a CUDA build of torch: one that says it is stands in for it, with the headers
-and libraries of the torch that is installed. nvcc is a stand-in too, but for the last tests, which
-compile the kernels where there is a real one.
+The tests need neither a GPU nor a CUDA build of torch: a fake torch claims to be one, with the
+headers and libraries of the installed torch. nvcc is fake too, except in the last tests, which
+compile the kernels if a real nvcc is installed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CPP_EXTENSION = """\
 def include_paths(): return {includes!r}
 def library_paths(): return {libraries!r}
 """
-# What of libtorch_cuda.so the extension refers to.
+# The symbols of libtorch_cuda.so that the extension uses.
 LIBTORCH_CUDA = """\
 extern "C" int aoti_torch_get_current_cuda_stream(int, void**) { return 1; }
 extern "C" int torch_c10_cuda_check_msg(int, const char*, const char*, unsigned, bool, char**) {
@@ -68,7 +68,7 @@ pytestmark = [
 
 @dataclass
 class Machine:
-    """A project to build, with a torch and a toolkit that are not this machine's."""
+    """A project to build with a fake torch and a fake toolkit."""
 
     folder: Path
     project: Path
@@ -78,7 +78,7 @@ class Machine:
         return self.folder / "cuda"
 
     def install_torch(self, version: str, cuda: str | None) -> None:
-        """A torch that answers setup.py, and a libtorch_cuda.so to link with."""
+        """Write a fake torch for setup.py, and a libtorch_cuda.so to link with."""
         package = self.folder / "torch" / "torch"
         (package / "utils").mkdir(parents=True, exist_ok=True)
         (package / "__init__.py").write_text(TORCH.format(version=version, cuda=cuda))
@@ -101,10 +101,10 @@ class Machine:
         text = NVCC.format(python=sys.executable, release=release, known=known, lib=library.parent)
         nvcc.write_text(text)
         nvcc.chmod(0o755)
-        library.write_bytes(b"!<arch>\n")  # an archive of nothing
+        library.write_bytes(b"!<arch>\n")  # an empty archive
 
     def environment(self, **env: str) -> dict[str, str]:
-        # Not the variables of whoever runs the tests.
+        # Clear the variables of the user who runs the tests.
         cleared = dict.fromkeys(("CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "CXX"), "")
         ours = {"PYTHONPATH": str(self.folder / "torch"), "CUDA_HOME": str(self.home)}
         return {**cleared, "CLASP_KERNELS_BUILD_CUDA": "auto", "CXXFLAGS": "-O0", **ours, **env}
@@ -127,7 +127,7 @@ class Machine:
 
 
 def small_project(folder: Path) -> Path:
-    """A copy without the CPU kernels, to compile in seconds."""
+    """Copy the project without the CPU kernels, so that it compiles in seconds."""
     project = copy_project(folder)
     for source in (project / "csrc" / "cpu").glob("*.cpp"):
         if source.name not in ("module.cpp", "capability.cpp"):
@@ -137,7 +137,7 @@ def small_project(folder: Path) -> Path:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    """A CUDA build of torch and a toolkit that fits it; neither is this machine's."""
+    """Return a machine with a fake CUDA build of torch and a matching fake toolkit."""
     machine = Machine(tmp_path, small_project(tmp_path / "project"))
     machine.install_torch("2.13.0+cu130", "13.0")
     machine.install_toolkit("13.0")
@@ -145,7 +145,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def notes(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """The build's own lines, in one that succeeded."""
+    """Return the project's own messages of a successful build."""
     assert done.returncode == 0, done.stdout + done.stderr
     start = "clasp_kernels: "
     lines = (done.stdout + done.stderr).splitlines()
@@ -208,7 +208,7 @@ def test_architectures_that_cannot_be_built_are_left_out_with_a_line(machine: Ma
     machine.install_toolkit("12.6", ("50", "75", "80", "86", "90"))
     done = machine.build()
     assert notes(done) == ["not built for GPUs of 10.0: nvcc 12.6 does not know them."]
-    # The PTX that serves later GPUs is then that of the newest one left.
+    # The PTX for later GPUs is then that of the newest remaining architecture.
     assert machine.build_info()["CUDA_ARCHITECTURES"] == ("8.0", "9.0+PTX")
     done = machine.build(TORCH_CUDA_ARCH_LIST="7.5;8.0")
     assert notes(done) == ["not built for GPUs of 7.5: the CUDA kernels need 8.0."]
@@ -323,8 +323,8 @@ def test_the_wheel_holds_it(machine: Machine) -> None:
     assert {"clasp_kernels/_C.abi3.so", "clasp_kernels/_C_cuda.abi3.so"} <= names
 
 
-# In a process that takes its torch for a CUDA build: the extension gets the place of the default
-# overload for GPU tensors, and Triton, which registers next, is not in its way.
+# Run with a torch that claims to be a CUDA build: the extension registers the default overload for
+# GPU tensors, and Triton, which registers later, does not conflict with it.
 LOAD = """\
 import ctypes, sys, warnings
 warnings.simplefilter("error")
@@ -346,7 +346,7 @@ import clasp_kernels._C_cuda
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Machine, str]:
-    """A machine on which the real nvcc has compiled the kernels, quickly, and its release."""
+    """Compile the kernels with the real nvcc without optimisation; return machine and release."""
     nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
     if nvcc is None:
         pytest.skip("there is no nvcc")
@@ -382,10 +382,10 @@ def test_the_kernels_compile_and_keep_to_the_stable_interfaces(
     assert symbols["PyInit__C_cuda"] == "T"
     undefined = {name for name, kind in symbols.items() if kind == "U"}
     assert "aoti_torch_get_current_cuda_stream" in undefined
-    # C++ symbols of torch carry its namespaces; the stable ABI is C.
+    # torch's C++ symbols contain its namespaces. The stable ABI only has C symbols.
     assert not [name for name in undefined if re.match(r"_Z\w*?(2at|3c10|5torch|8pybind11)", name)]
     assert {name for name in undefined if name.startswith(("Py", "_Py"))} == {"PyModule_Create2"}
-    # The runtime is its own, and nobody else's: torch's may be of another version.
+    # The CUDA runtime is linked statically and hidden, because torch's may be another version.
     assert not [name for name in symbols if re.match(r"_*cuda[A-Z]", name)]
 
 
@@ -405,7 +405,7 @@ def test_what_is_compiled_loads_and_serves_gpu_tensors(compiled: tuple[Machine, 
 def test_a_library_of_torch_that_is_not_there_is_a_reason_and_no_failure(
     compiled: tuple[Machine, str],
 ) -> None:
-    """As where the extension was built for another torch: nothing breaks, Triton takes over."""
+    """If the extension was built for another torch, nothing breaks and Triton is used."""
     machine, release = compiled
     code = """
 import sys, warnings

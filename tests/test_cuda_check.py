@@ -1,4 +1,4 @@
-"""The check of the CUDA kernels must fail on what would be slow on a GPU, and say where."""
+"""The check of the CUDA kernels must fail on kernels that would be slow on a GPU, and name them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def has_nvcc() -> bool:
 
 needs_nvcc = pytest.mark.skipif(not has_nvcc(), reason="nvcc is not installed")
 
-# Every one of COUNT values of a thread is needed after the last has been read.
+# All COUNT values of a thread are live at once: each is used after the last one is read.
 KERNELS = """
 namespace clasp::cuda {{
 namespace {{
@@ -120,7 +120,7 @@ def test_exceptions_are_listed_and_have_to_be_needed(
 def test_half_of_the_warps_that_are_enough_need_no_exception(
     check: Callable[..., tuple[int, str]],
 ) -> None:
-    kernel = GREEDY.replace("(256)", "(512, 1)")  # which is 16 warps of up to 128 registers
+    kernel = GREEDY.replace("(256)", "(512, 1)")  # 16 warps of up to 128 registers
     status, output = check(kernel, "greedy_kernel<100>")
     assert status == 0, output
     assert output.count("16 of 64 warps") == len(cuda_check.ARCHITECTURES), output

@@ -1,4 +1,4 @@
-"""The documentation is true: its code runs, it has every public name, option and variable."""
+"""The documentation is correct: its code runs, and it has every public name, option, variable."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_the_code_of_a_page_runs_and_gives_what_it_says(page: Path) -> None:
 
 
 def documented() -> set[str]:
-    """The dotted names on the pages of the reference."""
+    """Return the dotted names on the pages of the reference."""
     pages = (DOCS / "reference").glob("*.md")
     return {name for p in pages for name in re.findall(r"^::: (\S+)$", p.read_text(), re.M)}
 
 
 def test_the_reference_has_every_public_name() -> None:
-    # These are told of at the top of the package.
+    # These are documented under the name that the package exports.
     same = {f"clasp_kernels.ops.{name}" for name in ops.__all__} | {
         "clasp_kernels.models.apply_clasp"
     }
@@ -96,7 +96,7 @@ MAPPINGS = {"environ", "environment"}
 
 
 def constants(tree: ast.AST) -> dict[str, set[str]]:
-    """Upper-case words in what is assigned to a name, by name."""
+    """Return the upper-case strings in the value assigned to each name."""
     return {
         node.targets[0].id: strings(node.value)
         for node in ast.walk(tree)
@@ -110,7 +110,7 @@ def strings(node: ast.AST) -> set[str]:
 
 
 def key_of_a_read(node: ast.AST) -> ast.expr | None:
-    """What is looked up in the environment, if something is."""
+    """Return the key if a node reads an environment variable, else None."""
     match node:
         case ast.Call(func=ast.Attribute(value=of, attr="get" | "setdefault"), args=[key, *_]):
             pass
@@ -126,7 +126,10 @@ def key_of_a_read(node: ast.AST) -> ast.expr | None:
 
 
 def read_by_python(source: str) -> set[str]:
-    """The variables that a file reads; where the name is no constant, what its function names."""
+    """Return the variables that a file reads.
+
+    If the key of a read is not a constant, all upper-case strings of its function count.
+    """
     tree = ast.parse(source)
     known = constants(tree)
     found: set[str] = set()
@@ -149,7 +152,7 @@ def read_by_python(source: str) -> set[str]:
 def read_by_cpp(source: str) -> set[str]:
     keys = re.findall(r"getenv\(([^)]+)\)", source)
     named = {key.strip('"') for key in keys if key.startswith('"')}
-    # Through a parameter or a constant: whatever string there is that could be one.
+    # If a name is passed as a parameter or constant, all strings that look like variables count.
     return (
         named if len(named) == len(keys) else named | set(re.findall(r'"([A-Z]+_[A-Z_]+)"', source))
     )
@@ -166,7 +169,7 @@ def read_by_make(source: str) -> set[str]:
 
 
 def read_variables() -> Iterator[tuple[str, str]]:
-    """Every file and variable that it reads."""
+    """Yield (file, variable) for every variable that a file reads."""
     by_suffix = {
         ".py": read_by_python,
         **dict.fromkeys((".h", ".cpp", ".cu", ".cuh", ".inc"), read_by_cpp),
@@ -174,7 +177,7 @@ def read_variables() -> Iterator[tuple[str, str]]:
     }
     for folder in ("clasp_kernels", "csrc", "tools", "benchmarks", "tests", "examples"):
         for path in sorted((ROOT / folder).rglob("*")):
-            # What tests set for the processes that they start is theirs.
+            # Variables that tests set for their own processes are not documented.
             if path.suffix in by_suffix and not path.name.startswith("test_"):
                 for name in by_suffix[path.suffix](path.read_text()):
                     yield path.relative_to(ROOT).as_posix(), name
@@ -205,7 +208,7 @@ def test_no_variable_of_ours_is_on_the_page_that_nobody_reads() -> None:
     assert not {name for name in ours if f'"{name}"' not in sources}
 
 
-# --- what the site is made of ---
+# --- the pages of the site ---
 
 
 @pytest.mark.parametrize("page", [*PAGES, *map(ROOT.joinpath, site_hooks.PAGES)], ids=str)

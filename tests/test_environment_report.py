@@ -1,4 +1,4 @@
-"""A bug report must come out whatever is broken, so here everything gets broken."""
+"""The report for bug reports must work whatever is broken, so these tests break everything."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Report(Protocol):
 
 @pytest.fixture(scope="session")
 def path_without_typer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that hides Typer, which formats the report where it is installed."""
+    """Return a folder that hides Typer, without which the report is plain text."""
     folder = tmp_path_factory.mktemp("without_typer")
     folder.joinpath("typer.py").write_text("raise ModuleNotFoundError(name=__name__)")
     return folder
@@ -57,7 +57,7 @@ def print_report(path_without_typer: Path) -> Report:
 
 
 def parse(text: str) -> environment.Report:
-    """The printed report, read back as a person reads it."""
+    """Parse the printed report."""
     report: environment.Report = {}
     section: environment.Section = {}
     for line in text.splitlines():
@@ -71,7 +71,7 @@ def parse(text: str) -> environment.Report:
 
 @pytest.fixture
 def package_copy(tmp_path: Path) -> Path:
-    """A folder with a copy of the package to break; it goes first on the path."""
+    """Return a folder with a copy of the package to break, to be put first on the path."""
     ignored = shutil.ignore_patterns("assets", "__pycache__")
     shutil.copytree(PACKAGE, tmp_path / "clasp_kernels", ignore=ignored)
     return tmp_path
@@ -203,7 +203,7 @@ def test_a_hang_ends_and_what_came_before_it_is_kept(
 
 @pytest.fixture
 def no_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the seconds that importing torch takes, for what has nothing to do with it."""
+    """Disable the probes, which import torch for seconds, in tests that do not need them."""
     monkeypatch.setattr(environment, "PROBES", {})
 
 

@@ -1,4 +1,4 @@
-"""Every script in examples/ runs, and what it prints is right."""
+"""Every script in examples/ runs and prints correct numbers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from clasp_kernels.bundled import tiny_vlm_path
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 OTHERS = {"custom_profile", "ops_only"}
-# Of each family the tokens that each image or video keeps by default, how many there are in all,
-# and the other columns of the prompt: words, what stands around images, line ends, timestamps.
+# For each family: the tokens that each image or video keeps by default, the total number of visual
+# tokens, and the number of other columns (text, tokens around images, newlines, timestamps).
 FAMILIES = {
     "llava": ([9], 36, 6),
     "llava_next": ([21], 84, 6 + 4),
@@ -32,7 +32,7 @@ FAMILIES = {
     "idefics3": ([2], 9, 6),
     "smolvlm": ([2], 9, 6),
 }
-# Keys and values of 2 heads of width 8 in 4 layers, in float32.
+# KiB of a column: keys and values of 2 heads of width 8 in 4 layers, in float32.
 KIB_A_COLUMN = 2 * 2 * 8 * 4 * 4 / 1024
 
 
@@ -40,7 +40,7 @@ KIB_A_COLUMN = 2 * 2 * 8 * 4 * 4 / 1024
 def run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., list[str]]:
-    """Runs a script in this process, which has imported what takes long, and gives its lines."""
+    """Return a function that runs a script in this process and returns its output lines."""
 
     def run(name: str, *options: str) -> list[str]:
         monkeypatch.syspath_prepend(EXAMPLES)
@@ -72,7 +72,7 @@ def test_a_family_is_pruned_to_a_quarter(run: Callable[..., list[str]], family: 
     assert 1 <= int(said[3]) < sum(kept)
     before, after = total + others, sum(kept) + others
     assert prompt == f"prompt: {before} columns, pruned {after}"
-    # Every other layer of Qwen3.5 is recurrent, and keeps no keys and values.
+    # Every other layer of Qwen3.5 is recurrent and has no keys and values.
     each = KIB_A_COLUMN / 2 if family == "qwen3_5" else KIB_A_COLUMN
     sizes = (f"{columns * each:.1f} KiB" for columns in (before, after))
     assert cache == "KV cache after the prompt: {}, pruned {}".format(*sizes)

@@ -1,4 +1,4 @@
-"""The README's table of families: a row for each, and no claim that was not tested."""
+"""The table of families has a row for each family, and only claims what was tested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PASSED = {"passed": 5, "skipped": 1, "failed": 0, "before": True, "inside": True
 
 
 def cells(**releases: dict[str, Any]) -> list[str]:
-    """LLaVA's row, of its results by release."""
+    """Return the cells of LLaVA's row for the given results by release."""
     record = {
         "releases": {
             release.replace("_", "."): {"families": {"llava": family} if family else {}}
@@ -29,7 +29,7 @@ def cells(**releases: dict[str, Any]) -> list[str]:
 
 @pytest.fixture
 def llava_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No other family, so that a table takes a moment."""
+    """Remove all other families, so that making a table is fast."""
     for model_type in set(ADAPTERS) - {"llava"}:
         monkeypatch.delitem(ADAPTERS, model_type)
 

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.sh, with a Python that only pretends to have a GPU."""
+"""benchmarks/gpu.sh, run with a fake Python that claims to have a GPU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from clasp_kernels.backends import table
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
 
-# What it is asked about itself it affirms, but for xdist; of the steps' commands it says the names,
-# the tests fail, and the benchmarks go on for ever where the test says so.
+# A fake Python: it answers yes to every question about itself except xdist, and prints the names of
+# the steps' commands. The tests fail, and the benchmarks run forever if a test asks for it.
 PRETENDS = r"""#!/usr/bin/env bash
 case "$*" in
     --version) echo "Python 3.12" ;;
@@ -158,7 +158,7 @@ case "$*" in *racecheck*) exit 99 ;; esac
 
 @pytest.fixture
 def sanitizing(pretending, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Next to a compute-sanitizer that finds a race."""
+    """Put a fake compute-sanitizer that reports a race on the path."""
     path = tmp_path / "bin" / "compute-sanitizer"
     path.parent.mkdir()
     path.write_text(SANITIZER)
@@ -210,7 +210,7 @@ def test_the_times_of_the_steps_leave_some_to_the_benchmarks() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is run by benchmarks/gpu.sh")
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
 def test_what_compute_sanitizer_watches_runs(tool) -> None:
-    """On the CPU: Triton's kernels interpreted, the C++ ones in place of the CUDA extension's."""
+    """Run it on the CPU, with interpreted Triton kernels, and C++ kernels instead of CUDA's."""
     pytest.importorskip("triton")
     folders = ("", "tests", "tests/ops", "tests/kernels")
     path = os.pathsep.join(str(ROOT / folder) for folder in folders)

@@ -1,4 +1,4 @@
-"""What the checks of kernels make of registers, shared memory and PTX, against known figures."""
+"""The checks of kernels' registers, shared memory and PTX, compared with known numbers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ KIB = 1024
     ("capability", "registers", "num_warps", "shared", "warps", "halved"),
     [
         (80, 32, 8, 0, 64, False),
-        (80, 33, 8, 0, 48, False),  # given in units of 8: 40, for 12 warps a quarter
-        (80, 128, 4, 0, 16, False),  # half of the 32 that are enough
+        (80, 33, 8, 0, 48, False),  # allocated in units of 8: 40 registers, 12 warps per quarter
+        (80, 128, 4, 0, 16, False),  # exactly half of the 32 warps that are enough
         (80, 129, 4, 0, 12, True),
         (90, 255, 8, 0, 8, True),
-        # A block of one warp: no more than 32 of them.
+        # Blocks of one warp: at most 32 blocks fit.
         (90, 16, 1, 0, 32, False),
-        # Where shared memory leaves as little, registers are not to blame.
+        # If shared memory limits the warps as much, registers are not the cause.
         (80, 255, 4, 80 * KIB, 8, False),
         (90, 255, 4, 80 * KIB, 8, False),
         (90, 255, 8, 48 * KIB, 8, True),
-        (80, 64, 4, 82 * KIB, 4, False),  # 1 KiB a block is the system's
+        (80, 64, 4, 82 * KIB, 4, False),  # 1 KiB per block is reserved for the system
     ],
 )
 def test_warps_that_fit(

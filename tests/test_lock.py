@@ -1,4 +1,4 @@
-"""requirements.lock has what pyproject.toml asks for, on every Python, and no torch."""
+"""requirements.lock satisfies pyproject.toml on every Python, and does not contain torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LOCK = [
 
 
 def locked(python: str) -> dict[str, str]:
-    """The version of each package that is installed on Linux for this Python."""
+    """Return the locked version of each package for this Python on Linux."""
     here = {
         "python_version": python,
         "python_full_version": f"{python}.1",

@@ -1,4 +1,4 @@
-"""Setting up: what make runs again and when, and that an installed torch is left alone."""
+"""Setting up: the steps that make reruns, and that an installed torch is kept."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
-# Stands in for an environment's interpreter: it answers the questions setup_env.py asks, and
-# writes down what pip is told.
+# A fake interpreter of an environment: it answers the queries of setup_env.py and logs the
+# arguments of pip.
 FAKE_PYTHON = """\
 #!{python}
 import json, os, pathlib, sys
@@ -45,7 +45,7 @@ match sys.argv[1:]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A checkout small enough to make anything of, with a fake environment in .venv."""
+    """Return a small checkout with a fake environment in .venv."""
     root = tmp_path / "checkout"
     names = ("Makefile", "pyproject.toml", "requirements.lock", "setup.py", ".ci/run")
     for name in (*names, "tools/setup_env.py", "tools/cuda_toolkit.py"):
@@ -63,7 +63,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def outside_make() -> dict[str, str]:
-    """The environment without what an outer make hands down to its recipes."""
+    """Return the environment without the variables that an outer make sets."""
     handed_down = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV", "TORCH")
     return {name: value for name, value in os.environ.items() if name not in handed_down}
 
@@ -85,7 +85,7 @@ def set_up(checkout: Path, *arguments: str) -> None:
 
 
 def steps(checkout: Path, *arguments: str) -> list[str]:
-    """The set-up steps that make would take now."""
+    """Return the set-up steps that make would run now."""
     done = make(checkout, "--dry-run", *arguments)
     assert done.returncode == 0, done.stderr
     named = {"tools/setup_env.py": "requirements", "--editable": "package"}
@@ -93,13 +93,13 @@ def steps(checkout: Path, *arguments: str) -> list[str]:
 
 
 def pip_log(checkout: Path) -> list[list[str]]:
-    """The arguments of each `pip install`."""
+    """Return the arguments of each `pip install`."""
     log = checkout / ".venv" / "bin" / "log"
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def names_of(arguments: list[str]) -> set[str]:
-    """The packages among the arguments of a `pip install`."""
+    """Return the packages in the arguments of a `pip install`."""
     return {argument.partition("==")[0] for argument in arguments if "==" in argument}
 
 
@@ -112,7 +112,7 @@ def test_what_make_needs_is_made_once(checkout: Path) -> None:
 
 def test_what_changed_decides_what_is_made_again(checkout: Path) -> None:
     set_up(checkout)
-    # -W: what if this file were new?
+    # -W pretends that the file has just changed.
     assert steps(checkout, "test", "-W", "csrc/op.cpp") == ["package"]
     assert steps(checkout, "test", "-W", "setup.py") == ["package"]
     assert steps(checkout, "test", "-W", "tools/cuda_toolkit.py") == ["package"]
@@ -216,7 +216,7 @@ def test_a_pip_that_fails_is_named_and_leaves_no_stamp(checkout: Path) -> None:
 
 
 def test_a_torch_of_a_parent_environment_is_seen(tmp_path: Path) -> None:
-    """PYTHON= inside a virtual environment: its packages are no system packages."""
+    """If PYTHON= is in a virtual environment, its packages are not system packages."""
     if sys.prefix == sys.base_prefix:
         pytest.skip("these tests do not run in a virtual environment")
     setup_env.make_venv(tmp_path / "venv")

@@ -1,4 +1,4 @@
-"""What repeats the ops' tests on a GPU, tried with the CPU in its place."""
+"""The mechanism that repeats the ops' tests on a GPU, tested with the CPU as the device."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_ops_are_replaced_where_they_are_called_from_and_only_meanwhile() -> Non
 
 
 def test_tests_of_ops_run_once_more_on_a_device() -> None:
-    """All that moves, with the CPU as the device: the same tests pass, next to those as ever."""
+    """With the CPU as the device, the repeated tests pass in addition to the normal ones."""
     pytest.importorskip("triton")
     chosen = ["tests/ops/test_gather_tokens.py", "tests/ops/test_every_op.py"]
     chosen += ["tests/ops/test_fuse_layers.py", "-k", "gather_tokens or list_form"]
@@ -137,7 +137,7 @@ def test_tests_of_ops_run_once_more_on_a_device() -> None:
     assert ("test_list_form_copies_nothing", "reference") in passed
 
 
-# The CUDA extension's ops as if they took tensors on the CPU; what is forced is told of each test.
+# Pretend that the CUDA extension's ops take CPU tensors, and print the forced design of each test.
 CUDA_ON_THE_CPU = """
 import os
 from clasp_kernels import backends
@@ -159,7 +159,7 @@ def pytest_runtest_call(item):
 
 
 def test_each_design_of_the_cuda_extension_has_the_tests_of_its_ops(tmp_path: Path) -> None:
-    """``auto`` is ``matrix`` at their sizes."""
+    """At the sizes of these tests, ``auto`` chooses ``matrix``."""
     designs = ("auto", "steps")
     (tmp_path / "cuda_on_the_cpu.py").write_text(CUDA_ON_THE_CPU)
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "cuda_on_the_cpu", "--op-device=cpu"]

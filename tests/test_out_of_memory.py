@@ -1,5 +1,5 @@
-"""What a call raises where memory runs out: what torch raises, as programs that then try a smaller
-batch look for its text."""
+"""Out of memory raises the same error as torch, because programs that retry with a smaller batch
+check its message."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="the address space is limited as on Linux"),
 ]
 
-# Calls that take much memory, of inputs that take none. All but the first fail to get working
-# space: on the calling thread, in the loop over a batch, and before either.
+# Calls that need much memory, with inputs that take none. The first fails to allocate its result.
+# The others fail to allocate workspace: on the calling thread, in the loop over a batch, and before
+# either.
 CALLS = {
     "result": "gather_tokens(torch.zeros(1, 1, 1).expand(2, 8, 2**28), torch.tensor([[0], [1]]))",
     "image": "select_tokens(tokens[:1], salience[:1], 2, 1)",
@@ -64,7 +65,7 @@ def test_a_result_is_reported_in_full_where_torch_tells() -> None:
 
 
 def test_a_torch_that_does_not_tell(tmp_path: Path) -> None:
-    """As those before 2.13: the extension finds no function to ask."""
+    """torch before 2.13 lacks the function that the extension reads the message with."""
     library = cpu.find(cpu.PACKAGE, "_C")
     assert library is not None
     ask = b"torch_exception_get_what_without_backtrace"

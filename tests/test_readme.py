@@ -1,4 +1,4 @@
-"""The README is true: its numbers are the committed ones and its files are there."""
+"""The README is correct: its numbers are the committed ones, and its files exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference as such: it has each op's signature and runs where the op would."""
+"""The reference has each op's signature and runs on the device of its tensors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_serves_every_device(op: str) -> None:
 
 
 def test_is_a_fixed_point_of_forcing_it() -> None:
-    """Forcing the reference calls the function itself, whatever else is loaded."""
+    """Forcing the reference calls its function directly, whatever backends are loaded."""
     features, salience = torch.randn(2, 30, 8), torch.rand(2, 30)
     with use_backend("reference"):
         from clasp_kernels import select_tokens

@@ -1,4 +1,4 @@
-"""The check of the Triton kernels must fail on what would be slow or impossible on a GPU."""
+"""The check of the Triton kernels must fail on kernels that would be slow, or fail, on a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton is not installed"
 )
 
-# A softmax without its exponential: every value of a block is alive until the last one is known.
+# A softmax without the exponential: all values of a block are live until the maximum is known.
 KERNELS = """
 import torch, triton, triton.language as tl
 
@@ -66,7 +66,7 @@ JUDGED_WITH = ".".join(importlib.metadata.version("triton").split(".")[:2])
 def check(
     folder: Path, launchers: dict[str, str], cases: str, exceptions: str = "[]"
 ) -> subprocess.CompletedProcess[str]:
-    """Run it over a checkout with these launchers, written in terms of KERNELS, and cases."""
+    """Run the check in a checkout with these launchers, which call KERNELS, and these cases."""
     shutil.copytree(ROOT / "tools", folder / "tools")
     package = folder / "clasp_kernels" / "triton"
     package.mkdir(parents=True)
@@ -78,7 +78,7 @@ def check(
     (folder / "tools" / "triton_cases.py").write_text(text)
     return subprocess.run(
         [sys.executable, folder / "tools" / "triton_check.py"],
-        # What the tests of the kernels set, and what would hide the PTX, must not reach it.
+        # The check must ignore these: the tests set the first, and the second would hide the PTX.
         env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_STORE_BINARY_ONLY": "1"},
         capture_output=True,
         text=True,
@@ -90,7 +90,7 @@ def launcher(name: str, text: str = KERNELS) -> dict[str, str]:
     return {name: text.replace("LAUNCHER", name)}
 
 
-# The cases of some launchers launch every kernel there is.
+# The cases of some launchers together launch every kernel.
 COMPLETE = KERNELS.replace("_copy[", "_share[")
 CROWDED = "rows(size=4096, num_warps=1)"
 SPILLING = "rows(num_warps=1, maxnreg=24)"
@@ -186,7 +186,7 @@ def test_what_a_gpu_would_refuse_fails(tmp_path: Path) -> None:
 def test_with_another_triton_registers_are_told_and_not_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(triton_check, "PACKAGE", tmp_path)  # no kernels to miss
+    monkeypatch.setattr(triton_check, "PACKAGE", tmp_path)  # no kernels, so none is missing
     resources = Resources(capability=80, registers=255, spilled=8, shared=0, num_warps=4)
     compiled = triton_check.Compiled("share._share", "hash", resources, [], 1.0)
     results = [triton_check.Result(triton_check.Task("share", 0, 80), "share()", [compiled], "")]

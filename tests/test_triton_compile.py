@@ -1,8 +1,8 @@
-"""What Triton compiles for the launchers, without a GPU: when it compiles again, and when not.
+"""When Triton recompiles kernels for the launchers, tested without a GPU.
 
-`make compile-check` compiles every case for every architecture; here Triton is only asked which
-compilations a call needs, but for one that is really made. All of it in other processes, as kernels
-that this one may interpret are no kernels to a compiler.
+`make compile-check` compiles every case for every architecture. These tests only ask Triton which
+compilations a call needs, and compile one case. They run in other processes, because this process
+may have loaded the kernels for the interpreter, and then they cannot be compiled.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ pytestmark = [
 
 
 def answer(code: str, **environment: str) -> Any:
-    """What ``code`` prints as JSON, in an interpreter that compiles kernels."""
+    """Run ``code`` in an interpreter that compiles kernels; return the JSON that it prints."""
     path = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "tools"))
     done = python(code, PYTHONPATH=path, TRITON_INTERPRET="0", **environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
-# By launcher: calls that share their compilations, under the reason why other calls have others.
+# Groups of calls that share their compilations, by launcher and reason.
 CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "fuse_layers": {
         "any number of tokens and categories": [{}, {"N": 577}, {"N": 1}, {"categories": 1}],
@@ -99,7 +99,7 @@ CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
     },
 }
 
-# The keys of the compilations that a call of a launcher needs.
+# Prints the keys of the compilations that a call of a launcher needs.
 KEYS = """
 import importlib, json, torch, triton_cases
 from triton_stub import StubDriver, specializations
@@ -151,7 +151,7 @@ def test_sizes_have_kernels_compiled_again_for_the_reasons_listed_alone() -> Non
 
 
 def test_a_kernel_is_compiled_once_for_all_batches(tmp_path: Path) -> None:
-    """As the keys say, which the other tests believe."""
+    """Really compile, to confirm the keys that the other tests rely on."""
     code = """
 driver = StubDriver(90)
 case = triton_cases.gather_tokens()

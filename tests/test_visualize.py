@@ -1,4 +1,4 @@
-"""Pictures of what was kept, looked at pixel by pixel."""
+"""Pictures of the kept tokens, checked pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def patch(number, columns=4, side=48):
 
 @pytest.fixture
 def overlay():
-    """A 4 x 4 grid on red: pivots at 1 and 14, completion at 4, the rest dropped."""
+    """Draw a 4 x 4 grid on red: pivots at 1 and 14, completion at 4, the rest dropped."""
     image = Image.new("RGB", (64, 64), RED)
     return draw_selection(image, [1, 4, 14, -1], [True, False, True, False], (4, 4), size=192)
 
@@ -51,7 +51,7 @@ def test_pivots_and_completion_differ_without_color_too(overlay):
     thin = count(overlay, COMPLETION_COLOR, patch(4))
     assert count(overlay, PIVOT_COLOR, patch(1)) > 1.8 * thin
     left, top, *_ = patch(1)
-    assert overlay.getpixel((left + 12, top + 8)) == PIVOT_COLOR  # the corner mark
+    assert overlay.getpixel((left + 12, top + 8)) == PIVOT_COLOR  # the corner mark of a pivot
     left, top, *_ = patch(4)
     assert overlay.getpixel((left + 12, top + 8)) == RED
 
@@ -146,7 +146,7 @@ def test_indices_and_pivots_must_be_aligned():
 
 
 def staged(side, per_stage=4, stages=4):
-    """One patch kept, and a row of them dropped at each stage, on flat red."""
+    """Draw a row of kept patches, and a row of patches dropped at each stage, on flat red."""
     image = Image.new("RGB", (per_stage * side, (stages + 1) * side), RED)
     rows = [list(range(n * per_stage, (n + 1) * per_stage)) for n in range(stages + 1)]
     kept, *dropped = rows
@@ -263,7 +263,7 @@ def test_selection_picture_has_title_legend_and_caption(overlay):
 
 
 def legend_of(page, top):
-    """The columns that the legend has ink in, from its first to its last."""
+    """Crop the legend to its columns that are not white."""
     band = pixels(page, (0, top, page.width, top + 30))
     columns = np.nonzero((band < 255).any((0, -1)))[0]
     return band[:, columns[0] : columns[-1] + 1]
@@ -288,7 +288,7 @@ STAGES = [
 
 
 def inks(page, top, bottom):
-    """How often each colour stands in a band of the page, but for its white."""
+    """Count the pixels of each colour in a band of the page; white counts as 0."""
     colors, counts = np.unique(
         pixels(page, (0, top, page.width, bottom)).reshape(-1, 3), axis=0, return_counts=True
     )
