@@ -85,7 +85,7 @@ def apply_clasp(
         fuse_into: "projector" feeds the fused layers to the projector, as in the paper;
             "selection" uses them only to choose tokens. The default is the profile's setting, else
             "projector".
-        positions: "original" keeps each token's position id; "compact" renumbers the kept tokens.
+        positions: "original" keeps each token's position id; "compact" renumbers what remains.
         merge: replace each kept token by the mean of itself and the dropped tokens most similar to
             it. Only possible before the decoder.
         salience_rows: the queries whose attention scores tokens inside the decoder: "last" is the

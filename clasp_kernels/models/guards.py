@@ -110,7 +110,7 @@ def check_forward(model: Any) -> None:
 
 
 def refuse_chunks(model: Any, arguments: Mapping[str, Any], has_images: bool) -> None:
-    """Refuse chunked prefill: chunks start at the cache length, which counts pruned columns."""
+    """Refuse chunked prefill: chunks start at the cache length, which lacks dropped columns."""
     if not has_images and not PrunedHistory.of(arguments.get("cache")):
         return
     size = setting(model, arguments, "prefill_chunk_size")

@@ -138,7 +138,7 @@ class ClaspRuntime:
     def check_idle(self) -> None:
         """
         Raises:
-            RuntimeError: a generation is running.
+            RuntimeError: ``generate`` is running.
         """
         if self._generating:
             raise RuntimeError(

@@ -333,7 +333,7 @@ def tiny_smolvlm(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) 
 
 
 def _idefics3(decoder_layers: int) -> dict[str, Any]:
-    # SmolVLM in transformers 5.20 splits the 9 tokens of an image by patch_size, so 3 must divide.
+    # patch_size must divide 9: SmolVLM in transformers 5.20 splits an image's 9 tokens by it.
     return {
         "vision_config": {**_TOWER, "image_size": 18, "patch_size": 3},
         "text_config": {"model_type": "llama", **_text(decoder_layers)},

@@ -161,7 +161,7 @@ _SCENE = {
         picture taken
         """,
     ),
-    **_each(4, "^a photo of, ^a picture of, ^an image of"),  # the start of a caption to complete
+    **_each(4, "^a photo of, ^a picture of, ^an image of"),  # a caption to be completed
     **_each(
         2,
         """

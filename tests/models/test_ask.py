@@ -44,7 +44,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """Return the path of a bundled scene, resized to three times its height in width."""
+    """Return the path of a bundled scene, resized to 300 x 100 pixels."""
     path = tmp_path_factory.mktemp("pictures") / "wide.png"
     with Image.open(SCENE) as scene:
         scene.convert("RGB").resize((300, 100)).save(path)

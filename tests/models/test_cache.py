@@ -147,7 +147,7 @@ SECOND_TURN = {"text": [], "another image": ["image"]}
 @pytest.mark.parametrize("second", list(SECOND_TURN))
 @pytest.mark.parametrize("make", [one_prompt, padded_prompts])
 def test_a_conversation_goes_on(handle: ClaspHandle, make: Any, second: str) -> None:
-    """Two calls with one cache give the logits of the whole conversation in one call."""
+    """Two calls with one cache give the same logits as one call with the whole conversation."""
     model, inputs = handle.model, make()
     rows = len(inputs["input_ids"])
     turn = prompts(*[[3, *SECOND_TURN[second], 2 + row] for row in range(rows)])

@@ -200,7 +200,7 @@ def test_a_cache_cropped_within_the_padding_on_the_right() -> None:
     batch = prompts(*rows, padding_side="right")
     settings = {"pixel_values": images(2), "categories": "ocr", "use_cache": True}
     cache = output_cache(model(**batch, **settings))
-    cache.crop(-1)  # the longest row's last word; the padding after it was removed by pruning
+    cache.crop(-1)  # the last word of the longer row, and padding of the other
     mask = batch["attention_mask"][:, :-1]
     longer = torch.cat([mask, torch.ones(2, 1).long()], 1)
     with pytest.raises(ValueError, match="cropped into an image or the padding"):

@@ -156,7 +156,7 @@ class PackedScenes(torch.utils.data.Dataset[Batch]):
             seen = torch.ones_like(input_ids, dtype=torch.bool)
             seen[input_ids == image] = torch.from_numpy(kept).flatten()
             mask &= seen[:, None, :]
-        mask |= torch.eye(length, dtype=torch.bool)  # softmax over a fully masked row is NaN
+        mask |= torch.eye(length, dtype=torch.bool)  # no row may be fully masked, even padding
         pixels = np.stack([np.asarray(scene.render(IMAGE_SIZE)) for scene in scenes])
         pixels = pixels / np.float32(127.5) - np.float32(1)
         pixels += noise.standard_normal(pixels.shape, dtype=np.float32) * np.float32(0.03)

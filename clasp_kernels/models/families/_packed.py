@@ -152,7 +152,7 @@ class PackedAdapter:
                     first_token += rows * columns
         return views
 
-    @torch.no_grad()  # the ops that follow record no graph either
+    @torch.no_grad()  # the ops after the tower record no autograd graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         # Per item: its features, its states in each fused layer, its ``deeper`` features.
         features: list[torch.Tensor] = []

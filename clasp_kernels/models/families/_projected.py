@@ -191,13 +191,13 @@ class ProjectedAdapter:
                 )
 
     def tokens_per_tile(self, keeps_cls: bool | None = None) -> int:
-        """Tokens that the tower makes of what has its own size."""
+        """Return the visual tokens per tile, frame or image of the tower's input size."""
         return self._side**2 + (self._has_cls and not self._is_dropped(keeps_cls))
 
     def tile_view(
         self, pixels: torch.Tensor, first_token: int, keeps_cls: bool | None = None
     ) -> View:
-        """What has the tower's own size, [channels, height, width], and its patches."""
+        """Return the view of one tile [channels, height, width], with a box for each patch."""
         has_cls = self.tokens_per_tile(keeps_cls) > self._side**2
         return grid_view(self.seen(pixels), self._side, self._side, first_token + has_cls)
 
@@ -220,7 +220,7 @@ class ProjectedAdapter:
     def _is_dropped(self, keeps_cls: bool | None) -> bool:
         return self._drops_cls if keeps_cls is None else not keeps_cls
 
-    @torch.no_grad()  # the ops that follow record no graph either
+    @torch.no_grad()  # the ops after the tower record no autograd graph either
     def encode_tiles(
         self, model: Any, pixels: torch.Tensor, kind: str = "image", keeps_cls: bool | None = None
     ) -> EncodedTiles:

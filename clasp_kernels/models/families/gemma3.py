@@ -151,7 +151,7 @@ class Gemma3Adapter:
             for number, pixels in enumerate(inputs["pixel_values"][..., :length, :length])
         ]
 
-    @torch.no_grad()  # the ops that follow record no graph either
+    @torch.no_grad()  # the ops after the tower record no autograd graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         projector = self.inner_model(model).multi_modal_projector
         tower = image_tower(model)  # not cached: it may be wrapped or compiled later

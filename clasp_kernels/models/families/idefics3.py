@@ -135,7 +135,7 @@ class Idefics3Adapter:
             for number, image in enumerate(pixels[_is_image(inputs["pixel_values"])])
         ]
 
-    @torch.no_grad()  # the ops that follow record no graph either
+    @torch.no_grad()  # the ops after the tower record no autograd graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         inner = self.inner_model(model)
         pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")

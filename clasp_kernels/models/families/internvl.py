@@ -237,7 +237,7 @@ class InternVLAdapter:
                 images.append(length // tokens)
         return images if sum(images) == tiles else [1] * tiles
 
-    @torch.no_grad()  # the ops that follow record no graph either
+    @torch.no_grad()  # the ops after the tower record no autograd graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         inner = self.inner_model(model)
         tower = image_tower(model)  # not cached: it may be wrapped or compiled later

@@ -100,7 +100,7 @@ class LlavaOnevisionAdapter(TiledAdapter):
                 )
         return views
 
-    @torch.no_grad()  # the ops that follow record no graph either
+    @torch.no_grad()  # the ops after the tower record no autograd graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         inner = self.inner_model(model)
         # Per item, in the order of the groups: features, fused layers and salience.

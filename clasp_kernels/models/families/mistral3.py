@@ -88,7 +88,7 @@ class Mistral3Adapter(ProjectedAdapter):
             first_token += rows * columns
         return views
 
-    @torch.no_grad()  # the ops that follow record no graph either
+    @torch.no_grad()  # the ops after the tower record no autograd graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
         grids = self._grids(inputs)
         sizes = [(rows * self._patch, columns * self._patch) for rows, columns in grids]
