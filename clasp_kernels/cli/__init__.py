@@ -37,8 +37,10 @@ def main() -> None:
 
 
 def _keep_docstrings() -> None:
-    """Restart with ``-O`` under ``python -OO``, which removes docstrings. transformers reads its
-    own docstrings at import, and the help of the commands consists of docstrings too."""
+    """Restart with ``-O`` if Python runs with ``-OO``, which removes docstrings.
+
+    transformers reads its own docstrings at import, and the help of the commands is docstrings.
+    """
     if sys.flags.optimize < 2:
         return
     last = len(sys.orig_argv) - len(sys.argv) + 1  # the interpreter's own arguments end here

@@ -195,7 +195,7 @@ def apply_clasp(
 
 
 def remove_clasp(model: Any) -> None:
-    """Restore the own methods of a model that ``apply_clasp`` patched, without its handle.
+    """Restore the original methods of a model that ``apply_clasp`` patched, without its handle.
 
     Use this if the handle is lost or the model never had one: a deep copy of a patched model is
     patched too, and so is a model that was saved whole with ``torch.save`` and loaded again. A

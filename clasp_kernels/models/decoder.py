@@ -89,8 +89,8 @@ class DecoderSeam:
         self._names = _positional(method_signature(layers[0], "forward"))
 
     def numbers(self, model: Any) -> list[Patch]:
-        """Return patches that set each layer's number. They belong to the model's patches: patches
-        of the layer itself would hold a reference to it, which makes a cycle."""
+        """Return patches that set each layer's number. The model holds them: if the layer held
+        them, they would refer back to it and make a reference cycle."""
         layers = enumerate(decoder_layers(model))
         return [Patch(layer, _NUMBER, number) for number, layer in layers]
 

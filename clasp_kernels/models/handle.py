@@ -47,7 +47,7 @@ class ClaspHandle:
         return self._runtime.adapter
 
     def remove(self) -> None:
-        """Restore the model's own methods. A second call does nothing.
+        """Restore the model's original methods. A second call does nothing.
 
         Wrappers that others have put around the methods since (mixed precision, device hooks)
         stay.

@@ -135,7 +135,7 @@ class MethodPatches:
             raise
 
     def remove(self, target: Any) -> None:
-        """Restore the own methods and attributes of an object that carries these patches.
+        """Restore the original methods and attributes of an object that carries these patches.
 
         ``target`` is the owner or a shallow copy of it; deep copies have patches of their own. A
         wrapper that was put around a method since stays, and then wraps the original. A second

@@ -141,7 +141,7 @@ class StagedPrefill:
         """The history to attach to the cache after the decoder has run.
 
         Raises:
-            RuntimeError: a layer did not call ``enter``.
+            RuntimeError: ``enter`` was not called for a layer, because the layer was replaced.
         """
         first, *deeper = self._segments
         adding = range(min(len(self._deeper), self.seam.num_layers))
