@@ -1,14 +1,15 @@
 // Greedy farthest-first completion under cosine similarity, evaluated lazily.
 //
-// covered[n] = max over selected j of cos(n, j) only ever grows, so a value that has not yet seen
-// the latest selections is a lower bound, and most tokens can be ruled out by one. Two ways to
-// raise the bounds, which an eager evaluation to the last tie agrees with:
+// covered[n] = max over selected j of cos(n, j) never decreases while tokens are selected. A value
+// computed before the latest selections is therefore a lower bound, and these bounds rule out most
+// tokens. Bounds are raised in two ways. Both pick exactly the tokens that an eager evaluation
+// picks, ties included:
 //
-// - best first: refresh the token with the smallest bound until the smallest bound is exact. It is
-//   the pick. No evaluation is wasted, but each is a single token's.
-// - sweeps: with m picks to go, the last of them is covered at least as much as the m-th smallest
-//   bound says, and whatever has a smaller bound must have been refreshed by then. These tokens can
-//   be refreshed together, in tiles and in parallel, at no waste.
+// - best first: refresh the token with the smallest bound until the smallest bound is exact. That
+//   token is the next pick. No evaluation is wasted, but tokens are evaluated one at a time.
+// - sweeps: with m picks left, the last pick is covered at least as much as the m-th smallest
+//   bound. Every token with a smaller bound has to be refreshed before that pick. These tokens are
+//   refreshed together, in tiles and in parallel, without wasted work.
 #pragma once
 
 #include <algorithm>
@@ -25,18 +26,18 @@
 
 namespace clasp {
 
-// Cosine similarities from dot products, in place. Free of branches, so that it vectorises.
+// Turns dot products into cosine similarities in place. Branch-free, so that it vectorizes.
 inline void to_cosines(int64_t count, float norm, const float* norms, float* dots) {
   for (int64_t i = 0; i < count; ++i) dots[i] = cosine(dots[i], norm, norms[i]);
 }
 
-// Completes one image at a time; the buffers are kept from one to the next.
+// Completes one image at a time; the buffers are reused between images.
 class Completion {
  public:
   explicit Completion(const Kernels& kernels) : kernels_(kernels) {}
 
-  // Picks up to `num_picks` tokens and returns how many there were, written to `picks` in order.
-  // `selected` are row indices, `available(n)` tells which of the other rows may be picked.
+  // Picks up to `num_picks` tokens, writes them to `picks` in the order of picking and returns
+  // their number. `selected` are row indices. `available(n)` tells whether row n may be picked.
   // `parallel(count, body)` runs body(begin, end) over ranges that cover 0..count.
   template <class Available, class Parallel>
   int64_t run(const Matrix& features, const int64_t* selected, int64_t num_selected,
@@ -61,21 +62,21 @@ class Completion {
       if (pick < 0) break;
       picks[num_picked++] = pick;
       tree_.update(pick, kRetired);
-      // Nothing is compared with the last one.
+      // No later pick is compared with the last one.
       if (num_picked < num_picks) select(pick);
     }
     return num_picked;
   }
 
  private:
-  // Selections that a token is compared with before its bound is looked at again.
+  // Number of selections a token is compared with before its bound is checked again.
   static constexpr int64_t kChunk = 8;
-  // One token in this many is compared first, to foretell what the others will need.
+  // forecast() refreshes a sample of one candidate in this many.
   static constexpr int64_t kSampleStride = 8;
-  // A share of refreshing, which outweighs waking a thread, and how many shares there are at most.
+  // A share of refreshing has at least this many tokens, enough to outweigh waking a thread.
   static constexpr int64_t kShareTokens = 32;
   static constexpr int64_t kMaxShares = 64;
-  // What of a thread's second-level cache tokens may take.
+  // Size of a batch of tokens. A batch stays in a thread's L2 cache.
   static constexpr int64_t kBatchBytes = 256 * 1024;
 
   void reset(const Matrix& features, int64_t max_selected) {
@@ -115,7 +116,7 @@ class Completion {
     is_selected_[index] = true;
   }
 
-  // A first bound and the norm of every candidate.
+  // Computes a first bound and the norm of every candidate.
   template <class Parallel>
   void scan(int64_t num_picks, const Parallel& parallel) {
     queue_stale(kRetired - 1);
@@ -129,10 +130,11 @@ class Completion {
     refresh_queue(limit, parallel);
   }
 
-  // The key that the selections so far will leave about `num_picks` tokens below, so that one pass
-  // does most of the refreshing. Selections are alike in how they cover: if a fraction f of the
-  // tokens stays below some value for one chunk of them, f^(number of chunks) stays below it for
-  // all. A few tokens tell the fraction. A wrong forecast costs time and changes nothing else.
+  // Estimates the key below which about `num_picks` tokens remain after all selections so far, so
+  // that one pass does most of the refreshing. The estimate assumes that every chunk of selections
+  // leaves the same fraction f of the tokens below a given value, so f^(number of chunks) remain
+  // below it. A sample of the tokens gives f. A wrong estimate costs time but does not change the
+  // result.
   template <class Parallel>
   uint64_t forecast(int64_t num_picks, int64_t num_candidates, const Parallel& parallel) {
     int64_t sample = 0;
@@ -151,11 +153,12 @@ class Completion {
   template <class Parallel>
   void sweep(int64_t num_picks, const Parallel& parallel) {
     while (true) {
-      // Half as many again as are sure to be needed: most of these are in the end, and there are
-      // fewer, larger rounds.
+      // 1.5 times the number that is certainly needed: most of the extra tokens are needed later,
+      // and the rounds become fewer and larger.
       const uint64_t limit = limit_for(num_picks + num_picks / 2);
       queue_stale(limit);
-      // Few are left: refreshing them best first costs less than another look at all the keys.
+      // When few tokens are left, refreshing them best first costs less than scanning all keys
+      // again.
       const int64_t few = std::max(kTileTokens, features_->num_rows / 64);
       if (static_cast<int64_t>(queue_.size()) < few) break;
       refresh_queue(limit, parallel);
@@ -163,8 +166,8 @@ class Completion {
     tree_.play_all();
   }
 
-  // Queues the candidates with keys up to `limit` that have not seen every selection, those that
-  // have seen fewest first.
+  // Queues the candidates with keys up to `limit` that have not been compared with every selection.
+  // The candidates with the fewest comparisons come first.
   void queue_stale(uint64_t limit) {
     queue_.clear();
     int32_t fewest = std::numeric_limits<int32_t>::max();
@@ -181,8 +184,8 @@ class Completion {
     });
   }
 
-  // Refreshes what is queued, in shares that may run in parallel. Tiles are dealt out to them like
-  // cards, as those at the front of the queue have the most to catch up with.
+  // Refreshes the queued tokens, in shares that may run in parallel. The tiles are dealt to the
+  // shares in turn, because tokens at the front of the queue have the most comparisons left.
   template <class Parallel>
   void refresh_queue(uint64_t limit, const Parallel& parallel) {
     const auto size = static_cast<int64_t>(queue_.size());
@@ -202,14 +205,14 @@ class Completion {
     });
   }
 
-  // A key that `count` candidates or a few more have keys up to.
+  // Returns a limit such that at least `count` keys, and only a few more, are at most that limit.
   uint64_t limit_for(int64_t count) {
     ranks_.resize(features_->num_rows);
     for (int64_t n = 0; n < features_->num_rows; ++n) ranks_[n] = rank_of(tree_.leaf(n));
     return limit_of(count);
   }
 
-  // The same among ranks_: by bisection, in passes that count without branches.
+  // As limit_for(), over ranks_. Bisects, with a branch-free count in each step.
   uint64_t limit_of(int64_t count) const {
     const auto size = static_cast<int64_t>(ranks_.size());
     uint32_t low = kRetiredRank;
@@ -232,9 +235,9 @@ class Completion {
     return uint64_t{high} << 32 | 0xFFFFFFFFU;
   }
 
-  // Compares each token with the selections it has not seen, a chunk at a time, until its key is
-  // above `limit` or exact. A batch of tokens is finished before the next one is begun, so that it
-  // comes from the cache when it is needed again.
+  // Compares each token with its unseen selections, a chunk at a time, until its key is above
+  // `limit` or exact. Each batch of tokens is finished before the next one begins, so that its rows
+  // stay in the cache.
   void refresh(int64_t* begin, int64_t* end, uint64_t limit) {
     std::vector<char> storage(features_->has_contiguous_rows() ? 0 : kTileTokens * row_bytes());
     const int64_t batch =
@@ -247,9 +250,9 @@ class Completion {
     }
   }
 
-  // Compares each token of `begin .. stop` once, moves those that need more to the front and
-  // returns where they end. Tokens that have seen equally many are neighbours and share tiles.
-  // What follows until `end` comes later.
+  // Compares each token of [begin, stop) with one chunk, moves the tokens that need more to the
+  // front and returns their end. Tokens with equal num_seen_ are adjacent and share tiles. The
+  // tokens of [stop, end) are only prefetched.
   int64_t* refresh_once(int64_t* begin, int64_t* stop, const int64_t* end, uint64_t limit,
                         char* storage) {
     int64_t* kept = begin;
@@ -266,7 +269,7 @@ class Completion {
     return kept;
   }
 
-  // The candidate that is covered least, ties to the lower index; -1 when none is left.
+  // Returns the least covered candidate, ties to the lower index, or -1 when none is left.
   int64_t next() {
     while (tree_.best() != kRetired) {
       const int64_t n = key_index(tree_.best());
@@ -282,8 +285,8 @@ class Completion {
     return -1;
   }
 
-  // Compares up to kTileTokens tokens that have seen equally many selections with the next ones,
-  // and sets their bounds and leaves. Of the tokens that come after them the first are asked for.
+  // Compares up to kTileTokens tokens with equal num_seen_ with their next chunk of selections, and
+  // updates their bounds and leaves. Prefetches the first of the `later` tokens.
   void compare(const int64_t* tokens, int64_t num_tokens, const int64_t* later, int64_t num_later,
                char* storage) {
     const int64_t dim = features_->num_columns;
@@ -299,7 +302,7 @@ class Completion {
     for (int64_t t = 0; t < num_ahead; ++t) ahead[t] = features_->row(later[t]);
     float dots[kTileTokens * kChunk];
     dots_->tile(loaded, num_tokens, rows_.data() + first, count, dim, ahead, num_ahead, dots);
-    // After the product, which overlaps arithmetic with waiting for memory better than this would.
+    // Computed after the tile, because the tile overlaps arithmetic with the memory loads better.
     if (first == 0) {
       float squares[kTileTokens];
       dots_->squares(loaded, num_tokens, dim, squares);
@@ -324,10 +327,10 @@ class Completion {
   std::vector<float> norms_;       // [N]
   std::vector<int32_t> num_seen_;  // [N]
   std::vector<char> is_selected_;  // [N]
-  WinnerTree tree_;                // over bounds_; only candidates take part
+  WinnerTree tree_;                // over bounds_; contains candidates only
   std::vector<const void*> rows_;  // the selected tokens, in order of selection
   std::vector<float> row_norms_;
-  std::vector<char> row_storage_;  // selected tokens that cannot be read in place
+  std::vector<char> row_storage_;  // copies of selected tokens with strided columns
   std::vector<char> token_storage_;
   std::vector<int64_t> queue_;
   std::vector<int64_t> dealt_;

@@ -1,8 +1,9 @@
 // Weighted sums of the layers of one image, token by token, in one pass over memory.
 //
-// A processor follows a handful of streams well and two dozen badly: reading 24 layers side by side
-// took twice as long as reading them a few at a time. So layers come in groups, and as many tokens
-// at a time as their float32 sums, which the next group continues, stay in the cache.
+// Hardware prefetching follows a few streams well but not two dozen: reading 24 layers at once took
+// twice as long as reading a few at a time. Layers are therefore read in groups. All groups process
+// one batch of tokens before the next batch, and the batch is small enough for its float32 sums to
+// stay in the cache.
 #pragma once
 
 #include <algorithm>
@@ -19,13 +20,13 @@ namespace clasp {
 
 enum class Normalization { none, l2, rms };
 
-// Serves one thread, for one image after another.
+// Runs on one thread; processes one image at a time.
 class Fusion {
  public:
   explicit Fusion(const Kernels& kernels) : kernels_(kernels) {}
 
-  // The image's layers, all of one shape and scalar type, and the weight of each. A layer of weight
-  // 0 is never read.
+  // Sets the image's layers, all of one shape and scalar type, and one weight per layer. Layers of
+  // weight 0 are never read.
   void set_image(const std::vector<Matrix>& layers, const std::vector<float>& weights,
                  Normalization normalization) {
     num_columns_ = layers[0].num_columns;
@@ -40,7 +41,7 @@ class Fusion {
     }
   }
 
-  // Fuses the tokens begin..end - 1 into consecutive rows from `out` on.
+  // Fuses the tokens of [begin, end) into consecutive rows from `out` on.
   void run(int64_t begin, int64_t end, void* out) {
     switch (scalar_) {
       case Scalar::float32:
@@ -54,7 +55,7 @@ class Fusion {
 
  private:
   static constexpr int64_t kGroup = 8;
-  // 256 KiB, and half that again at most for rows: the second-level cache.
+  // 256 KiB of float32 sums. The rows read meanwhile take at most half as much of the L2 cache.
   static constexpr int64_t kSums = 65536;
 
   template <class Element>
@@ -98,15 +99,16 @@ class Fusion {
                        [](const Matrix& layer) { return layer.has_contiguous_rows(); });
   }
 
-  // A token's row with its columns side by side, as the `slot`-th copy unless they are already.
+  // Returns a token's row with contiguous columns. Copies it to slot `slot` of copies_ if strided.
   template <class Element>
   const Element* row(const Matrix& layer, int64_t token, int64_t slot) {
     char* copy = copies_.data() + slot * num_columns_ * static_cast<int64_t>(sizeof(Element));
     return static_cast<const Element*>(layer.contiguous(token, copy));
   }
 
-  // What a token is multiplied with. A reciprocal rather than a quotient: it neither overflows nor
-  // loses bits, as no root of a float does, and the division it saves is one per element.
+  // Returns the factor that normalizes a token's row. Multiplying by a reciprocal saves one
+  // division per element. The reciprocal cannot overflow or become subnormal, because the square
+  // root of a positive float lies between 2^-75 and 2^64.
   float scale(float square) const {
     if (normalization_ == Normalization::rms) {
       return 1.0F / std::sqrt(square / static_cast<float>(num_columns_) + 1e-6F);
@@ -125,11 +127,11 @@ class Fusion {
   Normalization normalization_ = Normalization::none;
   Scalar scalar_ = Scalar::float32;
   int64_t num_columns_ = 0;
-  std::vector<Matrix> layers_;  // those that count, and their weights
+  std::vector<Matrix> layers_;  // the layers with a weight other than 0, and their weights
   std::vector<float> weights_;
   std::unique_ptr<float[]> sums_;
   int64_t num_sums_ = 0;
-  std::vector<char> copies_;  // rows that cannot be read in place
+  std::vector<char> copies_;  // rows with strided columns
 };
 
 }  // namespace clasp

@@ -1,4 +1,4 @@
-// The copy of chosen rows.
+// Copies selected rows.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace clasp {
 
-// Row `index` of `matrix` with its elements side by side, bit for bit; zeros for a negative index.
+// Copies row `index` of `matrix` bit for bit to contiguous `out`; zeros for a negative index.
 inline void copy_row(const Matrix& matrix, int64_t index, void* out) {
   const auto size = static_cast<size_t>(matrix.num_columns * scalar_size(matrix.scalar));
   if (index < 0) {

@@ -1,4 +1,4 @@
-// A strided view of N rows, and their conversion to float32, one row at a time.
+// A strided view of N rows, and the conversion of single rows to float32.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@ struct Matrix {
   Scalar scalar;
   int64_t num_rows;
   int64_t num_columns;
-  int64_t row_stride;  // both in elements
+  int64_t row_stride;  // row_stride and column_stride are in elements
   int64_t column_stride;
 
   const void* row(int64_t index) const {
@@ -22,8 +22,7 @@ struct Matrix {
 
   bool has_contiguous_rows() const { return column_stride == 1; }
 
-  // Row `index` with its elements side by side: the row itself if they are, else a copy that is
-  // written to `buffer`.
+  // Returns row `index` with contiguous elements: in place if possible, else copied to `buffer`.
   const void* contiguous(int64_t index, void* buffer) const {
     const void* source = row(index);
     if (has_contiguous_rows()) return source;
@@ -35,11 +34,10 @@ struct Matrix {
     return buffer;
   }
 
-  // Whether load() needs no buffer.
+  // Whether load() works without a buffer.
   bool loads_in_place() const { return scalar == Scalar::float32 && has_contiguous_rows(); }
 
-  // Row `index` as contiguous float32: the row itself if it is that already, else written to
-  // `buffer`.
+  // Returns row `index` as contiguous float32: in place if possible, else written to `buffer`.
   const float* load(int64_t index, const Kernels& kernels, float* buffer) const {
     const void* source = row(index);
     if (loads_in_place()) return static_cast<const float*>(source);

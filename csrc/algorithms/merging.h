@@ -1,5 +1,5 @@
-// Merging of one image's tokens: each joins the kept token it is most similar to, and a group
-// becomes its mean.
+// Merges one image's tokens. Each token joins its most similar kept token, and each group is
+// replaced by its mean.
 #pragma once
 
 #include <algorithm>
@@ -15,16 +15,16 @@
 
 namespace clasp {
 
-// Merges one image at a time; the buffers are kept from one to the next.
+// Merges one image at a time; the buffers are reused between images.
 class Merging {
  public:
   explicit Merging(const Kernels& kernels) : kernels_(kernels) {}
 
-  // Writes the means of the groups of `tokens` to `num_slots` consecutive rows from `out` on.
-  // `kept(slot)` is the token a slot keeps, or negative: its row is zeros. So is that of a slot
-  // which repeats an earlier one. `valid(n)` tells which of the other tokens join a group, by the
-  // cosine similarity of `features`; ties go to the lower kept token. `parallel(count, body)` runs
-  // body(begin, end) over ranges that cover 0..count.
+  // Writes the mean of each group of `tokens` to `num_slots` consecutive rows from `out` on.
+  // `kept(slot)` is the token that the slot keeps. The output row is zeros if `kept(slot)` is
+  // negative or repeats an earlier slot's token. `valid(n)` tells whether token n, if not kept,
+  // joins a group. Tokens join by the cosine similarity of `features`, ties to the lower kept
+  // token. `parallel(count, body)` runs body(begin, end) over ranges that cover 0..count.
   template <class Kept, class Valid, class Parallel>
   void run(const Matrix& tokens, const Matrix& features, int64_t num_slots, const Kept& kept,
            const Valid& valid, const Parallel& parallel, void* out) {
@@ -36,13 +36,13 @@ class Merging {
   }
 
  private:
-  // Batches of tokens are compared with blocks of kept ones, and both stay in the second-level
-  // cache: the tokens come from memory once, the kept ones from the third level.
+  // Batches of tokens are compared with blocks of kept tokens, both sized for the L2 cache. Tokens
+  // are read from memory once; kept tokens are read again from the L3 cache for each batch.
   static constexpr int64_t kCacheBytes = 256 * 1024;
   static constexpr int64_t kMaxBlock = 128;
-  // Rows that are added up side by side.
+  // Number of rows that are summed in one pass.
   static constexpr int64_t kRows = 8;
-  // An image with fewer elements is averaged before another thread would be awake.
+  // Averaging a smaller image takes less time than waking another thread.
   static constexpr int64_t kParallelElements = 64 * 1024;
 
   template <class Kept>
@@ -86,7 +86,7 @@ class Merging {
     norms_.resize(joining_.size());
   }
 
-  // Finds the slot of every token that joins one.
+  // Finds the slot of every joining token.
   template <class Parallel>
   void join(const Parallel& parallel) {
     if (joining_.empty()) return;
@@ -117,8 +117,8 @@ class Merging {
     }
   }
 
-  // Compares `num_tokens` of the joining tokens, of which more follow until `end`, with `count` of
-  // the kept ones.
+  // Compares joining_[begin .. begin + num_tokens) with the kept tokens first .. first + count - 1.
+  // Prefetches the joining tokens that follow, up to `end`.
   void compare(int64_t begin, int64_t num_tokens, int64_t end, int64_t first, int64_t count,
                char* storage) {
     const void* rows[kTileTokens] = {};
@@ -142,12 +142,12 @@ class Merging {
     }
   }
 
-  // A zero vector is similar to nothing; any other similarity that is not finite is less than all
-  // that are.
+  // The similarity to a zero vector is 0. Any other non-finite similarity is below every finite
+  // one.
   void choose(int64_t i, float* dots, int64_t first, int64_t count) {
     const float norm = norms_[i];
     const float* kept_norms = kept_norms_.data() + first;
-    // Apart from the search, so that it vectorises.
+    // Separate from the search below, so that this loop vectorizes.
     for (int64_t r = 0; r < count; ++r) dots[r] /= norm * kept_norms[r];
     float best = best_[i];
     for (int64_t r = 0; r < count; ++r) {
@@ -165,7 +165,7 @@ class Merging {
     best_[i] = best;
   }
 
-  // Sorts the tokens by slot, ascending in each.
+  // Sorts the tokens by slot, in ascending order within a slot.
   void list_members(int64_t num_slots) {
     ends_.assign(num_slots + 1, 0);
     for (const int64_t slot : slots_) {
@@ -178,8 +178,8 @@ class Merging {
     }
   }
 
-  // By columns rather than by slots: groups differ in size, and the order in which a column is
-  // added up does not depend on how the columns are split.
+  // Splits the work by columns instead of slots, because groups differ in size. The summation order
+  // within a column does not depend on the split.
   template <class Parallel>
   void average(const Matrix& tokens, int64_t num_slots, const Parallel& parallel, void* out) {
     const auto body = [&](int64_t begin, int64_t end) {
@@ -216,7 +216,7 @@ class Merging {
 
     int64_t first = 0;
     for (int64_t slot = 0; slot < num_slots; ++slot) {
-      // list_members has moved each slot's start to its end.
+      // list_members() has advanced ends_[slot] from the slot's start to its end.
       const int64_t last = ends_[slot];
       Element* row = out + slot * tokens.num_columns + begin;
       if (last - first <= 1) {
@@ -244,17 +244,17 @@ class Merging {
   const Kernels& kernels_;
   const Matrix* features_ = nullptr;
   const DotProducts* dots_ = nullptr;
-  int64_t row_bytes_ = 0;            // of the features
+  int64_t row_bytes_ = 0;            // of one row of the features
   std::vector<int64_t> slots_;       // [N] the slot of a token's group, or -1
-  std::vector<int64_t> kept_slots_;  // of the kept tokens in ascending order
+  std::vector<int64_t> kept_slots_;  // the slots of the kept tokens, in ascending order of token
   std::vector<const void*> kept_rows_;
   std::vector<float> kept_norms_;
-  std::vector<char> kept_storage_;  // kept tokens that cannot be read in place
+  std::vector<char> kept_storage_;  // copies of kept tokens with strided columns
   std::vector<int64_t> joining_;    // the tokens that join a kept one, ascending
-  std::vector<float> best_;         // their largest similarity so far
+  std::vector<float> best_;         // their largest similarity so far, [joining tokens]
   std::vector<float> norms_;
   std::vector<int64_t> ends_;     // [R + 1]
-  std::vector<int64_t> members_;  // the tokens of all groups, by slot
+  std::vector<int64_t> members_;  // the members of all groups, sorted by slot
 };
 
 }  // namespace clasp

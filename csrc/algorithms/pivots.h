@@ -1,9 +1,9 @@
-// The most salient tokens of an image, exactly: by value, NaN last, ties to the lower index.
+// Exact top-k of an image's salience: by value, NaN last, ties to the lower index.
 //
-// Ranks are integers that order like the values. The rank of the last pivot is found by bisection:
-// each step counts, in one pass without branches, how many ranks are at most as large. Selecting by
-// comparing elements with each other looks at fewer, but mispredicts every other branch. The steps
-// end as soon as the count is right, usually halfway through the 32 that there can be.
+// Ranks are integers in the order of the values. Bisection finds the rank of the last pivot: each
+// step counts the ranks up to the midpoint in one branch-free pass. A quickselect looks at fewer
+// elements but mispredicts every other branch. Bisection stops once the count is exact, usually
+// after about half of the 32 possible steps.
 #pragma once
 
 #include <algorithm>
@@ -15,13 +15,13 @@
 
 namespace clasp {
 
-// Serves one image at a time; the buffers are kept from one to the next.
+// Processes one image at a time; the buffers are reused between images.
 class Pivots {
  public:
   explicit Pivots(const Kernels& kernels) : kernels_(kernels) {}
 
-  // Writes the `num_pivots` best tokens, or all valid ones if they are fewer, best first, and
-  // returns how many there were. `salience` are `num_tokens` floats, `valid(n)` is a bool.
+  // Writes the `num_pivots` best tokens, best first, or all valid tokens if they are fewer. Returns
+  // their number. `salience` holds `num_tokens` floats; `valid(n)` returns a bool.
   template <class Valid>
   int64_t run(const float* salience, int64_t num_tokens, int64_t num_pivots, const Valid& valid,
               int64_t* pivots) {
@@ -34,7 +34,7 @@ class Pivots {
     return found;
   }
 
-  // The same without the order.
+  // As run(), but in no particular order.
   template <class Valid>
   int64_t run_unordered(const float* salience, int64_t num_tokens, int64_t num_pivots,
                         const Valid& valid, int64_t* pivots) {
@@ -44,10 +44,10 @@ class Pivots {
   }
 
  private:
-  // Up to here, comparing all with all is faster than sorting, whose branches are mispredicted.
+  // Up to this count, comparing all pairs is faster than sorting, which mispredicts branches.
   static constexpr int64_t kFew = 256;
 
-  // Leaves the positions of the pivots in found_: ascending among those of one rank.
+  // Writes the positions of the pivots to found_, in ascending order among equal ranks.
   template <class Valid>
   int64_t find(const float* salience, int64_t num_tokens, int64_t num_pivots, const Valid& valid) {
     ranks_.resize(num_tokens);
@@ -57,7 +57,7 @@ class Pivots {
     if (num_pivots <= 0) return 0;
     found_.resize(num_pivots + 1);
 
-    // At least num_pivots ranks are up to `high`, and `num_below` < num_pivots are below `low`.
+    // Invariant: at least num_pivots ranks are <= high, and num_below < num_pivots are < low.
     uint32_t low = range.best;
     uint32_t high = range.worst;
     int64_t num_below = 0;
@@ -74,7 +74,7 @@ class Pivots {
       }
     }
     if (exact) return kernels_.find_up_to(ranks_.data(), num_tokens, high, found_.data());
-    // More tie for the last place than there is room for.
+    // More tokens tie at rank `high` than places are left. The lowest indices are kept.
     kernels_.find_up_to(ranks_.data(), num_tokens, high - 1, found_.data());
     for (int64_t n = 0; num_below < num_pivots; ++n) {
       if (ranks_[n] == high) found_[num_below++] = static_cast<uint32_t>(n);
@@ -82,7 +82,7 @@ class Pivots {
     return num_pivots;
   }
 
-  // Returns how many are left.
+  // Returns the number of valid tokens.
   template <class Valid>
   int64_t retire_invalid(const Valid& valid) {
     int64_t num_valid = 0;

@@ -1,13 +1,13 @@
-// The attention that falls on each key, without the attention matrix.
+// Attention that each key receives, computed without storing the attention matrix.
 //
-// The unit is one key head of one image with all the query rows that read it, dealt with in blocks
-// of rows so that what is stored fits into the cache. For each block of keys, its logits become
-// exp(logit - the block's maximum), with the block's sum. Once the row's maximum over all blocks
-// and its sum are known, a probability is a stored value times a factor of its row and block, so
-// that each logit costs one exp, and the salience of a key is a dot product over rows.
+// The unit of work is one key head of one image and all the query rows that read it, processed in
+// blocks of rows whose stored values fit into the cache. For each block of keys, the logits become
+// exp(logit - the block's maximum), stored along with their sum. The row's maximum and sum over all
+// blocks then turn a stored value into a probability by one factor per row and block. Each logit
+// thus costs one exp, and the salience of a key is a dot product over rows.
 //
-// Blocks of keys can be computed in any order and by any thread: what is summed in which order is
-// fixed by the shapes alone.
+// Blocks of keys may be computed in any order and by any thread. The order of summation depends on
+// the shapes only.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@
 
 namespace clasp {
 
-// Contiguous floats that begin on a cache line, as vectors of full width ought to.
+// Contiguous floats, aligned to a cache line for full-width vector loads.
 class Floats {
  public:
   void resize(int64_t size) { lines_.resize((size + kPerLine - 1) / kPerLine); }
@@ -38,18 +38,18 @@ class Floats {
 
 // The keys of one head and the queries that read them.
 struct AttentionHead {
-  Matrix queries;  // [T, d] of the first of `group` query heads
+  Matrix queries;  // [T, d], first of `group` query heads
   int64_t group;
   int64_t group_stride;  // in elements
   Matrix keys;           // [S, d]
   float scale;
   bool causal;
-  int64_t start;  // of the keys that are reported
+  int64_t start;  // [start, stop) are the keys that are reported
   int64_t stop;
 };
 
-// The weight of each row as a share of the whole. By the largest first: the sum of large weights
-// would overflow.
+// Normalizes the weights of the rows to sum to 1. Divides by the largest weight first, because the
+// sum of large weights would overflow.
 inline void normalize_weights(float* weights, int64_t count) {
   float largest = 0.0F;
   for (int64_t i = 0; i < count; ++i) largest = std::max(largest, weights[i]);
@@ -59,16 +59,16 @@ inline void normalize_weights(float* weights, int64_t count) {
   for (int64_t i = 0; i < count; ++i) weights[i] /= static_cast<float>(total);
 }
 
-// Serves one head at a time; the buffers are kept from one to the next.
+// Processes one head at a time; the buffers are reused between heads.
 class Salience {
  public:
   explicit Salience(const Kernels& kernels) : kernels_(kernels) {}
 
-  // Adds the salience of keys start..stop-1, summed over the group, to `columns`. Returns how many
-  // keys from the first on are seen by a row without a probability: the salience of all of these
-  // that are valid is no number, whatever is in `columns`. `weights` are the rows' shares, [T];
-  // `valid` is [S], null if all keys are; parallel(count, body) runs body(begin, end) over ranges
-  // that cover 0..count.
+  // Adds the salience of the keys [start, stop), summed over the group, to `columns`. Returns the
+  // number of leading keys seen by a row whose softmax is undefined; the salience of every valid
+  // key among them is NaN, whatever `columns` holds. `weights` are the normalized weights of the
+  // rows, [T]. `valid` is [S], or null if all keys are valid. parallel(count, body) runs
+  // body(begin, end) over ranges that cover 0..count.
   template <class Parallel>
   int64_t run(const AttentionHead& head, const float* weights, const bool* valid,
               const Parallel& parallel, float* columns) {
@@ -97,42 +97,42 @@ class Salience {
   }
 
  private:
-  // How far ahead keys are asked for from memory: rows are read side by side, which the processor's
-  // own prefetching does not see through. Halves the time of one row over keys in main memory.
+  // Prefetch distance in keys. Rows are read side by side, a pattern that hardware prefetching does
+  // not recognize. Prefetching halves the time of one query row over keys in main memory.
   static constexpr int64_t kAhead = 48;
-  // For the stored values of a block of rows, in floats; half of a usual second-level cache.
+  // Most floats stored for a block of rows: 512 KiB, half of a typical L2 cache.
   static constexpr int64_t kMaxStored = 131072;
 
-  // Every block of rows reads all keys. Blocks of one vector read them so often that it costs more
-  // than stored values beyond kMaxStored: 1.3 times the time of two vectors at 6048 float32 keys.
+  // Every block of rows reads all keys. Blocks of a single vector read the keys so often that it
+  // costs more than exceeding kMaxStored: 1.3 times the time of two vectors at 6048 float32 keys.
   static constexpr int64_t kLeastVectors = 2;
 
-  // The vectors of query rows in a block. They depend on the number of keys, not on how many are
-  // reported, as the order of summation depends on them.
+  // The number of query row vectors in a block. It depends on the number of all keys, not of the
+  // reported keys, because it determines the order of summation.
   int64_t max_vectors() const {
     const int64_t per_vector = kernels_.lanes * std::max<int64_t>(head_->keys.num_rows, 1);
     return std::clamp<int64_t>(kMaxStored / per_vector, kLeastVectors, kMaxRowVectors);
   }
 
-  // Rows are ordered by position first, so that what neighbours see is nearly the same.
+  // Rows are ordered by position first, so that neighbors see nearly the same keys.
   int64_t position(int64_t row) const { return counted_[row / head_->group]; }
 
-  // How many keys, from the first on, the row may see.
+  // Returns how many leading keys the row may see.
   int64_t limit(int64_t row) const {
     const int64_t num_keys = head_->keys.num_rows;
     if (!head_->causal) return num_keys;
     return std::max<int64_t>(num_keys - head_->queries.num_rows + position(row) + 1, 0);
   }
 
-  // Rows first..first + num_rows - 1, in num_vectors vectors of them, or with the keys across the
-  // lanes if that is 0.
+  // Processes rows first..first + num_rows - 1 as num_vectors vectors, or with the keys across the
+  // lanes if num_vectors is 0.
   template <class Parallel>
   void attend(int64_t first, int64_t num_rows, int64_t num_vectors, const bool* valid,
               const Parallel& parallel, float* columns) {
     num_vectors_ = num_vectors;
     width_ = num_vectors ? num_vectors * kernels_.lanes : num_rows;
     limits_.resize(width_);
-    // Lanes to spare repeat the last row, with a factor of 0.
+    // Spare lanes repeat the last row, with a factor of 0.
     for (int64_t r = 0; r < width_; ++r) limits_[r] = limit(first + std::min(r, num_rows - 1));
     load_queries(first, num_rows);
 
@@ -167,7 +167,7 @@ class Salience {
            kernels_.row_logits_bfloat16;
   }
 
-  // One query of the block, as contiguous elements of its own type.
+  // Returns one query of the block as contiguous elements of its own type.
   const void* query(int64_t row) {
     Matrix queries = head_->queries;
     queries.data = static_cast<const char*>(queries.data) +
@@ -231,7 +231,7 @@ class Salience {
     }
   }
 
-  // Hides key k of a block from the first rows.
+  // Hides key k of a block from the first num_rows rows.
   void mask(float* logits, int64_t k, int64_t num_rows) const {
     const int64_t row_stride = num_vectors_ ? 1 : kBlockKeys;
     const int64_t key_stride = num_vectors_ ? width_ : 1;
@@ -240,8 +240,8 @@ class Salience {
     }
   }
 
-  // Keys begin..begin + count - 1 as they are, the last one again up to kKeysAtOnce, and as many
-  // that come kAhead keys later.
+  // Fills rows[0 .. kKeysAtOnce) with keys begin..begin + count - 1, the last one repeated, and the
+  // next kKeysAtOnce entries with the keys to prefetch, kAhead keys later.
   void find_rows(int64_t begin, int64_t count, float* buffer, const void** rows) const {
     const Matrix& keys = head_->keys;
     if (keys.column_stride == 1) {
@@ -287,8 +287,8 @@ class Salience {
     }
   }
 
-  // Turns maxima_ into what a stored value is to be multiplied with: the row's share and
-  // exp(the block's maximum - the row's) / the row's sum.
+  // Turns maxima_ into the factors of the stored values: the weight of the row times exp(the
+  // block's maximum - the row's maximum) / the row's sum.
   void find_factors(int64_t first, int64_t num_rows, int64_t num_blocks, const bool* valid) {
     float* maxima = maxima_.data();
     const float* sums = sums_.data();
@@ -310,13 +310,13 @@ class Salience {
       }
       for (int64_t b = 0; b < num_blocks; ++b) {
         float& factor = maxima[b * width_ + r];
-        factor = share > 0.0F ? factor * share : 0.0F;  // it may be NaN
+        factor = share > 0.0F ? factor * share : 0.0F;  // factor may be NaN here
       }
     }
   }
 
-  // Without a sum above 0, a row has either no key at all, and adds nothing, or a logit of NaN or
-  // inf, or of -inf throughout, and then no probability.
+  // Called for a row without a positive sum. Such a row either sees no valid key and adds nothing,
+  // or has a logit of NaN or inf, or only logits of -inf, so that its softmax is undefined.
   static bool sees_a_key(int64_t limit, const bool* valid) {
     return limit > 0 && (!valid || std::memchr(valid, true, limit));
   }
@@ -341,17 +341,17 @@ class Salience {
   const Kernels& kernels_;
   const AttentionHead* head_ = nullptr;
   const float* weights_ = nullptr;
-  std::vector<int64_t> counted_;  // the positions of rows whose weight is not 0
+  std::vector<int64_t> counted_;  // positions of the rows with a weight other than 0
   int64_t num_without_ = 0;
 
-  // Of one block of rows:
+  // State of one block of rows:
   int64_t num_vectors_ = 0;
   int64_t width_ = 0;
   int64_t first_reported_ = 0;
   std::vector<int64_t> limits_;  // ascending
   Floats row_;
   Floats queries_;  // [d, width], or [width, d] with the keys across the lanes
-  Floats stored_;   // [blocks reported, kBlockKeys, width], or [.., width, kBlockKeys]
+  Floats stored_;   // [reported blocks, kBlockKeys, width], or [.., width, kBlockKeys]
   Floats maxima_;   // [blocks, width]
   Floats sums_;     // [blocks, width]
 };

@@ -15,9 +15,10 @@ class Selection {
  public:
   explicit Selection(const Kernels& kernels) : pivots_(kernels), completion_(kernels) {}
 
-  // Writes the kept tokens to `indices` in ascending order, with whether each is a pivot, and
-  // returns how many there are: `budget`, or all valid ones if they are fewer. `salience` is a
-  // float for each row of `features`, `valid(n)` a bool; `parallel` as for Completion::run.
+  // Writes the kept tokens to `indices` in ascending order and returns their number: `budget`, or
+  // all valid tokens if they are fewer. `is_pivot` tells which of them are pivots. `salience` has
+  // one float for each row of `features`; `valid(n)` returns a bool; `parallel` is that of
+  // Completion::run.
   template <class Valid, class Parallel>
   int64_t run(const Matrix& features, const float* salience, int64_t budget, int64_t num_pivots,
               const Valid& valid, const Parallel& parallel, int64_t* indices, bool* is_pivot) {
@@ -27,7 +28,7 @@ class Selection {
     num_pivots = std::min(std::max<int64_t>(num_pivots, 1), num_kept);
     kept_.resize(num_kept);
     if (num_kept == num_valid) {
-      // Everything stays, ranked by salience; how well anything is covered does not matter.
+      // All valid tokens are kept, so coverage does not matter. Only the ranking by salience does.
       pivots_.run(salience, features.num_rows, num_kept, valid, kept_.data());
     } else {
       pivots_.run_unordered(salience, features.num_rows, num_pivots, valid, kept_.data());
@@ -47,7 +48,7 @@ class Selection {
  private:
   Pivots pivots_;
   Completion completion_;
-  std::vector<int64_t> kept_;  // indices; at the end 2 * index + is_pivot
+  std::vector<int64_t> kept_;  // indices; before sorting, 2 * index + is_pivot
 };
 
 }  // namespace clasp

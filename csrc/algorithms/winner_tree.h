@@ -1,4 +1,4 @@
-// A tournament over N keys: the best one at the root, O(log N) when a key changes.
+// A tournament tree over N keys: the root holds the best key, and an update takes O(log N).
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ class WinnerTree {
 
   uint64_t leaf(int64_t index) const { return nodes_[num_leaves_ + index]; }
 
-  // Sets a key without replaying its matches; call play_all() once all of them are set.
+  // Sets a key without updating its ancestors; call play_all() after the last set_leaf().
   void set_leaf(int64_t index, uint64_t key) { nodes_[num_leaves_ + index] = key; }
 
   void play_all() {
@@ -33,7 +33,7 @@ class WinnerTree {
 
   uint64_t best() const { return nodes_[1]; }
 
-  // The best key of all but `index`: the best of those it meets on its way to the root.
+  // Returns the best key other than that of `index`: the best sibling on the path to the root.
   uint64_t best_other_than(int64_t index) const {
     uint64_t best = kRetired;
     for (int64_t node = num_leaves_ + index; node > 1; node /= 2) {
@@ -46,7 +46,7 @@ class WinnerTree {
   void play(int64_t node) { nodes_[node] = std::min(nodes_[2 * node], nodes_[2 * node + 1]); }
 
   int64_t num_leaves_ = 1;
-  std::vector<uint64_t> nodes_;  // node i plays nodes 2i and 2i + 1; the leaves come last
+  std::vector<uint64_t> nodes_;  // the children of node i are 2i and 2i + 1; the leaves come last
 };
 
 }  // namespace clasp

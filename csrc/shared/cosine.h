@@ -1,4 +1,4 @@
-// Cosine similarity, and what it is where it is not a number.
+// Cosine similarity with defined results for zero and non-finite vectors.
 #pragma once
 
 #include <cmath>
@@ -8,8 +8,8 @@
 
 namespace clasp {
 
-// A zero vector is similar to nothing. Any other similarity that is not finite is larger than all
-// that are, so that such a token never attracts.
+// The similarity to a zero vector is 0. Any other non-finite similarity becomes +inf, so that such
+// a token counts as fully covered and is picked last.
 CLASP_HOST_DEVICE inline float cosine(float dot, float norm, float other_norm) {
   const float product = norm * other_norm;
   const bool is_zero = (norm == 0.0F) | (other_norm == 0.0F);

@@ -1,5 +1,5 @@
-// What nvcc compiles as well: functions for both sides, and algorithms of a block of GPU threads,
-// which other compilers see only in tests that run them on the host.
+// Macros for code that nvcc compiles too: functions for host and device, and algorithms of a thread
+// block. Other compilers see the latter only in tests that run them on the host.
 #pragma once
 
 #ifdef __CUDACC__

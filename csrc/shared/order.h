@@ -1,5 +1,5 @@
-// How candidates are ranked: a value and an index packed into one integer, so that "better value,
-// ties to the lower index" is a single comparison that no NaN can upset.
+// Ranking keys: a value and an index packed into one integer, so that "better value, ties to the
+// lower index" is a single comparison with a defined order for NaN.
 #pragma once
 
 #include <cstdint>
@@ -10,30 +10,30 @@
 
 namespace clasp {
 
-// Smaller keys are better. Worse than every key of a real candidate:
+// Smaller keys are better. kRetired is worse than the key of any candidate.
 inline constexpr uint64_t kRetired = std::numeric_limits<uint64_t>::max();
 
-// An unsigned integer that orders like the float; x must not be NaN. -0 becomes +0: the two are
-// equal as numbers and have to tie. Integers alone, as adding zero would also lose subnormals in a
-// thread that flushes them.
+// Maps a float to an unsigned integer of the same order; x must not be NaN. -0 maps to the same
+// integer as +0, because they are equal and have to tie. Adding zero would also turn -0 into +0,
+// but it loses subnormals in a thread that flushes them.
 CLASP_HOST_DEVICE inline uint32_t ordered_bits(float x) {
   const uint32_t bits = float_to_bits(x);
   if (bits == 0x80000000U) return bits;
   return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
 }
 
-// By rank, the smallest first, ties to the lower index.
+// The smallest rank first, ties to the lower index.
 CLASP_HOST_DEVICE inline uint64_t ranked(uint32_t rank, int64_t index) {
   return uint64_t{rank} << 32 | static_cast<uint32_t>(index);
 }
 
-// Smallest value first: for greedy completion, over how well a token is already covered.
+// The smallest value first. Used by greedy completion, over how well a token is covered.
 CLASP_HOST_DEVICE inline uint64_t smallest_first(float value, int64_t index) {
   return ranked(ordered_bits(value), index);
 }
 
-// Smaller ranks are better: the largest value first, NaN after everything else. -inf has the rank
-// 0xFF800000.
+// Smaller ranks are better: the largest value first, NaN last. The rank of -inf is 0xFF800000, so
+// kRankOfNan and kRankOfInvalid cannot clash with the rank of a number.
 inline constexpr uint32_t kRankOfNan = 0xFFFFFFFEU;
 inline constexpr uint32_t kRankOfInvalid = 0xFFFFFFFFU;
 

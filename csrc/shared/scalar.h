@@ -1,4 +1,4 @@
-// The element types of tensors, and what one of them is as a float and back.
+// The element types of tensors and their conversions to and from float.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace clasp {
 
 enum class Scalar { float32, bfloat16, float16 };
 
-// Distinct types for what are 16 bits either way, so that overloads tell them apart.
+// Two distinct types for 16-bit elements, so that overload resolution tells them apart.
 struct Bfloat16 {
   uint16_t bits;
 };
@@ -34,7 +34,7 @@ CLASP_HOST_DEVICE inline uint32_t float_to_bits(float value) {
   return bits;
 }
 
-// std::numeric_limits is for the host only.
+// std::numeric_limits is not available in device code.
 CLASP_HOST_DEVICE inline float infinity() {
   return bits_to_float(0x7F800000U);
 }
@@ -47,10 +47,9 @@ CLASP_HOST_DEVICE inline float to_float(Bfloat16 half) {
   return bits_to_float(uint32_t{half.bits} << 16);
 }
 
-// Normal numbers are moved into place and the exponent's bias raised from 15 to 127; Inf and NaN,
-// whose exponent has no successor, are patched up. Subnormals count in units of 2^-24. No operand
-// is a subnormal float, which a thread that flushes those to zero would lose. Free of branches, so
-// that it vectorises.
+// Shifts the bits of a normal number into place and raises the exponent bias from 15 to 127. Inf
+// and NaN take the exponent 255 instead. Subnormals are multiples of 2^-24. No operand is a
+// subnormal float, which a thread may flush to zero. Branch-free, so that it vectorizes.
 CLASP_HOST_DEVICE inline float to_float(Float16 half) {
 #ifdef __CUDA_ARCH__
   float value;
@@ -66,7 +65,7 @@ CLASP_HOST_DEVICE inline float to_float(Float16 half) {
 #endif
 }
 
-// Rounding is to nearest, ties to even; every NaN becomes a quiet one.
+// Rounds to nearest, ties to even. Every NaN becomes a quiet NaN.
 inline Float16 to_float16(float value) {
   const uint32_t bits = float_to_bits(value);
   const uint32_t sign = bits >> 16 & 0x8000U;
@@ -74,7 +73,7 @@ inline Float16 to_float16(float value) {
   uint32_t half;
   if (magnitude > 0x7F800000U) {
     half = 0x7E00U;
-  } else if (magnitude >= 0x47800000U) {  // 2^16 and more; what rounds up to it carries over below
+  } else if (magnitude >= 0x47800000U) {  // 2^16 and more; [65520, 2^16) carries to inf below
     half = 0x7C00U;
   } else if (magnitude >= 0x38800000U) {  // 2^-14: normal as float16 too
     half = (magnitude - 0x38000000U + 0xFFFU + (magnitude >> 13 & 1U)) >> 13;

@@ -1,5 +1,5 @@
-// Which instruction sets this machine can run, the kernels for each, and which of them are used.
-// Including this compiles every kernel for every set: one file of a library is enough.
+// The instruction sets of this machine, the kernels for each, and the choice between them.
+// Including this header compiles every kernel for every set, so include it in one file per library.
 #pragma once
 
 #include <string>
@@ -23,8 +23,8 @@ struct InstructionSet {
 };
 
 #if defined(__x86_64__)
-// Older compilers do not know this name in __builtin_cpu_supports; AVX2 machines without it are
-// emulated ones.
+// Older compilers do not accept "f16c" in __builtin_cpu_supports. Only emulated machines have AVX2
+// without F16C.
 inline bool cpu_has_f16c() {
   unsigned eax = 0;
   unsigned ebx = 0;
@@ -34,7 +34,7 @@ inline bool cpu_has_f16c() {
 }
 #endif
 
-// Best first; the baseline is always there.
+// Best first. The baseline is always available.
 inline std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> found;
 #if defined(__x86_64__)
@@ -54,15 +54,15 @@ inline std::vector<InstructionSet> instruction_sets() {
   return found;
 }
 
-// The best instruction set, or the one that the environment forces.
+// Environment variable that forces an instruction set; the best one is used if it is not set.
 inline constexpr const char* kCapabilityVariable = "CLASP_KERNELS_CPU_CAPABILITY";
 
 struct Capability {
-  InstructionSet used;  // without kernels where what is forced cannot be
+  InstructionSet used;  // kernels is null if the forced set is not available
   std::string problem;
 };
 
-// `forced` is the variable's value, null if it is not set.
+// `forced` is the value of the environment variable, or null if it is not set.
 inline Capability choose_capability(const char* forced) {
   const std::vector<InstructionSet> available = instruction_sets();
   const std::string name = forced ? forced : "";

@@ -35,7 +35,7 @@ CLASP_TARGET inline Vector widened(__m128i halves, Float16) {
   return _mm256_cvtph_ps(halves);
 }
 
-// In the upper halves; what is in the lower ones means nothing.
+// The result is in the upper 16 bits of each lane; the lower 16 bits are undefined.
 CLASP_TARGET inline __m256i rounded_to_bfloat16(Vector x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -55,7 +55,7 @@ CLASP_TARGET inline Vector load(const Half* p) {
   return widened(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), Half{});
 }
 
-// Pairs of bfloat16 are the even elements and the odd ones: a shift and a mask away from floats.
+// A pair of bfloat16 becomes two floats by a shift (even elements) and a mask (odd elements).
 CLASP_TARGET inline Vector even_halves(const Bfloat16* p) {
   const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
@@ -171,7 +171,8 @@ CLASP_TARGET inline float sum(Vector x) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
 
-// Interleaves and adds, halving the number of vectors each time: first within 128 bits, then these.
+// Adds by interleaving, which halves the number of vectors each time: within 128-bit lanes, then
+// across them.
 CLASP_TARGET inline Vector sum_each(const Vector* x) {
   Vector halves[2];
   CLASP_UNROLL

@@ -11,7 +11,7 @@
 #  include "shared/order.h"
 #  include "simd/kernels.h"
 
-// gcc 12 takes _mm512_undefined_ps(), which its intrinsics are written with, for a mistake of ours.
+// gcc 12 warns about _mm512_undefined_ps(), which its own intrinsics use.
 #  if defined(__GNUC__) && !defined(__clang__)
 #    pragma GCC diagnostic push
 #    pragma GCC diagnostic ignored "-Wuninitialized"
@@ -40,7 +40,7 @@ CLASP_TARGET inline Vector widened(__m256i halves, Float16) {
   return _mm512_cvtph_ps(halves);
 }
 
-// In the upper halves; what is in the lower ones means nothing.
+// The result is in the upper 16 bits of each lane; the lower 16 bits are undefined.
 CLASP_TARGET inline __m512i rounded_to_bfloat16(Vector x) {
   const __m512i bits = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -64,7 +64,7 @@ CLASP_TARGET inline Vector load(const Half* p) {
   return widened(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), Half{});
 }
 
-// Pairs of bfloat16 are the even elements and the odd ones: a shift and a mask away from floats.
+// A pair of bfloat16 becomes two floats by a shift (even elements) and a mask (odd elements).
 CLASP_TARGET inline Vector even_halves(__m512i halves) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16));
 }
@@ -181,7 +181,8 @@ CLASP_TARGET inline float sum(Vector x) {
   return _mm512_reduce_add_ps(x);
 }
 
-// Interleaves and adds, halving the number of vectors each time: first within 128 bits, then these.
+// Adds by interleaving, which halves the number of vectors each time: within 128-bit lanes, then
+// across them.
 CLASP_TARGET inline Vector sum_each(const Vector* x) {
   Vector quarters[4];
   CLASP_UNROLL

@@ -1,5 +1,5 @@
-// AVX-512 with products of bfloat16 pairs in hardware; otherwise as AVX-512. Subnormal numbers
-// count as zero in these products, whatever the thread has set. Empty on other architectures.
+// AVX-512 with hardware dot products of bfloat16 pairs; otherwise as AVX-512. These products treat
+// subnormals as zero, whatever the thread's floating-point mode. Empty on other architectures.
 #pragma once
 
 #if defined(__x86_64__)

@@ -1,4 +1,4 @@
-// For every machine: 128-bit vectors as GCC and Clang provide them, SSE2 or NEON underneath.
+// Baseline for every machine: 128-bit vector extensions of GCC and Clang (SSE2 or NEON).
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ inline Vector load(const Half* p) {
   return Vector{to_float(p[0]), to_float(p[1]), to_float(p[2]), to_float(p[3])};
 }
 
-// Pairs of bfloat16 are the even elements and the odd ones, as lie in the lower and upper halves of
-// little-endian words: a shift and a mask away from floats.
+// A pair of bfloat16 becomes two floats by a shift (even elements) and a mask (odd elements), which
+// are the lower and upper halves of little-endian words.
 inline Vector even_halves(const Bfloat16* p) {
   Bits pairs;
   std::memcpy(&pairs, p, sizeof pairs);
@@ -78,7 +78,7 @@ inline void load_pair_first(const Bfloat16* p, int64_t count, Vector& even, Vect
   load_pair(whole, even, odd);
 }
 
-// In the upper halves; what is in the lower ones means nothing.
+// The result is in the upper 16 bits of each lane; the lower 16 bits are undefined.
 inline Bits rounded_to_bfloat16(Vector x) {
   const Bits bits = reinterpret_cast<Bits>(x);
   const Bits is_number = reinterpret_cast<Bits>(x == x);
