@@ -1,6 +1,6 @@
-// What a kernel says where torch fails it or memory runs out. Between libtorch and a library of the
-// stable ABI an error is a code: type and text of the exception stay behind. Programs that go on
-// with a smaller batch look for the text, so it has to be the one that torch would have raised.
+// Error messages for failed torch calls and for memory that runs out. The stable ABI returns an
+// error code and drops the type and message of the exception. Programs that retry with a smaller
+// batch search the message, so it has to be the one that torch raises.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,32 +10,32 @@
 #include <string>
 #include <utility>
 
-// Of torch 2.13 and later: the message of the last exception that the calling thread has met behind
-// the border. Weak, as the same library is for older ones too.
+// Available from torch 2.13: the message of the last exception that the calling thread met inside
+// libtorch. Declared weak, because this library also loads with older versions.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 namespace clasp {
 
-// Why the call that has just failed did, in torch's words; empty where torch does not tell.
+// The message of the torch call that has just failed, or an empty string if torch does not keep it.
 inline std::string torch_message() {
   if (torch_exception_get_what_without_backtrace == nullptr) return "";
   const char* message = torch_exception_get_what_without_backtrace();
   return message == nullptr ? "" : message;
 }
 
-// Throws if `code`, which `call` returned, is not that of success.
+// Throws if `code`, which `call` returned, is an error.
 inline void check_torch(AOTITorchError code, const char* call) {
   if (code == TORCH_SUCCESS) return;
   const std::string message = torch_message();
   throw std::runtime_error(message.empty() ? std::string(call) + " failed" : message);
 }
 
-// As programs know torch to begin.
+// The beginnings of torch's own out-of-memory messages.
 inline constexpr const char* kNoCpuMemory = "DefaultCPUAllocator: can't allocate memory";
 inline constexpr const char* kNoCudaMemory = "CUDA out of memory";
 
-// Calls an op; memory that C++ could not get for its working space is reported as torch reports
-// what its own allocator could not get.
+// Calls an op. If C++ runs out of memory for its workspace, throws the error that torch's own
+// allocator raises.
 template <auto kOp>
 struct Reporting;
 
@@ -46,7 +46,7 @@ struct Reporting<kOp> {
       return kOp(std::forward<Arguments>(arguments)...);
     } catch (const std::bad_alloc&) {
       throw std::runtime_error(std::string(kNoCpuMemory) + " for the working space of a kernel");
-    } catch (const std::length_error&) {  // more than a vector may ever hold
+    } catch (const std::length_error&) {  // a size beyond the maximum of std::vector
       throw std::runtime_error(std::string(kNoCpuMemory) + " for the working space of a kernel");
     }
   }
@@ -54,5 +54,5 @@ struct Reporting<kOp> {
 
 }  // namespace clasp
 
-// A kernel for the dispatcher.
+// Wraps an op for the dispatcher.
 #define CLASP_BOX(op) TORCH_BOX(&clasp::Reporting<(op)>::run)

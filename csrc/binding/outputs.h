@@ -1,4 +1,4 @@
-// Tensors for results.
+// Allocates output tensors.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -14,7 +14,7 @@
 
 namespace clasp {
 
-// Where a tensor lies, as aoti_torch_device_type_cpu() and its like give it.
+// The device of a tensor. device_type is a value of aoti_torch_device_type_cpu() and the like.
 struct Place {
   int32_t device_type;
   int32_t device_index;
@@ -27,8 +27,8 @@ struct Place {
   }
 };
 
-// Where torch tells nothing, that there was no memory is a guess, and the most likely one: what
-// could be wrong with the sizes has been checked by then.
+// Without a message from torch, lack of memory is the most likely cause, because the sizes have
+// been checked by then.
 [[noreturn]] inline void throw_no_tensor(const int64_t* sizes, std::size_t num_dims, Place place) {
   std::string message = torch_message();
   if (message.empty()) {
@@ -43,8 +43,8 @@ struct Place {
   throw std::runtime_error(message);
 }
 
-// A contiguous tensor, its elements not yet written. `dtype` as aoti_torch_dtype_int64() and its
-// like give it. The stable new_empty looks its operator up by name in every call, which takes
+// Returns an uninitialized contiguous tensor. `dtype` is a value of aoti_torch_dtype_int64() and
+// the like. The stable API's new_empty looks up its operator by name in every call, which takes
 // longer than selecting from a small image.
 template <std::size_t kDims>
 torch::stable::Tensor empty(const std::array<int64_t, kDims>& sizes, int32_t dtype, Place place) {

@@ -1,4 +1,4 @@
-// The dtypes of tensors that the ops take.
+// The dtypes that the ops accept.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

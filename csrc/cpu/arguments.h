@@ -1,5 +1,5 @@
-// What a kernel needs to know of its arguments. Python has checked them and says what is wrong with
-// them in its own words; what is checked here is what keeps a call that goes around it from reading
+// Converts tensor arguments to the views that kernels take. Python checks arguments first and
+// raises the errors that users see. The checks here keep a call that bypasses Python from reading
 // out of bounds.
 #pragma once
 
@@ -29,7 +29,7 @@ inline void check_matrix(const Tensor& tensor, const char* name, ScalarType type
                   name, " has the wrong shape");
 }
 
-// One value an image, from a [B] int64 tensor if there is one, cut to 0..maximum.
+// One value per image, clamped to 0..maximum: from a [B] int64 tensor, or `maximum` for all images.
 class PerImage {
  public:
   PerImage(const std::optional<Tensor>& values, const char* name, int64_t num_images,
@@ -54,7 +54,7 @@ class PerImage {
   int64_t stride_ = 0;
 };
 
-// Bytes, as those of a mask that was once something else need not be 0 or 1.
+// Read as bytes, because a mask viewed from another dtype may hold bytes other than 0 and 1.
 class ValidMask {
  public:
   ValidMask(const std::optional<Tensor>& valid, const char* name, int64_t num_images,
@@ -77,7 +77,7 @@ class ValidMask {
   int64_t token_stride_ = 0;
 };
 
-// Token indices, [B, R], none of which is past the last token; a negative one is no token.
+// Token indices, [B, R]. An index past the last token is an error; a negative one means no token.
 class Indices {
  public:
   Indices(const Tensor& indices, const char* name, int64_t num_images, int64_t num_tokens) {
@@ -126,7 +126,7 @@ class Batch {
   Matrix image(int64_t index) const {
     return {data_ + index * image_stride_ * scalar_size(scalar_), scalar_, num_tokens_, dim_,
             token_stride_,
-            // The stride of a dimension of size one is anybody's guess.
+            // torch does not define the stride of a dimension of size 1.
             dim_ == 1 ? 1 : column_stride_};
   }
 

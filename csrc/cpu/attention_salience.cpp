@@ -40,7 +40,7 @@ class Heads {
   Matrix head(int64_t image, int64_t index) const {
     const int64_t offset = image * strides_[0] + index * strides_[1];
     return {data_ + offset * scalar_size(scalar_), scalar_, sizes_[2], sizes_[3], strides_[2],
-            // The stride of a dimension of size one is anybody's guess.
+            // torch does not define the stride of a dimension of size 1.
             sizes_[3] == 1 ? 1 : strides_[3]};
   }
 
@@ -51,7 +51,7 @@ class Heads {
   int64_t strides_[4];
 };
 
-// The shares of all rows, [B, T].
+// The normalized weights of all query rows, [B, T].
 std::vector<float> row_shares(const std::optional<Tensor>& weights, int64_t B, int64_t T) {
   std::vector<float> shares(B * T, 1.0F);
   if (weights) {
@@ -69,7 +69,7 @@ std::vector<float> row_shares(const std::optional<Tensor>& weights, int64_t B, i
   return shares;
 }
 
-// Which keys are valid, a contiguous row per image.
+// The valid keys, as a contiguous row per image.
 class Masks {
  public:
   Masks(const std::optional<Tensor>& valid, int64_t B, int64_t S) : num_keys_(S) {
@@ -82,7 +82,7 @@ class Masks {
     }
   }
 
-  // Null if all keys are.
+  // Null if all keys are valid.
   const bool* image(int64_t index) const {
     return copy_ ? copy_.get() + index * num_keys_ : nullptr;
   }
@@ -92,10 +92,10 @@ class Masks {
   std::unique_ptr<bool[]> copy_;
 };
 
-// Heads are summed in this many fixed groups and these in order, so that several threads can work
-// on one image and the order does not depend on them.
+// Heads are summed in at most this many fixed groups (slots), and the groups in order. Several
+// threads can then work on one image, and the order of summation does not depend on their number.
 constexpr int64_t kMaxSlots = 32;
-// Of images that are worked on together; what bounds the memory.
+// The most units (image, slot) processed together, which bounds the memory.
 constexpr int64_t kMaxUnits = 128;
 
 // query [B, Hq, T, d], key [B, Hkv, S, d], key_valid [B, S], query_weights [B, T]
@@ -152,7 +152,7 @@ Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, 
     const int64_t num_units = num_images * num_slots;
     const auto num_threads = static_cast<int64_t>(torch::stable::get_num_threads());
     const int64_t rounds = (num_units + num_threads - 1) / num_threads;
-    // Few units would leave threads idle; then they share the keys of each.
+    // If whole units would leave threads idle, the threads share the keys of one unit at a time.
     if (5 * num_units < 4 * rounds * num_threads) {
       Salience worker(kernels);
       for (int64_t unit = 0; unit < num_units; ++unit) run_unit(unit, worker, kParallel);

@@ -7,7 +7,7 @@
 
 namespace {
 
-// Decided when the library is loaded, and not again.
+// Chosen once, when the library is loaded.
 const clasp::Capability kCapability =
     clasp::choose_capability(std::getenv(clasp::kCapabilityVariable));
 
@@ -18,17 +18,17 @@ const clasp::Kernels& clasp::best_kernels() {
   return *kCapability.used.kernels;
 }
 
-// What the library says of itself. Plain functions, which Python finds in the loaded library by
-// name (ctypes): they need neither torch nor the limited API, and work wherever the library lies.
+// Queries for Python, which calls them by name with ctypes. Plain C functions need neither torch
+// nor the limited API, and work wherever the library is installed.
 
 #define CLASP_EXPORT extern "C" __attribute__((visibility("default")))
 
-// The instruction set in use; null where the one that is forced cannot be.
+// The instruction set in use, or null if the forced one is not available.
 CLASP_EXPORT const char* clasp_kernels_cpu_capability() {
   return kCapability.used.name;
 }
 
-// Why there is none; empty where there is one.
+// The reason why no instruction set is in use, or an empty string.
 CLASP_EXPORT const char* clasp_kernels_cpu_capability_problem() {
   return kCapability.problem.c_str();
 }

@@ -5,7 +5,7 @@
 
 namespace clasp {
 
-// Throws where what is forced cannot be: to be called before any threads are at work.
+// Throws if the forced instruction set is not available. Call it before starting threads.
 const Kernels& best_kernels();
 
 }  // namespace clasp

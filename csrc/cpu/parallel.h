@@ -1,4 +1,4 @@
-// Threads: torch's own pool, over the images of a batch or inside one.
+// Parallel loops on torch's thread pool, over the images of a batch or within one image.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -24,9 +24,8 @@ inline int64_t now_in_nanoseconds() {
 // One for the process: all of its threads meet the same load.
 inline Lateness lateness;
 
-// Runs body(begin, end) over ranges that cover 0..count, each of at least `grain` items unless
-// there is only one range. Rethrows the first exception of a body here, as it would lose its type
-// and text on the way through torch.
+// Runs body(begin, end) over ranges that cover 0..count, each of at least `grain` unless it is the
+// only one. Rethrows the first exception of a body, because torch would lose its type and message.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
   const int64_t start = now_in_nanoseconds();
@@ -54,8 +53,8 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
   if (error) std::rethrow_exception(error);
 }
 
-// The grain for what memory bounds: as many items, of `item_bytes` each to read, as a thread should
-// have for waking it to pay.
+// The grain of a memory-bound loop that reads `item_bytes` per item. With fewer items, waking a
+// thread costs more than it saves.
 inline int64_t grain_of_bytes(int64_t item_bytes) {
   constexpr int64_t kGrainBytes = 128 * 1024;
   return std::max<int64_t>(1, kGrainBytes / std::max<int64_t>(1, item_bytes));
@@ -66,8 +65,8 @@ inline constexpr auto kParallel = [](int64_t count, const auto& body) {
   parallel_for(count, /*grain=*/1, body);
 };
 
-// Runs body(image, worker, parallel) for every image: the images in parallel if there are several,
-// otherwise with the threads inside the image. A Worker, with its buffers, serves one thread.
+// Runs body(image, worker, parallel) for every image. Several images run in parallel; a single
+// image uses the threads within it. Each Worker, with its buffers, is used by one thread only.
 template <class Worker, class Body>
 void for_each_image(int64_t num_images, const Body& body) {
   const Kernels& kernels = best_kernels();

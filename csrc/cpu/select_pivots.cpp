@@ -21,7 +21,7 @@
 namespace clasp::cpu {
 namespace {
 
-// A thread's share: at fewer elements, waking it takes longer than they do.
+// Smallest number of elements per thread. Below it, waking a thread costs more than it saves.
 constexpr int64_t kGrain = 16384;
 
 // salience [B, N] -> [B, num_pivots]

@@ -1,6 +1,5 @@
-// Subnormal numbers count, whatever a thread has set: torch.set_flush_denormal sets it for the
-// thread that calls it and not for those of the pool, and results must not depend on which of them
-// works.
+// Turns off flushing of subnormals within a scope. torch.set_flush_denormal applies to the calling
+// thread but not to the threads of the pool, and results must not depend on which thread runs.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +20,7 @@ class KeepSubnormals {
  private:
 #if defined(__x86_64__)
   using Control = uint32_t;
-  static constexpr Control kFlush = 0x8040;  // results to zero, operands as zero
+  static constexpr Control kFlush = 0x8040;  // flush-to-zero (0x8000) and denormals-are-zero (0x40)
   static Control read() { return _mm_getcsr(); }
   static void write(Control control) { _mm_setcsr(control); }
 #elif defined(__aarch64__)
