@@ -1,6 +1,6 @@
-// Tensors of a call to what kernels take. Python has checked them and says what is wrong with them
-// in its own words; what is checked here is what keeps a call that goes around it from reading out
-// of bounds. Values are on the GPU and not looked at: kernels stay in bounds whatever they are.
+// Converts tensor arguments to the views that kernels take. Python checks arguments first and
+// raises the errors that users see. The checks here keep a call that bypasses Python from reading
+// out of bounds. Values stay on the GPU and are not checked: kernels stay in bounds for any values.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -28,7 +28,7 @@ class Call {
     STD_TORCH_CHECK(is_on_gpu(features) && features.dim() == 3,
                     "features must be [B, N, D] on GPU");
     num_images = features.size(0);
-    // Half of what an int32 holds, so that loops which step past the last token do not overflow.
+    // Half of the int32 range, so that loops that step past the last token do not overflow.
     constexpr int64_t kMost = int64_t{1} << 30;
     STD_TORCH_CHECK(features.size(1) <= kMost, "features has too many tokens");
     STD_TORCH_CHECK(features.size(2) <= kMost, "features are too long");
@@ -37,7 +37,7 @@ class Call {
 
   template <class T>
   Features<T> features(const Tensor& tensor) const {
-    // The stride of a dimension of size one is anybody's guess.
+    // torch does not define the stride of a dimension of size 1.
     const auto stride = [&](int64_t dimension, int64_t of_one) {
       return tensor.size(dimension) == 1 ? of_one : tensor.stride(dimension);
     };

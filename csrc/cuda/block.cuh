@@ -1,4 +1,4 @@
-// A block of GPU threads, as the algorithms of block_*.cuh see it.
+// A thread block as the algorithms of block_*.cuh use it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,16 +25,18 @@ class Block {
   static constexpr int kItems = ItemCount;
   static constexpr int kWarps = kThreads / kWarpSize;
 
-  // Two of each, used in turn: who is a minimum ahead must not overwrite what others still read.
+  // Double-buffered: a warp that has reached the next minimum must not overwrite keys that other
+  // warps still read.
   struct Shared {
     uint64_t keys[2][kWarps];
   };
 
-  // One that is not asked for minima.
+  // For algorithms that do not call minimum().
   Block() = default;
   __device__ explicit Block(Shared& shared) : shared_(&shared) {}
 
-  // Registers: `thread` is always this one, and `item` known when loops over items are unrolled.
+  // Values in registers. `thread` is always the calling thread. Loops over items have to be
+  // unrolled, so that `item` is a constant.
   template <class T>
   class PerThread {
    public:
@@ -60,7 +62,7 @@ class Block {
 
   __device__ void sync() const { __syncthreads(); }
 
-  // A barrier as well.
+  // The minimum over all threads. Also acts as a barrier.
   template <class Key>
   __device__ uint64_t minimum(const Key& key) {
     const uint64_t own = warp_minimum(key(static_cast<int>(threadIdx.x)));
@@ -74,7 +76,7 @@ class Block {
     return best;
   }
 
-  // Every lane of a warp runs the body for the same i, so that it may use the warp's collectives.
+  // Runs body(i, is_leader) with one i per warp, so that the body may use warp collectives.
   template <class Body>
   __device__ void each_warp(int32_t first, int32_t last, const Body& body) const {
     const int thread = static_cast<int>(threadIdx.x);

@@ -1,5 +1,5 @@
-// A step of greedy completion without a matrix of similarities: blocks of GPU threads bring the
-// coverage of their tokens up to date and say which of them is covered least.
+// One step of greedy completion without a matrix of similarities: thread blocks update the coverage
+// of their tokens and find the least covered one.
 #pragma once
 
 #include <cstdint>
@@ -9,23 +9,24 @@
 
 namespace clasp {
 
-// What is known of the tokens of an image between steps; [N] each.
+// The state of the tokens of an image between steps; [N] each.
 struct Coverage {
   float* covered;
   uint8_t* free;  // whether a token can still be picked
 };
 
-// The best key among tokens first .. last - 1 of this warp, on its leader, once they have seen
-// `source(i)` for i below `num_sources`, tokens or negative. `similarity(n, other)` is computed by
-// a whole warp, and `block.each_warp(first, last, body)` runs body(n, is_leader) for a share of the
-// tokens on each.
+// Updates the tokens of [first, last) with the similarities to the tokens `source(i)`, i <
+// num_sources, where negative ones are skipped. Returns the best key of the tokens of this warp to
+// its leader. `similarity(n, other)` is computed by a whole warp. `block.each_warp(first, last,
+// body)` divides the tokens between the warps and runs body(n, is_leader).
 template <class Block, class Source, class Similarity>
 CLASP_DEVICE uint64_t cover_tokens(Block& block, int32_t first, int32_t last, int64_t num_sources,
                                    const Source& source, const Similarity& similarity,
                                    const Coverage& coverage) {
   uint64_t best = kRetired;
   block.each_warp(first, last, [&](int32_t n, bool is_leader) {
-    // Only the leader's is true: it writes what others would read in the meantime.
+    // Only the leader reads and writes the state: other lanes could read it while the leader
+    // writes.
     float covered = is_leader ? coverage.covered[n] : 0.0F;
     bool is_free = is_leader && coverage.free[n] != 0;
     for (int64_t i = 0; i < num_sources; ++i) {

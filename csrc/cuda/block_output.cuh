@@ -1,5 +1,5 @@
-// The kept tokens in image order, from one bit a token; by a block of GPU threads (see
-// block_ranking.cuh for what Block offers, and set_bit(words, n), which may meet another thread's).
+// Writes the kept tokens in image order, from one bit per token, with one thread block. Block is as
+// in block_ranking.cuh, with an atomic set_bit(words, n).
 #pragma once
 
 #include <bit>
@@ -20,7 +20,7 @@ CLASP_HOST_DEVICE inline int32_t num_words(int32_t num_tokens) {
   return (num_tokens + 31) / 32;
 }
 
-// One bit a token, in `words` words each.
+// One bit per token, `words` words each.
 struct KeptTokens {
   uint32_t* kept;
   uint32_t* pivots;
@@ -35,8 +35,8 @@ CLASP_HOST_DEVICE inline int bit_count(uint32_t word) {
 #endif
 }
 
-// Sets the bits of pivots; negative ones are none. The bits must have been cleared, visibly to the
-// whole block, and the block must meet at a barrier before it reads them.
+// Sets the bits of the pivots; negative indices are skipped. Clear the bits and synchronize the
+// block before the call; synchronize it again before reading the bits.
 template <class Block>
 CLASP_DEVICE void mark_pivots(Block& block, const int32_t* pivots, int64_t num_pivots,
                               const KeptTokens& tokens) {
@@ -49,7 +49,7 @@ CLASP_DEVICE void mark_pivots(Block& block, const int32_t* pivots, int64_t num_p
   });
 }
 
-// Of tokens 0 .. num_tokens - 1, keeps those that `keeps(n)`; as mark_pivots otherwise.
+// Sets the `kept` bits of the tokens n < num_tokens with keeps(n). Synchronize as for mark_pivots.
 template <class Block, class Keeps>
 CLASP_DEVICE void mark_kept(Block& block, int32_t num_tokens, const Keeps& keeps,
                             const KeptTokens& tokens) {
@@ -60,13 +60,13 @@ CLASP_DEVICE void mark_kept(Block& block, int32_t num_tokens, const Keeps& keeps
   });
 }
 
-// `totals` has room for kThreads. At most `width` bits of `kept` may be set. The bits must be
-// visible to the whole block.
+// Writes `row` from the bits. `totals` needs room for kThreads. At most `width` bits of `kept` may
+// be set. The bits must be visible to the whole block.
 template <class Block>
 CLASP_DEVICE void write_selection(Block& block, const KeptTokens& tokens, int32_t* totals,
                                   const SelectionRow& row) {
   const int32_t share = (tokens.words + Block::kThreads - 1) / Block::kThreads;
-  // No other threads have words.
+  // Threads from `busy` on have no words.
   const int32_t busy = tokens.words < Block::kThreads ? tokens.words : Block::kThreads;
   const auto end = [&](int thread) {
     const int32_t last = (thread + 1) * share;

@@ -1,9 +1,9 @@
-// The pivots of an image on a GPU, by counting: a token's place among the most salient is the
-// number of tokens with a better key. Blocks of threads do this for some of the tokens each and
-// share nothing, so that all of them run beside whatever else the launch computes.
+// Finds the pivots of an image by counting: the place of a token in the ranking is the number of
+// tokens with a better key. Each thread block ranks some of the tokens. Blocks share nothing, so
+// ranking can run next to whatever else the launch computes.
 //
-// Block: what a block of GPU threads offers, as in cuda/block.cuh. `each(body)` runs body(thread)
-// for all threads, `sync()` is their barrier.
+// Block is the interface of a thread block, as in cuda/block.cuh: `each(body)` runs body(thread)
+// for all threads, and `sync()` is their barrier.
 #pragma once
 
 #include <cstdint>
@@ -13,17 +13,17 @@
 
 namespace clasp {
 
-// The pivots of one image, in a row of `width`; -1 follows the last one.
+// The pivots of one image, `width` entries; -1 in the entries after the last pivot.
 struct PivotRow {
   int32_t* pivots;
   int64_t num_pivots;
   int64_t width;
 };
 
-// Writes the tokens first .. first + kThreads - 1 that are among the most salient to `row`, each in
-// its place, best first. The block that has token 0 also writes -1 to the places that no token
-// takes. `rank(n)` is descending_rank of a token's salience, kRankOfInvalid of one that may not be
-// chosen; `keys` has room for kThreads.
+// Writes those of the tokens first .. first + kThreads - 1 that are pivots to their places in
+// `row`, best first. The block with token 0 also writes -1 to the remaining entries. `rank(n)` is
+// the descending_rank of the salience of token n, or kRankOfInvalid if the token may not be chosen.
+// `keys` needs room for kThreads.
 template <class Block, class Rank>
 CLASP_DEVICE void rank_block(Block& block, int32_t first, int32_t num_tokens, const Rank& rank,
                              uint64_t* keys, const PivotRow& row) {

@@ -1,9 +1,9 @@
-// Greedy completion of one image by a block of GPU threads, from the matrix of all similarities.
+// Greedy completion of one image by one thread block, from the matrix of all similarities.
 //
-// Thread t holds tokens t, t + kThreads, ... kItems at most, in registers: how well each is
-// covered, and a bit for whether it can still be picked. A step is a minimum over the block, which
-// also is its barrier, and one row of the matrix. Block is as in block_ranking.cuh, with
-// `minimum(key)` of key(thread) over all threads.
+// Thread t holds tokens t, t + kThreads, ..., at most kItems of them, in registers: the coverage of
+// each token and a bit that is set while it can be picked. A step is one minimum over the block,
+// which is also its barrier, and one row of the matrix. Block is as in block_ranking.cuh, with
+// `minimum(key)` over key(thread) of all threads.
 #pragma once
 
 #include <cstdint>
@@ -21,10 +21,10 @@ struct SimilarityRows {
   int32_t num_tokens;
 };
 
-// Calls picked(step, n), on every thread, for up to `num_picks` tokens in order of picking and
-// returns how many there were. `selected(i)` is the i-th of `num_selected` tokens to start from,
-// negative for none; `available(n)` tells which of the others may be picked. Where nothing is to be
-// picked, no similarity is read.
+// Calls picked(thread, step, n) on every thread for up to `num_picks` tokens, in the order of
+// picking, and returns their number. `selected(i)` is the i-th of `num_selected` initial tokens, or
+// negative for none. `available(n)` tells whether another token may be picked. Reads no similarity
+// if num_picks is 0.
 template <class Block, class Selected, class Available, class Picked>
 CLASP_DEVICE int32_t complete(Block& block, const SimilarityRows& rows, const Selected& selected,
                               int64_t num_selected, int32_t num_picks, const Available& available,
@@ -34,7 +34,7 @@ CLASP_DEVICE int32_t complete(Block& block, const SimilarityRows& rows, const Se
   typename Block::template Items<float> covered;
   typename Block::template PerThread<uint32_t> free;
 
-  // By kRows tokens, or by fewer where some are negative.
+  // Updates the coverage with kRows tokens; negative indices are skipped.
   const auto cover = [&]<int kRows>(int thread, const int32_t (&others)[kRows]) {
     float seen[kRows][Block::kItems];
     CLASP_DEVICE_UNROLL
@@ -67,7 +67,7 @@ CLASP_DEVICE int32_t complete(Block& block, const SimilarityRows& rows, const Se
       covered.at(thread, i) = -infinity();
       if (n < rows.num_tokens && available(n)) free.at(thread) |= 1U << i;
     }
-    // These rows are known beforehand, so that several can be on their way from memory at once.
+    // The initial tokens are known in advance, so the loads of several rows can overlap.
     constexpr int kAtOnce = 4;
     for (int64_t first = 0; first < num_selected; first += kAtOnce) {
       int32_t others[kAtOnce];

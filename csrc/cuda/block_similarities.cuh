@@ -1,7 +1,6 @@
-// A finished tile of the similarity matrix goes to memory, twice: as it is and transposed, of one
-// on the diagonal the upper half. So the matrix is symmetric to the bit, whatever the order in
-// which a dot product was summed, and each of its rows can be read as one. Block is as in
-// block_ranking.cuh.
+// Stores a finished tile of the similarity matrix and its transpose; of a tile on the diagonal,
+// only the upper half is used. The matrix is thus symmetric bit for bit, whatever the order of
+// summation within a dot product, and every row is contiguous. Block is as in block_ranking.cuh.
 #pragma once
 
 #include <cstdint>
@@ -12,22 +11,22 @@
 
 namespace clasp {
 
-// The similarities of one image, [N, row_stride], to be written.
+// The output matrix of one image, [N, row_stride].
 struct SimilarityMatrix {
   float* data;
   int64_t row_stride;
   int32_t num_tokens;
 };
 
-// `dots` holds the dot products of tokens pair.row * kTile + r and pair.column * kTile + c at
-// [r * stride + c]; `norms` those of the row's tokens, then those of the column's.
+// `dots[r * stride + c]` is the dot product of tokens pair.row * kTile + r and pair.column * kTile
+// + c. `norms` holds the norms of the kTile row tokens, then of the kTile column tokens.
 template <int kTile, class Block>
 CLASP_DEVICE void store_similarities(Block& block, const float* dots, int stride,
                                      const float* norms, TilePair pair,
                                      const SimilarityMatrix& matrix) {
   const int32_t first_row = pair.row * kTile;
   const int32_t first_column = pair.column * kTile;
-  const int32_t num_rows = matrix.num_tokens - first_row;  // more than kTile if it is not the last
+  const int32_t num_rows = matrix.num_tokens - first_row;  // exceeds kTile except in the last tile
   const int32_t num_columns = matrix.num_tokens - first_column;
   const bool is_diagonal = pair.row == pair.column;
   const auto similarity = [&](int r, int c) {
@@ -43,7 +42,7 @@ CLASP_DEVICE void store_similarities(Block& block, const float* dots, int stride
       if (r >= num_rows || c >= num_columns || (is_diagonal && c < r)) continue;
       tile[r * matrix.row_stride + c] = similarity(r, c);
     }
-    // Neighbouring threads write neighbours here too.
+    // r varies fastest, so that the mirrored writes are coalesced too.
     CLASP_DEVICE_UNROLL_4
     for (int e = thread; e < kTile * kTile; e += Block::kThreads) {
       const int c = e / kTile;

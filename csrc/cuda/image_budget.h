@@ -1,4 +1,4 @@
-// How many tokens an image keeps, and how many of them as pivots.
+// The number of tokens that an image keeps, and how many of them are pivots.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace clasp {
 
-// Counts that no one may have checked, in a [B] tensor or the same for all images.
+// Unchecked counts, from a [B] tensor or the same for all images; at() clamps them.
 struct Counts {
   const int64_t* data;  // null: `most` for every image
   int64_t stride;
@@ -21,7 +21,7 @@ struct Counts {
 
 struct ImageBudget {
   int64_t tokens;
-  int64_t pivots;  // 1 .. tokens; 0 if `tokens` is
+  int64_t pivots;  // 1 .. tokens; 0 if tokens is 0
 
   CLASP_HOST_DEVICE static ImageBudget of(const Counts& budget, const Counts& pivot_counts,
                                           int64_t image) {
@@ -30,10 +30,10 @@ struct ImageBudget {
     return {tokens, pivots < tokens ? pivots : tokens};
   }
 
-  // All that are valid stay then, in whatever order they would be picked.
+  // Whether all valid tokens are kept, so that the order of picking does not matter.
   CLASP_HOST_DEVICE bool keeps_all(int32_t num_tokens) const { return tokens >= num_tokens; }
 
-  // How many tokens greedy completion has to pick.
+  // The number of tokens that greedy completion picks.
   CLASP_HOST_DEVICE int32_t picks(int32_t num_tokens) const {
     return keeps_all(num_tokens) ? 0 : static_cast<int32_t>(tokens - pivots);
   }

@@ -1,6 +1,6 @@
-// What a call asks of the GPU and of torch on it: whether tensors are there, on which device and
-// stream to run, how much memory to take, and launches. Tests run the same code on the host, with a
-// header of this name that stands in for this one (tests/cuda_on_host/cuda/launch.h).
+// What a call needs from the GPU and from torch: device checks, the device guard, the stream, the
+// workspace size and kernel launches. Tests run the same code on the host, with a header of the
+// same name in place of this one (tests/cuda_on_host/cuda/launch.h).
 #pragma once
 
 #include <cuda_runtime.h>
@@ -15,7 +15,7 @@
 #include "binding/failures.h"
 #include "cuda/plan.h"
 
-// Registers the operators of this extension, as STABLE_TORCH_LIBRARY_IMPL does.
+// Registers the operators of this extension.
 #define CLASP_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(clasp_kernels, CUDA, m)
 
 namespace clasp::cuda {
@@ -39,7 +39,7 @@ class Stream {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
-  // Calls the kernel in every thread of a grid, which must not be empty.
+  // Launches the kernel; the grid must not be empty.
   template <class... Parameters, class... Arguments>
   void launch(void (*kernel)(Parameters...), unsigned num_blocks, int num_threads,
               const Arguments&... arguments) const {

@@ -1,4 +1,4 @@
-// Where in a block of memory the parts of a workspace lie.
+// Divides a workspace into parts.
 #pragma once
 
 #include <cstddef>
@@ -6,12 +6,12 @@
 
 namespace clasp::cuda {
 
-// Hands out one block of memory, or, from null, tells how large it would have to be.
+// Hands out parts of one block of memory. If `memory` is null, only computes the size required.
 class Layout {
  public:
   explicit Layout(std::byte* memory) : memory_(memory) {}
 
-  // Aligned to 256 bytes. Parts for w images are never larger than w times those for one.
+  // Parts are aligned to 256 bytes. Parts for w images are never larger than w times those for one.
   template <class T>
   T* add(int64_t count) {
     auto* part = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + size_);

@@ -1,4 +1,4 @@
-// Dot products of 32 x 32 tokens by a warp, on tensor cores with float32 sums.
+// Dot products of 32 x 32 tokens by one warp, on tensor cores with float32 accumulation.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -11,7 +11,7 @@ namespace clasp::cuda {
 
 namespace wmma = nvcuda::wmma;
 
-// Half precision, whose products are exact in float32.
+// 16-bit types, whose products are exact in float32.
 template <class Element>
 struct HalfMma {
   static constexpr int kDepth = 16;
@@ -34,14 +34,15 @@ struct HalfMma {
   }
 };
 
-// float32 as the sum of two tf32, of eleven bits each: three products of four, as the fourth is
-// below 2^-22 of the first. Integers up to 2^11 are exact.
+// Represents float32 as the sum of two tf32 values of 11 bits each. Three of the four products are
+// computed; the fourth is below 2^-22 of the first. Integers up to 2^11 are exact.
 struct FloatMma {
   static constexpr int kDepth = 8;
-  // Tensor cores cut a sum off where they would have to round it, hundreds of times and always in
-  // the same direction, which over a thousand features comes near the 1e-5 that is allowed.
+  // Tensor cores truncate sums instead of rounding them. The errors of hundreds of additions have
+  // the same sign, and over a thousand features they approach the tolerance of 1e-5. Slices are
+  // therefore added outside the tensor cores.
   static constexpr bool kAddsSlices = true;
-  static constexpr int kUnroll = 1;  // two sums leave no registers for more
+  static constexpr int kUnroll = 1;  // two sets of sums leave no registers to unroll more
   using Sum = wmma::fragment<wmma::accumulator, 16, 16, kDepth, float>;
 
   template <class Use, class Layout>
@@ -61,8 +62,9 @@ struct FloatMma {
 
   template <class Left, class Right>
   __device__ static void multiply(const Left& left, const Right& right, Sum& sum) {
-    // Apart, so that left and right can change places without changing a bit: tokens that are equal
-    // have to tie, whether they come before the token that they are compared with or after it.
+    // The cross products are summed separately, so that swapping left and right gives the same
+    // bits. Equal tokens then tie, whether they come before or after the token they are compared
+    // with.
     Sum first, second;
     wmma::fill_fragment(first, 0.0F);
     wmma::fill_fragment(second, 0.0F);
@@ -83,14 +85,14 @@ struct MmaOf<Float16> : HalfMma<__half> {};
 template <>
 struct MmaOf<float> : FloatMma {};
 
-// Sums over one slice of the features after the other: on tensor cores all the way, or only within
-// each slice.
+// Accumulates over slices of the features: on tensor cores throughout, or (kAddsSlices) on tensor
+// cores only within a slice.
 template <class T>
 class WarpProduct {
  public:
   __device__ WarpProduct() { clear(sums_); }
 
-  // kWidth elements of 32 tokens each, `pitch` elements apart.
+  // Adds kWidth elements of 32 row and 32 column tokens; tokens are `pitch` elements apart.
   template <int kWidth>
   __device__ void add(const T* rows, const T* columns, int pitch) {
     if constexpr (!Mma::kAddsSlices) {
@@ -117,7 +119,7 @@ class WarpProduct {
 
  private:
   using Mma = MmaOf<T>;
-  using Sums = typename Mma::Sum[4];  // two by two
+  using Sums = typename Mma::Sum[4];  // 2 x 2 fragments
 
   __device__ static void clear(Sums& sums) {
 #pragma unroll

@@ -1,5 +1,5 @@
-// `import clasp_kernels._C_cuda` finds an empty module: loading the library is what registers the
-// operators, through the static initialisers of the other files here.
+// An empty module for `import clasp_kernels._C_cuda`. Loading the library registers the operators
+// through the static initializers of the other files.
 #include <Python.h>
 
 namespace {

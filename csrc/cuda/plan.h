@@ -1,14 +1,16 @@
-// Which design serves a shape, and how many images go through at a time. Neither looks at the batch
-// or at budgets to choose how an image is computed, so that its bits do not depend on the others.
+// Chooses the design for a shape, and how many images are processed per wave. The choice depends on
+// neither the batch size nor the budgets, so the bits of an image's result do not depend on the
+// other images.
 //
-// matrix  All similarities of an image on tensor cores, then one block an image that reads a row
-//         of them a step. Two launches a wave of images, N^2 floats of memory an image.
-// steps   A launch a step, which compares all tokens with the last pick. 17 bytes a token of
-// memory.
+// matrix  Computes all similarities of an image on tensor cores. Then one thread block per image
+//         completes it and reads one matrix row per step. Two launches per wave of images; N^2
+//         floats of memory per image.
+// steps   Launches one kernel per step, which compares all tokens with the last pick. 17 bytes of
+//         memory per token.
 //
-// The matrix serves wherever it fits: one block must hold how well each token is covered in
-// registers, and the matrix of one image must not take more than the workspace. Both end at the
-// same N. README.md beside this file counts what the designs wait for.
+// The matrix design is used wherever it fits: one block holds the coverage of all tokens in
+// registers, and the matrix of one image fits into the workspace. Both limits are reached at the
+// same N. README.md in this folder estimates the time of both designs.
 #pragma once
 
 #include <algorithm>
@@ -19,15 +21,15 @@
 
 namespace clasp::cuda {
 
-// What one call may take, whatever the batch; a larger batch goes through in waves of images.
+// Memory limit of one call. A larger batch is processed in waves of images.
 inline constexpr int64_t kWorkspaceBytes = int64_t{256} << 20;
-// Threads and items of the largest block that scans.
+// Threads times items of the largest scan block.
 inline constexpr int32_t kLargestScan = 512 * 16;
 
 enum class Design { matrix, steps };
 
-// What CLASP_KERNELS_CUDA_DESIGN says, null if it is not set: for benchmarks of one against the
-// other, and for tests of the one that small images do not need.
+// Parses CLASP_KERNELS_CUDA_DESIGN (null if not set). Forcing a design is for benchmarks, and for
+// tests of the steps design on small images.
 inline std::optional<Design> design_named(const char* name) {
   const std::string given = name == nullptr ? "auto" : name;
   if (given == "auto") return std::nullopt;
@@ -37,7 +39,7 @@ inline std::optional<Design> design_named(const char* name) {
                               given + "'");
 }
 
-// Floats from one row of the matrix to the next: each starts a line of the cache.
+// Row stride of the matrix in floats. Each row begins on a cache line.
 inline int64_t matrix_stride(int32_t num_tokens) {
   return (int64_t{num_tokens} + 31) / 32 * 32;
 }
@@ -56,7 +58,7 @@ inline Design design_for(int32_t num_tokens, std::optional<Design> forced, int64
   return forced.value_or(has_matrix ? Design::matrix : Design::steps);
 }
 
-// At least one, also if it takes more than there should be.
+// At least one image, even if that exceeds the workspace.
 inline int64_t images_per_wave(int64_t num_images, int64_t bytes_per_image, int64_t workspace) {
   const int64_t fitting = workspace / std::max<int64_t>(bytes_per_image, 1);
   return std::clamp<int64_t>(fitting, 1, std::max<int64_t>(num_images, 1));

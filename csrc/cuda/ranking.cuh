@@ -1,4 +1,4 @@
-// Which tokens of each image are its pivots, best first.
+// Finds the pivots of each image, best first.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct Ranking {
   int64_t width;
   int32_t* pivots;  // [B, width]
 
-  // Blocks of kRankThreads an image; one at least, which writes -1 where there are no pivots.
+  // Number of kRankThreads blocks per image. At least one, which writes -1 if there are no pivots.
   CLASP_HOST_DEVICE int32_t num_blocks() const {
     const int32_t blocks = (num_tokens + kRankThreads - 1) / kRankThreads;
     return blocks > 0 ? blocks : 1;
@@ -34,8 +34,8 @@ struct Ranking {
   }
 };
 
-// Keeps the pivots, and all valid tokens where the budget has room for them: what is known without
-// a comparison. As mark_pivots in cuda/block_output.cuh otherwise.
+// Marks the tokens that are kept without any comparison: the pivots, and all valid tokens if the
+// budget has room for them. Synchronize as for mark_pivots in cuda/block_output.cuh.
 template <class Block>
 __device__ void mark_known(Block& block, const Ranking& ranking, int64_t image,
                            const ImageBudget& budget, const KeptTokens& tokens) {
@@ -46,7 +46,7 @@ __device__ void mark_known(Block& block, const Ranking& ranking, int64_t image,
   }
 }
 
-// For kRankThreads threads.
+// Requires a block of kRankThreads threads.
 __device__ inline void rank_tokens(const Ranking& ranking, int64_t image, int32_t index,
                                    uint64_t* keys) {
   const Block<kRankThreads, 1> block;

@@ -1,4 +1,4 @@
-// Greedy completion from the matrix of similarities: one block an image.
+// Greedy completion from the matrix of similarities: one thread block per image.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// complete_tokens and select_tokens on a GPU, by one of two designs (plan.h): from the similarities
-// of all pairs of an image's tokens, in two launches a wave of images; or in a launch a step.
+// complete_tokens and select_tokens on a GPU, by one of two designs (plan.h): from the matrix of
+// all similarities of an image, in two launches per wave of images, or with one launch per step.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
@@ -32,7 +32,7 @@ int64_t blocks_of(int64_t count, int64_t size) {
   return (count + size - 1) / size;
 }
 
-// What of features a kernel that reads 16 bytes at once asks for.
+// Whether kernels may read the features in 16-byte vectors.
 template <class T>
 bool is_aligned(const Features<T>& features) {
   constexpr int64_t kElements = 16 / sizeof(T);
@@ -41,19 +41,19 @@ bool is_aligned(const Features<T>& features) {
          reinterpret_cast<uintptr_t>(features.data) % 16 == 0;
 }
 
-// Looked up at every call, so that a process can time one design against another.
+// Read at every call, so that one process can time one design against the other.
 std::optional<Design> forced_design() {
   return design_named(std::getenv("CLASP_KERNELS_CUDA_DESIGN"));
 }
 
-// One op on one batch; the two ops differ in where the tokens to start from come from, and in what
-// becomes of the picks.
+// One op on one batch. The two ops differ in the source of the initial tokens and in the output of
+// the picks.
 struct Job {
   int64_t num_images;
   int32_t num_tokens;
   int32_t num_steps;  // the most picks of any image
   Mask valid;
-  Selected<int64_t> selected;  // complete_tokens: what is selected before
+  Selected<int64_t> selected;  // complete_tokens: the initial tokens
   int64_t* picks;              // complete_tokens: [B, width]
   int64_t width;               // complete_tokens
   bool selects;
@@ -73,7 +73,7 @@ class Launcher {
 
   void run() {
     const std::optional<Design> forced = forced_design();
-    // Nothing to compare: any design only fills in results.
+    // Without tokens, either design only fills in the outputs.
     if (job_.num_tokens == 0) return with_matrix();
     switch (design_for(job_.num_tokens, forced, workspace_bytes())) {
       case Design::matrix:
@@ -95,7 +95,7 @@ class Launcher {
 
   void with_matrix() {
     const int32_t N = job_.num_tokens;
-    // Nothing to pick, no similarities.
+    // Without picks, no similarities are needed.
     const bool picks = job_.num_steps > 0;
     const int64_t row_stride = matrix_stride(N);
     const auto num_pairs = static_cast<unsigned>(picks ? num_tile_pairs(blocks_of(N, kTile)) : 0);
@@ -231,7 +231,7 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
   const int64_t B = call.num_images;
   const Counts budgets = call.counts(budget, "budget", num_kept);
   const Counts shares = call.counts(pivot_counts, "pivot_counts", std::max<int64_t>(num_pivots, 1));
-  // The most pivots of any image, and the fewest of one that keeps all it may.
+  // The most pivots of any image, and the fewest pivots of an image that keeps num_kept tokens.
   const int64_t width = std::min(shares.most, num_kept);
   const int64_t fewest = std::min<int64_t>(pivot_counts ? 1 : shares.most, num_kept);
 
@@ -242,7 +242,7 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
   Job job{};
   job.num_images = B;
   job.num_tokens = call.num_tokens;
-  // Who keeps all tokens picks none; with a tensor of budgets only some images may.
+  // Images that keep all tokens need no steps. With a tensor of budgets, an image may keep fewer.
   const bool all_keep_all = !budget && num_kept >= call.num_tokens;
   const int64_t num_steps = std::min<int64_t>(num_kept - fewest, call.num_tokens);
   job.num_steps = all_keep_all ? 0 : static_cast<int32_t>(num_steps);

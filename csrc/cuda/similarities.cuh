@@ -1,4 +1,4 @@
-// All cosine similarities of each image's tokens, and its pivots beside them.
+// Cosine similarities between all tokens of each image; the pivots are ranked in the same launch.
 #pragma once
 
 #include <cuda_pipeline_primitives.h>
@@ -17,26 +17,26 @@
 namespace clasp::cuda {
 
 inline constexpr int kTile = 64;
-inline constexpr int kTileThreads = kRankThreads;  // one launch does both
-// Blocks on a multiprocessor, at least: float32 takes more registers.
+inline constexpr int kTileThreads = kRankThreads;  // the same launch ranks pivots
+// Minimum number of blocks per multiprocessor. float32 takes more registers.
 template <class T>
 inline constexpr int kTileBlocks = sizeof(T) == 4 ? 3 : 4;
-// Bytes of a token that are in shared memory at a time, and from one token to the next: 16 more, so
-// that eight neighbours lie in different banks.
+// Bytes per token in one slice, and the distance between tokens in shared memory. The 16 bytes of
+// padding put eight neighboring tokens into different banks.
 inline constexpr int kSliceBytes = 128;
 inline constexpr int kSlicePitch = kSliceBytes + 16;
 inline constexpr int kChunkBytes = 16;
 inline constexpr int kChunksPerToken = kSliceBytes / kChunkBytes;
 inline constexpr int kChunksPerThread = kTile * kChunksPerToken / kTileThreads;
-inline constexpr int kDotsPitch = kTile + 4;  // floats; fragments are stored to 16-byte multiples
+inline constexpr int kDotsPitch = kTile + 4;  // floats; wmma stores need a multiple of 16 bytes
 
-// [B, N, row_stride] of the images of one launch.
+// The matrices of the images of one launch, [B, N, row_stride].
 struct SimilarityBatch {
   float* data;
   int64_t image_stride;
   int64_t row_stride;
 
-  // Of the image in this place.
+  // The matrix of the image at index `slot` of the launch.
   CLASP_DEVICE SimilarityMatrix matrix(unsigned slot, int32_t num_tokens) const {
     return {data + slot * image_stride, row_stride, num_tokens};
   }
@@ -48,9 +48,9 @@ struct SimilarityBatch {
 template <class T>
 inline constexpr int kSliceWidth = kSliceBytes / static_cast<int>(sizeof(T));
 
-// Starts to bring a slice of kTile tokens, `first` and those that follow, to shared memory; what is
-// past the last token or feature becomes zero. 16 bytes at a time, on their way while the slice
-// before is multiplied, or element by element.
+// Starts copying a slice of tokens first .. first + kTile - 1 to shared memory, with zeros past the
+// last token or feature. If aligned, copies 16 bytes at a time, asynchronously, while the previous
+// slice is multiplied; otherwise element by element.
 template <class T, bool kAligned>
 __device__ void load_slice(const Features<T>& features, int64_t image, int32_t first, int32_t start,
                            unsigned char* shared) {
@@ -66,7 +66,7 @@ __device__ void load_slice(const Features<T>& features, int64_t image, int32_t f
     for (int q = 0; q < kChunksPerThread; ++q) {
       const int token = first_token + q * kTokensApart;
       const bool inside = first + token < features.num_tokens && d < features.dim;
-      // An address that may be read, though it is not.
+      // Nothing is read outside the tensor, but the address still has to be valid.
       const T* chunk = inside ? row + d : features.data;
       __pipeline_memcpy_async(shared + token * kSlicePitch + part * kChunkBytes, chunk, kChunkBytes,
                               inside ? 0 : kChunkBytes);
@@ -86,7 +86,7 @@ __device__ void load_slice(const Features<T>& features, int64_t image, int32_t f
   }
 }
 
-// The sum of squares of one token's slice.
+// Returns the sum of squares of one token's slice.
 template <class T>
 __device__ float square_of_slice(const unsigned char* token) {
   constexpr int kElements = kChunkBytes / sizeof(T);
@@ -105,14 +105,14 @@ __device__ float square_of_slice(const unsigned char* token) {
   return sum;
 }
 
-// The same slice of a tile's two sets of tokens.
+// One slice of the row tokens and the column tokens of a tile.
 struct SlicePair {
   unsigned char rows[kTile * kSlicePitch];
   unsigned char columns[kTile * kSlicePitch];
 };
 
 union TileMemory {
-  SlicePair slices[2];  // one is multiplied while the next one comes
+  SlicePair slices[2];  // one is multiplied while the next is loaded
   float dots[kTile * kDotsPitch];
   uint64_t keys[kRankThreads];
 };
@@ -135,7 +135,7 @@ __device__ void tile_similarities(const Features<T>& features, int64_t image, Ti
   };
 
   WarpProduct<T> product;
-  // Each thread sums the squares of one token, of the tile's rows or of its columns.
+  // Each thread sums the squares of one row token or one column token.
   float square = 0.0F;
   if (features.dim > 0) load(0);
   for (int32_t start = 0; start < features.dim; start += kSliceWidth<T>) {
@@ -164,7 +164,7 @@ __device__ void tile_similarities(const Features<T>& features, int64_t image, Ti
   store_similarities<kTile>(block, memory.dots, kDotsPitch, norms, pair, matrix);
 }
 
-// Blocks of one image: `num_pairs` tiles, then those that rank its tokens, if any.
+// Each image has `num_pairs` blocks for tiles, followed by the blocks that rank its tokens, if any.
 template <class T, bool kAligned>
 __global__ __launch_bounds__(kTileThreads, kTileBlocks<T>) void similarities_kernel(
     Features<T> features, SimilarityBatch similarities, Ranking ranking, int64_t first_image,

@@ -1,6 +1,6 @@
-// Greedy completion with a launch a step, for images whose similarities would take too much memory:
-// each step compares every token with the one picked last, and the blocks agree on the next by the
-// smallest of their keys, whichever order they come in.
+// Greedy completion with one launch per step, for images whose similarity matrix would take too
+// much memory. Each step compares every token with the last pick. The blocks agree on the next pick
+// by an atomic minimum of their keys, which does not depend on their order.
 #pragma once
 
 #include <cstdint>
@@ -18,23 +18,23 @@
 namespace clasp::cuda {
 
 inline constexpr int kStepThreads = 256;
-inline constexpr int kStepTokens = 32;  // of a block
-inline constexpr int kStepBlocks = 2;   // on a multiprocessor at least
+inline constexpr int kStepTokens = 32;  // per block
+inline constexpr int kStepBlocks = 2;   // minimum number of blocks per multiprocessor
 inline constexpr int kFinishThreads = 256;
 
-// What the steps of a wave of images know.
+// The state of a wave of images between steps.
 struct Progress {
   float* norms;          // [B, N]
   float* covered;        // [B, N]
   uint8_t* free;         // [B, N]
-  uint64_t* keys;        // [B, num_steps] of the picks
-  int32_t* num_picks;    // [B], no more than num_steps
+  uint64_t* keys;        // [B, num_steps], the keys of the picks
+  int32_t* num_picks;    // [B], at most num_steps
   uint32_t* kept;        // [B, num_words(N)]
   uint32_t* pivot_bits;  // [B, num_words(N)]
   int32_t num_tokens;
   int32_t num_steps;
 
-  // In memory that `layout` hands out.
+  // Takes the memory from `layout`.
   static Progress in(Layout& layout, int64_t num_images, int32_t num_tokens, int32_t num_steps) {
     const int64_t tokens = num_images * num_tokens;
     const int64_t words = num_images * num_words(num_tokens);
@@ -63,8 +63,8 @@ struct Progress {
   }
 };
 
-// Each lane takes 16 bytes of elements at a time, whether it can load them at once or not, so that
-// the order of the sum does not depend on how features lie in memory.
+// Each lane takes 16 bytes of elements at a time, in one load if aligned. The order of summation is
+// therefore the same for aligned and unaligned features.
 template <class T, bool kAligned>
 __device__ float warp_dot(const Features<T>& features, const T* a, const T* b) {
   constexpr int kElements = 16 / sizeof(T);
@@ -96,8 +96,8 @@ __device__ float warp_dot(const Features<T>& features, const T* a, const T* b) {
   return sum;
 }
 
-// Norms, and what is known before the first step. `ranking` tells how many picks an image needs if
-// `selects`; otherwise all of them need num_steps.
+// Computes norms and initializes the state. If `selects`, `ranking` gives the number of picks of
+// each image; otherwise every image needs num_steps picks.
 template <class T, bool kAligned>
 __global__ __launch_bounds__(kStepThreads) void prepare_kernel(Features<T> features, Mask valid,
                                                                Ranking ranking, bool selects,
@@ -135,13 +135,13 @@ __global__ __launch_bounds__(kStepThreads) void prepare_kernel(Features<T> featu
   }
 }
 
-// Step 0 compares with the tokens selected before, each other one with the pick of the one before.
+// Step 0 compares with the initial tokens, each later step with the previous pick.
 template <class T, bool kAligned, class Index>
 __global__ __launch_bounds__(kStepThreads, kStepBlocks) void cover_kernel(
     Features<T> features, Selected<Index> selected, Progress progress, int64_t first_image,
     unsigned blocks_per_image, int32_t step) {
   const unsigned slot = blockIdx.x / blocks_per_image;
-  // Others of the batch may have larger budgets, or more tokens that are valid.
+  // Other images of the batch may have larger budgets or more valid tokens.
   if (step >= progress.num_picks[slot]) return;
   uint64_t* keys = progress.keys_of(slot);
   const uint64_t latest = step == 0 ? 0 : keys[step - 1];

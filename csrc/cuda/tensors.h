@@ -1,5 +1,5 @@
-// Tensors as kernels take them: a pointer and strides, by value. Null where an argument is left
-// out.
+// Tensors as kernels take them: a pointer and strides, by value. The pointer of an omitted argument
+// is null.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,8 @@ struct Features {
   }
 };
 
-// [B, N], any of three dtypes: each value is read a few times only.
+// [B, N], of any of the three dtypes, chosen at run time because each value is read only a few
+// times.
 struct Salience {
   const void* data;
   Scalar scalar;
@@ -45,7 +46,7 @@ struct Salience {
   }
 };
 
-// [B, N] bytes, any of which but 0 is true.
+// [B, N] bytes; any byte other than 0 is true.
 struct Mask {
   const uint8_t* data;
   int64_t image_stride;
@@ -56,7 +57,7 @@ struct Mask {
   }
 };
 
-// Token indices [B, P] that no one may have checked.
+// Unchecked token indices, [B, P].
 template <class Index>
 struct Selected {
   const Index* data;
@@ -64,7 +65,7 @@ struct Selected {
   int64_t slot_stride;
   int64_t width;
 
-  // Negative for what is no token.
+  // Returns -1 for an index that is not a token.
   CLASP_DEVICE int32_t at(int64_t image, int64_t slot, int32_t num_tokens) const {
     const int64_t n = data[image * image_stride + slot * slot_stride];
     return n >= 0 && n < num_tokens ? static_cast<int32_t>(n) : -1;

@@ -1,4 +1,4 @@
-// The tiles of a symmetric matrix that have to be computed: those on and above the diagonal.
+// The tiles of a symmetric matrix that are computed: those on and above the diagonal.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@ namespace clasp {
 
 struct TilePair {
   int32_t row;
-  int32_t column;  // not below `row`
+  int32_t column;  // at least `row`
 };
 
 CLASP_HOST_DEVICE inline int64_t num_tile_pairs(int64_t num_blocks) {
@@ -18,7 +18,7 @@ CLASP_HOST_DEVICE inline int64_t num_tile_pairs(int64_t num_blocks) {
 
 // Pair `index` of 0 .. num_tile_pairs - 1, column by column: (0, 0), (0, 1), (1, 1), (0, 2) ...
 CLASP_HOST_DEVICE inline TilePair tile_pair(int64_t index) {
-  // By doubling, then bisection: a square root would have to be corrected where it rounds.
+  // Bisects, because a square root would need a correction where it rounds.
   int64_t high = 1;
   while (num_tile_pairs(high) <= index) high *= 2;
   int64_t low = high / 2;

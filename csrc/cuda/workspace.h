@@ -1,5 +1,4 @@
-// Memory that a call needs besides its results, from torch's allocator, which orders its reuse by
-// the current stream.
+// Temporary memory of a call, from torch's allocator, which orders its reuse by the current stream.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
