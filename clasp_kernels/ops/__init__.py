@@ -1,28 +1,28 @@
-"""The ops: one file each, with its checks, schema, fake and public function.
+"""The ops, one file each with its checks, schema, fake implementation and public function.
 
-Importing this package registers every op as ``torch.ops.clasp_kernels.*`` and loads the C++
-kernels where they are built.
+Importing this package registers every op as ``torch.ops.clasp_kernels.*`` and loads the C++ kernels
+if they are built.
 
-Arguments are checked before anything runs. Checks of values (indices in range, none repeated,
-weights finite) would make a GPU's tensors wait for the device, so there they run only with
-``CLASP_KERNELS_STRICT=1``; while compiling they never run, nor do they in compiled code or in a
-direct call of ``torch.ops.clasp_kernels.*``. What values that are not allowed then do, on the CPU:
+Arguments are checked before anything runs. Checks of values (indices in range, no repeats, finite
+weights) would synchronize with the GPU. For GPU tensors they run only with
+``CLASP_KERNELS_STRICT=1``. They never run during compilation, in compiled code or in a direct call
+of ``torch.ops.clasp_kernels.*``. Unchecked invalid values have these effects on the CPU:
 
-- ``fuse_layers``: a category id that is out of range raises RuntimeError, from the reference
-  IndexError, which takes a negative one to count from the last row of ``weights``.
-- ``gather_tokens``: an index below -1 gives zeros, one of N or more raises RuntimeError or
+- ``fuse_layers``: a category id out of range raises RuntimeError. The reference raises IndexError,
+  and takes a negative id to count from the last row of ``weights``.
+- ``gather_tokens``: an index below -1 gives zeros. An index of N or more raises RuntimeError or
   IndexError.
-- ``complete_tokens``: an index below -1 is skipped, one of N or more raises RuntimeError or
-  IndexError, and a repeated one counts once.
-- ``merge_tokens``: an index below -1 gives zeros, and of a repeated one the first slot gets the
-  mean, the others zeros. One of N or more raises RuntimeError; from the reference, the image's
-  rows then mean nothing.
-- ``attention_salience``: weights that are negative or not finite give a mean without a meaning.
+- ``complete_tokens``: an index below -1 is skipped. An index of N or more raises RuntimeError or
+  IndexError. A repeated index counts once.
+- ``merge_tokens``: an index below -1 gives zeros. The first slot of a repeated index gets the mean,
+  the others zeros. An index of N or more raises RuntimeError; in the reference, the output rows of
+  that image are then meaningless.
+- ``attention_salience``: with negative or non-finite weights the result is meaningless.
 
-On a GPU an IndexError is a device-side assertion.
+On a GPU, an IndexError becomes a device-side assertion.
 """
 
-# In the order in which a prompt meets them, which is the order of the table of ops.
+# In the order of the pipeline, which is the order of the table of ops.
 # isort: off
 from .fusion import fuse_layers
 from .salience import attention_salience
@@ -37,8 +37,9 @@ from .pruning import prune_tokens
 from ..backends import cpu, cuda
 from ._library import register_gpu_kernels
 
-# After the schemas, which the registrations in C++ refer to. What is left for Triton comes last, as
-# a second kernel for the same device would override the first.
+# Load the C++ libraries after the schemas are defined, because they register kernels for them.
+# Register Triton last and only for ops without a CUDA kernel, because a second kernel for a device
+# overrides the first.
 cpu.load()
 cuda.load()
 register_gpu_kernels()

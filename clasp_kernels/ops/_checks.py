@@ -1,4 +1,4 @@
-"""Argument checks: every error names the argument, what it was and what is allowed."""
+"""Argument checks. Every error names the argument, the given value and the allowed values."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _TRACING_MODES = (
 
 
 class Arguments:
-    """The tensors of one call: they share a device, and a letter means one size throughout.
+    """The tensors of one call. They share a device, and each letter of a shape means one size.
 
-    The checks of arguments that are right are what a call costs before anything is computed, so
-    each is a test and no more; what an error says is put together once it is one.
+    Checking valid arguments is overhead of every call, so each check is a bare comparison. Error
+    messages are only built when an error is raised.
     """
 
     __slots__ = ("device", "first_name", "op", "sizes")
@@ -91,7 +91,7 @@ class Arguments:
         return None if value is None else self.tensor(name, value, dims, MASK)
 
     def count(self, name: str, value: object) -> int:
-        """A size that is not negative."""
+        """Checks that ``value`` is an int in 0..LARGEST_COUNT."""
         count = as_int(value)
         if count is None:
             raise TypeError(f"{self.op}: {name} must be an int, got {type(value).__name__}.")
@@ -102,9 +102,9 @@ class Arguments:
         return count
 
     def count_per_image(self, name: str, value: object) -> tuple[int, Tensor | None]:
-        """The largest count, and the counts as [B] int64 where they differ between images.
+        """Returns the largest count, and the counts as [B] int64 or None if they are all equal.
 
-        The largest is an output width, so it has to be known on the host.
+        The largest count is an output width, so it has to be known on the host.
         """
         if type(value) is int and 0 <= value <= LARGEST_COUNT:
             return value, None
@@ -139,13 +139,13 @@ class Arguments:
         return largest, upload(counts, self.device)
 
     def share_per_image(self, name: str, value: object, most: int) -> tuple[int, Tensor | None]:
-        """Like :meth:`count_per_image` for counts clamped to 1..most, which shape no output."""
+        """Like :meth:`count_per_image`, clamped to 1..most. The counts are no output shape."""
         share = as_int(value)
         if share is not None:
             return min(max(share, 1), most), None
         if isinstance(value, Tensor):
             self._per_image_tensor(name, value)
-            # To the host without blocking, the values would be read before they are there.
+            # A non-blocking copy to the host would let the values be read before they arrive.
             return most, value.to(self.device, non_blocking=self.device.type != "cpu")
         shares = [min(max(share, 1), most) for share in self._per_image_list(name, value)]
         largest = max(shares) if shares else 0
@@ -190,7 +190,7 @@ class Arguments:
             )
 
     def indices_in_range(self, name: str, value: Tensor, least: int, size: int, what: str) -> None:
-        """Every index is in least..size-1. Reads values, so only where :func:`may_read` allows."""
+        """Checks that every index is in least..size-1, if :func:`may_read` allows reading them."""
         if value.numel() == 0 or not may_read(value):
             return
         if _is_wrapped(value):
@@ -203,13 +203,13 @@ class Arguments:
             )
 
     def no_repeats(self, name: str, value: Tensor) -> None:
-        """No index but -1 twice in a row of [B, P]; reads values as :meth:`indices_in_range`."""
+        """Checks that no index but -1 repeats within a row, if :func:`may_read` allows it."""
         if value.shape[-1] < 2 or value.numel() == 0 or not may_read(value):
             return
         images, width = value.shape
-        if _is_wrapped(value):  # more images, which are counted within what vmap maps over
+        if _is_wrapped(value):  # treat the batch of vmap as more images
             value = without_vmap(value).reshape(-1, width)
-        # A Python set: on a row's few indices, one torch call would take as long as all of this.
+        # A Python set: on a row of few indices, one torch call takes as long as this loop body.
         for image, row in enumerate(value.tolist()):
             if len(set(row)) == len(row):
                 continue
@@ -231,9 +231,10 @@ def _short(name: torch.dtype | torch.layout) -> str:
 
 
 def as_int(value: object) -> int | None:
-    """``value`` as an int, also one that is traced; None if it is none.
+    """``value`` as an int (or SymInt while tracing), or None if it is not an integer.
 
-    A tensor of no dimensions counts on the CPU, where reading it makes no one wait.
+    A zero-dimensional integer tensor counts as an int on the CPU, where reading it does not
+    synchronize.
     """
     if isinstance(value, _INTS) and not isinstance(value, bool):
         return value  # type: ignore[return-value]
@@ -245,20 +246,20 @@ def as_int(value: object) -> int | None:
 
 
 def _is_array(value: object) -> TypeGuard[Sequence[object]]:
-    """Whether it is a row of a NumPy array's kind."""
+    """Whether ``value`` is a one-dimensional NumPy array."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and isinstance(value, numpy.ndarray) and value.ndim == 1
 
 
 def may_read(tensor: Tensor) -> bool:
-    """Whether a check may look at values: where they exist and reading them makes no one wait.
+    """Whether a check may read the values of ``tensor`` without a device synchronization.
 
-    Never while tracing. Always on the CPU; elsewhere, as it is a device sync, only under
-    ``CLASP_KERNELS_STRICT=1`` and not while a CUDA graph is being captured.
+    Never while tracing. Always on the CPU. On other devices only with ``CLASP_KERNELS_STRICT=1``,
+    and not while a CUDA graph is being captured.
     """
     if torch.compiler.is_compiling() or tensor.is_meta or isinstance(tensor, FakeTensor):
         return False
-    # Most calls are under no mode at all, which one look tells.
+    # Usually no dispatch mode is active, and checking the length of the stack is fast.
     if torch._C._len_torch_dispatch_stack() and any(
         torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING_MODES
     ):
@@ -271,7 +272,7 @@ def may_read(tensor: Tensor) -> bool:
 
 
 def without_vmap(tensor: Tensor) -> Tensor:
-    """The values of all that vmap maps over, in dimensions before those that ``tensor`` has."""
+    """The tensor under all vmap levels, with the mapped dimensions moved to the front."""
     functorch = torch._C._functorch
     while _is_wrapped(tensor):
         mapped = functorch.is_batchedtensor(tensor)

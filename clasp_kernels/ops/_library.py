@@ -1,10 +1,11 @@
-"""The ``clasp_kernels`` operator library: one schema per op, whoever computes it.
+"""The ``clasp_kernels`` operator library: one schema per op for all backends.
 
-Each schema is defined three times. The default overload goes through the dispatcher: the reference
-serves every device (CompositeExplicitAutograd) until a kernel registers for one, as those in C++
-and CUDA do when their library is loaded, and Triton's for GPUs where that leaves a place. The
-``.reference`` and ``.triton`` overloads are bound to one backend each, so that it can be forced,
-also inside a compiled graph, where the dispatcher's choice cannot be overridden any more.
+Each schema is defined three times. The default overload goes through the dispatcher. The reference
+serves every device (CompositeExplicitAutograd) unless a kernel is registered for it. The C++ and
+CUDA libraries register theirs when they are loaded; Triton kernels are registered for ops without a
+CUDA kernel. The ``.reference`` and ``.triton`` overloads are bound to one backend each, so that it
+can also be forced inside a compiled graph, where the dispatcher's choice can no longer be
+overridden.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 
 
 def define_op(spec: table.OpSpec) -> None:
-    """Adds an op to the table and registers ``name``, ``name.reference`` and ``name.triton``, none
-    of which records a graph."""
+    """Adds an op to the table and registers its overloads.
+
+    The overloads are ``name``, ``name.reference`` and ``name.triton``. None of them records an
+    autograd graph.
+    """
     table.add(spec)
     name = spec.name
     for overload in (name, f"{name}.reference", f"{name}.triton"):
         LIBRARY.define(f"{overload}{spec.schema}", tags=(torch.Tag.pt2_compliant_tag,))
-        # Without this, torch's default for ops that lack a derivative makes outputs require grad
-        # and warns in backward. Kernels see tensors that require grad and must not record.
+        # Without this, torch's default for ops without a derivative makes outputs require grad and
+        # warns in backward. Inputs may require grad, but kernels must not record a graph.
         LIBRARY.impl(overload, torch.library.fallthrough_kernel, "Autograd")
         qualified = f"{NAMESPACE}::{overload}"
         torch.library.register_fake(qualified, spec.fake, lib=LIBRARY)
@@ -50,7 +54,7 @@ def define_op(spec: table.OpSpec) -> None:
 
 
 def register_gpu_kernels() -> None:
-    """Triton's launchers, for the ops that have no CUDA kernel by now."""
+    """Registers the Triton launchers of the ops that have no CUDA kernel."""
     if not triton.installed():
         return
     for name in table.ops_of("triton"):
@@ -59,7 +63,7 @@ def register_gpu_kernels() -> None:
 
 
 def _on_device(name: str) -> Callable[..., Any]:
-    """Launches the Triton kernels on the tensors' device, which need not be the current one."""
+    """Launches the Triton kernels on the device of the tensors, which need not be current."""
 
     def launch(first: Tensor | list[Tensor], *rest: object) -> Any:
         tensor = first if isinstance(first, Tensor) else first[0]
@@ -70,11 +74,13 @@ def _on_device(name: str) -> Callable[..., Any]:
 
 
 def on_gpu(name: str) -> Callable[..., Any]:
-    """The Triton kernels, or the reference on a GPU that they do not support. An exported graph,
-    which calls the op itself, finds the same."""
+    """The Triton kernels, or the reference on a GPU that they do not support.
+
+    An exported graph calls the default overload, so it makes the same choice.
+    """
     launch, reference = _on_device(name), table.OPS[name].reference
 
-    # Not for every call: who serves an op does not change while the process lives.
+    # Cached, because the backend of an op does not change within a process.
     @functools.cache
     def chosen() -> Callable[..., Any]:
         return launch if choose(name, "cuda", "auto").backend == "triton" else reference

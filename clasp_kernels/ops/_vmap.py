@@ -1,4 +1,4 @@
-"""The ops under ``torch.vmap``: images are independent, so what is mapped over joins the batch."""
+"""The ops under ``torch.vmap``: images are independent, so mapped dimensions join the batch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The dimension that is mapped over, None where the argument is the same for all.
+# The mapped dimension of an argument, or None if the argument is not mapped.
 Dim = int | None
 
 
 def batching_rule(op: Callable[..., Any]) -> Callable[..., Any]:
-    """What torch.library.register_vmap takes, for an op whose tensors all begin with the batch."""
+    """The rule for torch.library.register_vmap of an op whose tensors all begin with the batch."""
 
     def rule(info: Any, in_dims: tuple[Dim, ...], *arguments: Any) -> tuple[Any, Any]:
         size = info.batch_size
@@ -24,7 +24,7 @@ def batching_rule(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fuse_layers_rule(op: Callable[..., Any]) -> Callable[..., Any]:
-    """As :func:`batching_rule`, where ``weights`` is a table that begins with the categories."""
+    """As :func:`batching_rule`, for ``weights`` whose first dimension is the categories."""
 
     def rule(
         info: Any,
@@ -51,7 +51,7 @@ def fuse_layers_rule(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _joined(argument: Any, dim: Dim, size: int) -> Any:
-    """[V, B, ...] as [V * B, ...]."""
+    """Reshapes [V, B, ...] to [V * B, ...]."""
     if not isinstance(argument, Tensor):
         return argument
     mapped = argument.expand(size, *argument.shape) if dim is None else argument.movedim(dim, 0)
@@ -59,7 +59,7 @@ def _joined(argument: Any, dim: Dim, size: int) -> Any:
 
 
 def _parted(outputs: Tensor | tuple[Tensor, ...], size: int) -> tuple[Any, Any]:
-    """[V * B, ...] as [V, B, ...], and that these are mapped over the first dimension."""
+    """Reshapes [V * B, ...] to [V, B, ...]; returns it with the mapped dimension, 0."""
     if isinstance(outputs, Tensor):
         return outputs.unflatten(0, (size, outputs.shape[0] // max(size, 1))), 0
     return tuple(_parted(output, size)[0] for output in outputs), (0,) * len(outputs)

@@ -1,4 +1,4 @@
-"""Greedy coverage: the tokens that what is already kept represents worst."""
+"""Greedy coverage: picks the tokens that the kept tokens represent worst."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def complete_tokens(
     Returns:
         [B, M] int64 in order of picking, ending in -1 where tokens ran out.
 
-    Ties go to the lower index. A row with nothing selected starts at its lowest valid index. A
-    zero vector has similarity 0 to everything; any other similarity that is not finite counts as
-    the largest there is, so that tokens with NaN or Inf are picked last.
+    Ties go to the lower index. In an image with nothing selected, the first pick is the lowest
+    valid index. A zero vector has similarity 0 to everything. Any other non-finite similarity
+    counts as larger than every finite one, so tokens with NaN or Inf are picked last.
 
-    Norms come from squares summed in float32, exact to rounding while a vector's largest element
-    is between about 1e-18 (bfloat16: 1e-16, as processors that multiply it take subnormal
-    products for zero) and 1e18 in magnitude. Where the sum overflows, a similarity is 0, or
-    not finite if the dot product overflows as well; where it underflows to 0, the vector counts
-    as a zero vector.
+    Norms come from squares summed in float32. They are exact to rounding while the largest element
+    of a vector is between about 1e-18 and 1e18 in magnitude (from 1e-16 for bfloat16, because CPUs
+    with bfloat16 products treat subnormal products as zero). If the sum overflows, the similarity
+    is 0, or non-finite if the dot product overflows too. If the sum underflows to 0, the vector
+    counts as a zero vector.
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape or device, a negative ``num_tokens``, an index in ``selected``
-            that is out of range or repeated.
+        ValueError: a wrong shape or device, a negative ``num_tokens``, an out-of-range or repeated
+            index in ``selected``.
 
     Source: the completion stage of CLASP, arXiv 2604.12767; the greedy rule is Gonzalez (1985),
     "Clustering to minimize the maximum intercluster distance".

@@ -1,4 +1,4 @@
-"""Fuse several vision layers into one representation with per-image mixture weights."""
+"""Fuses several vision layers into one representation with per-image mixture weights."""
 
 from __future__ import annotations
 
@@ -34,18 +34,19 @@ def fuse_layers(
             bfloat16 or float16. The list form copies nothing: ``h[:, 1:]`` is read in place.
         weights: [L], or [C, L] together with ``category_ids``; float32, used as given.
         category_ids: [B] int64 in 0..C-1, the row of ``weights`` for each image.
-        normalize: how each layer's token is normalised before it is weighted: None, "l2"
+        normalize: normalization of each layer's token before weighting: None, "l2"
             (x / abs(x); a zero vector stays zero) or "rms" (x / sqrt(mean(x^2) + 1e-6)).
 
     Returns:
         [B, N, D] contiguous, in the dtype of ``hidden_states``, accumulated in float32.
 
-    A layer whose weight is exactly 0 for an image has no influence on that image, NaN included.
+    A layer whose weight is exactly 0 for an image does not influence that image, even if it holds
+    NaN.
 
-    Norms come from squares summed in float32, exact to rounding while a vector's largest element
-    is between about 1e-18 and 1e18 in magnitude. Where the sum overflows, "l2" and "rms" give
-    zeros; where it underflows to 0, "l2" leaves the token as it is. "rms" has no lower bound: its
-    epsilon outweighs such tokens.
+    Norms come from squares summed in float32. They are exact to rounding while the largest element
+    of a vector is between about 1e-18 and 1e18 in magnitude. If the sum overflows, "l2" and "rms"
+    give zeros. If it underflows to 0, "l2" leaves the token unchanged. "rms" has no lower bound,
+    because its epsilon dominates for such tokens.
 
     Raises:
         TypeError: a wrong type or dtype.

@@ -1,4 +1,4 @@
-"""The kept tokens, in a tensor of their own."""
+"""Copies the kept tokens into a tensor of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fold the tokens that were dropped into the kept ones they resemble."""
+"""Merges each dropped token into the kept token it is most similar to."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from ._library import define_op
 def merge_tokens(
     tokens: Tensor, features: Tensor, indices: Tensor, *, valid: Tensor | None = None
 ) -> Tensor:
-    """Every valid token that was not kept joins the kept token it is most similar to.
+    """Merges each valid token that is not kept into its most similar kept token.
 
-    Each kept token becomes the mean of its group, itself included, accumulated in float32.
+    Each kept token becomes the mean of its group, including itself, accumulated in float32.
 
     Args:
-        tokens: [B, N, D], what is averaged; float32, bfloat16 or float16.
-        features: [B, N, F], what is compared, by cosine similarity; float32, bfloat16 or float16.
+        tokens: [B, N, D], the tokens that are averaged; float32, bfloat16 or float16.
+        features: [B, N, F], compared by cosine similarity; float32, bfloat16 or float16.
         indices: [B, R] int64, the kept tokens, each at most once; -1 where unused.
-        valid: [B, N] bool; tokens where it is False join no group. All by default. A token that
-            is kept is in its own group either way.
+        valid: [B, N] bool; tokens where it is False join no group. All by default. A kept token
+            is in its own group in any case.
 
     Returns:
         [B, R, D] contiguous, in the dtype of ``tokens`` and the order of ``indices``; a row of
         zeros for -1. Deterministic.
 
-    Ties go to the kept token with the lower index. A zero vector has similarity 0 to everything;
-    any other similarity that is not finite attracts least.
+    Ties go to the kept token with the lower index. A zero vector has similarity 0 to everything.
+    Any other non-finite similarity counts as smaller than every finite one.
 
-    Norms come from squares summed in float32, exact to rounding while a vector's largest element
-    is between about 1e-18 (bfloat16: 1e-16, as processors that multiply it take subnormal
-    products for zero) and 1e18 in magnitude. Where the sum overflows, a similarity is 0, or
-    not finite if the dot product overflows as well; where it underflows to 0, the vector counts
-    as a zero vector.
+    Norms come from squares summed in float32. They are exact to rounding while the largest element
+    of a vector is between about 1e-18 and 1e18 in magnitude (from 1e-16 for bfloat16, because CPUs
+    with bfloat16 products treat subnormal products as zero). If the sum overflows, the similarity
+    is 0, or non-finite if the dot product overflows too. If the sum underflows to 0, the vector
+    counts as a zero vector.
 
     Raises:
         TypeError: a wrong type or dtype.
-        ValueError: a wrong shape or device, an index out of range or repeated.
+        ValueError: a wrong shape or device, an out-of-range or repeated index.
 
     >>> import torch
     >>> from clasp_kernels import merge_tokens

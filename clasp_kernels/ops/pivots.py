@@ -1,4 +1,4 @@
-"""The most salient tokens of each image."""
+"""Selects the most salient tokens of each image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ._library import define_op
 def select_pivots(
     salience: Tensor, k: int | Sequence[int] | Tensor, *, valid: Tensor | None = None
 ) -> Tensor:
-    """The k best valid tokens of each image by salience, best first.
+    """The k most salient valid tokens of each image, best first.
 
     Args:
         salience: [B, N]; float32, bfloat16 or float16.
@@ -24,8 +24,8 @@ def select_pivots(
         valid: [B, N] bool; tokens where it is False are never chosen. All by default.
 
     Returns:
-        [B, K] int64, K the largest k. Rows with a smaller k or fewer valid tokens end in -1.
-        Ties go to the lower index; NaN ranks below everything else, -inf included.
+        [B, K] int64, where K is the largest k. Rows with a smaller k or fewer valid tokens end in
+        -1. Ties go to the lower index. NaN ranks last, after -inf.
 
     Raises:
         TypeError: a wrong type or dtype.

@@ -1,4 +1,4 @@
-"""Selection and its application in one call."""
+"""Selects tokens and gathers or merges them in one call."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def prune_tokens(
     """:func:`select_tokens`, then :func:`gather_tokens`, or :func:`merge_tokens` if ``merge``.
 
     Args:
-        tokens: [B, N, D], what is pruned; float32, bfloat16 or float16.
-        features: [B, N, F], what coverage is measured on; float32, bfloat16 or float16.
+        tokens: [B, N, D], the tokens to prune; float32, bfloat16 or float16.
+        features: [B, N, F], from which coverage is computed; float32, bfloat16 or float16.
         salience: [B, N]; float32, bfloat16 or float16.
         budget: tokens kept per image: an int, or B ints (a list, or an int64 tensor on the CPU).
         pivot_counts: how many of them are pivots, clamped to 1..budget: an int, or B ints (a
@@ -34,10 +34,10 @@ def prune_tokens(
         merge: average the dropped tokens into the kept ones instead of discarding them.
 
     Returns:
-        The kept tokens [B, R, D] with rows of zeros where an image kept fewer than R, and the
-        :class:`Selection` they come from.
+        The kept tokens [B, R, D], with rows of zeros if an image keeps fewer than R, and the
+        :class:`Selection` that they come from.
 
-    Ties are resolved and errors raised as in the ops it is made of.
+    Ties and errors are those of the ops it combines.
 
     Source: CLASP, arXiv 2604.12767.
 
@@ -58,7 +58,7 @@ def prune_tokens(
     merge = arguments.flag("merge", merge)
     checked = check_selection(arguments, features, salience, budget, pivot_counts, valid)
     selection = Selection(*backends.overload("select_tokens", features.device)(*checked))
-    # Not through the public functions: these indices need no check.
+    # The public functions would check these indices again.
     if merge:
         op = backends.overload("merge_tokens", tokens.device)
         return op(tokens, features, selection.indices, valid), selection

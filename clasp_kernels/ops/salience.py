@@ -1,4 +1,4 @@
-"""How much attention falls on each token."""
+"""The attention that each token receives."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ def attention_salience(
 ) -> Tensor:
     """The mean attention probability on each key, over heads and over weighted query rows.
 
-    For every query row: softmax over its allowed keys of ``scale * q.k``. The result is the
-    weighted mean over rows and the mean over heads of the probability on the reported keys.
-    The model itself need not keep its attention, and can stay on SDPA or FlashAttention; the
-    reference holds one image's [Hq, T, S] in float32 at a time.
+    For every query row, softmax over its allowed keys of ``scale * q.k``. The result is the
+    weighted mean over rows, and the mean over heads, of the probabilities of the reported keys. The
+    model does not need to return attention weights and can use SDPA or FlashAttention. The
+    reference materializes [Hq, T, S] in float32 for one image at a time.
 
     Args:
         query: [B, Hq, T, d]; float32, bfloat16 or float16.
         key: [B, Hkv, S, d] of the same dtype; Hq must be a multiple of Hkv (grouped-query: query
             head h reads key head h // (Hq / Hkv)).
         scale: factor on the logits; 1 / sqrt(d) by default.
-        causal: the T rows are the last of the S positions, each seeing itself and what is before.
+        causal: the T rows are the last of the S positions, and each sees itself and earlier keys.
         key_valid: [B, S] bool; keys where it is False are masked, as padding.
-        query_weights: [B, T] float, finite and not negative, normalised to sum 1; uniform by
-            default. A row of weight 0 does not count, NaN included; where all are 0 the result
-            is 0.
+        query_weights: [B, T] float, finite and not negative, normalized to sum 1; uniform by
+            default. Rows of weight 0 are ignored, even if they hold NaN. If all weights are 0, the
+            result is 0.
         key_range: (start, stop) of the keys to report, non-empty and inside 0..S; all by default.
-            The softmax runs over all allowed keys in any case.
+            The softmax always runs over all allowed keys.
 
     Returns:
-        [B, N] float32 with N = stop - start. A row that no key is allowed for adds 0.
-        The same input gives the same bits.
+        [B, N] float32 with N = stop - start. A row without allowed keys adds 0.
+        Deterministic: the same input gives the same bits.
 
     Raises:
         TypeError: a wrong type or dtype.
         ValueError: a wrong shape, device, head count, ``key_range``, ``scale`` or weight.
 
-    Source: the attention of the vision encoder as token relevance, CLASP, arXiv 2604.12767.
+    Source: vision-encoder attention as token relevance, CLASP, arXiv 2604.12767.
 
     >>> import torch
     >>> from clasp_kernels import attention_salience
@@ -88,7 +88,7 @@ def attention_salience(
         scale = 1.0 / math.sqrt(width)
     elif isinstance(scale, bool) or not isinstance(scale, (int, float, Real, torch.SymFloat)):
         raise TypeError(f"attention_salience: scale must be a number, got {type(scale).__name__}.")
-    elif not -LARGEST_SCALE <= scale <= LARGEST_SCALE:  # math.isfinite fails to trace
+    elif not -LARGEST_SCALE <= scale <= LARGEST_SCALE:  # math.isfinite cannot be traced
         raise ValueError(f"attention_salience: scale must be finite in float32, got {scale}.")
     causal = arguments.flag("causal", causal)
     start, stop = _check_range(key_range, keys)
@@ -101,7 +101,7 @@ def _check_weights(query_weights: Tensor) -> None:
         return
     query_weights = without_vmap(query_weights)
     least, most = (bound.item() for bound in query_weights.aminmax())
-    if not (least >= 0 and most < math.inf):  # both are NaN if any weight is
+    if not (least >= 0 and most < math.inf):  # both bounds are NaN if any weight is NaN
         wrong = ~((query_weights >= 0) & (query_weights < math.inf))
         raise ValueError(
             "attention_salience: query_weights must be finite and not negative, "

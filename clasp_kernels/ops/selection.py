@@ -16,20 +16,20 @@ from ._library import define_op
 
 
 class Selection(NamedTuple):
-    """The tokens kept of each image, in image order."""
+    """The kept tokens of each image, in image order."""
 
     indices: Tensor
-    """[B, R] int64, ascending, -1 where an image kept fewer than R."""
+    """[B, R] int64, ascending; -1 where an image keeps fewer than R."""
     is_pivot: Tensor
     """[B, R] bool, aligned with ``indices``; False where unused."""
     counts: Tensor
-    """[B] int64, how many each image kept."""
+    """[B] int64, the number of tokens that each image keeps."""
 
 
-# Where users import it from, so that what they pickle does not depend on the package's files.
+# Pickles refer to the public module, so that they do not depend on the package's file layout.
 Selection.__module__ = "clasp_kernels"
-# So that torch.export.save writes a program that returns one, and torch.load reads what torch.save
-# wrote without being told to trust the file.
+# Lets torch.export.save write a program that returns a Selection, and lets torch.load read one
+# without being told to trust the file.
 pytree._register_namedtuple(Selection, serialized_type_name="clasp_kernels.Selection")
 torch.serialization.add_safe_globals([Selection])
 
@@ -44,9 +44,9 @@ def select_tokens(
 ) -> Selection:
     """Keeps ``budget`` tokens per image: the most salient ones, then those they cover worst.
 
-    The same as :func:`select_pivots` followed by :func:`complete_tokens` and a sort by index, so
-    that the kept tokens stay in image order. Nothing is read back to the host, and the output
-    shapes depend on ``budget`` alone.
+    Equivalent to :func:`select_pivots` followed by :func:`complete_tokens` and a sort by index,
+    which keeps the tokens in image order. Nothing is read back to the host. The output shapes
+    depend only on ``budget``.
 
     Args:
         features: [B, N, D]; float32, bfloat16 or float16.
@@ -57,10 +57,10 @@ def select_tokens(
         valid: [B, N] bool; tokens where it is False are never kept. All by default.
 
     Returns:
-        :class:`Selection` of ``indices`` [B, R], ``is_pivot`` [B, R] and ``counts`` [B], R the
-        largest budget. ``counts`` falls short of the budget only where fewer tokens are valid.
-        Ties, values that are not finite, and features whose squares overflow or underflow float32
-        (largest element outside about 1e-18..1e18) are treated as in the two ops.
+        :class:`Selection` of ``indices`` [B, R], ``is_pivot`` [B, R] and ``counts`` [B], where R is
+        the largest budget. ``counts`` is below the budget only if fewer tokens are valid. Ties,
+        non-finite values, and features whose squares overflow or underflow float32 (largest element
+        outside about 1e-18..1e18) are treated as in the two ops.
 
     Raises:
         TypeError: a wrong type or dtype; a budget that is not on the host.
@@ -91,7 +91,7 @@ def check_selection(
     pivot_counts: int | Sequence[int] | Tensor,
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, int, Tensor | None, int, Tensor | None, Tensor | None]:
-    """What the torch op takes, for whichever op has checked ``features``; errors name that op."""
+    """Checks the arguments and returns those of the torch op. Errors name ``arguments.op``."""
     arguments.tensor("salience", salience, "B N", FLOATS)
     arguments.mask("valid", valid, "B N")
     num_kept, budgets = arguments.count_per_image("budget", budget)
