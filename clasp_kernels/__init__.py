@@ -1,8 +1,8 @@
 """Fused kernels for CLASP: prompt-aware pruning of visual tokens in multimodal LLMs.
 
-Names are imported on first use, so that importing the package costs nothing; in particular it
-imports neither transformers nor Triton, nor torch. Saved programs find the ops all the same: they
-are registered with ``torch.ops`` as soon as both this package and torch are imported.
+Names are imported on first use. Importing the package imports neither torch, transformers nor
+Triton. Saved programs still find the ops, because they are registered with ``torch.ops`` as soon as
+both this package and torch are imported.
 """
 
 from __future__ import annotations

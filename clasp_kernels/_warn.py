@@ -1,4 +1,4 @@
-"""Warnings that point at the user's own line."""
+"""Warnings that are attributed to the user's line of code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _PASSED_THROUGH = ("clasp_kernels", "contextlib", "torch", "transformers")
 
 
 def warn_caller(message: str) -> None:
-    """A UserWarning at the innermost frame outside this package and those that call into it."""
+    """Issues a UserWarning at the innermost frame outside the packages in _PASSED_THROUGH."""
     level = 2
     frame = sys._getframe(1)
     while frame.f_back is not None and _package(frame.f_globals) in _PASSED_THROUGH:

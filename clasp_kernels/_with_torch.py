@@ -1,8 +1,8 @@
-"""Registers the ops as soon as torch is there, and imports torch for nobody.
+"""Registers the ops as soon as torch is imported, without importing torch itself.
 
-A program that was saved looks for ``torch.ops.clasp_kernels`` after ``import clasp_kernels``, as it
-would after importing any package of ops. To import torch for that would make ``clasp --help`` ten
-times as slow, so the ops wait for whoever imports it.
+A saved program looks for ``torch.ops.clasp_kernels`` after ``import clasp_kernels``, as after
+importing any package of ops. Importing torch for that would make ``clasp --help`` ten times as
+slow, so registration waits until something else imports torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PACKAGE = __name__.rpartition(".")[0]
 
 
 def register_ops() -> None:
-    """Now, or once torch is imported."""
+    """Registers the ops now if torch is imported, else when it is."""
     if "torch" in sys.modules:
         importlib.import_module(f"{_PACKAGE}.ops")
     else:
@@ -29,10 +29,10 @@ def register_ops() -> None:
 
 
 class Waiting:
-    """A finder that finds what the others do, and sees when torch has been imported.
+    """A finder that delegates to the other finders and observes the import of torch.
 
-    A module of this package that imports torch may be one that the ops need: they are registered
-    when the outermost import of torch or this package ends.
+    The ops may need a module of this package that is itself importing torch. They are therefore
+    registered when the outermost import of torch or of this package ends.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Waiting:
 
 
 class _Observed:
-    """A loader, except that it tells when a module is being executed."""
+    """A loader that notifies ``waiting`` when a module is executed."""
 
     def __init__(self, loader: Loader, waiting: Waiting) -> None:
         self._loader = loader

@@ -1,4 +1,4 @@
-"""Where the data that ships with the package lies."""
+"""Paths of the data that ships with the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def bundled_path(*parts: str) -> Path:
     >>> bundled_path("profiles", "llava.json").name
     'llava.json'
     """
-    # The package is always unpacked: its compiled library could not be loaded from an archive.
+    # The package is never imported from an archive, because its compiled library could not be
+    # loaded.
     path = Path(str(resources.files("clasp_kernels"))).joinpath("assets", *parts)
     if not path.exists():
         raise FileNotFoundError(
@@ -22,5 +23,5 @@ def bundled_path(*parts: str) -> Path:
 
 
 def tiny_vlm_path() -> Path:
-    """The bundled tiny LLaVA, for ``from_pretrained``."""
+    """The path of the bundled tiny LLaVA, for ``from_pretrained``."""
     return bundled_path("tiny_vlm")

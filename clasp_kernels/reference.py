@@ -1,10 +1,11 @@
-"""The ops in plain torch: the oracle every other backend is held to.
+"""The ops in plain torch: the reference that every other backend is tested against.
 
-One function per op with the op's schema as its signature. They read like the formula and are not
-optimised; where the formula is per image they loop over the images, on copies of their own, so
-that no bit of a result depends on what else is in the batch. They read no value back to the host.
+There is one function per op, with the op's schema as its signature. The functions follow the
+formulas and are not optimized. If a formula is per image, the function loops over images and copies
+each of them, so that no bit of a result depends on the rest of the batch. Nothing is read back to
+the host.
 
-Arguments have been checked by :mod:`clasp_kernels.ops`; nothing is checked again here.
+:mod:`clasp_kernels.ops` has already checked the arguments.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch import Tensor
 
 Result = TypeVar("Result")
 
-# A similarity that is not finite counts as larger than any cosine, so such a token is picked last.
+# A non-finite similarity counts as larger than any cosine, so such a token is picked last.
 NOT_FINITE = torch.finfo(torch.float32).max
 RMS_EPSILON = 1e-6
 
 
 def forward_only(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Records no autograd graph and stays in float32, also inside someone's autocast region."""
+    """Disables autograd and autocast, so that ``function`` computes in float32."""
 
     @functools.wraps(function)
     def run(first: Tensor | list[Tensor], *rest: object) -> Result:
@@ -47,7 +48,7 @@ def fuse_layers(
     rows = weights if category_ids is None else weights[category_ids]  # [1 or B, L]
     for layer, states in enumerate(hidden_states):
         weight = rows[:, layer, None, None]
-        # Not a product with 0: whatever an unused layer holds must stay out of the sum.
+        # torch.where instead of a product with 0: an unused layer may hold NaN, and 0 * NaN is NaN.
         fused += torch.where(weight == 0, 0.0, weight * _normalized(_float_copy(states), normalize))
     return fused.to(first.dtype)
 
@@ -72,7 +73,7 @@ def attention_salience(
     start: int,
     stop: int,
 ) -> Tensor:
-    """Materialises the [Hq, T, S] attention of one image at a time."""
+    """Materializes the [Hq, T, S] attention of one image at a time."""
     batch, query_heads, rows = query.shape[:3]
     key_heads, keys = key.shape[1:3]
     salience = query.new_zeros((batch, stop - start), dtype=torch.float32)
@@ -88,18 +89,18 @@ def attention_salience(
 
         logits = scale * (queries @ image_keys.transpose(1, 2))  # [Hq, T, S]
         probability = logits.masked_fill(~allowed, float("-inf")).softmax(-1)
-        # A row with no allowed key attends to nothing; its softmax would be NaN.
+        # The softmax of a row without allowed keys is NaN; such a row adds 0.
         probability = torch.where(allowed, probability, 0.0)
 
         weight = queries.new_ones(rows) if query_weights is None else query_weights[image].float()
-        # By the largest first: the sum of large weights would overflow.
+        # Divide by the largest weight first, because the sum of large weights would overflow.
         for whole in (torch.amax, torch.sum):
             total = whole(weight)
             weight = weight / total.where(total > 0, 1.0)
         weight = weight[:, None]  # [T, 1]
         per_head = torch.where(weight == 0, 0.0, weight * probability).sum(1)  # [Hq, S]
-        # Cut out last, so that no bit depends on the range; narrow, as a slice that is out of
-        # range may come out one key wide and then fill the row.
+        # Cut out last, so that no bit depends on the range. narrow() raises if the range is out of
+        # bounds, whereas a slice could come out one key wide and broadcast over the row.
         salience[image] = per_head.mean(0).narrow(0, start, stop - start)
     return salience
 
@@ -113,7 +114,8 @@ def select_pivots(
 ) -> Tensor:
     batch, tokens = salience.shape
     score = salience.float()
-    # 0: a number, 1: NaN, 2: not valid. Two stable sorts, as no float is left to stand below -inf.
+    # Tiers: 0 for a number, 1 for NaN, 2 for not valid. Two stable sorts, because no float is below
+    # -inf.
     tier = score.isnan().long()
     if valid is not None:
         tier = tier.masked_fill(~valid, 2)
@@ -165,9 +167,9 @@ def select_tokens(
     features: Tensor,  # [B, N, D]
     salience: Tensor,  # [B, N]
     num_kept: int,
-    budget: Tensor | None,  # [B], cut to 0..num_tokens
+    budget: Tensor | None,  # [B], clamped to 0..num_kept
     num_pivots: int,
-    pivot_counts: Tensor | None,  # [B], cut to 1..num_pivots and to the budget
+    pivot_counts: Tensor | None,  # [B], clamped to 1..num_pivots and to the budget
     valid: Tensor | None,  # [B, N] bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens = salience.shape
@@ -181,7 +183,7 @@ def select_tokens(
 
     pivots = select_pivots(salience, num_pivots, pivot_counts, valid)  # [B, P]
     found = (pivots >= 0).sum(-1, keepdim=True)
-    # Greedy picks do not depend on how many follow, so surplus ones are simply dropped.
+    # Greedy picks do not depend on how many follow, so the surplus ones can be dropped.
     completion = complete_tokens(features, pivots, num_kept, valid)  # [B, R]
     slot = torch.arange(num_kept, device=salience.device)
     completion = torch.where(slot < budget[:, None] - found, completion, -1)
@@ -222,8 +224,8 @@ def merge_tokens(
     for image in range(batch):
         rows = _float_copy(features[image])
         norms = _norms(rows)
-        # Among equally similar kept tokens the lower *token* index wins, so slots are visited in
-        # that order; unused slots come last and attract nothing.
+        # Ties go to the kept token with the lower *token* index, so the slots are sorted by it.
+        # Unused slots come last and attract nothing.
         kept, by_index = indices[image].masked_fill(indices[image] < 0, count).sort()
         similarity = torch.stack(
             [_similarity(rows, norms, chosen.clamp(max=count - 1)) for chosen in kept.unbind()], 1
@@ -232,7 +234,7 @@ def merge_tokens(
         similarity = similarity.masked_fill(kept == count, float("-inf"))
         group = by_index[similarity.argmax(1)]  # [N], argmax returns the first of equal values
 
-        # The group past the last one takes what joins nothing.
+        # Group `slots`, past the last one, takes the tokens that join no group.
         if valid is not None:
             group = group.masked_fill(~valid[image], slots)
         group = group.masked_fill((kept == count).all(), slots)
@@ -249,23 +251,23 @@ def merge_tokens(
 
 
 def _float_copy(rows: Tensor) -> Tensor:
-    """A float32 copy with contiguous rows.
+    """Returns a float32 copy with contiguous rows.
 
-    A copy even of float32: BLAS may round differently at another alignment, and where an image
-    starts in memory depends on its place in the batch.
+    Copies float32 too: BLAS may round differently at another alignment, and the address of an image
+    depends on its place in the batch.
     """
     return rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _norms(rows: Tensor) -> Tensor:
-    # Through float64 the root is correctly rounded. torch's float32 root on the CPU is MKL's, one
-    # unit off for every sixth number, which would tell apart similarities that tie.
+    # The square root of float64 rounds correctly to float32. torch's float32 square root on the CPU
+    # is MKL's, which is off by one unit for every sixth number and would break ties.
     return rows.square().sum(-1).double().sqrt().float()
 
 
 def _similarity(rows: Tensor, norms: Tensor, chosen: Tensor) -> Tensor:
     """Cosine similarity of every row to row ``chosen``: 0 for zero vectors, never NaN."""
-    # index_select, as rows[chosen] would bring the index to the host.
+    # index_select, because rows[chosen] would copy the index to the host.
     other = rows.index_select(0, chosen[None])[0]
     other_norm = norms.index_select(0, chosen[None])
     cosine = (rows @ other) / (norms * other_norm)

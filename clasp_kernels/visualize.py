@@ -1,10 +1,10 @@
-"""Pictures of what was kept: pivots, completion and dropped tokens over the image.
+"""Pictures of a selection: pivots, completion and dropped tokens drawn over the image.
 
-Kept patches keep their colours and get a frame: thick orange with a corner mark for pivots, thin
-sky blue for completion. Everything dropped goes dark and grey. The two frame colours stay apart
-under every common colour blindness, and the corner mark tells them apart without any colour. Where
-tokens were dropped at several stages, each stage's patches are less dark than those of the stage
-before it and carry one dot more: none at the first stage, one at the second, and so on.
+Kept patches keep their colors and get a frame: thick orange with a corner mark for pivots, thin sky
+blue for completion. Dropped patches become dark and gray. The two frame colors differ under every
+common color blindness, and the corner mark distinguishes them without color. If tokens are dropped
+at several stages, the patches of each stage are less dark than those of the previous stage and
+carry one more dot: none at the first stage, one at the second, and so on.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 PIVOT_COLOR = (230, 159, 0)
-"""Okabe and Ito's orange, as red, green and blue."""
+"""The orange of Okabe and Ito, as red, green and blue."""
 COMPLETION_COLOR = (86, 180, 233)
-"""Their sky blue."""
+"""The sky blue of Okabe and Ito."""
 
 _INK = (28, 30, 34)
 _MUTED = (104, 108, 116)
 _PAPER = (255, 255, 255)
 _CASING = (12, 12, 14)
-# Dropped patches keep a third of their contrast, on a floor that leaves night scenes readable. The
-# last of several stages keeps more, but stays dark enough for light dots to show.
+# Dropped patches keep a third of their contrast, above a floor that leaves night scenes readable.
+# The last of several stages keeps more, but stays dark enough for light dots to show.
 _DIMMED_CONTRAST, _DIMMED_FLOOR = 0.33, 36
 _LAST_CONTRAST, _LAST_FLOOR = 0.52, 44
 _DOT = (244, 244, 246)
 _MARGIN = 16
-# A patch is never drawn smaller.
+# The smallest side of a drawn patch, in pixels.
 _LEAST_SIDE = 4
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -46,14 +46,14 @@ class Dropped:
     """The patches that one stage of pruning dropped."""
 
     when: str
-    """As it stands after "dropped" in a legend: "before the LLM", "after layer 2"."""
+    """The words after "dropped" in a legend: "before the LLM", "after layer 2"."""
     indices: Sequence[int]
-    """Patch numbers, row by row."""
+    """Patch numbers in row-major order."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One picture of a contact sheet: an overlay and the words around it."""
+    """One picture of a contact sheet: an overlay with its title and caption lines."""
 
     overlay: Image.Image
     title: str
@@ -70,16 +70,18 @@ def draw_selection(
     size: int = 576,
     dropped: Sequence[Dropped] = (),
 ) -> Image.Image:
-    """The image with kept patches framed and dropped ones dimmed, its longer side about ``size``.
+    """Returns the image with kept patches framed and dropped ones dimmed.
 
-    ``indices`` are patch numbers; -1 stands for "none" and is skipped. ``is_pivot`` is aligned with
-    ``indices``. Where the patches are, ``grid`` or ``boxes`` says: a ``grid`` of (rows, columns)
-    spans the whole image, and its patches are numbered row by row; ``boxes`` has (left, top, right,
-    bottom) of each patch in pixels of the image, and what lies in none of them stays as it is.
-    ``dropped`` says which stage dropped each other patch, the first stage first. It is needed only
-    to tell several stages apart; every patch must then be kept, or dropped at one stage.
-    The result is an RGB picture. With a ``grid`` its sides are multiples of the grid's; with
-    ``boxes`` it is larger than ``size`` where patches would else be too small to be told apart.
+    The longer side of the picture is about ``size``. ``indices`` are patch numbers; -1 stands for
+    "none" and is skipped. ``is_pivot`` is aligned with ``indices``. Either ``grid`` or ``boxes``
+    gives the patches: a ``grid`` of (rows, columns) divides the whole image, with patches numbered
+    in row-major order; ``boxes`` holds (left, top, right, bottom) of each patch in pixels of the
+    image, and pixels outside all boxes stay unchanged. ``dropped`` lists the dropped patches of
+    each stage, the first stage first. It is only needed to distinguish several stages; every patch
+    must then be kept or dropped at exactly one stage.
+
+    The result is an RGB picture. With a ``grid`` its sides are multiples of the grid's. With
+    ``boxes`` it is larger than ``size`` if patches would otherwise be too small to be told apart.
 
     >>> white = Image.new("RGB", (96, 96), "white")
     >>> draw_selection(white, [0, 5], [True, False], (3, 3)).size
@@ -127,11 +129,11 @@ def draw_selection(
 def _scaled_grid(
     image: Image.Image, grid: tuple[int, int], size: int
 ) -> tuple[int, int, list[Box]]:
-    """Width and height of the picture, and each patch's box in it."""
+    """Returns the width and height of the picture, and the box of each patch in it."""
     rows, columns = grid
     if rows < 1 or columns < 1:
         raise ValueError(f"grid must be (rows, columns), each at least 1, got {grid!r}")
-    # The image decides the shape, the grid only divides it.
+    # The image determines the aspect ratio; the grid only divides it.
     scale = size / max(image.size)
     width = max(_LEAST_SIDE, round(image.width * scale / columns))
     height = max(_LEAST_SIDE, round(image.height * scale / rows))
@@ -146,7 +148,7 @@ def _scaled_grid(
 def _scaled_boxes(
     image: Image.Image, boxes: Sequence[Box], size: int
 ) -> tuple[int, int, list[Box]]:
-    """The same of patches that are anywhere."""
+    """As :func:`_scaled_grid`, for patches at arbitrary boxes."""
     for number, (left, top, right, bottom) in enumerate(boxes):
         if not (0 <= left < right <= image.width and 0 <= top < bottom <= image.height):
             raise ValueError(
@@ -163,7 +165,7 @@ def _scaled_boxes(
 
 
 def _check_partition(kept: Sequence[int], dropped: Sequence[Dropped], num_patches: int) -> None:
-    """Every patch is kept, or dropped at one stage."""
+    """Checks that every patch is kept or dropped at exactly one stage."""
     fate = dict.fromkeys(kept, "kept")
     for stage in dropped:
         for number in stage.indices:
@@ -185,7 +187,8 @@ def _check_partition(kept: Sequence[int], dropped: Sequence[Dropped], num_patche
 
 
 def _dim(image: Image.Image, lateness: float = 0.0) -> Image.Image:
-    """In grey and darkened, from the first stage (lateness 0) to the last (1) by less and less."""
+    """Returns the image gray and dark; ``lateness`` goes from 0 (first stage) to 1 (last,
+    lightest)."""
     contrast = _DIMMED_CONTRAST + lateness * (_LAST_CONTRAST - _DIMMED_CONTRAST)
     floor = round(_DIMMED_FLOOR + lateness * (_LAST_FLOOR - _DIMMED_FLOOR))
     table = [round(value * contrast) + floor for value in range(256)]
@@ -193,7 +196,7 @@ def _dim(image: Image.Image, lateness: float = 0.0) -> Image.Image:
 
 
 def _dots(draw: ImageDraw.ImageDraw, box: Box, number: int) -> None:
-    """So many dots in the middle, in rows as long as there are rows; none if they have no room."""
+    """Draws ``number`` dots in a square in the middle of the box, or none if there is no room."""
     left, top, right, bottom = box
     side = min(right - left, bottom - top)
     per_row = ceil(sqrt(number))
@@ -224,7 +227,7 @@ def _frame(draw: ImageDraw.ImageDraw, box: Box, pivot: bool) -> None:
         mark = width + side // 3
         draw.polygon([(left, top), (left + mark, top), (left, top + mark)], fill=color)
     draw.rectangle((left, top, right, bottom), outline=color, width=width)
-    if side > 6 * width:  # a dark line inside keeps the frame visible on a patch of its colour
+    if side > 6 * width:  # a dark line inside keeps the frame visible on a patch of its color
         inset = width
         draw.rectangle(
             (left + inset, top + inset, right - inset, bottom - inset), outline=_CASING, width=1
@@ -242,11 +245,11 @@ def selection_picture(
     dropped: Sequence[Dropped] = (),
     below: bool = False,
 ) -> Image.Image:
-    """The image beside its overlay, with a title, a legend and lines of caption.
+    """Returns the image beside its overlay, with a title, a legend and caption lines.
 
-    The overlay may be ``below`` the image instead, as suits a wide one. With several stages in
-    ``dropped``, those that ``draw_selection`` was given, the legend names each stage: when it was,
-    and how many patches it dropped.
+    The overlay is placed below the image if ``below``, which suits wide images. ``dropped`` holds
+    the stages that ``draw_selection`` was given. If there are several, the legend names each stage
+    and the number of patches it dropped.
     """
     panel = image.convert("RGB").resize(overlay.size, Image.Resampling.LANCZOS)
     legend = _Legend([f"{stage.when}: {len(stage.indices)}" for stage in dropped])
@@ -273,10 +276,10 @@ def selection_picture(
 def contact_sheet(
     cards: Sequence[Card], heading: str, *, columns: int = 3, stages: Sequence[str] = ()
 ) -> Image.Image:
-    """Several overlays on one page under a heading and one legend.
+    """Returns a page of several overlays under a heading and one legend.
 
-    ``stages`` says when each stage of the overlays was, in the words of ``Dropped.when``; all
-    overlays have the same stages.
+    ``stages`` names the stages of the overlays, in the words of ``Dropped.when``. All overlays have
+    the same stages.
     """
     if not cards:
         raise ValueError("cards must hold at least one card, got none")
@@ -310,7 +313,7 @@ def contact_sheet(
     for row, title_height, row_height in zip(rows, title_heights, row_heights, strict=True):
         for number in row:
             left = _MARGIN + (number - row.start) * (cell_width + _MARGIN)
-            # A one-line title stands next to its picture, not at the top of a taller row.
+            # Titles are aligned to the bottom, so that a one-line title stands next to its picture.
             title_top = upper + title_height - 26 * len(title_lines[number]) - 4
             _text_block(draw, title_lines[number], (left, title_top), 26, _font(20), _INK)
             overlay = cards[number].overlay
@@ -322,7 +325,7 @@ def contact_sheet(
 
 
 def check_format(path: str | Path) -> None:
-    """Raise Pillow's ValueError or OSError if it cannot write what ``path``'s name asks for.
+    """Raises Pillow's ValueError or OSError if it cannot write the format of ``path``'s suffix.
 
     >>> check_format("map.png")
     >>> check_format("map.docx")
@@ -330,12 +333,12 @@ def check_format(path: str | Path) -> None:
     ValueError: unknown file extension: .docx
     """
     buffer = BytesIO()
-    buffer.name = str(path)  # where Pillow looks for the suffix of what it is given open
+    buffer.name = str(path)  # Pillow takes the suffix of an open file from its name
     Image.new("RGB", (16, 16)).save(buffer, format=None if Path(path).suffix else "PNG")
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture, making its folder; the format follows the name, PNG where it has none."""
+    """Writes a picture and creates its folder. The suffix sets the format; PNG if there is none."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, format=None if path.suffix else "PNG")
@@ -346,9 +349,9 @@ _KEPT_GREY, _DROPPED_GREY, _DROPPED_LAST_GREY = (196, 198, 202), (62, 63, 66), (
 
 
 class _Legend:
-    """Pivot, completion, dropped: one swatch and one label each, in as many rows as needed.
+    """The legend: a swatch and a label for pivot, completion and dropped, in rows that fit.
 
-    Where tokens were dropped at several ``stages``, each has a swatch with its dots.
+    If tokens are dropped at several ``stages``, each stage has a swatch with its dots.
     """
 
     def __init__(self, stages: Sequence[str]) -> None:
@@ -381,7 +384,8 @@ class _Legend:
             top += _SWATCH + _ROW_GAP
 
     def _rows(self, width: int) -> list[list[_Entry]]:
-        """One row if it is no wider than ``width``; else those of the stages begin a new one."""
+        """One row if it fits into ``width``; otherwise the entries of the stages begin a new
+        row."""
         if _row_width([*self._kept, *self._dropped]) <= width:
             return [[*self._kept, *self._dropped]]
         rows: list[list[_Entry]] = []
@@ -427,7 +431,7 @@ def _text_block(
 
 
 def _wrap(text: str, font: Font, width: int) -> list[str]:
-    """Lines no wider than ``width``; a word that is wider by itself stays whole."""
+    """Wraps text to lines of at most ``width``; a longer word stays whole."""
     lines: list[str] = []
     for paragraph in text.splitlines() or [""]:
         line = ""

@@ -1,4 +1,4 @@
-"""Who computes an op: one module a backend, one table of ops, one chooser."""
+"""Choice of the backend that serves an op: one module per backend and one chooser."""
 
 from .chooser import Choice, choose, overload
 from .forcing import ENVIRONMENT, NAMES, forced_backend, use_backend

@@ -1,4 +1,4 @@
-"""Who computes an op: the choice, and why it was made."""
+"""Chooses the backend that serves an op, and reports the reason."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ logger = logging.getLogger("clasp_kernels.backends")
 
 
 class Backend(Protocol):
-    """What the module of a backend has. The reference is none: it serves every op everywhere."""
+    """The interface of a backend module. The reference has none, because it serves every op."""
 
     def problem(self, op: str, device: str) -> str | None:
-        """Why the backend cannot serve ``op`` on ``device``, or None where it can."""
+        """The reason why the backend cannot serve ``op`` on ``device``, or None if it can."""
 
     def reason(self) -> str:
-        """Where the backend's kernels come from."""
+        """The origin of the backend's kernels."""
 
 
 BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "cuda": cuda}
-# The backends that are considered for a device, the best first. None falls to the reference.
+# The backends that are considered for a device, best first. If none can serve, the reference does.
 PREFERRED = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 
 
 def overload(op: str, device: torch.device) -> Callable[..., Any]:
-    """The torch op to call for tensors on ``device``; raises where the forced backend cannot."""
-    # forced_backend() written out: the call would double the time of this function.
+    """Returns the torch op to call for tensors on ``device``.
+
+    Raises RuntimeError if the forced backend cannot serve ``op``.
+    """
+    # forced_backend() inlined: a call would double the time of this function.
     forced = _state.traced[-1] if _state.traced else _state.forced
     if forced is _state:
         forced = _FROM_ENVIRONMENT
@@ -45,8 +48,9 @@ def overload(op: str, device: torch.device) -> Callable[..., Any]:
     return _entry_point(op, device, forced)
 
 
-# Keyed by device, as reading a device's type takes longer than looking the device up. What torch
-# calls for an OpOverload, without its frame in Python: dispatch modes and subclasses see no other.
+# Keyed by device, because reading a device's type takes longer than this lookup. ``_op`` is the
+# callable that an OpOverload wraps: it skips one Python frame, and dispatch modes and tensor
+# subclasses see no difference.
 @functools.cache
 def _entry_point(op: str, device: torch.device, forced: str) -> Callable[..., Any]:
     call = _resolve(op, _settle_once(op, device.type, forced))._op
@@ -54,7 +58,7 @@ def _entry_point(op: str, device: torch.device, forced: str) -> Callable[..., An
 
 
 def _with_torch_error(call: Callable[..., Any]) -> Callable[..., Any]:
-    """Restores the type of torch's error, of which only the text comes through the CUDA kernels."""
+    """Restores the type of torch's out-of-memory error; the CUDA kernels only pass its text on."""
 
     def run(*arguments: Any) -> Any:
         try:
@@ -71,20 +75,24 @@ def _resolve(op: str, name: str) -> OpOverload:
     return getattr(getattr(torch.ops.clasp_kernels, op), name)
 
 
-# Called for real while tracing: logging and warnings cannot be traced, and who serves an op does
-# not change while the process lives.
+# Runs for real while tracing, because logging and warnings cannot be traced. Its result does not
+# change within a process.
 def _settle(op: str, device: str, forced: str) -> str:
     return _settle_once(op, device, forced)
 
 
-# What torch.compiler.assume_constant_result does, which imports torch._dynamo and with it Triton.
+# Same effect as torch.compiler.assume_constant_result, which imports torch._dynamo and thereby
+# Triton.
 _settle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@functools.cache  # which does not keep exceptions: what cannot serve raises every time
+@functools.cache  # exceptions are not cached, so a failure raises every time
 def _settle_once(op: str, device: str, forced: str) -> str:
-    """The name of the overload to call. Raises if ``op`` cannot be served as forced; says who
-    serves it if nothing is forced."""
+    """Returns the name of the overload to call.
+
+    Raises RuntimeError if the forced backend cannot serve ``op``. If none is forced, logs the
+    chosen backend and warns about slow fallbacks.
+    """
     bound = forced if forced in ("reference", "triton") else "default"
     if device == "meta":
         return bound
@@ -101,18 +109,18 @@ def _settle_once(op: str, device: str, forced: str) -> str:
             _warn_fallback(device)
         elif backend == "triton" and table.has_kernel(op, "cuda"):
             _warn_without_cuda()
-        # The dispatcher knows no GPU's age: past a CUDA kernel that this one cannot run, the
-        # overload has to lead.
+        # If the CUDA extension has a kernel for ``op`` that this GPU cannot run, the dispatcher
+        # would still call it, so return the overload of the chosen backend.
         if device == "cuda" and backend != "cuda" and op in cuda.load().ops:
             return backend
-    # Not forced, even the reference goes through the dispatcher: an exported graph then finds a
-    # native kernel where it is loaded.
+    # If nothing is forced, the reference is also called through the dispatcher. An exported graph
+    # then uses a native kernel wherever one is loaded.
     return bound
 
 
 @functools.cache
 def _warn_without_cuda() -> None:
-    """Where the extension is there and cannot serve; one that was not built is not missed."""
+    """Warns if the CUDA extension exists but cannot serve. Not building it is no reason to warn."""
     status, ops = cuda.load(), table.ops_of("cuda")
     if not (status.loaded or status.failed):
         return
@@ -141,12 +149,12 @@ def _warn_fallback(device: str) -> None:
 
 class Choice(NamedTuple):
     backend: str | None
-    """None where the forced backend cannot serve."""
+    """None if the forced backend cannot serve."""
     reason: str
 
 
 def choose(op: str, device: str, forced: str) -> Choice:
-    """Who serves ``op`` for tensors on ``device``, and why; ``forced`` is "auto" if nothing is."""
+    """Chooses the backend of ``op`` on ``device``; ``forced`` is "auto" if none is forced."""
     if forced not in NAMES:
         raise ValueError(f"{ENVIRONMENT} must be one of {', '.join(NAMES)}, got {forced!r}.")
     if forced == "reference":

@@ -1,4 +1,4 @@
-"""Finds and loads the C++ extension for the CPU, and explains itself where that fails."""
+"""Finds and loads the C++ extension for the CPU, and reports why if that fails."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ REBUILD = (
 
 
 class CpuStatus(NamedTuple):
-    """What became of the C++ extension in this process."""
+    """State of the C++ extension in this process."""
 
     loaded: bool
     reason: str
-    """Where it came from, or why it is not loaded and what to do about it."""
+    """The origin of the extension, or why it is not loaded and how to fix that."""
     path: Path | None
     capability: str | None = None
-    """The instruction set that the CPU kernels use: the best one of this machine, or the one forced
-    with ``CLASP_KERNELS_CPU_CAPABILITY``. None where there is none to use."""
+    """The instruction set in use: the best of this machine, or the one forced with
+    ``CLASP_KERNELS_CPU_CAPABILITY``. None if there is none to use."""
     problem: str = ""
-    """Why the kernels that were loaded must not be used; empty where they may."""
+    """Why the loaded kernels must not be used; empty if they may be."""
 
     def check(self) -> None:
-        """Raises where something is asked of the extension that it cannot do here."""
+        """Raises RuntimeError if the loaded kernels must not be used."""
         if self.problem:
             raise RuntimeError(self.problem)
 
@@ -43,9 +43,9 @@ _status: CpuStatus | None = None
 
 
 def load() -> CpuStatus:
-    """Loads ``clasp_kernels/_C.*.so`` once. Never raises: the status carries the reason.
+    """Loads ``clasp_kernels/_C.*.so`` once. Never raises; the status holds the reason.
 
-    The op schemas must be defined by now, as the library registers kernels for them.
+    Call it after the op schemas are defined, because the library registers kernels for them.
     """
     global _status
     if _status is None:
@@ -54,7 +54,7 @@ def load() -> CpuStatus:
 
 
 def problem(op: str, device: str) -> str | None:
-    """Why the C++ kernels cannot serve ``op`` on ``device``, or None where they can."""
+    """The reason why the C++ kernels cannot serve ``op`` on ``device``, or None if they can."""
     if not table.has_kernel(op, "cpu"):
         return f"there is no native kernel for {op} in clasp_kernels {__version__}."
     if device != "cpu":
@@ -84,7 +84,7 @@ def _load(package: Path) -> CpuStatus:
 
 
 def _capability(path: Path) -> tuple[str | None, str]:
-    """What the library, which is loaded already, says of itself, and what is wrong with it."""
+    """Asks the loaded library for its instruction set, and for a problem that rules out its use."""
     library = ctypes.CDLL(str(path))
     try:
         name = library.clasp_kernels_cpu_capability
@@ -97,13 +97,13 @@ def _capability(path: Path) -> tuple[str | None, str]:
 
 
 def find(package: Path, name: str) -> Path | None:
-    """For "_C" ``_C.abi3.so`` or ``_C.cpython-*.so``, but not ``_C_cuda.*``."""
+    """Finds an extension; "_C" is ``_C.abi3.so`` or ``_C.cpython-*.so``, but not ``_C_cuda.*``."""
     found = (path for path in package.glob(f"{name}.*") if path.suffix in (".so", ".pyd"))
     return next(iter(sorted(found)), None)
 
 
 def load_library(path: Path) -> str:
-    """Why the library cannot be loaded; empty if it was."""
+    """Loads the library. Returns the reason if that fails, else an empty string."""
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
@@ -112,12 +112,12 @@ def load_library(path: Path) -> str:
 
 
 def build_info(package: Path) -> dict[str, Any]:
-    """What setup.py wrote next to the extensions; empty where it is missing."""
+    """The variables that setup.py wrote to _build_info.py; empty if the file is missing."""
     path = package / "_build_info.py"
     return runpy.run_path(str(path)) if path.is_file() else {}
 
 
 def built_with(package: Path) -> str:
-    """The version of torch that the extensions were built with."""
+    """The torch version that the extensions were built with."""
     unknown = "of an unknown version (_build_info.py is missing)"
     return str(build_info(package).get("TORCH_VERSION", unknown))

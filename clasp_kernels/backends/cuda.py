@@ -1,4 +1,4 @@
-"""Finds and loads the CUDA extension, and says which GPUs it can serve."""
+"""Finds and loads the CUDA extension, and reports which GPUs it can serve."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ REBUILD = (
 
 
 class CudaStatus(NamedTuple):
-    """What became of the CUDA extension in this process."""
+    """State of the CUDA extension in this process."""
 
     loaded: bool
     reason: str
-    """Where it came from, or why it is not loaded and what to do about it."""
+    """The origin of the extension, or why it is not loaded and how to fix that."""
     path: Path | None = None
     architectures: tuple[str, ...] = ()
-    """The compute capabilities that it was built for, as TORCH_CUDA_ARCH_LIST spells them."""
+    """The compute capabilities it was built for, in the notation of TORCH_CUDA_ARCH_LIST."""
     ops: tuple[str, ...] = ()
-    """The ops whose default overload leads to it for GPU tensors."""
+    """The ops whose default overload calls the extension for GPU tensors."""
     failed: bool = False
-    """Whether it is there, for a torch that could use it, and still does not load."""
+    """Whether the extension exists and torch could use it, but it does not load."""
 
 
 _status: CudaStatus | None = None
 
 
 def load() -> CudaStatus:
-    """Loads ``clasp_kernels/_C_cuda.*.so`` once. Never raises: the status carries the reason.
+    """Loads ``clasp_kernels/_C_cuda.*.so`` once. Never raises; the status holds the reason.
 
-    The op schemas must be defined by now, as the library registers kernels for them; and nothing
-    else may have registered kernels for GPUs, which it would override. No GPU is looked at.
+    Call it after the op schemas are defined, because the library registers kernels for them, and
+    before other GPU kernels are registered, because it would override them. Does not access a GPU.
     """
     global _status
     if _status is None:
@@ -74,12 +74,12 @@ def _load(package: Path) -> CudaStatus:
 
 
 def registered(op: str) -> bool:
-    """Whether GPU tensors meet a kernel of their own in the dispatcher."""
+    """Whether the dispatcher has a kernel of ``op`` for GPU tensors."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"clasp_kernels::{op}", "CUDA")
 
 
 def problem(op: str, device: str) -> str | None:
-    """Why the CUDA kernels cannot serve ``op`` on ``device``, or None where they can."""
+    """The reason why the CUDA kernels cannot serve ``op`` on ``device``, or None if they can."""
     if not table.has_kernel(op, "cuda"):
         return f"there is no CUDA kernel for {op} in clasp_kernels {__version__}."
     if device != "cuda":
@@ -98,11 +98,11 @@ def reason() -> str:
 
 @functools.cache
 def gpu_problem() -> str | None:
-    """Why the CUDA extension, which is loaded, cannot serve the GPUs here, or None where it can."""
+    """The reason why the loaded CUDA extension cannot serve the GPUs here, or None if it can."""
     if not torch.cuda.is_available():
         return "torch sees no GPU."
     status = load()
-    # All of them: tensors may be on any, and an op is not chosen for each anew.
+    # Checks all GPUs: tensors may be on any of them, and the choice is made once per op.
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
         name = ".".join(map(str, capability))
@@ -118,8 +118,11 @@ def gpu_problem() -> str | None:
 
 
 def serves(architecture: str, capability: tuple[int, int]) -> bool:
-    """Whether code built for an entry of TORCH_CUDA_ARCH_LIST runs on a GPU: machine code on those
-    of its generation that are not older, PTX on all that are not; "9.0a" on nothing but 9.0."""
+    """Whether code built for an entry of TORCH_CUDA_ARCH_LIST runs on a GPU.
+
+    Machine code runs on GPUs of the same generation that are not older, PTX on all GPUs that are
+    not older, and "9.0a" only on 9.0.
+    """
     match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", architecture)
     assert match is not None, architecture
     built = int(match[1]), int(match[2])

@@ -1,4 +1,4 @@
-"""Which backend is forced: for the process, within a ``with`` block, and in compiled code."""
+"""Forces a backend: for the process, within a ``with`` block, and in compiled code."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 NAMES = ("auto", "reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "CLASP_KERNELS_BACKEND"
-_FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT) or "auto"  # set but empty is as good as unset
+_FROM_ENVIRONMENT = os.environ.get(ENVIRONMENT) or "auto"  # an empty value counts as unset
 
 
-# The name of the backend that is forced in this context. ``_state`` stands for none.
+# The backend that is forced in this context; ``_state`` if none is.
 _forced: ContextVar[Any] = ContextVar("clasp_kernels_backend")
-# The blocks that this context is in, outermost first. The last one that is left open decides, so
-# blocks may be left in any order.
+# The open blocks of this context, outermost first. The last open block decides, so blocks may be
+# closed in any order.
 _blocks: ContextVar[tuple[use_backend, ...]] = ContextVar("clasp_kernels_blocks", default=())
 
 
@@ -26,15 +26,15 @@ class _State(threading.local):
     """The forced backend in a form that Dynamo can read, as Dynamo traces no ContextVar.
 
     Dynamo treats a property whose getter is a builtin as an attribute: it reads the value once and
-    guards on it, so compiled code asks the context it runs in. ``ContextVar.get`` is called with
-    this object as its default, so this object stands for an unset variable.
+    guards on it, so compiled code follows the context it runs in. ``ContextVar.get`` receives this
+    object as its default, so this object stands for an unset variable.
     """
 
     forced = property(_forced.get)
 
     def __init__(self) -> None:
-        # The blocks that compiled code has entered and not left. While there are any, this thread
-        # is in compiled code or in what that calls at a graph break, and no task can change.
+        # The blocks that compiled code has entered but not left. While there are any, this thread
+        # runs compiled code or code called at a graph break, so the current task cannot change.
         self.traced: list[str] = []
 
 
@@ -47,12 +47,13 @@ class use_backend:
     Args:
         name: "auto", "reference", "cpu", "triton" or "cuda".
 
-    An op that the backend cannot serve raises RuntimeError when it is called; nothing falls back.
-    For a whole process set ``CLASP_KERNELS_BACKEND``, which is read at import.
+    An op that the backend cannot serve raises RuntimeError when it is called; there is no fallback.
+    To force a backend for a whole process, set ``CLASP_KERNELS_BACKEND``, which is read at import.
 
-    The choice is kept in a context variable: a task or ``asyncio.to_thread`` started in the block
+    The choice is kept in a context variable. A task or ``asyncio.to_thread`` started in the block
     inherits it, a new thread does not, and no other task sees it. A generator shares its caller's
-    context: a block that it yields from holds for the caller until the generator goes on.
+    context: while it is suspended at a yield inside the block, the choice also holds for the
+    caller.
 
     >>> import torch
     >>> from clasp_kernels import select_pivots, use_backend
@@ -83,7 +84,8 @@ class use_backend:
             _state.traced.pop()
             return
         blocks = _blocks.get()
-        # Not among them where another context is leaving, as an abandoned async generator's may.
+        # This block may be missing if it is closed in another context, as happens with an abandoned
+        # async generator.
         for index in reversed(range(len(blocks))):
             if blocks[index] is self:
                 _set_blocks(blocks[:index] + blocks[index + 1 :])
@@ -96,6 +98,6 @@ def _set_blocks(blocks: tuple[use_backend, ...]) -> None:
 
 
 def forced_backend() -> str:
-    """The name of the backend that is forced in this context, "auto" if none is."""
+    """The name of the backend that is forced in this context, or "auto"."""
     forced = _state.traced[-1] if _state.traced else _state.forced
     return _FROM_ENVIRONMENT if forced is _state else forced

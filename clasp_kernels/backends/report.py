@@ -1,4 +1,4 @@
-"""The report of who serves which op here, and why."""
+"""The report of which backend serves each op here, and why."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class BackendReport:
 
 
 def backend_report() -> BackendReport:
-    """Which backend serves each op for the devices of this machine, and why.
+    """Reports which backend serves each op on the devices of this machine, and why.
 
     Raises:
-        RuntimeError: ``CLASP_KERNELS_CPU_CAPABILITY`` names an instruction set that is not here.
+        RuntimeError: ``CLASP_KERNELS_CPU_CAPABILITY`` names an unavailable instruction set.
 
     >>> from clasp_kernels import backend_report, use_backend
     >>> with use_backend("reference"):

@@ -1,6 +1,6 @@
-"""The table of ops: what defines each of them, and which backends have kernels for it.
+"""The table of ops: the definition of each op and the backends that have kernels for it.
 
-Every op adds its own line, from its file in ``ops/``. Whatever lists ops reads this table.
+Each file in ``ops/`` adds its op. All lists of ops are made from this table.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class OpSpec:
-    """One op. Its backends are the reference, which serves every device, and those named here."""
+    """One op. The reference serves it on every device, besides the backends named here."""
 
     name: str
     schema: str
-    """Arguments and results, as ``torch.library.Library.define`` takes them after the name."""
+    """Arguments and results in the syntax of ``torch.library.Library.define``."""
     reference: Callable[..., Any]
     """The op in plain torch."""
     fake: Callable[..., Any]
-    """The op for tensors without data: the shapes and dtypes of its results."""
+    """The op for tensors without data: returns tensors of the output shapes and dtypes."""
     vmap: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
-    """Makes the batching rule of an overload. None where every tensor begins with the images."""
+    """Makes the batching rule of an overload. None if every tensor begins with the batch."""
     cpu: bool = False
     """Whether the C++ extension has a kernel."""
     cuda: bool = False
     """Whether the CUDA extension has a kernel."""
     triton: str | None = None
-    """The function that launches the Triton kernels, as "module:function". It takes the arguments
-    of the schema."""
+    """The launcher of the Triton kernels, "module:function", which takes the schema's arguments."""
     ordered_by_barriers: bool = False
-    """Whether threads of the Triton kernels read, after a barrier, what other threads or programs
-    wrote to global memory. On AMD GPUs the barrier does not wait for those writes."""
+    """Whether the Triton kernels rely on a barrier to order writes to global memory before the
+    reads of other threads or programs. On AMD GPUs the barrier does not wait for those writes."""
 
 
 OPS: dict[str, OpSpec] = {}
 
 
 def add(op: OpSpec) -> None:
-    """
+    """Adds an op to the table.
+
     Raises:
-        ValueError: there is an op of this name.
+        ValueError: an op of this name exists.
     """
     if op.name in OPS:
         raise ValueError(f"there is an op named {op.name} already")
@@ -49,7 +49,7 @@ def add(op: OpSpec) -> None:
 
 
 def has_kernel(op: str, backend: str) -> bool:
-    """Whether ``backend``, "cpu", "triton" or "cuda", has a kernel for the op."""
+    """Whether ``backend`` ("cpu", "triton" or "cuda") has a kernel for the op."""
     return bool(getattr(OPS[op], backend))
 
 

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels can serve here, and their launchers, imported when first needed."""
+"""Reports whether the Triton kernels can serve, and imports their launchers on first use."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ NOT_INSTALLED = (
 )
 
 
-# find_spec, as importing Triton takes a good part of a second.
+# Uses find_spec, because importing Triton takes a good part of a second.
 @functools.cache
 def installed() -> bool:
     spec = importlib.util.find_spec("triton")
-    # Any folder of that name on the path has a spec, but nothing to load.
+    # A folder named "triton" on the path has a spec without an origin, and nothing to load.
     return spec is not None and spec.origin is not None
 
 
 @functools.cache
 def version() -> str:
-    """Triton's version; only where it is installed, as this imports it."""
-    # Its distribution goes by other names in nightly builds and those for AMD GPUs.
+    """Triton's version. Imports Triton, so call it only if Triton is installed."""
+    # The distribution metadata is no help: nightly builds and builds for AMD GPUs have other names.
     return str(importlib.import_module("triton").__version__)
 
 
 def problem(op: str, device: str) -> str | None:
-    """Why the Triton kernels cannot serve ``op`` on ``device``, or None where they can."""
+    """The reason why the Triton kernels cannot serve ``op`` on ``device``, or None if they can."""
     if not table.has_kernel(op, "triton"):
         return f"there is no Triton kernel for {op} in clasp_kernels {__version__}."
     if device == "cpu" and not INTERPRETED:
@@ -57,14 +57,14 @@ def problem(op: str, device: str) -> str | None:
 
 @functools.cache
 def gpu_problem() -> str | None:
-    """Why no Triton kernel can serve the GPU here, or None where they can."""
+    """The reason why Triton kernels cannot serve the GPUs here, or None if they can."""
     if not installed():
         return NOT_INSTALLED
     if torch.version.hip is not None:
         return None
     if not torch.cuda.is_available():
         return "torch sees no GPU."
-    # All of them: tensors may be on any, and an op is not chosen for each anew.
+    # Checks all GPUs: tensors may be on any of them, and the choice is made once per op.
     capability = min(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
     if capability < OLDEST_CAPABILITY:
         oldest, here = (".".join(map(str, pair)) for pair in (OLDEST_CAPABILITY, capability))
@@ -74,7 +74,7 @@ def gpu_problem() -> str | None:
 
 @functools.cache
 def launcher(op: str) -> Callable[..., Any]:
-    """What launches the kernels of ``op``: a function with the op's schema as its signature."""
+    """Imports the launcher of ``op``: a function with the op's schema as its signature."""
     module, _, function = str(table.OPS[op].triton).partition(":")
     launch: Callable[..., Any] = getattr(importlib.import_module(module), function)
     return launch
