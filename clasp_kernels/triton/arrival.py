@@ -1,8 +1,8 @@
-"""Which program of a group finishes last: it alone can go on with what the others have written.
+"""Detects the program of a group that arrives last, which then continues with the group's results.
 
-So a second phase needs no second launch, and no program ever waits for another, which on a GPU
-could have to wait for ever. The counters are integers and only counted up: what the last program
-does is the same whichever it is.
+This replaces a second launch for a second phase. No program waits for another one, which could
+deadlock on a GPU. The counters are integers that only increase, and the result does not depend on
+which program arrives last.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import triton.language as tl
 
 @triton.jit
 def arrives_last(p_counter, group_size):
-    """Whether all other programs of the group have been here; ``p_counter`` starts at 0 (int32).
+    """Returns whether all other programs of the group have arrived; ``p_counter`` starts at 0
+    (int32).
 
-    What those wrote before is then visible to this one. Reads of it must come after, and must not
-    be served from this multiprocessor's first-level cache: load with ``cache_modifier=".cg"``.
+    If so, everything they wrote before is visible to this program. Load it after this call and with
+    ``cache_modifier=".cg"``, which bypasses the L1 cache of this multiprocessor.
     """
-    # The counting is done by one thread: what the others wrote has to be out before.
+    # One thread does the atomic add, so the writes of the other threads have to be finished first.
     tl.debug_barrier()
     return tl.atomic_add(p_counter, 1, sem="acq_rel", scope="gpu") == group_size - 1

@@ -1,12 +1,12 @@
-"""How much attention falls on each key, without an attention matrix in memory.
+"""Attention that each key receives, without an attention matrix in memory.
 
-Tiles are transposed, [keys, rows]: keys are the long side, and it is the long side of a product
-that tensor cores want in units of 64. The M = T * group rows of the query heads that share a key
-head are stacked, so that its keys are loaded once for all of them.
+Tiles are transposed, [keys, rows], because tensor cores want the long side of a product in units of
+64, and the keys are the long side. The M = T * group rows of the query heads that share a key head
+are stacked, so that its keys are loaded once for all of them.
 
-Few keys: a program holds the logits of a block of rows with all keys in registers, and reads the
-keys once. Many keys: salience_by_passes.py. Either way the sums of several programs are added in a
-fixed order by the one that arrives last.
+With few keys, a program holds the logits of a block of rows and all keys in registers, and reads
+the keys once. For many keys see salience_by_passes.py. In both cases the last program to arrive
+adds the sums of all programs in a fixed order.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ def _whole_kernel(
     num_keys,
     start,
     num_columns,
-    row_blocks,  # of each program
+    row_blocks,  # per program
     key_heads,
     group,
-    programs,  # of each key head
-    query_strides,  # in QUERY_UNIT elements, but for that of a feature
-    key_strides,  # in KEY_UNIT elements, but for that of a feature
+    programs,  # per key head
+    query_strides,  # in units of QUERY_UNIT elements, except the feature stride
+    key_strides,  # in units of KEY_UNIT elements, except the feature stride
     valid_strides,
     weights_strides,
     D: tl.constexpr,
@@ -60,7 +60,7 @@ def _whole_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Some rows of one key head, with all keys at once."""
+    """Processes some rows of one key head with all keys at once."""
     i_program = tl.program_id(0)
     i_group = i_program % (key_heads * programs)
     i_head = (i_group // programs).to(tl.int64)
@@ -118,10 +118,10 @@ def _whole_kernel(
 
 
 def _unit(heads: Tensor) -> int:
-    """How many elements all strides but the last are multiples of, up to 16 bytes of them.
+    """The largest power of two, up to 16 bytes of elements, that divides all strides but the last.
 
-    Triton only knows of a stride whether it is a multiple of 16; a head of 72 is not, and would be
-    loaded element by element.
+    Triton only specializes strides that are multiples of 16. A head dimension of 72 is not one, so
+    rows would be loaded element by element. Strides in this unit show the alignment.
     """
     *strides, last = heads.stride()
     return math.gcd(16 // heads.element_size(), *strides) if last == 1 else 1

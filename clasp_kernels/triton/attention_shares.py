@@ -1,7 +1,7 @@
-"""What a row of attention gives to each key that it sees, and the sums over rows.
+"""The contribution of a row of attention to each key it sees, and the sums over rows.
 
-Its share is its weight over its sum of exponentials: a key gets the share times the exponential of
-its logit, which is less than the row's largest by so much.
+The share of a row is its weight divided by its sum of exponentials. A key receives the share times
+exp(logit - largest logit of the row).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 from .stacked_heads import NOWHERE
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# Less than or equal to every logit that a row may see, and finite: no difference from it is NaN.
+# Finite and at most as large as any logit that a row may see, so no difference from it is NaN.
 LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
@@ -23,7 +23,8 @@ def _load_weights(p_weights, stride, b_t, m_row):
 
 @triton.jit
 def weigh(p_weights, stride, b_t, m_row, num_rows, BLOCK_T: tl.constexpr):
-    """[BLOCK_M] float32 of one image, summing to 1 over its T rows; all NaN if any is."""
+    """[BLOCK_M] float32: the weights normalized over the T rows of an image; all NaN if any is
+    NaN."""
     if p_weights is None:
         b_weight = tl.where(m_row, 1.0 / num_rows, 0.0)
     else:
@@ -32,7 +33,7 @@ def weigh(p_weights, stride, b_t, m_row, num_rows, BLOCK_T: tl.constexpr):
             b_any = first + tl.arange(0, BLOCK_T)
             b_weight = _load_weights(p_weights, stride, b_any, b_any < num_rows)
             b_largest = tl.maximum(b_largest, b_weight)
-        # By the largest first: the sum of large weights would overflow.
+        # Divide by the largest weight first, because the sum of large weights would overflow.
         largest = tl.max(b_largest, 0)
         largest = tl.where(largest == 0, 1.0, largest)
         b_total = tl.full([BLOCK_T], 0.0, tl.float32)
@@ -45,19 +46,20 @@ def weigh(p_weights, stride, b_t, m_row, num_rows, BLOCK_T: tl.constexpr):
         b_weight = _load_weights(p_weights, stride, b_t, m_row)
         b_weight = tl.div_rn(b_weight, tl.zeros_like(b_weight) + largest)
         b_weight = tl.div_rn(b_weight, tl.zeros_like(b_weight) + total)
-        # A row that is not there must not become NaN with the others.
+        # Rows past the end must stay 0 if the weights are NaN.
         b_weight = tl.where(m_row, b_weight, 0.0)
     return b_weight
 
 
 @triton.jit
 def settle(b_weight, b_max, b_sum):
-    """What of a row's statistics its columns need: its largest logit and its share.
+    """Returns the largest logit and the share of each row, from which its columns are computed.
 
-    - a weight of 0: a share of 0, whatever the row holds;
-    - a weight that is NaN: both NaN;
-    - logits that are NaN, which no maximum takes over another, or infinite: the share is NaN;
-    - no allowed logit above -inf: an infinite share, which times 0 is NaN for the allowed keys.
+    - A weight of 0 gives a share of 0, whatever the row's logits are.
+    - A weight of NaN makes both NaN.
+    - Logits of NaN, which the maximum ignores, or of infinity make the share NaN.
+    - If no allowed logit is above -inf, the share is infinite, and times 0 it is NaN for the
+      allowed keys.
     """
     b_share = tl.where(b_weight == 0, 0.0, tl.div_rn(b_weight, b_sum))
     return tl.where(b_weight == b_weight, b_max, b_weight), b_share
@@ -65,7 +67,8 @@ def settle(b_weight, b_max, b_sum):
 
 @triton.jit
 def counting(b_last, b_max, b_share):
-    """The last position where a row counts: nowhere without a share, everywhere with NaN weight."""
+    """The last position that a row contributes to: -1 if its share is 0, all if its weight is
+    NaN."""
     b_last = tl.where(b_share == 0, -1, b_last)
     return tl.where(b_max == b_max, b_last, NOWHERE)
 
@@ -80,7 +83,7 @@ def add_groups(
     BLOCK_G: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """BLOCK_N columns of what all programs of an image have written, added in their order."""
+    """Adds BLOCK_N columns of all programs of an image, in the order of the programs."""
     b_column = first_column + tl.arange(0, BLOCK_N)
     m_column = (b_column >= 0) & (b_column < num_columns)
     b_sum = tl.full([BLOCK_G, BLOCK_N], 0.0, tl.float32)

@@ -1,4 +1,4 @@
-"""Greedy farthest-first completion of the tokens that a list names; see completion.py."""
+"""Greedy farthest-first completion of a list of selected tokens; see completion.py."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def _tokens_kernel(
     p_features,  # [B, N, D]
     p_selected,  # [B, P]
     p_valid,  # [B, N] bool or None
-    p_norm,  # [B, N'], as the next two
+    p_norm,  # [B, N'], as are the next two
     p_covered,
     p_flags,
-    p_steps,  # [B], as the next
+    p_steps,  # [B], as is the next
     p_arrivals,
     num_tokens,
     num_padded,
@@ -43,7 +43,7 @@ def _tokens_kernel(
     b_token = i_block * BLOCK_N + tl.arange(0, BLOCK_N)
     m_token = b_token < num_tokens
 
-    # Who looks for itself in the list is in bounds, whatever the list holds.
+    # Each token searches `selected` for itself, so a bad index cannot go out of bounds.
     b_named = tl.zeros((BLOCK_N, BLOCK_P), tl.int32)
     p_selected += i_image * stride_selected_image
     for first in range(0, num_selected, BLOCK_P):

@@ -1,17 +1,17 @@
-"""Greedy completion: what complete_tokens and select_tokens share.
+"""Greedy completion, shared by complete_tokens and select_tokens.
 
-A launch of either op's own has written down each token (:class:`Tokens`): its norm, whether it is
-selected, how covered it is before anything is. A token's similarity with itself is kept as TAKEN,
-more than any other, so that taking a token is one maximum with its row of similarities, which also
-takes it out of the candidates.
+Each op first launches a kernel of its own that writes :class:`Tokens`: the norm of each token,
+whether it is selected, and its initial coverage. A token's similarity to itself is stored as TAKEN,
+which exceeds any other. Taking the maximum of the coverage and the picked token's row of
+similarities then also removes the picked token from the candidates.
 
 Up to a few thousand tokens, all similarities of an image fit in memory, and one launch does the
-rest: a program computes a tile of them, on both sides of the diagonal, and the last program of an
-image to arrive picks, reading one row of similarities a step. Nothing but that row, a minimum and
-a maximum lies between a pick and the next.
+rest. Each program computes one tile and stores it on both sides of the diagonal. The last program
+of an image to arrive picks the tokens and reads one row of similarities per step. Only that row, a
+minimum and a maximum lie between two picks.
 
-Of more tokens only the similarities to selected ones are used, and none is kept; what comes then
-is in completion_by_steps.py.
+With more tokens, only the similarities to selected tokens are computed, and none is stored. The
+steps then follow in completion_by_steps.py.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _compare(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The similarities of two blocks of tokens; the selected ones among them cover the others."""
+    """Computes the similarities of two blocks of tokens; selected tokens update the coverage."""
     b_row = i_row * BLOCK_N + tl.arange(0, BLOCK_N)
     b_column = i_column * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row_selected = (tl.load(p_flags + b_row) & SELECTED) != 0
@@ -75,7 +75,7 @@ def _compare(
         b_rows = tl.load(p_row + b_offset, mask=m_row & m_feature, other=0.0)
         b_columns = tl.load(p_column + b_offset, mask=m_column & m_feature, other=0.0)
         if INTERPRETED:
-            # Its dot of bfloat16 is garbage.
+            # The interpreter's dot of bfloat16 is garbage.
             b_rows = b_rows.to(tl.float32)
             b_columns = b_columns.to(tl.float32)
         b_dot = tl.dot(b_rows, tl.trans(b_columns), b_dot, input_precision="ieee")
@@ -109,9 +109,9 @@ def _pick(
     num_padded,
     TOKENS: tl.constexpr,
 ):
-    """The greedy steps of an image; returns how many tokens it took, and leaves what is covered.
+    """Runs the greedy steps of an image, updates the coverage and returns the number of picks.
 
-    What other programs have written is read past this multiprocessor's own cache.
+    Loads bypass the L1 cache of this multiprocessor, because other programs wrote the data.
     """
     b_token = tl.arange(0, TOKENS)
     m_token = b_token < num_padded
@@ -132,12 +132,12 @@ def _pick(
 @triton.jit(do_not_specialize=["num_tokens", "num_slots", "first_image"])
 def _complete_kernel(
     p_features,  # [B, N, D]
-    p_norm,  # [B, N'], as the next two
+    p_norm,  # [B, N'], as are the next two
     p_covered,
     p_flags,
-    p_steps,  # [B], as the next
+    p_steps,  # [B], as is the next
     p_arrivals,
-    p_similarity,  # [images in a wave, N', N'], or None: only the selected tokens cover
+    p_similarity,  # [images in a wave, N', N'], or None: compare with selected tokens only
     p_picks,  # [B, R] or None
     p_indices,  # [B, R] or None
     p_is_pivot,  # [B, R] or None
@@ -160,7 +160,7 @@ def _complete_kernel(
     i_in_wave = (tl.program_id(0) // num_pairs).to(tl.int64)
     i_pair = tl.program_id(0) % num_pairs
     i_image = first_image + i_in_wave
-    # Every block with itself, then with the next one round the circle, and so on until half way.
+    # Pairs each block with itself, then with the next block cyclically, and so on up to half way.
     i_row = i_pair % num_blocks
     i_column = (i_row + i_pair // num_blocks) % num_blocks
 
@@ -214,7 +214,7 @@ def _complete_kernel(
 def complete(
     features: Tensor, tokens: Tokens, outputs: Outputs, config: configs.Completion
 ) -> None:
-    """Picks what ``tokens.steps`` asks for and fills ``outputs``; ``tokens`` is used up."""
+    """Makes ``tokens.steps`` picks and fills ``outputs``; overwrites ``tokens``."""
     slots = outputs.picks if outputs.picks is not None else outputs.indices
     assert slots is not None
     batch, num_slots = slots.shape

@@ -1,7 +1,7 @@
-"""Greedy completion of more tokens than all similarities of an image have room for.
+"""Greedy completion of images whose similarities are too many to store.
 
-A launch a step, and memory for a key a step: each launch reads all features once, and finds the
-next pick by an integer minimum over the programs, which gives the same in whatever order.
+Runs one launch per step and stores one key per step. Each launch reads all features once and finds
+the next pick by an integer minimum over the programs, whose result does not depend on their order.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .order import RETIRED, index_of, ordered_bits, rank_of, ranked
 @triton.jit(do_not_specialize=["num_tokens", "num_padded", "num_keys", "step"])
 def _step_kernel(
     p_features,  # [B, N, D]
-    p_norm,  # [B, N'], as the next
+    p_norm,  # [B, N'], as is the next
     p_covered,
     p_steps,  # [B]
-    p_keys,  # [B, num_keys] int64, of what is picked in each step
+    p_keys,  # [B, num_keys] int64, the key of the pick of each step
     num_tokens,
     num_padded,
     num_keys,
@@ -34,7 +34,7 @@ def _step_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """What was picked in the step before covers a block of tokens; the best of them competes."""
+    """Covers a block of tokens with the previous pick; its least covered token competes."""
     num_blocks = tl.cdiv(num_tokens, BLOCK_N)
     i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
     b_token = tl.program_id(0) % num_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -64,7 +64,8 @@ def _step_kernel(
                     )
                     b_dots += b_rows.to(tl.float32) * b_taken.to(tl.float32)[None, :]
                 b_norm = tl.load(p_norm + b_token, mask=m_token, other=0.0)
-                # A block of one, as the interpreter cannot combine blocks and scalar conditions.
+                # A block of one element, because the interpreter cannot combine blocks and scalar
+                # conditions.
                 b_taken_norm = tl.load(p_norm + i_taken + tl.arange(0, 1))
                 b_cosine = cosines(tl.sum(b_dots, axis=1), b_norm, b_taken_norm)
                 b_covered = tl.maximum(b_covered, ordered_bits(b_cosine))
@@ -75,7 +76,7 @@ def _step_kernel(
 
 @triton.jit(do_not_specialize=["num_padded", "num_keys", "num_slots"])
 def _end_kernel(
-    p_covered,  # [B, N'], as the next
+    p_covered,  # [B, N'], as is the next
     p_flags,
     p_keys,  # [B, num_keys]
     p_picks,  # [B, R] or None
@@ -111,10 +112,11 @@ def _end_kernel(
 def complete_by_steps(
     features: Tensor, tokens: Tokens, outputs: Outputs, num_slots: int, config: configs.Completion
 ) -> None:
-    """As :func:`clasp_kernels.triton.completion.complete`, once the selected tokens cover."""
+    """As :func:`clasp_kernels.triton.completion.complete`, after the selected tokens are
+    covered."""
     batch, num_tokens, dim = features.shape
-    # A selection is read from what is covered. It has a pivot at least, so that one launch is left
-    # to take the last pick.
+    # The selection is read from `covered`, so the last pick takes one more launch than there are
+    # picks. At least one of the num_keys tokens is a pivot, so num_keys launches are enough.
     num_keys = min(num_slots, num_tokens)
     keys = features.new_full((batch, num_keys), RETIRED.value, dtype=int64)
     step = configs.completion_step(dim, features.element_size())

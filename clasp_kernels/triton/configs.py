@@ -1,10 +1,10 @@
-"""How each kernel is launched: block sizes and warps, by shape, dtype and device.
+"""Launch parameters of each kernel: block sizes and warps, by shape, dtype and device.
 
-A table and not a race at run time: the same shapes give the same code, the first call costs one
-compilation, and results do not depend on what was timed. Nothing here depends on the batch, so
-that an image's result does not either.
+A table instead of autotuning: the same shapes give the same code, the first call compiles once, and
+results do not depend on timings. Nothing depends on the batch size, so neither does the result of
+an image.
 
-Every entry is counted, not measured: these kernels have not run on a GPU yet.
+All entries are estimates: these kernels have not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ def next_power_of_2(n: int) -> int:
 
 
 class SalienceTiles(NamedTuple):
-    """A tile of logits, [keys, rows], and how the programs share them."""
+    """The shape of a tile of logits, [keys, rows], and how the programs divide the tiles."""
 
     keys: int
     rows: int
     features: int
-    """Summed over in one product."""
+    """Features per product."""
     row_blocks: int
-    """Of each program, where all keys are one tile."""
+    """Row blocks per program if all keys are one tile, else 0."""
     splits: int
-    """Of the keys, at most, where they are many; 0 where all keys are one tile."""
+    """The most splits of the keys; 0 if all keys are one tile."""
     num_warps: int
     num_stages: int
     precision: str
@@ -41,21 +41,22 @@ SALIENCE_PROGRAMS = 264
 def attention_salience(
     num_keys: int, num_rows: int, dim: int, key_heads: int, element_bytes: int
 ) -> SalienceTiles:
-    """``num_rows`` are those that share a key head: T times the query heads per key head.
+    """``num_rows`` is the number of rows that share a key head: T * query heads / key heads.
 
-    Up to 1024 keys, whose logits with 16 rows are 32 registers in each of 512 threads, keys are
-    read once for every block of rows, the first time from memory. The blocks of an image's heads
-    are dealt to at most some 64 programs, as one program then adds up the sums of all.
+    Up to 1024 keys, a tile holds all keys: with 16 rows its logits take 32 registers in each of 512
+    threads. Keys are read once for every block of rows, from memory the first time. The row blocks
+    of all heads of an image are dealt to at most about 64 programs, because one program adds the
+    sums of all.
 
-    More keys are read twice, the second time from the L2 cache where they fit: few rows cost no
-    more than that. A tile of keys has 32 KB, and each of two programs on a multiprocessor has two
-    of them in flight. Keys are split until the programs of one image fill the GPU, or have one tile
-    each. A tile takes up to 64 rows, as more do not fit the registers everywhere; each block of
-    rows reads the keys again, but at the same time, from the cache.
+    More keys are read twice, the second time from the L2 cache if they fit. With few rows, these
+    reads dominate the cost. A tile of keys has 32 KB, and two programs per multiprocessor have two
+    tiles in flight each. Keys are split until the programs of one image fill the GPU or have one
+    tile each. A tile takes up to 64 rows, because more do not fit the registers everywhere. Each
+    block of rows reads the keys again, but at the same time and thus from the cache.
 
-    float32 is multiplied as three products of tf32, which keep 22 of the 24 bits of each factor:
-    an error of 2^-21 of |q| |k|, of the order of what rounding adds up to in a sum of 128. Full
-    products would not use tensor cores. Each factor takes twice the registers: tiles are halved.
+    float32 is multiplied as three products of tf32, which keep 22 of the 24 bits of each factor.
+    The error is 2^-21 of |q| |k|, about the rounding error of a sum of 128. Full float32 products
+    would not use tensor cores. Each factor takes twice the registers, so tiles are halved.
     """
     single = element_bytes == 4
     # AMD GPUs have no tf32x3.
@@ -67,7 +68,8 @@ def attention_salience(
         features = min(width, 64 // element_bytes)
         row_blocks = -(-num_rows // rows)
         row_blocks = -(-row_blocks // max(64 // key_heads, 1))
-        # AMD GPUs have 64 KB of shared memory a block, which 1024 keys in two stages overflow.
+        # AMD GPUs have 64 KB of shared memory per block, which 1024 keys in two stages would
+        # exceed.
         stages = 2 if torch.version.hip is None else 1
         warps = max(keys // 64, 4)
         return SalienceTiles(keys, rows, features, row_blocks, 0, warps, stages, precision)
@@ -79,7 +81,7 @@ def attention_salience(
 
 
 class RowBlocks(NamedTuple):
-    """Rows of D elements, a tile of them per program."""
+    """A tile of rows of D elements per program."""
 
     rows: int
     columns: int
@@ -87,13 +89,13 @@ class RowBlocks(NamedTuple):
 
 
 def gather_tokens(dim: int, element_bytes: int) -> RowBlocks:
-    """16 bytes a thread and row, and 4 rows in flight: enough to cover the latency of memory."""
+    """Loads 16 bytes per thread and row with 4 rows in flight, enough to hide memory latency."""
     columns = min(next_power_of_2(dim), 2048 // element_bytes)
     return RowBlocks(4, columns, 4)
 
 
 class CountBlocks(NamedTuple):
-    """Tokens whose ranks a program counts, and how many others it compares them with at once."""
+    """The tokens whose ranks a program counts, and the tokens they are compared with at once."""
 
     tokens: int
     others: int
@@ -101,22 +103,25 @@ class CountBlocks(NamedTuple):
 
 
 class SortBlocks(NamedTuple):
-    """One program an image: rows x columns hold all its tokens."""
+    """One program per image: rows x columns hold all its tokens."""
 
     rows: int
     columns: int
     pivots: int
-    """How many are sorted at once."""
+    """The number of pivots that are sorted at once."""
     num_warps: int
 
 
 def select_pivots(num_tokens: int, num_pivots: int) -> CountBlocks | SortBlocks:
-    """Counting costs some 4 instructions a comparison: for 16 images of 1024 tokens 17 million
-    comparisons, 5 microseconds of an H200's integer units, four times that for twice the tokens.
-    One program an image costs about as much for 1024 tokens as for 4096, most of it latency.
+    """Counts ranks for few tokens, and sorts in one program per image for more.
 
-    Each of its threads holds a column of ranks. Few wide threads reduce faster than many narrow
-    ones; 16 warps leave 128 registers to each, which 32 ranks and their tokens overflow.
+    Counting costs about 4 instructions per comparison: 17 million comparisons for 16 images of 1024
+    tokens, or 5 microseconds of an H200's integer units, and four times that for twice the tokens.
+    One program per image takes about as long for 1024 tokens as for 4096, most of it latency.
+
+    In the sort, each thread holds a column of ranks. Few threads with long columns reduce faster
+    than many with short ones. 16 warps leave 128 registers per thread, which 32 ranks and their
+    tokens exceed.
     """
     if not 1024 < num_tokens <= 16384:
         return CountBlocks(16, 512, 8)
@@ -126,14 +131,14 @@ def select_pivots(num_tokens: int, num_pivots: int) -> CountBlocks | SortBlocks:
     return SortBlocks(rows, columns, min(max(pivots, 64), 2048), columns // 32)
 
 
-# What the similarities of all images in flight may take.
+# Memory limit of the similarities of all images in flight.
 SIMILARITY_BYTES = 256 << 20
-# Tokens that are sorted by index at a time.
+# Number of tokens that are compacted by index at a time.
 SELECTION_BLOCK = 4096
 
 
 class Completion(NamedTuple):
-    """All similarities of an image, a square tile per program; its picks, one program an image."""
+    """A square tile of an image's similarities per program; one program per image picks."""
 
     rows: int
     """Tokens on a side of a tile."""
@@ -142,7 +147,8 @@ class Completion(NamedTuple):
     padded: int
     """The tokens of an image, padded to a multiple of ``rows``."""
     wave: int
-    """Images in flight; 0 where the similarities of one are too many: then a launch a step."""
+    """Images in flight; 0 if the similarities of one image exceed SIMILARITY_BYTES, which takes one
+    launch per step."""
     num_warps: int
     num_stages: int
 
@@ -153,7 +159,7 @@ class Completion(NamedTuple):
 
     @property
     def block(self) -> int:
-        """All tokens of an image in one block, whose size is a power of 2."""
+        """The size of a block that holds all tokens of an image, a power of 2."""
         return next_power_of_2(self.padded)
 
     @property
@@ -162,13 +168,13 @@ class Completion(NamedTuple):
 
 
 def completion(num_tokens: int, dim: int, element_bytes: int) -> Completion:
-    """Tiles of 64 for a few hundred tokens, so that one image alone fills a GPU; else of 128, which
-    read half as much. 16 or 32 elements of the tile a thread leave room for 2 programs a
-    multiprocessor, and the threads, which are also those that pick, 4 to 16 tokens each."""
+    """Uses tiles of 64 for a few hundred tokens, so that one image fills a GPU, else tiles of 128,
+    which halve the bytes read. With 16 or 32 tile elements per thread, two programs fit on a
+    multiprocessor. The same threads pick, with 4 to 16 tokens each."""
     few = num_tokens <= 1024
     rows = min(max(next_power_of_2(num_tokens), 16), 64 if few else 128)
     padded = -(-num_tokens // rows) * rows
-    # Elements that are loaded one by one take more registers.
+    # Features that are loaded element by element take more registers.
     columns = 128 // element_bytes if dim * element_bytes % 16 == 0 else 16
     columns = min(max(next_power_of_2(dim), 16), columns)
     wave = SIMILARITY_BYTES // (4 * padded * padded)
@@ -176,8 +182,8 @@ def completion(num_tokens: int, dim: int, element_bytes: int) -> Completion:
 
 
 def completion_tokens(dim: int, element_bytes: int) -> RowBlocks:
-    """Two rows a warp, 1 KB of each at a time: 64 bytes a thread in flight."""
-    # Elements that are loaded one by one take more registers.
+    """Two rows per warp, 1 KB of each at a time: 64 bytes per thread in flight."""
+    # Features that are loaded element by element take more registers.
     columns = 1024 // element_bytes if dim * element_bytes % 16 == 0 else 256
     return RowBlocks(8, min(max(next_power_of_2(dim), 16), columns), 4)
 
@@ -186,42 +192,43 @@ def completion_step(dim: int, element_bytes: int) -> RowBlocks:
     return completion_tokens(dim, element_bytes)
 
 
-# 64 layers compile in seconds, 200 in a minute, and not without spills. Models have fewer.
+# Compiling 64 layers takes seconds; 200 layers take a minute and spill registers. Models have
+# fewer.
 LAYERS_PER_LAUNCH = 64
 
-# Whole rows up to here stay in registers while they are normalised, 16 elements a thread.
+# Rows up to this length stay in registers while they are normalized, 16 elements per thread.
 LONGEST_ROW_IN_REGISTERS = 8192
 
 
 class FusionBlocks(NamedTuple):
-    """Rows of D elements, a tile of them per program and layer."""
+    """A tile of rows of D elements per program and layer."""
 
     rows: int
     columns: int
     layers_in_flight: int
-    """How many layers are loaded before the first of them is used."""
+    """The number of layers that are loaded before the first one is used."""
     num_warps: int
 
 
 def fuse_layers(dim: int, num_layers: int, element_bytes: int, *, norms: bool) -> FusionBlocks:
-    """64 to 256 bytes in flight a thread: 64 to 128 KB a multiprocessor at what registers allow,
-    where the product of latency and bandwidth is about 40."""
+    """Keeps 64 to 256 bytes per thread in flight: 64 to 128 KB per multiprocessor at the occupancy
+    that registers allow, where latency times bandwidth is about 40 KB."""
     if norms:
         columns = next_power_of_2(min(dim, LONGEST_ROW_IN_REGISTERS // 2))
         if LONGEST_ROW_IN_REGISTERS // 2 < dim <= LONGEST_ROW_IN_REGISTERS:
             columns = LONGEST_ROW_IN_REGISTERS
         return FusionBlocks(max(512 // columns, 1), columns, 4, max(columns // 512, 1))
     tile = 128 * 16 // element_bytes
-    # The width that leaves the fewest columns over; of equal ones the widest.
+    # The width that wastes the fewest columns; among equal ones, the widest.
     widths = (min(tile >> halvings, next_power_of_2(dim)) for halvings in range(3))
     columns = min(widths, key=lambda width: -(-dim // width) * width)
-    # A single layer has a thread load four times, four layers once each.
+    # With a single layer each thread loads four times, with four layers once per layer.
     loads = next_power_of_2(-(-4 // num_layers))
     return FusionBlocks(loads * tile // columns, columns, 8, 4)
 
 
 class AssignmentBlocks(NamedTuple):
-    """Tokens compared with kept ones, a tile of similarities per program and step."""
+    """Tokens and kept tokens compared: a tile of similarities per program and step."""
 
     tokens: int
     slots: int
@@ -233,9 +240,9 @@ class AssignmentBlocks(NamedTuple):
 def merge_assignment(
     num_tokens: int, num_slots: int, num_features: int, element_bytes: int
 ) -> AssignmentBlocks:
-    """Up to 64 x 64: where as many are kept, tokens and kept rows are then read in equal parts, of
-    which the kept ones come from the cache. 128 bytes a row and three steps are on their way; half
-    of it where rows are no whole 16 bytes and elements are loaded one by one."""
+    """Uses tiles of up to 64 x 64, for which tokens and kept rows are read in equal amounts; the
+    kept rows come from the cache. 128 bytes per row and three steps are in flight, or half of that
+    if rows are not a multiple of 16 bytes and are loaded element by element."""
     tokens = min(max(next_power_of_2(num_tokens), 16), 64)
     slots = min(max(next_power_of_2(num_slots), 16), 64)
     step = 64 if num_features * element_bytes % 16 else 128
@@ -247,15 +254,15 @@ class MeanBlocks(NamedTuple):
     """The mean of one group: a tile of members of D elements per program and step."""
 
     tokens: int
-    """Of how many tokens the members are looked for at once."""
+    """The number of tokens that are searched for members at once."""
     members: int
     columns: int
     num_warps: int
 
 
 def merge_means(num_tokens: int, dim: int, element_bytes: int) -> MeanBlocks:
-    """16 bytes a thread and member, 16 members in flight: more than a group has on average where
-    one token in ten is kept. A quarter where rows are no whole 16 bytes."""
+    """Keeps 16 bytes per thread and member in flight, for 16 members: more than an average group
+    has if one token in ten is kept. A quarter of that if rows are not a multiple of 16 bytes."""
     tokens = min(max(next_power_of_2(num_tokens), 16), 512)
     width = 512 if dim * element_bytes % 16 else 2048
     return MeanBlocks(tokens, 16, min(next_power_of_2(dim), width // element_bytes), 4)

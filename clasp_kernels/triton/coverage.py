@@ -1,8 +1,7 @@
-"""How covered each token of a batch is, and what has been picked: what completion starts from and
-what it leaves.
+"""The coverage of each token of a batch and its flags: the input and output of completion.
 
-Similarities are kept as int32 that order like them (:mod:`clasp_kernels.triton.order`), so that how
-covered a token is, is a maximum of integers: the same in whatever order it is taken.
+Similarities are stored as int32 of the same order (:mod:`clasp_kernels.triton.order`). Coverage is
+then a maximum of integers, which does not depend on the order of the operands.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from . import configs
 from .cosine import norms
 from .order import RANK_OF_INVALID
 
-# How covered a token is, which orders like the similarity: by nothing, and what is not to be
-# picked (any more), the rank of what is not valid.
+# Coverage of a token that nothing covers, and of a token that must not be picked (any more). TAKEN
+# is the rank of invalid tokens.
 UNCOVERED = tl.constexpr(-(2**31))
 TAKEN = RANK_OF_INVALID
 
-# What a token's flags say.
+# Bits of a token's flags.
 SELECTED = tl.constexpr(1)
 VALID = tl.constexpr(2)
 
 
 class Tokens(NamedTuple):
-    """What the op's own kernel writes, of each of the tokens, padded to a multiple of the tile."""
+    """The state of each token, written by the op's own kernel; N' is N padded to whole tiles."""
 
     norm: Tensor
     """[B, N'] float32; 0 past the last token."""
     covered: Tensor
-    """[B, N'] int32: UNCOVERED, or TAKEN for what is selected, not valid or past the last token."""
+    """[B, N'] int32: UNCOVERED, or TAKEN if selected, invalid or past the last token."""
     flags: Tensor
     """[B, N'] int8: SELECTED | VALID, 0 past the last token."""
     steps: Tensor
-    """[B] int32: how many to pick, if there are as many."""
+    """[B] int32: the number of picks to make, if enough tokens are left."""
     arrivals: Tensor
     """[B] int32: 0."""
 
@@ -55,7 +54,7 @@ def empty_tokens(features: Tensor, config: configs.Completion) -> Tokens:
 
 
 class Outputs(NamedTuple):
-    """Either the picks in order, or the selection by index; both [B, R], ``counts`` [B]."""
+    """Either the picks in order, or the selection sorted by index; [B, R], ``counts`` [B]."""
 
     picks: Tensor | None = None
     indices: Tensor | None = None
@@ -80,7 +79,7 @@ def write_token(
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Fills in :class:`Tokens` for a block of tokens. Features are read only for their norm."""
+    """Fills in :class:`Tokens` for a block of tokens. Reads the features only if ``with_norm``."""
     tl.store(p_covered + b_token, tl.where(m_taken, TAKEN, UNCOVERED))
     b_flags = tl.where(m_selected, SELECTED, 0) | tl.where(m_valid, VALID, 0)
     tl.store(p_flags + b_token, b_flags.to(tl.int8))
@@ -100,7 +99,7 @@ def write_token(
 
 @triton.jit
 def write_selection(
-    p_covered,  # [N'] of the image, as all below
+    p_covered,  # [N'] of the image, as is the next
     p_flags,
     p_indices,  # [R]
     p_is_pivot,  # [R]
@@ -109,7 +108,7 @@ def write_selection(
     num_slots,
     BLOCK: tl.constexpr,
 ):
-    """What is valid and TAKEN, by index."""
+    """Writes the valid tokens that are TAKEN, sorted by index."""
     num_kept = 0
     for first in range(0, num_padded, BLOCK):
         b_token = first + tl.arange(0, BLOCK)

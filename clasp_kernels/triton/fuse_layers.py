@@ -1,11 +1,11 @@
-"""All layers of each image fused in one launch, whatever their strides.
+"""Fuses all layers of each image in one launch, for any strides.
 
-Every byte is touched once, so what counts is how many are on their way: the loads of several layers
-are issued before the first one is used. A layer of weight zero is masked out, not branched around,
-which reads nothing just as well and leaves the others' loads together.
+Every byte is read or written once, so speed depends on the bytes in flight: the loads of several
+layers are issued before the first one is used. A layer of weight zero is masked instead of skipped
+by a branch. The mask reads no data either, and it keeps the loads of the other layers together.
 
-A launch takes up to 64 layers, after which code grows large and slow to compile; further ones are
-added to a float32 sum by further launches.
+A launch takes up to 64 layers, because more code compiles slowly. Further launches add the
+remaining layers to a float32 sum.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def _weight(
     stride_layer,
     stride_id,
 ):
-    """The layer's weight for the image; NaN where its category, which nothing has checked on a
-    GPU, is out of range."""
+    """The layer's weight for the image, or NaN if its category, which is not checked on a GPU, is
+    out of range."""
     if p_category_ids is None:
         weight = tl.load(p_weights + layer * stride_layer)
     else:
@@ -48,13 +48,14 @@ def _weight(
 
 @triton.jit
 def _is_used(weight):
-    # A block of one, as the interpreter cannot broadcast what a comparison of scalars gives.
+    # A block of one element, because the interpreter cannot broadcast the result of a scalar
+    # comparison.
     return tl.full([1], weight, tl.float32) != 0
 
 
 @triton.jit
 def _inverse_norm(b_square_sum, D: tl.constexpr, NORMALIZE: tl.constexpr):
-    """What a token is multiplied by to be normalised."""
+    """The factor that normalizes a token."""
     if NORMALIZE == "rms":
         b_norm = tl.sqrt_rn(tl.div_rn(b_square_sum, D * 1.0) + _RMS_EPSILON)
     else:
@@ -69,7 +70,7 @@ def _fuse_kernel(
     strides,  # L x (image, token, feature)
     p_weights,  # [C, L]
     p_category_ids,  # [B] or None
-    p_sum,  # [B, N, D] contiguous: what layers before these add up to; None if there are none
+    p_sum,  # [B, N, D] contiguous, the sum of earlier layers; None if there are none
     p_out,  # [B, N, D] contiguous
     num_tokens,
     num_categories,
@@ -82,7 +83,7 @@ def _fuse_kernel(
     BLOCK_D: tl.constexpr,
     LAYERS_IN_FLIGHT: tl.constexpr,
 ):
-    """Without norms a block of columns will do; with norms BLOCK_D holds the whole row."""
+    """Without norms, BLOCK_D is a block of columns; with norms, BLOCK_D holds the whole row."""
     blocks_d: tl.constexpr = tl.cdiv(D, BLOCK_D)
     blocks_n = tl.cdiv(num_tokens, BLOCK_N)
     i_block = tl.program_id(0)
@@ -139,7 +140,7 @@ def _fuse_long_rows_kernel(
     strides,  # L x (image, token, feature)
     p_weights,  # [C, L]
     p_category_ids,  # [B] or None
-    p_sum,  # [B, N, D] contiguous: what layers before these add up to; None if there are none
+    p_sum,  # [B, N, D] contiguous, the sum of earlier layers; None if there are none
     p_out,  # [B, N, D] contiguous
     num_tokens,
     num_categories,
@@ -150,8 +151,8 @@ def _fuse_long_rows_kernel(
     NORMALIZE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """A token a program, twice over each layer's row: for its norm, then, from the cache, for the
-    sum."""
+    """Processes one token per program. Reads each layer's row twice: for its norm, then for the
+    sum, from the cache."""
     i_image = (tl.program_id(0) // num_tokens).to(tl.int64)
     i_token = (tl.program_id(0) % num_tokens).to(tl.int64)
     weights = tl.tuple(())

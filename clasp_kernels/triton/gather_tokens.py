@@ -1,4 +1,4 @@
-"""The indexed tokens of each image, copied."""
+"""Copies the indexed tokens of each image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _gather_kernel(
     b_index = tl.load(p_index, mask=m_slot, other=-1)  # [BLOCK_R]
     m_token = (b_index >= 0) & (b_index < num_tokens)
     p_row = p_tokens + i_image * stride_token_image + b_index * stride_token
-    # An index that is out of range, which nothing has checked on a GPU, shows as NaN.
+    # Out-of-range indices, which are not checked on a GPU, give NaN.
     b_other = tl.where(m_token | (b_index == -1), 0.0, float("nan"))
     b_out = tl.load(
         p_row[:, None] + b_column.to(tl.int64)[None, :] * stride_feature,

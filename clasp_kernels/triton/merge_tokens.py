@@ -1,9 +1,9 @@
-"""Dropped tokens joined to the kept ones they resemble: one launch assigns, another takes means.
+"""Merges dropped tokens into similar kept ones: one launch assigns groups, one computes means.
 
-A token's similarities to the kept tokens are never written down: each program goes through blocks
-of kept rows and keeps the best. Members of a group are found by their rank among its members, so
-that as many rows as a thread can hold are loaded at once, in the order of the tokens; nothing but
-the group's own rows is read, and nothing else in the image reaches its mean.
+The similarities to the kept tokens are never stored: each program loops over blocks of kept rows
+and keeps the best one. The members of a group are found by their rank within the group, so that as
+many rows as a thread can hold are loaded at once, in token order. Only the rows of the group are
+read, so no other token affects its mean.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .rounding import rounded
 
 _INTERPRETED = tl.constexpr(IN_INTERPRETER)
 
-# Better than any similarity: that of a kept token to itself.
+# The rank of a kept token's similarity to itself, better than any other.
 _RANK_OF_OWN = tl.constexpr(-(2**31))
 
 
@@ -29,7 +29,7 @@ def _assign_kernel(
     p_features,  # [B, N, F]
     p_indices,  # [B, R]
     p_valid,  # [B, N] or None
-    p_group,  # [B, N] contiguous: the slot a token joins, -1 for none
+    p_group,  # [B, N] contiguous: the slot that a token joins, -1 for none
     num_tokens,
     num_slots,
     stride_image,
@@ -57,7 +57,7 @@ def _assign_kernel(
         b_slot = first_slot + tl.arange(0, BLOCK_R)
         p_index = p_indices + i_image * stride_index_image + b_slot.to(tl.int64) * stride_index
         b_index = tl.load(p_index, mask=b_slot < num_slots, other=-1)
-        # Nothing has checked them on a GPU.
+        # Indices are not checked on a GPU.
         m_kept = (b_index >= 0) & (b_index < num_tokens)
         p_kept = p_image + b_index * stride_token
 
@@ -81,15 +81,15 @@ def _assign_kernel(
             b_kept_float = b_kept.to(tl.float32)
             b_square_sum += tl.sum(b_float * b_float, 1)
             b_kept_square_sum += tl.sum(b_kept_float * b_kept_float, 1)
-            if _INTERPRETED:  # whose products of bfloat16 are wrong
+            if _INTERPRETED:  # the interpreter's dot of bfloat16 is wrong
                 b_features = b_float
                 b_kept = b_kept_float
             b_dot = tl.dot(b_features, tl.trans(b_kept), b_dot, input_precision="ieee")
 
         b_similarity = cosines(b_dot, norms(b_square_sum)[:, None], norms(b_kept_square_sum)[None])
         b_similarity = tl.where(b_similarity == NOT_FINITE, -NOT_FINITE, b_similarity)
-        # The largest similarity first, ties to the lower token, then to the lower slot; a kept
-        # token before all others in its own group.
+        # The largest similarity first, ties to the lower token, then to the lower slot. A kept
+        # token ranks before all others in its own group.
         b_rank = tl.where(m_kept[None, :], ~ordered_bits(b_similarity), RANK_OF_INVALID)
         b_kept_token = tl.where(m_kept, b_index, -1).to(tl.int32)[None, :]
         b_rank = tl.where(b_token[:, None] == b_kept_token, _RANK_OF_OWN, b_rank)
@@ -142,7 +142,7 @@ def _mean_kernel(
         b_is_member = (b_group == i_slot).to(tl.int32)
         members = tl.sum(b_is_member)
         if members > 0:
-            # 1 for the first member of the block, 0 for what is none.
+            # Position of a member within the block, from 1; 0 for other tokens.
             b_rank = tl.cumsum(b_is_member, 0) * b_is_member
             for before in range(0, members, BLOCK_MEMBERS):
                 b_wanted = before + 1 + tl.arange(0, BLOCK_MEMBERS)
@@ -158,7 +158,7 @@ def _mean_kernel(
 
     index = tl.load(p_indices + i_image * stride_index_image + i_slot * stride_index)
     b_mean = tl.div_rn(b_sum, tl.full([BLOCK_D], 1.0, tl.float32) * tl.maximum(count, 1))
-    # An index that is out of range, which nothing has checked on a GPU, shows as NaN.
+    # Out-of-range indices, which are not checked on a GPU, give NaN.
     out_of_range = (index < -1) | (index >= num_tokens)
     b_mean = tl.where(out_of_range, float("nan"), b_mean)
     tl.store(p_out + i_row * D + b_column, rounded(b_mean, p_out.dtype.element_ty), mask=m_column)

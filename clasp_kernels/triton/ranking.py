@@ -1,8 +1,8 @@
-"""How the tokens of an image rank by salience: their keys, and ranks by counting.
+"""Ranking of an image's tokens by salience: keys, and ranks by counting.
 
-A token's rank is how many tokens of its image have a smaller key. Every program can count the
-ranks of its own tokens alone, without a sort and without waiting for another program, for N
-comparisons a token.
+The rank of a token is the number of tokens of its image with a smaller key. A program counts the
+ranks of its own tokens without a sort and without waiting for other programs, at N comparisons per
+token.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def salience_ranks(
     stride_valid,
     HAS_VALID: tl.constexpr,
 ):
-    """What of an image's tokens is ranked before the index (int32): the smallest the most salient.
+    """The rank (int32) of each token by salience alone; the most salient token has the smallest.
 
-    NaN comes after every number and what may not be chosen, which is also what ``num_tokens`` and
-    more name, after NaN: RANK_OF_INVALID.
+    NaN comes after every number. Invalid tokens, and indices of ``num_tokens`` or more, come last
+    with RANK_OF_INVALID.
     """
     m_token = b_token < num_tokens
     b_offset = b_token.to(tl.int64)
@@ -47,9 +47,9 @@ def salience_keys(
     stride_valid,
     HAS_VALID: tl.constexpr,
 ):
-    """The keys (int64) of an image's tokens: as :func:`salience_ranks`, ties by index.
+    """The keys (int64) of an image's tokens: :func:`salience_ranks` with ties broken by index.
 
-    ``b_token`` has any shape; what it holds of ``num_tokens`` or more has RETIRED as its key.
+    ``b_token`` has any shape. Indices of ``num_tokens`` or more get the key RETIRED.
     """
     b_rank = salience_ranks(
         p_salience, p_valid, b_token, num_tokens, stride_salience, stride_valid, HAS_VALID
@@ -74,13 +74,13 @@ def counted_ranks(
     HAS_VALID: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """[T] int32: how many of all tokens of the image have a smaller key than each of ``b_key``.
+    """[T] int32: for each of ``b_key``, the number of tokens of the image with a smaller key.
 
-    For keys of tokens of this image, from :func:`salience_keys` with the same arguments, the ranks
-    are 0..num_tokens-1, each once, the candidates' before the others'. So the P most salient valid
-    tokens, ties to the lower index, are ``is_candidate(b_key) & (counted_ranks(b_key, ...) < P)``.
+    If ``b_key`` comes from :func:`salience_keys` with the same arguments, the ranks of all tokens
+    are 0..num_tokens-1 without repeats, candidates first. The P most salient valid tokens, ties to
+    the lower index, are therefore ``is_candidate(b_key) & (counted_ranks(b_key, ...) < P)``.
 
-    BLOCK_N is how many tokens are compared at once; there are T x BLOCK_N comparisons in flight.
+    T x BLOCK_N comparisons are made at once.
     """
     b_count = tl.zeros((b_key.shape[0], BLOCK_N), tl.int32)
     for first in range(0, num_tokens, BLOCK_N):

@@ -1,4 +1,4 @@
-"""float32 results rounded to the dtype of an output: to the nearest, ties to even."""
+"""Rounds float32 results to the dtype of an output: to nearest, ties to even."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INTERPRETED = tl.constexpr(IN_INTERPRETER)
 @triton.jit
 def rounded(b_value, dtype: tl.constexpr):
     if _INTERPRETED and dtype == tl.bfloat16:
-        # The interpreter cuts off the lower half of the bits, GPUs round.
+        # The interpreter truncates to bfloat16, whereas GPUs round.
         b_bits = b_value.to(tl.int32, bitcast=True)
         b_bits += 0x7FFF + ((b_bits >> 16) & 1)
         b_value = tl.where(b_value == b_value, b_bits.to(tl.float32, bitcast=True), b_value)

@@ -1,8 +1,9 @@
-"""The attention on more keys than a program holds the logits of, which are computed twice.
+"""Attention salience for more keys than a program can hold the logits of; computes them twice.
 
-One kernel finds each row's largest logit and share, the keys split over programs; another computes
-the logits again, in blocks of keys, and adds up what the rows give. A split's program that arrives
-last settles the rows of all splits, a head's the columns of all heads.
+The first kernel finds the largest logit and the share of each row, with the keys split over
+programs. The second computes the logits again, in blocks of keys, and sums the contributions of the
+rows. The last program to arrive combines the splits of a block of rows in the first kernel, and the
+heads of a block of keys in the second.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ def _statistics_kernel(
     num_keys,
     keys_per_split,  # a multiple of BLOCK_S
     splits,
-    row_blocks,  # of each key head
+    row_blocks,  # per key head
     key_heads,
     group,
-    query_strides,  # in QUERY_UNIT elements, but for that of a feature
-    key_strides,  # in KEY_UNIT elements, but for that of a feature
+    query_strides,  # in units of QUERY_UNIT elements, except the feature stride
+    key_strides,  # in units of KEY_UNIT elements, except the feature stride
     valid_strides,
     weights_strides,
     D: tl.constexpr,
@@ -59,7 +60,7 @@ def _statistics_kernel(
     BLOCK_T: tl.constexpr,
     BLOCK_SPLIT: tl.constexpr,
 ):
-    """A block of rows of one key head with one split of the keys; the last split settles them."""
+    """Processes a block of rows and one split of the keys; the last program combines the splits."""
     i_program = tl.program_id(0)
     i_split = i_program % splits
     i_block = i_program // splits % row_blocks
@@ -155,8 +156,8 @@ def _columns_kernel(
     num_columns,
     key_heads,
     group,
-    query_strides,  # in QUERY_UNIT elements, but for that of a feature
-    key_strides,  # in KEY_UNIT elements, but for that of a feature
+    query_strides,  # in units of QUERY_UNIT elements, except the feature stride
+    key_strides,  # in units of KEY_UNIT elements, except the feature stride
     valid_strides,
     D: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -168,11 +169,13 @@ def _columns_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """A block of keys of one key head, with all rows."""
-    # Blocks begin at multiples of their size, whatever is reported: no bit depends on that.
+    """Processes a block of keys of one key head with all rows."""
+    # Blocks begin at multiples of BLOCK_S, not at `start`, so that no bit depends on the reported
+    # range.
     first_key_block = start // BLOCK_S
     key_blocks = (start + num_columns - 1) // BLOCK_S - first_key_block + 1
-    # The heads of a block are neighbours, so that the last to arrive finds their sums near by.
+    # Programs of the heads of a block are adjacent, so that the last to arrive finds their sums in
+    # cache.
     i_program = tl.program_id(0)
     i_head = (i_program % key_heads).to(tl.int64)
     i_block = i_program // key_heads % key_blocks
@@ -189,7 +192,7 @@ def _columns_kernel(
     p_statistic += (i_image * key_heads + i_head) * 2 * stacked
 
     first_row = 0
-    if CAUSAL:  # the rows before see none of these keys
+    if CAUSAL:  # earlier rows see none of these keys
         first_row = tl.maximum(first_key - (num_keys - num_rows), 0) * group // BLOCK_M * BLOCK_M
     b_total = tl.full([BLOCK_S], 0.0, tl.float32)
     for first in range(first_row, stacked, BLOCK_M):
@@ -242,7 +245,8 @@ def salience_by_passes(
     strides: tuple[tuple[int, ...], ...],
     options: dict[str, Any],
 ) -> None:
-    """``strides``: of query, key, key_valid and query_weights; ``options``: of every kernel."""
+    """``strides`` are those of query, key, key_valid and query_weights; ``options`` go to both
+    kernels."""
     batch, query_heads, num_rows = query.shape[:3]
     key_heads, num_keys = key.shape[1:3]
     columns = out.shape[1]
@@ -253,8 +257,8 @@ def salience_by_passes(
     splits = triton.cdiv(num_keys, keys_per_split)
     key_blocks = (start + columns - 1) // tiles.keys - start // tiles.keys + 1
     pairs = batch * key_heads
-    # The second kernel's begin at 16 bytes: another alignment is another compilation, and only some
-    # batches would have it.
+    # The counters of the second kernel begin at a multiple of 16 bytes. Another alignment would
+    # trigger another compilation for some batch sizes.
     first_counter = triton.cdiv(pairs * row_blocks, 4) * 4
     counters = out.new_zeros((first_counter + batch * key_blocks,), dtype=int32)
     statistic = out.new_empty((batch, key_heads, 2, stacked))

@@ -1,8 +1,8 @@
-"""The most salient tokens of each image, in one launch.
+"""Selects the most salient tokens of each image in one launch.
 
-For few tokens every program counts the ranks of its own tokens, and knows with them where each
-belongs: N^2 comparisons that all multiprocessors share. For many, one program an image takes the
-best by bisection, which orders nothing, and then sorts only those.
+For few tokens, every program counts the ranks of its own tokens and thereby knows their places: N^2
+comparisons, shared by all multiprocessors. For many tokens, one program per image finds the best
+ones by bisection, which does not order them, and then sorts only those.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .ranking import counted_ranks, is_candidate, salience_keys, salience_ranks
 
 @triton.jit
 def _wanted(p_k, i_image, stride_k, num_pivots, HAS_K: tl.constexpr):
-    """How many pivots the image is to have, 0..num_pivots."""
+    """The number of pivots that the image asks for, clamped to 0..num_pivots."""
     wanted = num_pivots
     if HAS_K:
         k = tl.load(p_k + i_image * stride_k)
@@ -58,17 +58,17 @@ def _count_kernel(
     b_rank = counted_ranks(
         b_key, p_salience, p_valid, num_tokens, stride_token, stride_valid, HAS_VALID, BLOCK_N
     )
-    # So every slot has one writer: the token of that rank, chosen or not, or where there are more
-    # slots than tokens, the token that is none.
+    # Every slot has exactly one writer: the token of that rank, whether chosen or not. Slots past
+    # the last token are written by the thread of the nonexistent token of that index.
     b_slot = tl.where(b_token < num_tokens, b_rank, b_token)
     b_pivot = tl.where(is_candidate(b_key) & (b_rank < wanted), b_token, -1)
     p_slot = p_out + i_image * num_pivots + b_slot
     tl.store(p_slot, b_pivot.to(tl.int64), mask=b_slot < num_pivots)
 
 
-# Tokens known to be contiguous would be loaded several to a thread, in another layout than that of
-# a column a thread, and converting all of an image takes more shared memory than some GPUs have.
-# The other strides are used once.
+# Strides are not specialized. A token stride known to be 1 would make each thread load several
+# neighbors, in another layout than one column per thread, and converting the layout of a whole
+# image takes more shared memory than some GPUs have. The other strides are only used once.
 @triton.jit(
     do_not_specialize=[
         "num_tokens",
@@ -102,7 +102,7 @@ def _sort_kernel(
     p_salience += i_image * stride_image
     p_valid += i_image * stride_valid_image
     p_slots = p_out + i_image * num_pivots
-    # All tokens of the image, a column a thread.
+    # All tokens of the image, one column per thread.
     b_token = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     b_order = tl.arange(0, BLOCK_K)
     wanted = _wanted(p_k, i_image, stride_k, num_pivots, HAS_K)
@@ -113,7 +113,7 @@ def _sort_kernel(
     available = tl.sum((b_rank != RANK_OF_INVALID).to(tl.int32))
     wanted = tl.minimum(wanted, available)
 
-    # One round, but where more are wanted than are sorted at once.
+    # One round, unless more pivots are wanted than are sorted at once.
     for done in range(0, wanted, BLOCK_K):
         take = tl.minimum(wanted - done, BLOCK_K)
         m_take = _best(b_rank, b_token, take, available - done, num_tokens)
@@ -124,8 +124,8 @@ def _sort_kernel(
         tl.store(p_block + b_slot, ranked(b_rank, b_token), mask=m_take)
         b_rank = tl.where(m_take, RANK_OF_INVALID, b_rank)
 
-        # Keys stand where their indices will: written by some threads, read and overwritten by
-        # others.
+        # Keys are stored in the slots of their indices. The barriers are needed because the keys
+        # are written by some threads, and read and overwritten by others.
         tl.debug_barrier()
         b_key = tl.load(p_block + b_order, mask=b_order < take, other=RETIRED)  # [BLOCK_K]
         tl.debug_barrier()
@@ -138,19 +138,19 @@ def _sort_kernel(
 
 @triton.jit
 def _best(b_rank, b_token, take, available, num_tokens):
-    """Which are the ``take`` of the smallest rank, ties to the lower token.
+    """The mask of the ``take`` tokens with the smallest ranks, ties to the lower token.
 
-    ``available`` have a rank below RANK_OF_INVALID, and 1 <= take <= available. Only counts are
-    looked at, so the order of the block does not matter.
+    ``available`` tokens have a rank below RANK_OF_INVALID, and 1 <= take <= available. Uses counts
+    only, so the order of the block does not matter.
     """
-    # The rank at which `take` are reached is in lowest..highest; `below` have a rank below that,
-    # and `reached` one of at most highest.
+    # Invariant: the rank at which the count reaches `take` is in lowest..highest. `below` tokens
+    # have a rank < lowest, and `reached` tokens a rank <= highest.
     lowest = tl.min(b_rank)
     highest = tl.max(tl.where(b_rank == RANK_OF_INVALID, lowest, b_rank))
     below = 0
     reached = available
     while (lowest < highest) & (reached != take):
-        middle = (lowest & highest) + ((lowest ^ highest) >> 1)  # the mean, but for overflow
+        middle = (lowest & highest) + ((lowest ^ highest) >> 1)  # the mean, without overflow
         count = tl.sum((b_rank <= middle).to(tl.int32))
         enough = count >= take
         highest = tl.where(enough, middle, highest)
@@ -158,7 +158,7 @@ def _best(b_rank, b_token, take, available, num_tokens):
         lowest = tl.where(enough, lowest, middle + 1)
         below = tl.where(enough, below, count)
 
-    # If there are too many still, they have one rank in common, and the lowest tokens are taken.
+    # If too many tokens are left, they all have the same rank, and the lowest tokens are taken.
     m_last = (b_rank >= lowest) & (b_rank <= highest)
     first = 0
     bound = num_tokens - 1

@@ -1,4 +1,4 @@
-"""Pivots by salience and their greedy completion, sorted by index; see completion.py."""
+"""Selects pivots by salience and completes them greedily, sorted by index; see completion.py."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def _tokens_kernel(
     p_budget,  # [B] or None
     p_pivot_counts,  # [B] or None
     p_valid,  # [B, N] bool or None
-    p_norm,  # [B, N'], as the next two
+    p_norm,  # [B, N'], as are the next two
     p_covered,
     p_flags,
-    p_steps,  # [B], as the next
+    p_steps,  # [B], as is the next
     p_arrivals,
     num_tokens,
     num_padded,
@@ -79,7 +79,7 @@ def _tokens_kernel(
 
     num_candidates = _num_candidates(p_valid, num_tokens, stride_valid, HAS_VALID, 1024)
     keeps_all = num_candidates <= budget
-    # Only then are there fewer pivots than their share.
+    # There are fewer pivots than `share` only if all candidates are kept.
     num_steps = tl.where(keeps_all, 0, budget - share).to(tl.int32)
 
     b_key = salience_keys(

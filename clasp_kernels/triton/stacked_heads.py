@@ -1,7 +1,7 @@
-"""The query heads that share a key head, stacked: their rows, their keys and their logits.
+"""The stacked query heads of a key head: their rows, keys and logits.
 
-Row r of a key head is query row r // group of its query head r % group, so that what a causal row
-may see ascends. Tiles of logits are transposed, [keys, rows].
+Row r of a key head is query row r // group of its query head r % group, so that the last visible
+key of causal rows ascends with r. Tiles of logits are transposed, [keys, rows].
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from . import INTERPRETED as IN_INTERPRETER
 
-# Where a key is that nobody may see: after what every row may see.
+# The position of a masked key: after the last key that any row may see.
 NOWHERE = tl.constexpr(2**31 - 1)
 # The interpreter multiplies the bits of bfloat16 as integers.
 UPCAST = tl.constexpr(IN_INTERPRETER)
@@ -19,7 +19,7 @@ UPCAST = tl.constexpr(IN_INTERPRETER)
 
 @triton.jit
 def key_tile(p_row, m_row, first_column, stride_feature, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[rows of p_row, BLOCK_D], 0 where there is nothing."""
+    """[rows of p_row, BLOCK_D]; 0 outside the tensor."""
     b_column = first_column + tl.arange(0, BLOCK_D)
     m_tile = m_row[:, None]
     if D % BLOCK_D != 0:
@@ -31,7 +31,7 @@ def key_tile(p_row, m_row, first_column, stride_feature, D: tl.constexpr, BLOCK_
 
 @triton.jit
 def query_tile(p_row, m_row, first_column, stride_feature, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """[BLOCK_D, rows of p_row], 0 where there is nothing."""
+    """[BLOCK_D, rows of p_row]; 0 outside the tensor."""
     b_column = first_column + tl.arange(0, BLOCK_D)
     m_tile = m_row[None, :]
     if D % BLOCK_D != 0:
@@ -58,10 +58,10 @@ def query_rows(p_query, i_image, i_head, b_row, group, strides, UNIT: tl.constex
 def logits(
     p_key_row,  # [BLOCK_S]
     m_key,
-    b_keys,  # [BLOCK_S, BLOCK_D] from a caller that holds all features, or None
+    b_keys,  # [BLOCK_S, BLOCK_D] if the caller holds all features, else None
     p_query_row,  # [BLOCK_M]
     m_row,
-    b_queries,  # [BLOCK_D, BLOCK_M], likewise
+    b_queries,  # [BLOCK_D, BLOCK_M] if the caller holds all features, else None
     scale,
     stride_key_feature,
     stride_query_feature,
@@ -91,7 +91,7 @@ def logits(
 
 @triton.jit
 def positions(p_valid, i_image, b_s, num_keys, strides):
-    """[BLOCK_S] int32: where each key is, NOWHERE if it is masked."""
+    """[BLOCK_S] int32: the position of each key, or NOWHERE if it is masked."""
     m_key = b_s < num_keys
     if p_valid is not None:
         p_key = p_valid + i_image * strides[0] + b_s.to(tl.int64) * strides[1]
@@ -101,7 +101,7 @@ def positions(p_valid, i_image, b_s, num_keys, strides):
 
 @triton.jit
 def last_seen(b_row, group, num_rows, num_keys, CAUSAL: tl.constexpr):
-    """[BLOCK_M] int32: the last position that each row may see, -1 for none."""
+    """[BLOCK_M] int32: the last position that each row may see, or -1 for none."""
     b_last = num_keys - 1
     if CAUSAL:
         b_last = num_keys - num_rows + b_row // group
