@@ -1,9 +1,10 @@
-"""Builds ``clasp_kernels/_C.abi3.so`` with ninja, and where there is a CUDA toolkit
-``_C_cuda.abi3.so`` with it; all metadata is in pyproject.toml.
+"""Builds ``clasp_kernels/_C.abi3.so`` with ninja, and ``_C_cuda.abi3.so`` if there is a CUDA
+toolkit.
 
-The extensions target LibTorch's stable ABI and Python's limited API, so one wheel serves every
-Python from 3.10 and every torch from 2.10. torch is looked at when they are compiled and not
-before: metadata and source distributions need neither torch nor a compiler.
+All metadata is in pyproject.toml. The extensions target LibTorch's stable ABI and Python's limited
+API, so one wheel serves every Python from 3.10 and every torch from 2.10. torch is only imported
+when the extensions are compiled: metadata and source distributions need neither torch nor a
+compiler.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ DEFINES = [
     f"-DTORCH_TARGET_VERSION=0x{MINIMUM_TORCH[0]:02x}{MINIMUM_TORCH[1]:02x}000000000000",
     "-DPy_LIMITED_API=0x030A0000",
 ]
-# Contraction is off so that gcc and clang round alike; where a fused multiply-add is wanted, the
-# source asks for it. No -march: instruction sets are chosen at run time.
+# Contraction is off so that gcc and clang round alike; the sources ask for fused multiply-adds
+# explicitly. No -march, because instruction sets are chosen at run time.
 CXX_FLAGS = [
     "-std=c++20",
     "-O3",
@@ -82,12 +83,12 @@ rule link
 
 
 def fail(message: str) -> NoReturn:
-    """One sentence and a non-zero exit instead of a traceback that ends inside setuptools."""
+    """Exits with one sentence instead of a traceback that ends inside setuptools."""
     raise SystemExit(f"clasp_kernels: {message}")
 
 
 def find_torch() -> tuple[str, list[str], list[str]]:
-    """The installed torch: its version, include directories and library directories."""
+    """Returns the version, include directories and library directories of the installed torch."""
     wanted = ".".join(map(str, MINIMUM_TORCH))
     try:
         import torch
@@ -104,7 +105,7 @@ def find_torch() -> tuple[str, list[str], list[str]]:
 
 
 def find_compiler() -> list[str]:
-    """``$CXX``, which may carry a launcher or flags, or the first usual compiler on the path."""
+    """Returns ``$CXX``, which may contain a launcher or flags, or the first compiler found."""
     if chosen := os.environ.get("CXX"):
         command = shlex.split(chosen)
         if not shutil.which(command[0]):
@@ -117,8 +118,8 @@ def find_compiler() -> list[str]:
 
 
 def find_cuda(torch_version: str) -> tuple[Toolkit | None, str]:
-    """What compiles the CUDA kernels, or why they are left out."""
-    # As it is needed, because whoever reads the flags above may have this file alone.
+    """Returns the toolkit for the CUDA kernels, or None and why they are left out."""
+    # Imported here, because some users of the flags above have this file only.
     sys.path.insert(0, str(ROOT / "tools"))
     import cuda_toolkit
     import torch
@@ -163,7 +164,7 @@ def ninja_escape(path: str) -> str:
 
 
 def write_if_changed(path: Path, text: str) -> None:
-    """Leaves the modification time alone when nothing changed, so that nothing is rebuilt."""
+    """Keeps the modification time of an unchanged file, so that nothing is rebuilt."""
     if not path.is_file() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -174,7 +175,8 @@ def quote(command: list[str]) -> str:
 
 
 class NinjaBuildExt(build_ext):
-    """Compiles and links in ``build/``, where ninja rebuilds only what changed, then copies."""
+    """Compiles and links in ``build/``, where ninja rebuilds what changed, and copies the
+    results."""
 
     def build_extensions(self) -> None:
         torch_version, include_dirs, library_dirs = find_torch()
@@ -203,17 +205,18 @@ class NinjaBuildExt(build_ext):
         library_dirs: list[str],
         cuda: Toolkit | None,
     ) -> Path:
-        """The directory in which every extension's library lies then."""
-        # System includes: warnings in torch's headers are not ours to fix.
+        """Builds every extension and returns the directory of the libraries."""
+        # System includes, because warnings in torch's headers are not ours to fix.
         system = [flag for path in include_dirs for flag in ("-isystem", path)]
         shared = [*DEFINES, f"-I{ROOT / 'csrc'}", *system]
-        # Errors name the line that they come from; the machine that built it is not theirs to name.
+        # Errors name the source line they come from. The prefix map keeps paths of the build
+        # machine out.
         prefixes = [f"-fmacro-prefix-map={path}/=" for path in (ROOT, *include_dirs)]
         cxx_flags = [*CXX_FLAGS, *prefixes, *shared]
         cxx_flags += shlex.split(os.environ.get("CXXFLAGS", ""))
         link_flags = [f"-L{path}" for path in library_dirs]
-        # pip gives editable builds a fresh temporary directory each time; a directory of our own,
-        # one per torch, is what makes a second build free.
+        # pip gives editable builds a fresh temporary directory each time. A fixed directory per
+        # torch and compiler makes a second build incremental.
         parts = [torch_version, *compiler, *include_dirs]
         nvcc_flags = []
         if cuda is not None:
@@ -259,7 +262,8 @@ class NinjaBuildExt(build_ext):
     def write_build_info(
         self, torch_version: str, compiler: str, cuda: Toolkit | None, problem: str
     ) -> None:
-        """What the loader reports when the extensions and the running torch do not fit."""
+        """Writes the facts that the loader reports if the extensions and the running torch
+        mismatch."""
         text = (
             '"""Written by setup.py when the extensions were built."""\n\n'
             f'TORCH_VERSION = "{torch_version}"\n'
@@ -273,7 +277,8 @@ class NinjaBuildExt(build_ext):
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
         names = [Path(self.get_ext_filename(ext.name)).name for ext in self.extensions]
-        # One of an earlier build would be loaded beside a build info that does not know it.
+        # A CUDA library of an earlier build would be loaded, but the new build info does not
+        # describe it.
         for library in (ROOT / "clasp_kernels").glob("_C_cuda.*"):
             if library.name not in names:
                 library.unlink()
@@ -282,8 +287,11 @@ class NinjaBuildExt(build_ext):
 
 
 class FreshBuildPy(build_py):
-    """setuptools copies into ``build/lib`` and never removes: a deleted module would live on in
-    every wheel built from the same checkout."""
+    """Removes the old copy of the package from ``build/lib`` first.
+
+    setuptools copies into it but never removes: a deleted module would stay in every wheel built
+    from the same checkout.
+    """
 
     def run(self) -> None:
         if not self.editable_mode:
@@ -296,7 +304,7 @@ def sources_in(folder: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in paths)
 
 
-# Guarded, so that tools/compile_check.py can read the flags above.
+# Guarded, so that tools/compile_check.py can import the flags above.
 if __name__ == "__main__":
     setup(
         ext_modules=[
@@ -306,7 +314,7 @@ if __name__ == "__main__":
                 libraries=["torch_cpu", "torch"],
                 py_limited_api=True,
             ),
-            Extension(  # left out where it cannot be built
+            Extension(  # left out if it cannot be built
                 CUDA_EXTENSION,
                 sources=sources_in("csrc/cuda"),
                 libraries=["torch_cuda", "torch_cpu", "torch"],

@@ -1,11 +1,11 @@
-"""Run tests/models with each release of transformers that the package is tested with.
+"""Runs tests/models with each release of transformers that the package is tested with.
 
     make compat                        # RELEASES='oldest 5.23.0' chooses
 
-A release other than the environment's is laid over it: installed into a folder of its own, which
-comes first in PYTHONPATH, together with what it requires and the environment lacks. The environment
-itself stays as it is. A run of all releases records its results in docs/compat.json and brings the
-tables of docs/compatibility.md, and the README's, up to date.
+A release other than the environment's is installed into a folder of its own, together with its
+requirements that the environment lacks. This overlay comes first in PYTHONPATH, and the environment
+itself stays unchanged. A run of all releases records its results in docs/compat.json and updates
+the tables of docs/compatibility.md and the README.
 """
 
 from __future__ import annotations
@@ -34,15 +34,16 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "clasp_kernels" / "models" / "compat.py"
 PAGE = ROOT / "docs" / "compatibility.md"
 RECORD = ROOT / "docs" / "compat.json"
-# Writes the tables of families, for which it imports the package.
+# Writes the tables of families. A separate process, because it imports the package.
 FAMILY_TABLE = ROOT / "tools" / "family_table.py"
 BEGIN, END = "<!-- compat: make compat -->\n", "<!-- end of compat -->"
 LOGS = ROOT / "build" / "compat"
-# What the kernels were built with stays; with another one a release would not be tested alone.
+# Packages that must stay those the kernels were built with; otherwise a run would not test the
+# release alone.
 NEVER_LAID_OVER = {"torch", "numpy"}
 IMPORT = "import transformers; print(transformers.__version__, transformers.__file__)"
-# A family's own tests, and its cases among those that all families have. What is in no family's
-# file is tried on LLaVA.
+# Tests of a single family, and per-family cases of the tests for all families. Tests in other files
+# run on LLaVA.
 OWN_TESTS = re.compile(r"\.families\.test_(\w+)$")
 FOR_ALL = "every_family"
 ORACLE_TEST = re.compile(r"test_pruning_is_masking\[(\w+)-(before|inside)\]")
@@ -50,12 +51,12 @@ GENERAL = "llava"
 
 
 class CompatError(Exception):
-    """Something the person at the keyboard can mend; its text says how."""
+    """An error that the user can fix; its text says how."""
 
 
 @dataclass
 class Counts:
-    """Tests by how they ended."""
+    """Numbers of tests by outcome."""
 
     passed: int = 0
     skipped: int = 0
@@ -64,12 +65,12 @@ class Counts:
 
 @dataclass
 class Family(Counts):
-    """A family's tests with one release."""
+    """The tests of a family with one release."""
 
     before: bool = False
     """Whether the oracle's checks of pruning before the decoder passed."""
     inside: bool = False
-    """The same of pruning inside it."""
+    """Whether the oracle's checks of pruning inside the decoder passed."""
 
 
 @dataclass
@@ -77,11 +78,11 @@ class Result(Counts):
     """All tests with one release."""
 
     families: dict[str, Family] = field(default_factory=dict)
-    """By ``model_type``."""
+    """Results by ``model_type``."""
 
 
 def tested_releases() -> tuple[str, ...]:
-    """TESTED_RELEASES, read without importing what would import transformers."""
+    """Reads TESTED_RELEASES without importing the module, which would import transformers."""
     for node in ast.parse(SOURCE.read_text()).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "TESTED_RELEASES":
             assert node.value is not None
@@ -103,12 +104,13 @@ def choose(words: Sequence[str], tested: Sequence[str]) -> list[str]:
 
 
 def find(name: str, *path: str) -> importlib.metadata.Distribution | None:
-    """The first distribution of this name on a path."""
+    """Returns the first distribution of this name on a path."""
     return next(iter(importlib.metadata.distributions(name=name, path=list(path))), None)
 
 
 def unmet(folder: Path) -> list[str]:
-    """What the packages of an overlay require that is neither in it nor in the environment."""
+    """Returns the requirements of an overlay's packages that neither it nor the environment
+    meets."""
     lines = []
     for distribution in importlib.metadata.distributions(path=[str(folder)]):
         for line in distribution.requires or ():
@@ -121,13 +123,13 @@ def unmet(folder: Path) -> list[str]:
 
 
 def overlay(release: str, overlays: Path) -> Path:
-    """The folder with this release, made if it is not there or no longer fits the environment."""
+    """Returns the folder with this release, made anew if it is missing or does not fit any more."""
     folder = overlays / release
     found = find("transformers", str(folder))
     if found is not None and found.version == release and not unmet(folder):
         return folder
     overlays.mkdir(parents=True, exist_ok=True)
-    # Made elsewhere and renamed, so that a folder with the right name is a complete one.
+    # Made under another name and then renamed, so that every folder of the right name is complete.
     with tempfile.TemporaryDirectory(dir=overlays) as scratch:
         made = Path(scratch, release)
         install(made, [f"transformers=={release}"])
@@ -154,7 +156,7 @@ def install(folder: Path, requirements: Sequence[str]) -> None:
 
 
 def importing(release: str, overlays: Path) -> dict[str, str]:
-    """The environment variables of a process that imports this release."""
+    """Returns the environment variables of a process that imports this release."""
     variables = dict(os.environ)
     folder = ""
     if release != importlib.metadata.version("transformers"):
@@ -172,13 +174,13 @@ def importing(release: str, overlays: Path) -> dict[str, str]:
 
 
 def test(release: str, overlays: Path, workers: str) -> tuple[Result, bool]:
-    """What came out, and whether it is good."""
+    """Returns the results and whether they are good."""
     variables = importing(release, overlays)
     print(f"transformers {release}: ", end="", flush=True)
     LOGS.mkdir(parents=True, exist_ok=True)
     log, report = LOGS / f"{release}.txt", LOGS / f"{release}.xml"
     report.unlink(missing_ok=True)
-    # What is marked deep, wrappers and compilers above all, is for the newest release alone.
+    # Tests marked deep, mainly wrappers and compilers, run with the newest release only.
     chosen = ("tests/models", "-m", "not deep")
     command = (sys.executable, "-m", "pytest", *chosen, "-n", workers, "--dist", "loadfile")
     options = ("-p", "no:cacheprovider", f"--junitxml={report}")
@@ -200,7 +202,7 @@ def test(release: str, overlays: Path, workers: str) -> tuple[Result, bool]:
 
 
 def read_report(path: Path) -> Result:
-    """What pytest wrote about tests/models."""
+    """Reads pytest's report of tests/models."""
     result = Result()
     for case in ElementTree.parse(path).iter("testcase"):
         kinds = {child.tag for child in case}
@@ -208,7 +210,7 @@ def read_report(path: Path) -> Result:
         ended = "failed" if kinds & {"failure", "error"} else ended
         setattr(result, ended, getattr(result, ended) + 1)
         name = case.get("name", "")
-        own = OWN_TESTS.search(case.get("classname") or name)  # one that is not imported has none
+        own = OWN_TESTS.search(case.get("classname") or name)  # classname may be empty
         oracle = ORACLE_TEST.fullmatch(name)
         if own and own[1] == FOR_ALL:
             if oracle is None:
@@ -225,7 +227,7 @@ def read_report(path: Path) -> Result:
 
 
 def as_record(results: Mapping[str, Result]) -> dict[str, Any]:
-    """What docs/compat.json holds."""
+    """The contents of docs/compat.json."""
     return {
         "torch": importlib.metadata.version("torch"),
         "python": platform.python_version(),
@@ -234,7 +236,7 @@ def as_record(results: Mapping[str, Result]) -> dict[str, Any]:
 
 
 def with_table(text: str, record: Mapping[str, Any]) -> str:
-    """docs/compatibility.md with these results between its two markers."""
+    """Returns docs/compatibility.md with the results between its two markers."""
     if BEGIN not in text.partition(END)[0]:
         raise CompatError(
             f"docs/compatibility.md has no place for the results: {BEGIN.strip()} {END}"
@@ -260,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = choose(arguments.releases, tested)
         every = chosen == list(tested)
         if every:
-            with_table(PAGE.read_text(), as_record({}))  # before minutes of tests, not after
+            with_table(PAGE.read_text(), as_record({}))  # fails before minutes of tests, not after
         overlays = arguments.overlays.resolve()
         results = {release: test(release, overlays, arguments.workers) for release in chosen}
         if every:

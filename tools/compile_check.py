@@ -1,13 +1,13 @@
-"""Compile the C++ for every instruction set with every compiler found here; run nothing.
+"""Compiles the C++ for every instruction set with every compiler found; runs nothing.
 
-What the machine at hand compiles is not what others will: another compiler warns elsewhere, and a
-header that leans on its includer breaks for the next includer. So, with warnings as errors,
+One compiler does not show what others reject: another compiler warns elsewhere, and a header that
+relies on its includer breaks for the next includer. So, with warnings as errors,
 
 - every header in csrc/ must compile alone, those of TORCH_FREE without torch on the include path;
-- every source in csrc/cpu/ must compile with setup.py's flags at each instruction-set level,
-  here and, where a cross compiler is found, for aarch64.
+- every source in csrc/cpu/ must compile with setup.py's flags at each instruction-set level, here
+  and, if a cross compiler is found, for aarch64.
 
-What could not be checked here is said at the end.
+Checks that cannot run on this machine are listed at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TORCH_FREE = ("shared", "simd", "algorithms")
 ON_HOST = ROOT / "tests" / "cuda_on_host"
 _SYNTAX = ("-fsyntax-only", "-x", "c++", "-")
 
-# -march values: the baseline a wheel must run on, then what run-time dispatch may choose.
+# -march values: the baseline that wheels run on, then the levels of run-time dispatch.
 LEVELS = {
     "x86_64": ("x86-64", "x86-64-v3", "x86-64-v4"),
     "aarch64": ("armv8-a", "armv9-a"),
@@ -50,7 +50,7 @@ class Compiler:
 
 @dataclass(frozen=True)
 class Check:
-    """One compilation: `group` is the line of the summary it belongs to."""
+    """One compilation. `group` is its line in the summary."""
 
     group: str
     subject: str
@@ -67,7 +67,7 @@ class Result:
 
 
 def find_compilers() -> tuple[list[Compiler], list[str]]:
-    """The compilers here, and a sentence for each that is missing."""
+    """Returns the compilers found, and a sentence for each missing one."""
     here = platform.machine()
     candidates = [
         (Compiler(tuple(shlex.split(os.environ.get("CXX", "g++"))), here), "g++"),
@@ -93,9 +93,9 @@ def header_checks(compiler: Compiler, flags: list[str], torch: list[str]) -> Ite
     for header in sorted(CSRC.rglob("*.h")):
         name = str(header.relative_to(CSRC))
         if "<cuda_runtime.h>" in header.read_text():
-            continue  # cuda_check.py compiles it where there is CUDA
+            continue  # cuda_check.py compiles it if there is CUDA
         system = [] if name.split("/")[0] in TORCH_FREE else torch
-        # First the headers that stand on the host for those that need CUDA.
+        # Puts the host replacements of CUDA headers first on the include path.
         first = [f"-I{ON_HOST}"] if name.startswith("cuda/") else []
         yield Check(
             group=f"{compiler.name}: headers alone",
@@ -108,7 +108,7 @@ def header_checks(compiler: Compiler, flags: list[str], torch: list[str]) -> Ite
 def source_checks(compiler: Compiler, flags: list[str], torch: list[str]) -> Iterator[Check]:
     for level in LEVELS.get(compiler.machine, ("native",)):
         for source in sorted((CSRC / "cpu").glob("*.cpp")):
-            # Python.h is configured for the machine it is installed on.
+            # Python.h is configured for the machine that it is installed on.
             if compiler.machine != platform.machine() and "<Python.h>" in source.read_text():
                 continue
             yield Check(
@@ -131,7 +131,8 @@ def run(check: Check) -> Result:
 
 
 def report(results: list[Result]) -> bool:
-    """One line per group, the compiler's own words for what failed; True if nothing did."""
+    """Prints one line per group, and the compiler's output for failures. Returns True if all
+    passed."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.check.group, []).append(result)

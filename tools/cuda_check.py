@@ -1,9 +1,9 @@
-"""Compile the CUDA kernels for every GPU architecture we name; run nothing, need no GPU.
+"""Compiles the CUDA kernels for every supported GPU architecture; needs no GPU.
 
-Every source in csrc/cuda/ is compiled against the torch that is installed, a CPU build too, with
-warnings as errors. What ptxas then says of a kernel must not be that it spills registers or uses
-too many (kernel_report.py), unless EXCEPTIONS says why. Shared memory that only a launch asks for
-is unknown here: a kernel may need an exception for registers that cost it no warps beside that.
+Every source in csrc/cuda/ is compiled with warnings as errors, against the installed torch, which
+may be a CPU build. Kernels must not spill registers or use too many according to ptxas
+(kernel_report.py), unless EXCEPTIONS gives a reason. Dynamic shared memory is not known here: a
+kernel limited by it may need an exception for registers that cost it no occupancy.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from kernel_resources import Resources
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
 ARCHITECTURES = ("80", "90a", "100")
-MAJOR = "13"  # of the toolkit to install where there is none; 12.8 is the first with sm_100
+MAJOR = "13"  # of the toolkit to install if there is none; 12.8 is the first with sm_100
 WARP = 32
 STRICT = ("-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
 
 EXCEPTIONS: list[Exemption] = []
 
-# ptxas -v: each kernel's three lines.
+# The three lines that ptxas -v prints for each kernel.
 _KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<spilled>\d+) bytes spill stores.*?"
@@ -44,8 +44,8 @@ _KERNEL = re.compile(
     re.DOTALL,
 )
 _SHARED = re.compile(r"(\d+) bytes smem")
-# The block size that __launch_bounds__ promises or __block_size__ sets, wherever it stands among
-# the directives before a kernel's body.
+# The block size from __launch_bounds__ or __block_size__, anywhere among the directives before a
+# kernel's body.
 _THREADS = re.compile(r"\.entry (\w+)\([^)]*\)[^{]*?\.(?:max|req)ntid ([\d, ]+)")
 
 
@@ -57,7 +57,7 @@ class Task(NamedTuple):
 @dataclass(frozen=True)
 class Kernel:
     name: str
-    """As C++ writes it, without namespaces and parameters."""
+    """The C++ name without namespaces and parameters."""
     resources: Resources
 
 
@@ -66,7 +66,7 @@ class Result:
     task: Task
     kernels: list[Kernel]
     error: str
-    """The compiler's words, or nothing."""
+    """The compiler's output, or empty."""
     seconds: float
 
 
@@ -93,7 +93,7 @@ def compile_source(task: Task, command: list[str]) -> Result:
 
 
 def read_kernels(ptxas: str, ptx: str, *, capability: int) -> list[Kernel]:
-    """From what ptxas said, and from the PTX, which alone has the block sizes."""
+    """Reads ptxas's output and the PTX, which is the only source of block sizes."""
     threads = {name: math.prod(map(int, sizes.split(","))) for name, sizes in _THREADS.findall(ptx)}
     kernels = []
     for found in _KERNEL.finditer(ptxas):
@@ -103,7 +103,7 @@ def read_kernels(ptxas: str, ptx: str, *, capability: int) -> list[Kernel]:
         resources = Resources(
             capability,
             int(found["registers"]),
-            # The stack holds what is spilled, and arrays.
+            # The stack holds spilled registers and arrays.
             max(int(found["stack"]), int(found["spilled"])),
             int(shared[1]) if shared else 0,
             -(-threads[found["name"]] // WARP),
@@ -116,7 +116,7 @@ def read_kernels(ptxas: str, ptx: str, *, capability: int) -> list[Kernel]:
 
 
 def demangle(symbols: list[str]) -> list[str]:
-    """Their names, or themselves where binutils are not installed."""
+    """Returns the demangled names, or the symbols themselves if binutils are not installed."""
     if not shutil.which("c++filt"):
         return symbols
     done = subprocess.run(
@@ -131,7 +131,7 @@ def short(signature: str) -> str:
 
 
 def report(results: list[Result], exceptions: list[Exemption]) -> bool:
-    """Prints what was found; True if nothing is wrong."""
+    """Prints the findings. Returns True if nothing is wrong."""
     found = Report(exceptions)
     for result in results:
         source, architecture = result.task.source.name, f"sm_{result.task.architecture}"

@@ -1,7 +1,7 @@
-"""Which CUDA toolkit compiles the CUDA kernels, and for which GPUs; no GPU is looked at.
+"""Finds the CUDA toolkit for the CUDA kernels and the GPUs to build for; accesses no GPU.
 
-setup.py asks when it builds, and not before: metadata and source distributions need neither torch
-nor a toolkit.
+setup.py only calls this when it compiles, because metadata and source distributions need neither
+torch nor a toolkit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STATIC_RUNTIME = "libcudart_static.a"
 
 
 class Missing(Exception):
-    """Why the CUDA kernels cannot be built here, and how to get what they need."""
+    """Why the CUDA kernels cannot be built here, and how to fix that."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(problem)
@@ -38,9 +38,9 @@ class Architecture(NamedTuple):
     major: int
     minor: int
     suffix: str = ""
-    """"a": for exactly this GPU; "f": for its family."""
+    """"a": only for exactly this GPU; "f": for its family."""
     ptx: bool = False
-    """Whether GPUs that came later are served too, compiled when they load the kernels."""
+    """Whether later GPUs are served too, by compiling PTX when the kernels are loaded."""
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}{self.suffix}" + ("+PTX" if self.ptx else "")
@@ -56,35 +56,34 @@ class Architecture(NamedTuple):
 
 
 class Toolkit(NamedTuple):
-    """What compiles and links the CUDA kernels."""
+    """The toolkit that compiles and links the CUDA kernels."""
 
     nvcc: str
     version: str
     library_dir: str
-    """Where the static runtime lies."""
+    """The folder of the static runtime."""
     architectures: tuple[Architecture, ...]
     left_out: tuple[str, ...]
-    """A sentence for each architecture that was asked for and is not built for."""
+    """A sentence for each requested architecture that is not built for."""
 
     def compile_flags(self, compiler: list[str]) -> list[str]:
-        """For the architectures; and the host compiler, which is nvcc's own choice where CXX names
-        none."""
+        """Returns the architecture flags, and the host compiler if CXX names one."""
         flags = [flag for each in self.architectures for flag in each.flags()]
         if os.environ.get("CXX"):
-            # nvcc takes a program: no launcher before it, and its flags apart.
+            # nvcc's -ccbin takes a program without a launcher; its flags are passed separately.
             programs = [word for word in compiler if not word.startswith("-")]
             flags += ["-ccbin", programs[-1]]
             flags += [f"-Xcompiler={word}" for word in compiler if word.startswith("-")]
         return flags
 
     def link_flags(self) -> list[str]:
-        """Links a CUDA runtime of our own, hidden: torch's may be of another minor version."""
+        """Links a hidden static CUDA runtime, because torch's may be of another minor version."""
         runtime = ["-lcudart_static", "-ldl", "-lrt", "-lpthread"]
         return [f"-L{self.library_dir}", *runtime, f"-Wl,--exclude-libs,{STATIC_RUNTIME}"]
 
 
 def wanted(environment: Mapping[str, str]) -> str:
-    """ "auto", "0" or "1"; ValueError for anything else."""
+    """ "auto", "0" or "1"; raises ValueError for anything else."""
     value = environment.get(BUILD) or "auto"
     if value not in ("auto", "0", "1"):
         raise ValueError(f"{BUILD} must be auto, 0 or 1, got {value!r}.")
@@ -92,7 +91,7 @@ def wanted(environment: Mapping[str, str]) -> str:
 
 
 def find(environment: Mapping[str, str], torch_version: str, torch_cuda: str | None) -> Toolkit:
-    """The toolkit for this torch; raises Missing, and ValueError for a list it cannot read."""
+    """Returns the toolkit for this torch. Raises Missing, or ValueError for an unreadable list."""
     asked = parse(environment.get(ARCHITECTURES) or DEFAULT_ARCHITECTURES)
     if torch_cuda is None:
         raise Missing(
@@ -121,7 +120,7 @@ def find(environment: Mapping[str, str], torch_version: str, torch_cuda: str | N
 
 
 def parse(text: str) -> tuple[Architecture, ...]:
-    """What TORCH_CUDA_ARCH_LIST names, its entries separated by semicolons or spaces."""
+    """Parses TORCH_CUDA_ARCH_LIST, whose entries are separated by semicolons or spaces."""
     found = []
     for entry in text.replace(";", " ").split():
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
@@ -137,7 +136,7 @@ def parse(text: str) -> tuple[Architecture, ...]:
 def choose(
     asked: tuple[Architecture, ...], known: set[str], version: str
 ) -> tuple[tuple[Architecture, ...], tuple[str, ...]]:
-    """Those that can be built for, and a sentence for each of the others."""
+    """Returns the architectures that can be built, and a sentence for each of the others."""
     kept, left_out = [], []
     for architecture in asked:
         name = f"{architecture.major}.{architecture.minor}{architecture.suffix}"
@@ -148,7 +147,8 @@ def choose(
             left_out.append(f"not built for GPUs of {name}: nvcc {version} does not know them.")
         else:
             kept.append(architecture)
-    # PTX was asked for to serve the GPUs that come later, which the newest one left still can.
+    # If the architecture with PTX was dropped, the newest remaining one gets PTX to serve later
+    # GPUs.
     portable = [index for index, architecture in enumerate(kept) if not architecture.suffix]
     if portable and any(a.ptx for a in asked) and not any(a.ptx for a in kept):
         newest = max(portable, key=lambda index: kept[index])
@@ -177,7 +177,8 @@ def nvcc_version(nvcc: str) -> str:
 
 
 def find_static_runtime(nvcc: str) -> str:
-    """nvcc itself knows best where its libraries are: it may be a wrapper, or a distribution's."""
+    """Asks nvcc for its library folder, because nvcc may be a wrapper or a distribution's
+    package."""
     output = run(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull)
     match = re.search(r"^#\$ LIBRARIES=(.*)$", output, re.MULTILINE)
     folders = [flag[2:] for flag in shlex.split(match[1]) if flag[:2] == "-L"] if match else []
@@ -191,9 +192,9 @@ def find_static_runtime(nvcc: str) -> str:
 
 
 def run(*command: str) -> str:
-    """What it prints; raises Missing where it fails."""
+    """Returns the output of a command; raises Missing if it fails."""
     try:
-        # Standard error too: it is where nvcc's dry run goes.
+        # Standard error is included, because nvcc's dry run prints there.
         done = subprocess.run(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )

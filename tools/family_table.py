@@ -1,8 +1,8 @@
-"""Writes the tables of model families, from the registry and what `make compat` recorded.
+"""Writes the tables of model families from the registry and the results of `make compat`.
 
     python tools/family_table.py
 
-A family that joins the registry gets a row. What no recorded run has tested is said to be untested.
+Every family of the registry gets a row. Families without a recorded run are marked as untested.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NEVER = "not tested yet"
 
 
 def table(record: Mapping[str, Any]) -> str:
-    """A row for each family of the registry. Families whose cells are the same share one."""
+    """Returns one row per family of the registry. Families with equal cells share a row."""
     names: dict[tuple[str, ...], list[str]] = {}
     for model_type, adapter in ADAPTERS.items():
         tested = {
@@ -64,7 +64,7 @@ def table(record: Mapping[str, Any]) -> str:
 
 
 def short_table(record: Mapping[str, Any]) -> str:
-    """The README's: the same rows with fewer cells."""
+    """Returns the README's table: the same rows with fewer cells."""
     rows = [line.strip("| \n").split(" | ") for line in table(record).splitlines()]
     lines = [[cells[0].partition("):")[0] + ")", *cells[1:4], cells[5]] for cells in rows[2:]]
     head = [[*HEADER[:4], HEADER[5]], ["---"] * 5]
@@ -75,7 +75,8 @@ def short_table(record: Mapping[str, Any]) -> str:
 
 
 def title(adapter: type[Adapter]) -> tuple[str, str]:
-    """The first sentence of the adapter's module, "Name: what is special about it.", in two."""
+    """Splits the first sentence of the adapter's module docstring, "Name: what is special about
+    it."."""
     first = inspect.getdoc(sys.modules[adapter.__module__])
     assert first, f"{adapter.__module__} has no docstring"
     name, _, special = " ".join(first.partition("\n\n")[0].split()).rstrip(".").partition(": ")
@@ -83,13 +84,13 @@ def title(adapter: type[Adapter]) -> tuple[str, str]:
 
 
 def inside(model_type: str) -> str:
-    """Why the family's decoder cannot be pruned between its layers; empty if it can."""
+    """Returns why the family's decoder cannot be pruned between its layers, or an empty string."""
     reason = refusal(SPECIMENS[model_type].build().config.get_text_config())
     return f"no: {reason.partition(' cannot be pruned')[0]}" if reason else ""
 
 
 def oracle(where: str, tested: Mapping[str, Mapping[str, Any]]) -> str:
-    """Whether the oracle's checks of pruning there passed."""
+    """Returns whether the oracle's checks of pruning at `where` passed."""
     failing = [release for release, family in tested.items() if not family[where]]
     if failing == list(tested):
         return "no" if tested else NEVER
@@ -101,7 +102,7 @@ def takes_videos(adapter: type[Adapter]) -> bool:
 
 
 def projector(adapter: type[Adapter], model_type: str) -> str:
-    """Whether the adapter takes its family's tiny model with ``fuse_into="projector"``."""
+    """Returns whether the family's tiny model works with ``fuse_into="projector"``."""
     try:
         adapter(SPECIMENS[model_type].build(), Profile.for_model_type(model_type), "projector")
     except ValueError as refusal:
@@ -111,12 +112,12 @@ def projector(adapter: type[Adapter], model_type: str) -> str:
 
 
 def is_asked(model_type: str) -> bool:
-    """Whether the command line asks models of the family."""
+    """Returns whether `clasp ask` supports the family."""
     return model_type not in prompt.NOT_ASKED
 
 
 def releases(tested: Mapping[str, Mapping[str, Any]]) -> str:
-    """The releases with which all tests of the family passed."""
+    """Returns the releases with which all tests of the family passed."""
     passing = [
         release
         for release, family in tested.items()
@@ -126,7 +127,7 @@ def releases(tested: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def with_table(text: str, rows: str) -> str:
-    """A page with a table between its two markers."""
+    """Returns the page with `rows` between its two markers."""
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}{rows}{END}{rest.partition(END)[2]}"
 

@@ -1,12 +1,12 @@
-"""What a check has to say of compiled kernels, Triton's and CUDA's alike.
+"""The report on compiled kernels, for both the Triton and the CUDA check.
 
-Wrong with a kernel is that it
+A kernel fails if it
 
-- spills registers, or keeps arrays in local memory;
-- uses so many registers that less than half the warps fit on a multiprocessor
-  (kernel_resources.py says precisely what that means),
+- spills registers or keeps arrays in local memory;
+- uses so many registers that less than half the warps fit on a multiprocessor (kernel_resources.py
+  defines this precisely),
 
-unless an exemption says why it may; an exemption that nothing needs is wrong as well.
+unless an exemption gives a reason. An exemption that no kernel needs fails too.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def problems_of(resources: Resources) -> Iterator[tuple[str, str]]:
 
 @dataclass
 class Line:
-    """One line of the summary: a kernel on an architecture."""
+    """One line of the summary: a kernel on one architecture."""
 
     variants: dict[str, Resources] = field(default_factory=dict)
     num_problems: int = 0
@@ -84,15 +84,16 @@ class Line:
         )
 
 
-# What: where: the architectures.
+# Maps a problem to its places, and each place to its architectures.
 Problems = dict[str, dict[str, list[str]]]
 
 
 class Report:
-    """Gathers what a check finds; ``show`` prints it."""
+    """Collects the findings of a check; ``show`` prints them."""
 
     def __init__(self, exceptions: list[Exemption], unjudged: str = "") -> None:
-        """``unjudged`` is why registers and spills are only told, if they are."""
+        """If ``unjudged`` is given, it is the reason why registers and spills do not fail the
+        check."""
         self.exceptions = exceptions
         self.unjudged = unjudged
         self.complete = True
@@ -106,7 +107,8 @@ class Report:
         return {kernel for kernel, *_ in self.lines}
 
     def add_error(self, error: str, where: str, architecture: str) -> None:
-        """Of a compilation, which leaves open what its kernels would have needed."""
+        """Adds a compilation error. The report is then incomplete, so unneeded exemptions do not
+        fail."""
         self.complete = False
         _add(self.problems, error, where, architecture)
 
@@ -121,10 +123,10 @@ class Report:
         seconds: float,
         problems: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """A compiled kernel; what it needs is judged once, and ``problems`` each time.
+        """Adds a compiled kernel. Resources are judged once per variant, ``problems`` every time.
 
-        ``variant`` tells it from others that were compiled of the same kernel. Of a problem, first
-        what is wrong, then the detail.
+        ``variant`` distinguishes compilations of the same kernel. A problem is a pair of its kind
+        and its detail.
         """
         key = (kernel, resources.capability, architecture)
         line = self.lines.setdefault(key, Line())
@@ -156,9 +158,9 @@ class Report:
         return problems
 
     def show(self, complaints: Sequence[str] = ()) -> bool:
-        """One line per kernel and architecture, then what is wrong; True if nothing is.
+        """Prints one line per kernel and architecture, then the problems.
 
-        ``complaints`` are sentences of what else is.
+        Returns True if there are none. ``complaints`` are sentences about further problems.
         """
         for (kernel, _, architecture), line in sorted(self.lines.items()):
             verdict = f"FAILED ({line.num_problems})" if line.num_problems else "ok"

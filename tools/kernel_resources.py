@@ -1,4 +1,4 @@
-"""What a compiled kernel takes from a multiprocessor, and what that leaves for others like it."""
+"""The resources that a compiled kernel uses, and the resulting occupancy of a multiprocessor."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# A multiprocessor of compute capability 8.0, 9.0 or 10.0 (CUDA C++ Programming Guide, "Compute
-# Capabilities"). Each of its quarters has its own registers, given to warps in units of 256.
+# Limits of a multiprocessor of compute capability 8.0, 9.0 or 10.0 (CUDA C++ Programming Guide,
+# "Compute Capabilities"). Each quarter has its own registers, allocated to warps in units of 256.
 MAX_WARPS = 64
 MAX_BLOCKS = 32
 QUARTERS = 4
@@ -18,8 +18,8 @@ SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}
 SHARED_RESERVED = 1024  # per block, by the system
 SHARED_UNIT = 128
 
-# Half of the warps that fit. More hide no more latency where each thread has several 16-byte loads
-# in flight, as ours have, so that having fewer than all 64 is nothing to explain.
+# Half of the maximum. Our threads have several 16-byte loads in flight, so more warps do not hide
+# more latency, and an occupancy between half and full needs no explanation.
 ENOUGH_WARPS = MAX_WARPS // 2
 
 # cuobjdump --dump-resource-usage
@@ -31,42 +31,43 @@ _ASYNC_COPY = re.compile(r"\bcp\.async\.c[ag]\.shared\.global[^;]*?\],\s*(0x[0-9
 
 @dataclass(frozen=True)
 class Resources:
-    """Of one compiled kernel."""
+    """The resources of one compiled kernel."""
 
     capability: int
     registers: int
     """Per thread."""
     spilled: int
-    """Bytes a thread keeps in local memory: spilled registers, or arrays indexed at run time."""
+    """Bytes per thread in local memory: spilled registers, or arrays indexed at run time."""
     shared: int
     num_warps: int
 
     @property
     def warps_by_registers(self) -> int:
-        """How many warps fit where registers are the only limit, in whole blocks."""
+        """The warps that fit, in whole blocks, if registers are the only limit."""
         per_warp = -(-self.registers * 32 // REGISTER_UNIT) * REGISTER_UNIT
         warps = REGISTERS // QUARTERS // max(per_warp, REGISTER_UNIT) * QUARTERS
         return self._whole_blocks(warps)
 
     @property
     def warps_by_the_rest(self) -> int:
-        """How many warps fit where registers are no limit."""
+        """The warps that fit if registers are no limit."""
         shared = -(-(self.shared + SHARED_RESERVED) // SHARED_UNIT) * SHARED_UNIT
         blocks = min(MAX_BLOCKS, SHARED[self.capability] // shared)
         return self._whole_blocks(min(MAX_WARPS, blocks * self.num_warps))
 
     @property
     def warps(self) -> int:
-        """How many warps a multiprocessor holds, of 64."""
+        """The warps that fit on a multiprocessor, at most 64."""
         return min(self.warps_by_registers, self.warps_by_the_rest)
 
     @property
     def registers_halve_occupancy(self) -> bool:
-        """Whether, for its registers, less than half the warps fit that would fit without.
+        """Whether registers leave less than half of the warps that would otherwise fit.
 
-        Fit without: by shared memory, by the 32 blocks and the 64 warps of a multiprocessor, and
-        counting no more than ENOUGH_WARPS. So where shared memory is no limit, fewer than 16 warps
-        of 64 (more than 128 registers); where it leaves 3 blocks, registers for only 1.
+        The comparison counts the warps that fit by shared memory and by the limits of 32 blocks and
+        64 warps, up to ENOUGH_WARPS. If shared memory is no limit, fewer than 16 of 64 warps fail
+        (more than 128 registers). If shared memory leaves 3 blocks, registers for only 1 block
+        fail.
         """
         return 2 * self.warps_by_registers < min(self.warps_by_the_rest, ENOUGH_WARPS)
 
@@ -77,7 +78,7 @@ class Resources:
 def read_resources(
     cuobjdump: str, cubin: Path, *, capability: int, shared: int, num_warps: int
 ) -> Resources:
-    """``shared`` is what a launch asks for, which the cubin does not hold."""
+    """``shared`` is the shared memory of the launch, which the cubin does not record."""
     usage = subprocess.run(
         [cuobjdump, "--dump-resource-usage", str(cubin)],
         capture_output=True,
@@ -92,10 +93,10 @@ def read_resources(
 
 
 def narrow_accesses(ptx: str) -> list[str]:
-    """What is wrong with the global accesses of a kernel that promises 16 bytes for its tokens.
+    """Returns the problems of the global accesses of a kernel that must access tokens in 16 bytes.
 
-    It must load and store 16 bytes at once somewhere; no vector may be shorter, and nothing may be
-    accessed by single elements of two bytes. A single 4- or 8-byte access may be a weight or index.
+    The kernel must have 16-byte loads and stores. No vector access may be shorter, and no single
+    access may be 2 bytes. A single 4- or 8-byte access may be a weight or an index.
     """
     loads: list[int] = []
     stores: list[int] = []

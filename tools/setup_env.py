@@ -1,9 +1,9 @@
-"""Make or complete the virtual environment that the Makefile works in: setup_env.py VENV TORCH.
+"""Creates or completes the Makefile's virtual environment: setup_env.py VENV TORCH.
 
-It needs the standard library alone and runs under the interpreter that the environment is made
-from. torch is installed only where there is none, everything else as requirements.lock has it.
-uv, which makes that lock, cannot do this: it ignores the settings by which pip finds the right
-build of torch, and a machine with nothing but python3 has no uv.
+Needs only the standard library, and runs under the interpreter that the environment is created
+from. Installs torch only if it is missing, and everything else as pinned in requirements.lock. uv,
+which writes that lock, is not an option: it ignores the settings by which pip finds the right build
+of torch, and a machine may have only python3.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ VERSION = """
 import importlib.metadata, sys
 print(next((found.version for found in importlib.metadata.distributions(name=sys.argv[1])), ""))
 """
-# torch's CUDA builds pin their own Triton, and its builds for AMD give theirs another name.
+# torch's CUDA builds pin their own Triton. torch's builds for AMD name their Triton differently.
 HAS_TRITON = "import importlib.util; print(importlib.util.find_spec('triton') is not None)"
 
 
@@ -39,7 +39,8 @@ def run(*command: str | Path, stdout: int | None = None) -> str:
 
 
 def installed(python: str | Path, package: str) -> str:
-    """The version that `python` sees, or "", read from metadata as importing may take seconds."""
+    """Returns the version that `python` sees, or "". Reads metadata, as an import may take
+    seconds."""
     return run(python, "-c", VERSION, package, stdout=subprocess.PIPE).strip()
 
 
@@ -59,8 +60,8 @@ def make_venv(venv: Path) -> None:
     share = ["--system-site-packages"] if installed(sys.executable, "torch") else []
     run(sys.executable, "-m", "venv", *share, venv)
     if share and sys.prefix != sys.base_prefix:
-        # A virtual environment's own packages are no system packages: show them by their path,
-        # and with addsitedir what they in turn show.
+        # --system-site-packages does not cover the packages of a parent virtual environment. Add
+        # them by path; addsitedir also processes their .pth files.
         (packages,) = venv.glob("lib/python3.*/site-packages")
         (packages / "parent_environment.pth").write_text(
             "".join(f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages())
@@ -86,7 +87,7 @@ def main(venv: str, torch: str) -> None:
     locked = [line for line in LOCK.read_text().splitlines() if re.match(r"\w", line)]
     if run(python, "-c", HAS_TRITON, stdout=subprocess.PIPE).strip() == "True":
         locked = [line for line in locked if not line.startswith("triton==")]
-    # The lock is complete; without dependencies, nothing in it can pull another torch.
+    # The lock is complete. --no-deps keeps it from replacing torch.
     run(*pip_install, "--no-deps", *locked)
 
 

@@ -1,4 +1,4 @@
-"""A Griffe extension that `mkdocs.yml` names: docstrings reach the site as Markdown."""
+"""A Griffe extension for mkdocs.yml that converts docstrings to Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import griffe
 
-# Griffe runs this file by its path.
+# Griffe runs this file by its path, so its folder is not on sys.path.
 sys.path.insert(0, str(Path(__file__).parent))
 from site_hooks import docstring_as_markdown
 

@@ -1,15 +1,15 @@
-"""What `make docs` adds to MkDocs: pages that lie elsewhere in the repository, and tables.
+"""MkDocs hooks of `make docs`: pages from elsewhere in the repository, and tables.
 
-Pages and sections that GitHub shows have one source, which the site reads where it lies. A link in
-them is written for that place. Here it is turned into one to a page of the site, or, where it leads
-to a file that is no page, into plain text. A link to a file that does not exist fails the build.
+Pages and sections that GitHub shows have a single source, which the site reads in place. Links in
+them are relative to that place. They are rewritten to pages of the site, or to plain text if the
+target is not a page. A link to a missing file fails the build.
 
 A page includes the text under a heading of another file with
 
     <!-- include: README.md "Results" -->
 
-and a table of committed measurements with <!-- table: NAME -->, NAME being one of TABLES.
-Docstrings are turned into Markdown here too, for site_docstrings.py.
+and a table of committed measurements with <!-- table: NAME -->, where NAME is a key of TABLES. This
+module also converts docstrings to Markdown, for site_docstrings.py.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
-# Where a page lies in the repository: its address on the site.
+# Maps a path in the repository to the page's address on the site.
 PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "clasp_kernels/assets/tiny_vlm/README.md": "tiny-vlm.md",
     "benchmarks/results/h200/README.md": "gpu-runs.md",
 }
-# Folders of pictures that those pages show.
+# Folders of the pictures on those pages.
 PICTURES = {"benchmarks/results/cpu": "pictures"}
 
 _INCLUDE = re.compile(r'^<!-- include: (\S+) "(.+)" -->$', re.MULTILINE)
 _TABLE = re.compile(r"^<!-- table: (\S+) -->$", re.MULTILINE)
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^()\s]+)\)")
 _CODE = re.compile(r"^(```|~~~).*?^\1[ \t]*$", re.MULTILINE | re.DOTALL)
-# In docstrings: a doctest with what it prints, up to a blank line; a role; a term and its meaning.
+# Patterns in docstrings: a doctest with its output, up to a blank line; a role; a term with its
+# definition.
 _DOCTEST = re.compile(r"(?:^|(?<=\n\n))(>>> .*?)(?=\n\n|\Z)", re.DOTALL)
 _ROLE = re.compile(r":(?:func|class|meth|mod):`([^`]+)`")
 _TERM = re.compile(r"^(``[^\n]+``)\n    (?=\S)", re.MULTILINE)
 
 
 class SiteError(Exception):
-    """What is wrong with a page, in a sentence."""
+    """A problem with a page, in one sentence."""
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -72,7 +73,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def page_text(markdown: str, source: str, address: str) -> str:
-    """A page's own text and all that it includes, with links that hold at ``address``."""
+    """Returns a page's text with all includes, and with links relative to ``address``."""
     parts = _INCLUDE.split(markdown)
     text = rewritten_links(parts[0], source, address)
     for file, heading, after in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
@@ -82,7 +83,7 @@ def page_text(markdown: str, source: str, address: str) -> str:
 
 
 def section(file: str, heading: str) -> str:
-    """The text under a heading of the second level, up to the next one."""
+    """Returns the text under a second-level heading, up to the next one."""
     _, found, rest = (ROOT / file).read_text().partition(f"\n## {heading}\n")
     if not found:
         raise SiteError(f'{file} has no heading "{heading}" to include')
@@ -90,7 +91,7 @@ def section(file: str, heading: str) -> str:
 
 
 def rewritten_links(markdown: str, source: str, address: str) -> str:
-    """``markdown`` of the file ``source``, whose links then hold on the page ``address``."""
+    """Rewrites the links in the ``markdown`` of file ``source`` for the page ``address``."""
 
     def outside_code(text: str) -> str:
         return _LINK.sub(lambda link: _rewritten(link, source, address), text)
@@ -118,7 +119,7 @@ def _rewritten(link: re.Match[str], source: str, address: str) -> str:
 
 
 def _address(file: str) -> str | None:
-    """Where the site has a file of the repository, None where it does not."""
+    """Returns the site address of a file of the repository, or None if it has none."""
     if file in PAGES:
         return PAGES[file]
     if file == "README.md":
@@ -130,9 +131,9 @@ def _address(file: str) -> str | None:
 
 
 def docstring_as_markdown(docstring: str) -> str:
-    """A docstring, which is written for the source and for help(), as the site shows it.
+    """Converts a docstring written for the source and help() to the site's Markdown.
 
-    Markdown would take a doctest for quotations within quotations.
+    Markdown would render a doctest as nested block quotes.
     """
     text = _DOCTEST.sub(r"```pycon\n\1\n```", docstring)
     text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
@@ -156,7 +157,7 @@ def _read(name: str) -> Any:
 
 
 def accuracy_by_budget() -> str:
-    """Of the bundled model, for each category, by tokens kept before the LLM."""
+    """Accuracy of the bundled model per category, by tokens kept before the LLM."""
     rows = [
         row
         for row in _read("tiny_vlm_quality.json")["rows"]
@@ -179,7 +180,7 @@ def accuracy_by_budget() -> str:
 
 
 def accuracy_by_schedule() -> str:
-    """Of the bundled model, chosen as by default, beside as many tokens before the LLM."""
+    """Accuracy of the bundled model per schedule, next to keeping as many tokens before the LLM."""
     rows = _read("tiny_vlm_stages.json")["rows"]
     before = {round(row["mean_tokens"]): row for row in rows if "salience_rows" not in row}
     inside = [
@@ -202,7 +203,7 @@ def accuracy_by_schedule() -> str:
 
 
 def cost_by_budget() -> str:
-    """Of one prompt to a whole model: time to the first token, and the KV cache."""
+    """Cost of one prompt to a whole model: time to the first token, and the KV cache."""
     rows = [row for row in _read("prefill.json")["rows"] if row["batch"] == 1 and not row["ideal"]]
     every = next(row for row in rows if row["method"] == "unpruned")
     methods = {"unpruned": "nothing", "input": "before the LLM", "progressive": "inside it"}

@@ -1,4 +1,4 @@
-"""A case of the Triton check: a builder of a launcher's arguments, and what to build them with."""
+"""A case of the Triton check: a builder of a launcher's arguments and its options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Case:
     build: Callable[..., tuple[Any, ...]]
     options: dict[str, Any]
     wide: bool
-    """Whether the tokens must be accessed 16 bytes at a time."""
+    """Whether tokens must be accessed 16 bytes at a time."""
 
     def arguments(self, batch: int) -> tuple[Any, ...]:
         return self.build(batch, **self.options)
@@ -32,7 +32,7 @@ def _short(value: object) -> str:
 
 
 def case(build: Callable[..., tuple[Any, ...]]) -> Callable[..., Case]:
-    """Makes a builder of arguments one of cases; ``wide`` is the case's, the rest are options."""
+    """Turns a builder of arguments into a builder of cases; ``wide`` is the case's own field."""
 
     @functools.wraps(build)
     def make(*, wide: bool = False, **options: Any) -> Case:

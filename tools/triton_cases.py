@@ -1,10 +1,10 @@
-"""What each Triton launcher is called with, so that every kernel is compiled as it will be used.
+"""The calls with which the check compiles every kernel of each Triton launcher.
 
-A case is one line in CASES: a builder from below with what differs from its defaults. A launcher
-gets what its builder returns, in the order of the op's schema. The lists are no full products:
-each option and shape class stands beside the defaults, in the dtypes it makes a difference to,
-which keeps the check at seconds an op. The batch is left out, as nothing may be compiled again for
-another.
+A case is one line in CASES: a builder from below with the options that differ from its defaults.
+The launcher gets the builder's result, in the order of the op's schema. The lists are not full
+products: each option and shape class is combined with the defaults, in the dtypes for which it
+matters, which keeps the check at seconds per op. The batch is not an option, because another batch
+must not trigger a compilation.
 
 EXCEPTIONS says why some kernels may spill, or use so many registers that they halve occupancy: see
 Exemption in kernel_report.py.
@@ -35,7 +35,7 @@ def fuse_layers(
     categories: int = 7,
     cls: int = 1,
 ) -> tuple[Any, ...]:
-    """Layers whose first ``cls`` tokens are dropped, which are therefore not contiguous."""
+    """Layers whose first ``cls`` tokens are cut off, so they are not contiguous."""
     layers = [meta(batch, cls + N, D, scalar=scalar)[:, cls:] for _ in range(L)]
     weights = meta(max(categories, 1), L, scalar=float32)
     return layers, weights, indices(batch) if categories else None, normalize
@@ -56,7 +56,7 @@ def attention_salience(
     weighted: bool = False,
     start: int = 0,
 ) -> tuple[Any, ...]:
-    """As a model has them: [B, T, H, d] with the middle dimensions swapped."""
+    """The layout of models: [B, T, H, d] with the middle dimensions swapped."""
     query = meta(batch, T, Hq, d, scalar=scalar).transpose(1, 2)
     key = meta(batch, S, Hkv, d, scalar=scalar).transpose(1, 2)
     key_valid = mask(batch, S) if masked else None
@@ -158,7 +158,7 @@ CASES: dict[str, list[Case]] = {
         attention_salience(T=577, S=577, start=1),
         attention_salience(T=577, S=577, start=1, d=72, scalar=float32),
         attention_salience(Hq=32, Hkv=8, T=1, S=2048),
-        # Counters of the first launch that are a multiple of 4 for some batches alone.
+        # The counters of the first launch are a multiple of 4 for some batch sizes only.
         attention_salience(Hq=3, Hkv=3, T=1, S=2048),
         attention_salience(Hq=32, Hkv=8, T=32, S=2048, causal=True, masked=True, weighted=True),
         attention_salience(S=512, scalar=float32),
@@ -206,9 +206,9 @@ _SPLIT_FLOATS = (
     "Each float32 of a tile becomes two tf32 in registers; the next tiles are loaded meanwhile, so "
     "that one block a multiprocessor is enough to keep it busy."
 )
-# One program an image, and most GPUs have more multiprocessors than a batch has images.
+# One program per image; most GPUs have more multiprocessors than a batch has images.
 _ALL_RANKS = "The ranks of all 16384 tokens of an image and their places are held in 255 registers."
-# The Triton that EXCEPTIONS are for: every version allocates registers in its own way.
+# The Triton version that EXCEPTIONS are for: each version allocates registers differently.
 JUDGED_WITH = "3.7"
 
 EXCEPTIONS: list[Exemption] = [

@@ -1,13 +1,13 @@
-"""Compile every Triton kernel for every GPU architecture we name; run nothing, need no GPU.
+"""Compiles every Triton kernel for every supported GPU architecture; needs no GPU.
 
 The launchers of clasp_kernels/triton/ are called with the cases of triton_cases.py under a driver
-that launches nothing (triton_stub.py). What Triton then compiles must
+that launches nothing (triton_stub.py). The compiled kernels must
 
-- need no more shared memory than the architecture has, nor a grid that no GPU takes;
-- neither spill registers nor use too many (kernel_report.py), unless the exceptions of
-  triton_cases.py say why; every Triton brings another compiler, so this is judged with the one that
-  triton_cases.py names, and else only told;
-- access memory 16 bytes at a time in the cases that promise it.
+- need no more shared memory than the architecture has, and no grid beyond the GPU's limits;
+- neither spill registers nor use too many (kernel_report.py), unless triton_cases.py has an
+  exception. Every Triton version has another compiler, so this only fails with the version that
+  triton_cases.py names and is merely printed otherwise;
+- access memory 16 bytes at a time in the cases marked as wide.
 
 Every launcher must have cases, and every kernel that a launcher can launch must be in one.
 """
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "clasp_kernels" / "triton"
 ARCHITECTURES = (80, 90, 100)
 NARROW = "must access memory 16 bytes at a time:"
-BATCH = 2  # any; tests/test_triton_compile.py asserts that it makes no difference
+BATCH = 2  # any value; tests/test_triton_compile.py asserts that it makes no difference
 
 
 class Task(NamedTuple):
@@ -50,14 +50,14 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel as one launch of it needed it."""
+    """A kernel as compiled for one launch."""
 
     kernel: str
     hash: str
     resources: Resources
     narrow: list[str]
     seconds: float
-    """0 where an earlier case had it compiled."""
+    """0 if an earlier case has compiled it."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Result:
     title: str
     compiled: list[Compiled]
     error: str
-    """What was raised, or nothing."""
+    """The exception, or empty."""
 
 
 def compile_case(task: Task) -> Result:
-    """Calls one launcher; runs in a worker process."""
+    """Calls one launcher. Runs in a worker process."""
     from triton_cases import CASES
 
     case = CASES[task.op][task.case]
@@ -93,7 +93,7 @@ def compile_case(task: Task) -> Result:
 
 
 def explain(error: BaseException) -> str:
-    """Where in the package it was raised, and what was: of a compiler's errors the innermost."""
+    """Returns the place in the package and the innermost exception, which compilers chain."""
     frames = traceback.extract_tb(error.__traceback__)
     where = [
         f"{frame.filename}:{frame.lineno}" for frame in frames if str(PACKAGE) in frame.filename
@@ -105,7 +105,7 @@ def explain(error: BaseException) -> str:
 
 @functools.cache
 def driver_for(capability: int) -> StubDriver:
-    """One a process, which keeps what was compiled."""
+    """Returns this process's driver, which caches the compiled kernels."""
     from triton_stub import StubDriver
 
     return StubDriver(capability)
@@ -130,7 +130,7 @@ def examine(launch: Launch, driver: StubDriver, wide: bool) -> Compiled:
 
 
 def report(results: list[Result], exceptions: list[Exemption], unjudged: str = "") -> bool:
-    """Prints what was found; True if nothing is wrong. ``unjudged``: as Report has it."""
+    """Prints the findings. Returns True if nothing is wrong. ``unjudged`` is that of Report."""
     found = Report(exceptions, unjudged)
     for result in results:
         architecture = f"sm_{result.task.capability}"
@@ -159,7 +159,7 @@ def short(kernel_name: str) -> str:
 
 
 def launched_kernels() -> list[tuple[str, str]]:
-    """Module and name of every kernel in PACKAGE that a function which is no kernel refers to."""
+    """Returns module and name of every kernel in PACKAGE that a function outside kernels uses."""
     kernels = set()
     referred: set[tuple[str, str] | None] = set()
     for path in sorted(PACKAGE.glob("*.py")):
@@ -191,8 +191,7 @@ def main() -> int:
     if importlib.util.find_spec("triton") is None:
         print("not checked: Triton kernels: triton is not installed (pip install triton)")
         return 0
-    # What is set for other runs of Triton must not change what is compiled; where its tools are
-    # may stay.
+    # Triton settings of the caller must not change what is compiled. Paths of its tools may stay.
     for name in list(os.environ):
         tool = name.endswith("_PATH")
         if name.startswith(("TRITON_", "PTXAS_", "DISABLE_PTXAS_")) and not tool:
@@ -208,7 +207,7 @@ def main() -> int:
     ]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
-        # Forking is unsafe once torch has started threads.
+        # Forking is unsafe after torch has started threads.
         spawn = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(os.cpu_count() or 1, len(tasks)), spawn) as pool:
             results = list(pool.map(compile_case, tasks))

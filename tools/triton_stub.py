@@ -1,10 +1,11 @@
-"""Triton's driver without a GPU: kernels are compiled as a launch would, and launched nowhere.
+"""A Triton driver without a GPU: kernels are compiled as for a launch but not launched.
 
-Under a StubDriver the launchers of clasp_kernels/triton/ run as they are, on meta tensors, which
-have strides, dtypes and an address that is as aligned as their offset, but no memory. Triton binds,
-specialises and compiles exactly what the same call would need on that GPU.
+Under a StubDriver, the launchers of clasp_kernels/triton/ run unchanged on meta tensors. These have
+strides, dtypes and an address as aligned as their offset, but no memory. Triton binds, specializes
+and compiles exactly what the same call would need on that GPU.
 
-TRITON_INTERPRET must not be set when kernels are imported: they would be no kernels then.
+TRITON_INTERPRET must not be set when kernels are imported, because it replaces them by interpreted
+functions.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-# What a launcher may ask for, by compute capability: A100, H100 and B200. Of its shared memory an
-# A100 gives a block 163 KiB, but the GPUs of 8.6 and 8.9, which get the same kernels, give 99.
+# Properties by compute capability (A100, H100 and B200) that a launcher may query. An A100 has 163
+# KiB of shared memory per block. The limit here is the 99 KiB of GPUs of 8.6 and 8.9, which run the
+# same kernels.
 PROPERTIES = {
     80: {"max_shared_mem": 99 * 1024, "multiprocessor_count": 108},
     90: {"max_shared_mem": 227 * 1024, "multiprocessor_count": 132},
@@ -30,7 +32,7 @@ PROPERTIES = {
 }
 COMMON_PROPERTIES = {"max_num_regs": 65536, "warpSize": 32}
 
-# Device numbers are keys of Triton's cache of compiled kernels: a new one starts an empty cache.
+# Triton caches compiled kernels by device number, so a new number starts with an empty cache.
 _devices = itertools.count()
 
 
@@ -39,15 +41,15 @@ class Launch:
     """One launch of a compiled kernel."""
 
     kernel: str
-    """Module and name of the function."""
+    """Module and name of the kernel's function."""
     grid: tuple[int, int, int]
     hash: str
-    """Of the code; launches that share it share the compilation."""
+    """The hash of the code. Launches with equal hashes share one compilation."""
     num_warps: int
     shared: int
-    """Bytes of shared memory a block."""
+    """Bytes of shared memory per block."""
     files: dict[str, Path]
-    """What the compiler wrote, by suffix: "ptx", "cubin"."""
+    """The compiler's output files by suffix: "ptx", "cubin"."""
 
 
 @dataclass
@@ -57,8 +59,8 @@ class _Utils:
     def load_binary(
         self, name: str, kernel: bytes, shared: int, device: int
     ) -> tuple[object, object, int, int, int]:
-        # module, function, registers, spills, largest block; the counts are the driver's, and
-        # nobody reads ours.
+        # Returns module, function, registers, spills and largest block. Nothing reads the counts:
+        # they come from a real driver normally.
         return None, None, 0, 0, 1024
 
     def unload_module(self, module: object) -> None:
@@ -70,12 +72,12 @@ class _Utils:
 
 @dataclass
 class StubDriver(DriverBase):
-    """Stands for a GPU of one compute capability, and writes down what is launched."""
+    """Stands in for a GPU of one compute capability, and records the launches."""
 
     capability: int
     launches: list[Launch] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    """What compiling took, by the hash of the code; nothing for what Triton's cache had."""
+    """Compile time by hash of the code; absent for kernels from Triton's cache."""
     device: int = field(default_factory=lambda: next(_devices))
 
     def __post_init__(self) -> None:
@@ -84,7 +86,7 @@ class StubDriver(DriverBase):
 
     @classmethod
     def is_active(cls) -> bool:
-        return False  # never chosen unless set
+        return False  # never chosen automatically
 
     def map_python_to_cpp_type(self, ty: str) -> str:
         raise NotImplementedError("nothing is launched")
@@ -105,7 +107,7 @@ class StubDriver(DriverBase):
         return torch.device("meta")
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
-        """What Triton calls once for every kernel it has compiled, to learn how to launch it."""
+        """Called by Triton once per compiled kernel. Returns the function that launches it."""
         kernel = f"{source.fn.__module__}.{source.fn.__name__}"
         files = self._files[metadata.hash]
 
@@ -137,7 +139,7 @@ class StubDriver(DriverBase):
 
     @contextmanager
     def active(self) -> Iterator[StubDriver]:
-        """Triton uses this driver within the block."""
+        """Makes Triton use this driver within the block."""
         drivers, compilation = triton.runtime.driver, triton.knobs.compilation
         # Reading drivers.active would look for a GPU.
         before = drivers._active, compilation.listener
@@ -162,9 +164,9 @@ def _check_devices(kernel: str, arguments: tuple[Any, ...]) -> None:
 
 
 def specializations(call: Callable[[], object], capability: int = 90) -> set[str]:
-    """What ``call`` would have Triton compile in a fresh process; nothing is compiled.
+    """Returns what ``call`` would compile in a fresh process, without compiling it.
 
-    Each string is one compilation: the key under which Triton would keep the compiled kernel.
+    Each string is one compilation: the key under which Triton would cache the compiled kernel.
     """
     keys = set()
 
