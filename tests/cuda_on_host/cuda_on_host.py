@@ -1,12 +1,11 @@
-"""The CUDA extension without a GPU: csrc/cuda from its torch interface on, compiled for the host,
-where a fiber runs for every GPU thread (simt.h).
+"""The CUDA extension without a GPU: all of csrc/cuda, compiled for the host.
 
-As a plugin of pytest's it runs the contract tests, for which the `cuda` backend then serves tensors
-on the CPU:
+A fiber runs for every GPU thread (simt.h). As a pytest plugin, this module runs the contract tests,
+with the `cuda` backend serving CPU tensors:
 
     python -m pytest -p cuda_on_host --op-device=cpu -k cuda-cpu tests/ops/test_select_tokens.py
 
-with this folder on PYTHONPATH; `cuda-cpu-steps` is one of its designs.
+with this folder on PYTHONPATH. `cuda-cpu-steps` selects a single design.
 """
 
 from __future__ import annotations
@@ -34,17 +33,18 @@ SIMILARITIES = "similarities(Tensor features, Tensor(a!) matrix, bool is_aligned
 
 
 def build(variant: str) -> Path:
-    """A library that torch loads, which implements the ops of torch.ops.clasp_<variant>.
+    """Builds a torch library that implements the ops of torch.ops.clasp_<variant>.
 
-    ``simt`` has the kernels as they are; of ``simt_races`` every access to memory is watched.
+    ``simt`` runs the kernels unchanged; ``simt_races`` records every memory access.
     """
     setup = runpy.run_path(str(harness.ROOT / "setup.py"))
     _, torch_includes, torch_libraries = setup["find_torch"]()
-    # Headers here come before those of the same name in csrc.
+    # Headers here take precedence over those of the same name in csrc.
     includes = [HERE, harness.CSRC]
     sources, flags, extra = [HERE / "extension.cpp"], [], []
     if variant == "simt_races":
-        # The compiler's half of a sanitizer without the sanitizer: races.cpp is the other half.
+        # Uses the compiler's instrumentation without the sanitizer's runtime, which races.cpp
+        # replaces.
         sources.append(HERE / "races.cpp")
         flags, extra = ["-g"], ["-fsanitize=thread", "-DSIMT_RACES"]
     return harness.build_library(
@@ -68,7 +68,7 @@ def build(variant: str) -> Path:
 
 @functools.cache
 def load(variant: str = "simt") -> Path:
-    """As `torch.ops.clasp_<variant>`, like `torch.ops.clasp_kernels` in all but the kernels."""
+    """Defines `torch.ops.clasp_<variant>`: the ops of `torch.ops.clasp_kernels`, other kernels."""
     namespace = f"clasp_{variant}"
     library = torch.library.Library(namespace, "DEF")
     libraries.append(library)
@@ -84,7 +84,7 @@ def load(variant: str = "simt") -> Path:
     return path
 
 
-libraries: list[torch.library.Library] = []  # what they define lives as long as they
+libraries: list[torch.library.Library] = []  # keeps the definitions alive
 
 
 def serve() -> None:

@@ -1,4 +1,4 @@
-// The CUDA extension for the host, and what tests look at besides its operators.
+// The CUDA extension for the host, with additional functions for tests.
 #include "cuda/select_tokens.cu"
 
 namespace {
@@ -17,7 +17,7 @@ void write_similarities(const Features<T>& features, float* matrix, bool is_alig
                    pairs);
 }
 
-// features [1, N, D] -> matrix [N, N + padding], as the matrix design keeps it.
+// features [1, N, D] -> matrix [N, N + padding], as the matrix design stores it.
 void similarities(const Tensor& features, Tensor matrix, bool is_aligned) {
   const Call call(features);
   float* data = matrix.mutable_data_ptr<float>();
@@ -39,7 +39,7 @@ CLASP_CUDA_LIBRARY_IMPL(m) {
 
 #ifdef SIMT_RACES
 
-// Threads of two warps, one of which writes what the other one reads, after a barrier or not.
+// Two warps: one writes a value that the other reads, with or without a barrier in between.
 static void exchange(bool waits) {
   __shared__ int value;
   if (threadIdx.x == 0) value = 1;
@@ -51,7 +51,7 @@ extern "C" [[gnu::visibility("default")]] void simt_exchange(bool waits) {
   Stream(0).launch(&exchange, 1, 64, waits);
 }
 
-// What was found since the last call.
+// Returns the races found since the last call.
 extern "C" [[gnu::visibility("default")]] const char* simt_take_races() {
   static std::string found;
   found.clear();

@@ -1,5 +1,5 @@
-// Matrix fragments, of which each lane has every 32nd element. These operations need all lanes of a
-// warp; they order nothing in memory.
+// Emulates matrix fragments: each lane holds every 32nd element. The operations need all lanes of a
+// warp, but do not order memory accesses.
 #pragma once
 
 #include "shared/scalar.h"
@@ -24,14 +24,14 @@ inline constexpr int kSize<matrix_a, M, N, K> = M * K;
 template <int M, int N, int K>
 inline constexpr int kSize<matrix_b, M, N, K> = K * N;
 
-// matrix_a as [M, K], matrix_b as [N, K], sums as [M, N].
+// Shapes: matrix_a is [M, K], matrix_b is [N, K], sums are [M, N].
 template <class Use, int M, int N, int K, class T, class Layout = void>
 struct fragment {
   static constexpr int num_elements = kSize<Use, M, N, K> / simt::kWarp;
   float x[num_elements];
 };
 
-// Where in its matrix an element of the calling lane lies.
+// Returns the position in its matrix of an element of the calling lane.
 inline int place_of(int element) {
   return element * simt::kWarp + simt::block->current % simt::kWarp;
 }
@@ -61,7 +61,7 @@ void load_matrix_sync(fragment<Use, M, N, K, T, Layout>& fragment, const Element
 
 inline float __float_to_tf32(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  // To the nearest of ten bits, ties away from zero.
+  // Rounds to the nearest value with 10 mantissa bits, ties away from zero.
   return std::bit_cast<float>((bits + 0x1000U) & ~0x1FFFU);
 }
 

@@ -1,4 +1,4 @@
-// Compiled without -fsanitize=thread, of which it is the other half.
+// Compiled without -fsanitize=thread, because this file replaces the sanitizer's runtime.
 #define SIMT_RACES
 #include "races.h"
 
@@ -21,7 +21,7 @@ struct Access {
   const void* place;
 };
 
-std::unordered_map<uintptr_t, std::vector<Access>> shadow;  // by words of four bytes
+std::unordered_map<uintptr_t, std::vector<Access>> shadow;  // keyed by words of four bytes
 std::set<std::string> reports;
 
 bool is_before(const Thread& first, const Thread& second) {
@@ -55,7 +55,7 @@ void access(const void* address, size_t bytes, bool writes, bool is_atomic, cons
       if (harmless || is_before(before.thread, thread)) continue;
       reports.insert(name(before) + ", " + name(now));
     }
-    // What is before this one, and no more than it, need not be remembered.
+    // Accesses that are ordered before this one and covered by it can be forgotten.
     std::erase_if(known, [&](const Access& before) {
       return is_before(before.thread, thread) && (writes || !before.writes) &&
              before.is_atomic == is_atomic && now.begin <= before.begin && before.end <= now.end;
@@ -66,7 +66,7 @@ void access(const void* address, size_t bytes, bool writes, bool is_atomic, cons
 
 }  // namespace
 
-// For the functions below.
+// Called by the __tsan_* functions below.
 static void note(const void* address, size_t bytes, bool writes, bool is_atomic,
                  const void* place) {
   access(address, bytes, writes, is_atomic, place);

@@ -1,10 +1,10 @@
-// Finds accesses to the same memory that no barrier keeps apart, whatever order they came in.
+// Finds accesses to the same memory without a barrier in between, in any order of execution.
 //
-// A build with -fsanitize=thread has the compiler call a function at every access; these are ours,
-// not those of a sanitizer. Two accesses to a word by different threads, of which one writes, are
-// apart if their block has met at a barrier in between. A shuffle is none: it exchanges registers,
-// and says nothing about memory. Atomics may meet each other. A launch ends what was before it.
-#pragma once
+// -fsanitize=thread makes the compiler call a function at every access. The functions here replace
+// those of the sanitizer. Two accesses to a word by different threads race if one of them writes
+// and their block has not met at a barrier in between. A shuffle is not a barrier: it exchanges
+// registers and does not order memory accesses. Atomics do not race with each other. A launch is
+// ordered after everything before it.
 
 #include <cstddef>
 #include <string>
@@ -15,24 +15,25 @@ namespace simt::races {
 // A thread of the grid.
 struct Thread {
   int block, warp, lane;
-  int barriers;            // passed so far
-  const std::byte* stack;  // its own, which nobody shares
+  int barriers;            // barriers passed so far
+  const std::byte* stack;  // the thread's own stack, which is not shared
   size_t stack_bytes;
 };
 
 #ifdef SIMT_RACES
 
-// Whose code runs now; null: the host's, or the emulation's, of which nothing is recorded.
+// Sets the thread whose code runs now. Null means the host or the emulation, which are not
+// recorded.
 void run(const Thread* thread);
 const Thread* running();
-// What the emulation does in place of a thread.
+// Records an access that the emulation makes on behalf of a thread.
 void access_by(const Thread& thread, const void* address, size_t bytes, bool writes);
 void forget_all();
 void forget(const void* address, size_t bytes);
-// Since the last call; places are offsets in the module.
+// Returns the races since the last call; code positions are offsets in the module.
 std::vector<std::string> take_reports();
 
-// While it lives, the emulation itself runs.
+// Pauses recording during its lifetime, while the emulation runs.
 class Paused {
  public:
   [[gnu::no_sanitize("thread")]] Paused() : before_(running()) { run(nullptr); }

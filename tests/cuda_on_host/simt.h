@@ -1,13 +1,13 @@
-// CUDA kernels on the host: every thread of a block is a fiber, and blocks run one after the other.
+// Runs CUDA kernels on the host: every thread of a block is a fiber, and blocks run one at a time.
 //
-// This header gives the words of CUDA their meaning. A fiber runs until it has to wait for others
-// of its warp or block, as far ahead of them as it can come, so that a barrier that is missing
-// shows. The order of blocks, and that in which fibers are resumed, can be chosen, as a kernel must
-// not depend on it. What waits forever is found and ends the process with a message.
+// This header emulates the CUDA names. A fiber runs until it has to wait for others of its warp or
+// block. It runs as far ahead of them as possible, so that a missing barrier shows. The order of
+// blocks and the order in which fibers resume are configurable, because a kernel must not depend on
+// them. A deadlock is detected and ends the process with a message.
 //
-// Shared memory is thread-local memory, full of NaN when a block starts. So is what an
-// asynchronous copy writes to from when it begins until it is waited for. Addresses must be aligned
-// as the hardware asks for.
+// Shared memory is thread-local memory and is filled with NaN when a block starts. The target of an
+// asynchronous copy is filled with NaN until the copy is waited for. Addresses must be aligned as
+// the hardware requires.
 #pragma once
 
 #include <link.h>
@@ -62,7 +62,7 @@ inline void check_alignment(const void* address, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(address) % bytes != 0) fail("an address is not aligned");
 }
 
-// Where fibers meet.
+// A barrier for a set of fibers.
 struct Meeting {
   int members = 0;
   int arrived = 0;
@@ -73,7 +73,7 @@ struct Copy {
   void* to;
   const void* from;
   size_t size;
-  size_t zeros;  // at its end
+  size_t zeros;  // bytes at the end that are zero-filled
 };
 
 struct Fiber {
@@ -81,21 +81,21 @@ struct Fiber {
 
   bool is_waiting() const { return meeting != nullptr && meeting->generation == generation; }
 
-  ucontext_t context;  // to begin with; from then on jumps are cheaper, as they ask no system
+  ucontext_t context;  // for the first start; later switches use jumps, which need no system call
   jmp_buf place;
   bool begun = false;
   std::unique_ptr<std::byte[]> stack = std::make_unique_for_overwrite<std::byte[]>(kStackBytes);
-  // Of the block that it is a thread of:
+  // State within the current block:
   bool done = false;
-  const Meeting* meeting = nullptr;  // where it has arrived, and in which generation
+  const Meeting* meeting = nullptr;  // the barrier it waits at, and that barrier's generation
   int64_t generation = 0;
   races::Thread identity;
   std::vector<Copy> copies;               // not committed
-  std::vector<std::vector<Copy>> groups;  // committed, not arrived
+  std::vector<std::vector<Copy>> groups;  // committed, not yet complete
 };
 
-// One a thread of the largest block so far. A fiber serves block after block, as a new one costs
-// more than most kernels here.
+// One fiber per thread of the largest block so far. Fibers are reused between blocks, because
+// creating one takes longer than most kernels here.
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 
 class Block {
@@ -131,7 +131,7 @@ class Block {
     std::vector<int> order(count);
     for (int i = 0; i < count; ++i) order[i] = order_ == Order::backwards ? count - 1 - i : i;
     int left = count;
-    // Warps one after the other; or, shuffled, all of them at once.
+    // Runs the warps one after the other, or all threads at once if shuffled.
     const int group = order_ == Order::shuffled ? count : kWarp;
     const auto step = [&](int first) {
       if (order_ == Order::shuffled) std::shuffle(order.begin(), order.end(), random_);
@@ -169,7 +169,7 @@ class Block {
 
   Fiber& fiber() { return *fibers[current]; }
   Meeting& warp() { return warps[current / kWarp]; }
-  // Calls `use` with what each lane of this thread's warp gave, as a function of the lane.
+  // Calls `use` with a function that maps a lane of this warp to the value of that lane.
   template <class T, class Use>
   void with_all_lanes(const T& own, const Use& use) {
     [[maybe_unused]] const races::Paused paused;
@@ -198,7 +198,7 @@ class Block {
     if (_setjmp(fiber().place) == 0) _longjmp(scheduler_, 1);
   }
 
-  // Until it waits, or ends.
+  // Runs the fiber until it waits or ends.
   [[gnu::noinline]] void resume(int thread) {
     current = thread;
     if (_setjmp(scheduler_) != 0) return;
@@ -217,11 +217,11 @@ class Block {
   jmp_buf scheduler_;
 };
 
-inline Block* block = nullptr;  // the one that runs; one at a time
-// Something in the memory that a thread has to itself, to find the rest of it.
+inline Block* block = nullptr;  // the running block; blocks run one at a time
+// A variable in the module's thread-local memory, by which that memory is found.
 inline thread_local std::byte landmark;
 
-// All memory of its own that this module has in the calling thread.
+// Fills all thread-local memory of this module in the calling thread with NaN.
 inline void poison_shared_memory() {
   const auto poison = [](dl_phdr_info* info, size_t, void*) {
     const auto* mark = reinterpret_cast<std::byte*>(&landmark);
@@ -239,8 +239,8 @@ inline void poison_shared_memory() {
   if (dl_iterate_phdr(poison, nullptr) == 0) fail("there is no shared memory");
 }
 
-// The life of a fiber: a kernel for each of the blocks that it serves. Nothing of a block is kept
-// in a variable from one to the next.
+// The main function of a fiber: runs the kernel once per block. Local variables must not carry
+// state from one block to the next.
 inline void Block::enter() {
   for (;;) {
     races::run(&block->fiber().identity);
@@ -251,8 +251,8 @@ inline void Block::enter() {
   }
 }
 
-// `kernel` is called by every thread of the grid. In a thread of the system, because what the
-// module keeps in thread-local memory for others must not be overwritten.
+// Calls `kernel` for every thread of the grid. Runs in a new system thread, so that thread-local
+// memory of other users of the module is not overwritten.
 inline void launch(unsigned num_blocks, int num_threads, const std::function<void()>& kernel,
                    Order order) {
   static std::mutex one_at_a_time;

@@ -1,5 +1,7 @@
-"""The CUDA extension from its torch interface on, without a GPU (cuda_on_host.py): the contract of
-its ops, waves of images, and which design serves."""
+"""The CUDA extension, called through torch without a GPU (cuda_on_host.py).
+
+Covers the contract of its ops, waves of images, and the choice of the design.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,14 @@ def complete(features: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def select(features: torch.Tensor, salience: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Budgets and shares that differ from image to image, with images that keep nothing."""
+    """Calls select_tokens with budgets and pivot counts that vary by image and include budget 0."""
     images = torch.arange(len(features))
     budget = torch.where(images % 5 == 4, 9, images % 4 * 2)
     return OPS.select_tokens(features, salience, 9, budget, 4, images % 4 + 1, salience > 0.1)
 
 
 def test_the_contract() -> None:
-    """Every test in tests/ops that concerns these ops, with every design."""
+    """Runs every test in tests/ops of these ops with every design."""
     root = cuda_on_host.harness.ROOT
     options = ["-v", "-p", "no:cacheprovider", "-p", "cuda_on_host", "--op-device=cpu"]
     options += ["--hypothesis-profile=few", "-k", "cuda-cpu"]
@@ -70,7 +72,7 @@ def test_the_contract() -> None:
 def test_waves_of_images(
     design: str, batch: int, tokens: int, workspace: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More than there is workspace for."""
+    """The images need more memory than the workspace has."""
     monkeypatch.setenv(DESIGN, design)
     monkeypatch.setenv("SIMT_WORKSPACE_BYTES", str(workspace))
     features, salience = torch.randn(batch, tokens, 5), torch.rand(batch, tokens)
@@ -80,7 +82,7 @@ def test_waves_of_images(
     for image in (batch // 2, batch - 1):
         here = slice(image, image + 1)
         assert torch.equal(complete(features[here], 3), picks[here])
-        # What budgets are follows from the place of an image.
+        # The budget depends on the position of an image, so the image is repeated over the batch.
         alone = select(features[here].expand(batch, -1, -1), salience[here].expand(batch, -1))
         for ours, whole in zip(alone, kept, strict=True):
             assert torch.equal(ours[image], whole[image])

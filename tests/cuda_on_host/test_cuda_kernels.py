@@ -1,5 +1,7 @@
-"""The CUDA kernels of csrc/cuda, run on the host with a fiber for every GPU thread (simt.h),
-against float64 and plain Python."""
+"""The CUDA kernels of csrc/cuda on the host, checked against float64 and plain Python.
+
+A fiber runs for every GPU thread (simt.h).
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,9 @@ from check_completion import certify, greedy, lattice, two_stages
 OPS = torch.ops.clasp_simt
 DESIGN = "CLASP_KERNELS_CUDA_DESIGN"
 DESIGNS = ("matrix", "steps")
-# Which threads and blocks come first; none of it may matter.
+# Orders in which threads and blocks run. Results must not depend on them.
 ORDERS = ("forwards", "backwards", "shuffled")
-# The two half precisions differ in little but what they are converted by.
+# The two 16-bit types differ in little but their conversion.
 ORDERS_OF_SCALARS = [
     *(("float32", order) for order in ORDERS),
     *zip(("bfloat16", "float16", "bfloat16"), ORDERS, strict=True),
@@ -57,7 +59,7 @@ each_scalar_in_an_order = pytest.mark.parametrize(
 
 
 class Images(NamedTuple):
-    """Features [B, N, D] of a dtype, which end where readable memory does, and which are valid."""
+    """Features [B, N, D] that end where readable memory ends, and the mask of valid tokens."""
 
     features: Tensor
     values: np.ndarray
@@ -76,13 +78,16 @@ class Images(NamedTuple):
 
     @property
     def mask_tensor(self) -> Tensor:
-        # Bytes, any of which but 0 is true.
+        # Any byte other than 0 is true.
         return torch.from_numpy(self.valid.astype(np.uint8) * 3).view(torch.bool)
 
 
 def unaligned(features: Tensor) -> list[Tensor]:
-    """The same features where not all 16 bytes can be read at once: of no token, of all but the
-    first, of all but the first image's, and not of neighbouring features."""
+    """Returns copies of the features in layouts that forbid 16-byte reads.
+
+    Unaligned are: every token; all tokens but the first; all images but the first. The last copy
+    has strided features.
+    """
     batch, tokens, dim = features.shape
     rows = [features.new_zeros(batch, tokens, dim + 8)[..., 1 : dim + 1]]
     rows.append(features.new_zeros(batch, tokens, dim + 1)[..., :dim])
@@ -112,7 +117,7 @@ def assert_selects(
     shares: list[int],
     most_pivots: int,
 ) -> None:
-    """``width``, ``most_pivots``: what the budgets and shares of single images may not exceed."""
+    """``width`` and ``most_pivots`` are the limits of the budgets and pivot counts per image."""
     indices, is_pivot, counts = OPS.select_tokens(
         *(images.features, torch.from_numpy(salience.astype(np.float32)), width),
         *(torch.tensor(budgets), most_pivots, torch.tensor(shares), images.mask_tensor),
@@ -137,7 +142,7 @@ def assert_both_stages(scalar: str, num_tokens: int, dim: int) -> None:
     batch, width = len(budgets), 20
     values = lattices(rng, batch, num_tokens, dim)
     images = Images.of(values, scalar, rng.random((batch, num_tokens)) < 0.8)
-    images.valid[4, : num_tokens - 6] = False  # fewer are left than there may be pivots
+    images.valid[4, : num_tokens - 6] = False  # fewer valid tokens than pivots
     salience = rng.choice(SALIENCES, (batch, num_tokens))
     assert_selects(images, salience, width, budgets, shares, width)
 
@@ -150,14 +155,14 @@ def test_both_stages(design: str, scalar: str, order: str) -> None:
 
 @each_order
 def test_more_tokens_than_a_thread_writes(design: str, order: str) -> None:
-    """Of the kept tokens, that is, in image order: 32."""
+    """Each thread writes up to 32 kept tokens, one word of bits."""
     assert_both_stages("float32", 75, 24)
 
 
 @each_order
 @pytest.mark.parametrize("num_tokens", [129, 300])
 def test_more_tokens_than_a_block_has_threads(num_tokens: int, order: str, monkeypatch) -> None:
-    """So that threads of the scan hold several, and ranks are counted in several rounds."""
+    """Threads of the scan hold several tokens, and ranks are counted in several rounds."""
     monkeypatch.setenv(DESIGN, "matrix")
     rng = np.random.default_rng(11)
     images = Images.of(
@@ -172,7 +177,7 @@ def test_more_tokens_than_a_block_has_threads(num_tokens: int, order: str, monke
 def test_completion(design: str, scalar: str, order: str) -> None:
     rng = np.random.default_rng(2)
     images = Images.of(lattices(rng, 2, 31, 24), scalar, rng.random((2, 31)) < 0.9)
-    # What is no token is passed over, also what does not fit an int32.
+    # Indices that are not tokens are skipped, even if they do not fit an int32.
     for selected in ([[], []], [[-1, 7, 30, 2**40, 7], [31, 0, -(2**63), 5, 2]]):
         for count in (9, 34):
             assert_completes(images, selected, count)
@@ -180,8 +185,10 @@ def test_completion(design: str, scalar: str, order: str) -> None:
 
 @each_order
 def test_sizes_and_counts_of_all_kinds(design: str, order: str) -> None:
-    """Images of 0 to 69 tokens, few or many of them valid; from nothing to everything selected
-    before; and more asked for than there is."""
+    """Images of 0 to 69 tokens, few or many of them valid.
+
+    From no to all tokens are selected before, and more picks are requested than there are tokens.
+    """
     rng = np.random.default_rng(12)
     for trial in range(12):
         num_tokens, dim = int(rng.integers(0, 70)), int(rng.integers(4, 24))
@@ -199,7 +206,7 @@ def test_sizes_and_counts_of_all_kinds(design: str, order: str) -> None:
 
 @pytest.mark.parametrize("scalar", SCALARS)
 def test_the_layout_of_features_does_not_change_a_bit(design: str, scalar: str) -> None:
-    # 32 tokens, so that images stay aligned where tokens are not.
+    # With 32 tokens, images stay aligned in layouts where tokens are not.
     images = Images.of(np.random.default_rng(3).standard_normal((2, 32, 56)), scalar)
     expected = complete(images, [[3], [7]], 25)
     for features in unaligned(images.features):
@@ -227,9 +234,12 @@ def test_what_is_no_number(design: str, scalar: str) -> None:
 
 @each_scalar_in_an_order
 def test_similarities_of_the_matrix(scalar: str, order: str) -> None:
-    """Close to float64, of float32 too; and the second half of the tokens, which equals the first
-    half, to the bit, although it is on the other side of products with the first."""
-    half = np.random.default_rng(8).standard_normal((1, 64, 248))  # some slices of shared memory
+    """Similarities are close to float64, for float32 features too.
+
+    The second half of the tokens equals the first half in reverse order. Its similarities are equal
+    bit for bit, although it is the other operand of the products with the first half.
+    """
+    half = np.random.default_rng(8).standard_normal((1, 64, 248))  # several slices of shared memory
     images = Images.of(np.concatenate([half, half[:, ::-1]], axis=1), scalar)
     unit = images.values[0] / np.linalg.norm(images.values[0], axis=1, keepdims=True)
     for is_aligned in (True, False):
@@ -242,8 +252,10 @@ def test_similarities_of_the_matrix(scalar: str, order: str) -> None:
 
 @pytest.mark.parametrize("scalar", SCALARS)
 def test_tokens_that_are_equal_tie(design: str, scalar: str) -> None:
-    """Whichever side of a product they are on: token 0 and a later one, compared with one between
-    them, are picked in the order of their indices."""
+    """Equal tokens tie on either side of a product.
+
+    Token 0 and its copy, token 69, are compared with tokens between them and picked by index.
+    """
     for seed in range(6):
         values = np.random.default_rng(seed).standard_normal((1, 70, 250))
         values[0, 69] = values[0, 0]

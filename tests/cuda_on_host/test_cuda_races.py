@@ -1,5 +1,8 @@
-"""No two threads of a CUDA kernel access the same memory, one of them writing, without a barrier of
-their block in between; whatever the order in which they happen to run."""
+"""No two threads of a CUDA kernel race, in any order of execution.
+
+A race is two accesses to the same memory, at least one of them a write, without a barrier of their
+block in between.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def library() -> ctypes.CDLL:
 
 
 def races(library: ctypes.CDLL) -> str:
-    """What was found since the last call, with lines of the source where binutils are installed."""
+    """Returns the races since the last call, with source lines if binutils are installed."""
     found = library.simt_take_races().decode()
     places = sorted(set(re.findall(r"\+(0x[0-9a-f]+)", found)))
     if not places or not shutil.which("addr2line"):

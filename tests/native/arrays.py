@@ -11,7 +11,7 @@ SCALARS = ("float32", "bfloat16", "float16")
 
 
 def at_end_of_page(values: np.ndarray) -> np.ndarray:
-    """A copy that ends where readable memory does: reading one byte more is a crash."""
+    """Returns a copy at the end of readable memory, so that reading one byte beyond crashes."""
     size = _pages(values.nbytes)
     memory = mmap.mmap(-1, size + mmap.PAGESIZE)
     _forbid(memory, size, mmap.PAGESIZE)
@@ -22,7 +22,7 @@ def at_end_of_page(values: np.ndarray) -> np.ndarray:
 
 
 def unreadable(like: np.ndarray) -> np.ndarray:
-    """As ``like``, but reading any of it is a crash."""
+    """Returns an array shaped like ``like`` that crashes when it is read."""
     size = _pages(like.nbytes)
     memory = mmap.mmap(-1, size)
     _forbid(memory, 0, size)
@@ -41,18 +41,20 @@ def _forbid(memory: mmap.mmap, offset: int, size: int) -> None:
 
 
 def encode(values: np.ndarray, scalar: str) -> np.ndarray:
-    """float32 values as the core takes them: half-precision numbers as bit patterns."""
+    """Returns float32 values as the core takes them; 16-bit types are bit patterns."""
     values = values.astype(np.float32)
     if scalar == "float16":
         return values.astype(np.float16).view(np.uint16)
     if scalar == "bfloat16":
-        return (values.view(np.uint32) >> 16).astype(np.uint16)  # truncated: any bfloat16 will do
+        return (values.view(np.uint32) >> 16).astype(np.uint16)  # truncated; any bfloat16 will do
     return values
 
 
 def nearest(values: np.ndarray, scalar: str) -> np.ndarray:
-    """float32 values as the core has to round them: to the nearest, ties to even, by numpy or from
-    the definition; NaN is not allowed."""
+    """Rounds float32 values to nearest, ties to even, as the core must. NaN is not allowed.
+
+    Uses numpy or the definition.
+    """
     if scalar == "float32":
         return values
     if scalar == "float16":

@@ -66,7 +66,7 @@ def check_dot_products_are_right_and_do_not_depend_on_the_tile(core: ModuleType,
 
 
 def check_dot_products_of_halves_lose_nothing(core: ModuleType, isa: str) -> None:
-    """Products that are exact in float32, as those of small integers are, come out exact."""
+    """Products that are exact in float32, such as those of small integers, come out exact."""
     rng = np.random.default_rng(1)
     for scalar in SCALARS:
         values = rng.integers(-16, 17, (12, 333)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Completion and the two-stage selection, against float64 and plain Python."""
+"""Completion and two-stage selection, checked against float64 and plain Python."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 from arrays import SCALARS, at_end_of_page, decode, encode, random_mask
 
-# How far a pick may be from the best one. The arithmetic is float32 whatever the input.
+# The largest allowed distance of a pick from the best one. The arithmetic is always float32.
 TOLERANCE = 1e-5
 
 
@@ -23,7 +23,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def greedy(
     features: np.ndarray, selected: list[int], num_tokens: int, valid: list[bool]
 ) -> list[int]:
-    """The definition, in float64: exact where the similarities are."""
+    """The definition in float64, which is exact if the similarities are."""
     covered = [-math.inf] * len(features)
     free = set(np.flatnonzero(valid)) - set(selected)
     picks: list[int] = []
@@ -44,7 +44,7 @@ def greedy(
 def two_stages(
     features: np.ndarray, salience: list[float], budget: int, num_pivots: int, valid: list[bool]
 ) -> tuple[list[int], list[int]]:
-    """What is kept, ascending, and the pivots among it."""
+    """Returns the kept tokens and the pivots among them, ascending."""
     ranked = sorted(
         np.flatnonzero(valid).tolist(),
         key=lambda n: (
@@ -61,7 +61,7 @@ def two_stages(
 def certify(
     features: np.ndarray, selected: list[int], picks: list[int], num_tokens: int, valid: list[bool]
 ) -> None:
-    """Every pick is within TOLERANCE of the best, in float64, given the picks before it."""
+    """Checks in float64 that every pick is within TOLERANCE of the best, given earlier picks."""
     norms = np.linalg.norm(features, axis=1)
     unit = features / np.where(norms > 0, norms, 1)[:, None]
     free = np.array(valid)
@@ -79,8 +79,10 @@ def certify(
 
 
 def lattice(rng: np.random.Generator, num_tokens: int, dim: int) -> np.ndarray:
-    """Tokens with exact cosines and many ties: four entries of +-2^k each, so every norm is a power
-    of two, and some zero vectors."""
+    """Returns tokens with exact cosines, many ties and some zero vectors.
+
+    Each token has four entries of +-2^k, so every norm is a power of two.
+    """
     features = np.zeros((num_tokens, dim))
     for token in features:
         where = rng.choice(dim, 4, replace=False)
@@ -104,7 +106,7 @@ def check_exact_similarities_give_the_exact_picks(core: ModuleType, isa: str) ->
 
 
 def check_many_picks_among_many_tied_tokens(core: ModuleType, isa: str) -> None:
-    """Large enough that sweeps, forecasts and whole tiles take part."""
+    """Uses enough tokens for sweeps, forecasts and whole tiles."""
     rng = np.random.default_rng(2)
     worker = core.Worker(isa)
     for dim in (4, 6, 24):
@@ -165,7 +167,7 @@ def check_threads_do_not_matter(core: ModuleType, isa: str) -> None:
         whole = core.Worker(isa).complete(encoded, scalar, list(range(30)), 99, [True] * 333, 1)
         for pieces in (2, 3, 7, 400):
             worker = core.Worker(isa)
-            # Buffers that have served another image first must not show.
+            # Reused buffers must not affect the next image.
             worker.complete(encoded[5:50], scalar, [1], 9, [True] * 45, pieces)
             picks = worker.complete(encoded, scalar, list(range(30)), 99, [True] * 333, pieces)
             assert picks == whole, (scalar, pieces)
@@ -183,12 +185,12 @@ def check_no_number_comes_last(core: ModuleType, isa: str) -> None:
             picks = worker.complete(encoded, scalar, selected, 60, [True] * 60, 1)
             assert picks == greedy(features, selected, 60, [True] * 60), (scalar, selected)
             assert picks[-4:] == [4, 9, 20, 33]
-        # Once a token without a number is selected, all are equally unattractive.
+        # All similarities to a selected NaN token are non-finite, or 0 for zero vectors.
         picks = worker.complete(encoded, scalar, [33], 60, [True] * 60, 1)
         zero = [n for n in range(60) if not features[n].any()]
         rest = [n for n in range(60) if n not in (33, *zero)]
         assert picks == zero + rest, scalar
-    # The largest numbers there are: the squares overflow.
+    # Near the largest float32, so the squares overflow.
     huge = (3e38 * rng.choice([-1.0, 1.0], (9, 5))).astype(np.float32)
     assert sorted(worker.complete(huge, "float32", [2], 9, [True] * 9, 1)) == [0, 1, *range(3, 9)]
 
@@ -209,7 +211,7 @@ def check_empty_and_tiny_images(core: ModuleType, isa: str) -> None:
     assert worker.complete(one, "float32", [0], 3, [True], 1) == []
     assert worker.complete(one, "float32", [], 3, [False], 1) == []
     assert worker.complete(one, "float32", [], 0, [True], 1) == []
-    # Nothing is left, and there is more than one chunk to compare it with.
+    # No candidate is left, and more than one chunk of selections to compare with.
     many = np.ones((20, 3), np.float32)
     assert worker.complete(many, "float32", list(range(20)), 3, [True] * 20, 1) == []
     assert worker.complete(many, "float32", list(range(19)), 3, [False] * 20, 1) == []
@@ -218,7 +220,7 @@ def check_empty_and_tiny_images(core: ModuleType, isa: str) -> None:
 
 
 def check_a_repeated_selection_is_harmless(core: ModuleType, isa: str) -> None:
-    """Python refuses it; the operator called directly must still stay inside its buffers."""
+    """Python rejects a repeated index; a direct call of the operator must stay in bounds too."""
     features = encode(lattice(np.random.default_rng(7), 12, 8), "bfloat16")
     worker = core.Worker(isa)
     once = worker.complete(features, "bfloat16", [3, 5], 12, [True] * 12, 1)
@@ -232,7 +234,7 @@ def check_two_stages(core: ModuleType, isa: str) -> None:
         num_tokens, dim = int(rng.integers(1, 60)), int(rng.integers(4, 30))
         features = lattice(rng, num_tokens, dim)
         scalar = SCALARS[trial % 3]
-        # Few distinct values, so that ties and the order of special ones matter.
+        # Few distinct values, so that ties and the order of special values matter.
         choices = [0.0, -0.0, 1.5, -2.0, math.inf, -math.inf, math.nan]
         salience = rng.choice(choices, num_tokens).tolist()
         valid = random_mask(rng, num_tokens)

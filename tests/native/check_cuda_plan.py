@@ -1,4 +1,4 @@
-"""Which design of the CUDA kernels serves, how many images a wave has, and which tiles it has."""
+"""The design that the CUDA kernels use, the number of images per wave, and the tiles."""
 
 from __future__ import annotations
 

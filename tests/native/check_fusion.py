@@ -1,4 +1,4 @@
-"""Layer fusion, against float64 and against exact sums."""
+"""Layer fusion, checked against float64 and exact sums."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fuse(
 def expected(
     layers: list[np.ndarray], scalar: str, weights: list[float], normalize: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The sum in float64, and the sum of the terms' magnitudes, which errors are relative to."""
+    """Returns the sum in float64, and the sum of magnitudes that errors are relative to."""
     total = magnitude = np.zeros(layers[0].shape)
     for layer, weight in zip(layers, weights, strict=True):
         term = decode(layer, scalar)
@@ -62,12 +62,12 @@ def check_fusion_is_accurate(core: ModuleType, isa: str) -> None:
             fused = decode(fuse(core, isa, layers, scalar, weights, normalize), scalar)
             exact, magnitude = expected(layers, scalar, weights, normalize)
             allowed = 1e-6 * magnitude + 1.01 * ROUNDING[scalar] * abs(exact)
-            allowed += 2.0**-25 if scalar == "float16" else 0  # subnormals are this far apart
+            allowed += 2.0**-25 if scalar == "float16" else 0  # the spacing of subnormals
             assert (abs(fused - exact) <= allowed).all(), (dim, scalar, normalize)
 
 
 def check_exact_sums_are_rounded_to_nearest(core: ModuleType, isa: str) -> None:
-    """Integers, so that every order of summation gives the same bits; many lie midway."""
+    """Sums of integers give the same bits in any order; many lie midway between two values."""
     rng = np.random.default_rng(21)
     for dim in (1, 7, 33, 64, 130, 300):
         for count in (1, 2, 8, 9, 16, 17, 24):
@@ -141,7 +141,7 @@ def check_norms_at_the_ends_of_the_range(core: ModuleType, isa: str) -> None:
         assert not fuse(core, isa, [zero], "float32", [1.0], normalize).any()
     tiny = np.full((1, 9), 1e-25, np.float32)
     np.testing.assert_array_equal(fuse(core, isa, [tiny], "float32", [1.0], "l2"), tiny)
-    # The weight times the reciprocal of the norm would overflow, or underflow.
+    # Computing weight / norm first would overflow or underflow.
     for size, weight in ((1e-18, 1e30), (1e18, 1e-30)):
         layer = np.full((1, 4), size, np.float32)
         fused = fuse(core, isa, [layer], "float32", [weight], "l2")
@@ -157,6 +157,6 @@ def check_what_is_not_finite_stays_in_its_column(core: ModuleType, isa: str) -> 
         np.testing.assert_array_equal(fused, np.where(np.isfinite(values), 3, values))
         nan = decode(fuse(core, isa, layers, scalar, [1.0, math.nan]), scalar)
         assert np.isnan(nan).all()
-        # The norm is infinite: the numbers vanish, and infinity over itself is none.
+        # The norm is infinite: finite elements become 0, and inf / inf is NaN.
         fused = decode(fuse(core, isa, layers[:1], scalar, [1.0], "l2"), scalar)
         assert np.isnan(fused[1, 11]) and not np.delete(fused[1], 11).any()

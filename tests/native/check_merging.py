@@ -1,4 +1,4 @@
-"""Merging, against its definition, and the copy of rows."""
+"""Merging, checked against its definition, and copying of rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def merge(
 
 
 def groups(features: np.ndarray, indices: list[int], valid: list[bool]) -> list[list[int]]:
-    """The definition, in float64: the members of each slot, ascending."""
+    """The definition in float64: the members of each slot, ascending."""
     slots = {n: slot for slot, n in reversed(list(enumerate(indices))) if n >= 0}
     members: list[list[int]] = [[] for _ in indices]
     for n, token in enumerate(features):
@@ -42,14 +42,14 @@ def groups(features: np.ndarray, indices: list[int], valid: list[bool]) -> list[
 
 
 def means(tokens: np.ndarray, scalar: str, members: list[list[int]]) -> np.ndarray:
-    """Of tokens whose sums are exact: the bit patterns of the means."""
+    """Returns the bit patterns of the means, for tokens with exact sums."""
     rows = [tokens[group].sum(0) if group else np.zeros_like(tokens[0]) for group in members]
     sizes = np.maximum([len(group) for group in members], 1).astype(np.float32)
     return nearest(np.asarray(rows, np.float32) / sizes[:, None], scalar)
 
 
 def random_indices(rng: np.random.Generator, num_tokens: int, width: int) -> list[int]:
-    """Distinct tokens in any order, and some unused slots."""
+    """Returns distinct tokens in random order, and some unused slots."""
     indices = rng.permutation(num_tokens + width)[:width]
     return [int(n) if n < num_tokens else -1 for n in indices]
 
@@ -79,7 +79,7 @@ def check_exact_similarities_give_the_exact_groups(core: ModuleType, isa: str) -
 
 
 def check_groups_are_certified(core: ModuleType, isa: str) -> None:
-    """Large enough that tokens and kept ones both come in several batches."""
+    """Uses enough tokens for several batches of tokens and of kept tokens."""
     rng = np.random.default_rng(31)
     merger = core.Merger(isa)
     for num_tokens, num_kept, dim in ((400, 150, 40), (90, 50, 5000), (37, 9, 1)):
@@ -90,7 +90,7 @@ def check_groups_are_certified(core: ModuleType, isa: str) -> None:
             merged = merge(
                 merger, members, "float32", features, scalar, indices, [True] * num_tokens
             )
-            # A row holds one over the group's size for each of its members.
+            # Each row of `merged` holds 1 / group size for each member of its group.
             assert ((merged > 0).sum(0) == 1).all()
             slot = (merged > 0).argmax(0)
             values = decode(features, scalar)
@@ -126,7 +126,7 @@ def check_neither_pieces_nor_strides_matter_to_means(core: ModuleType, isa: str)
             wide[num_tokens - 1 :: -1, dim - 1 :: -1][:num_tokens],
         ]
         merger = core.Merger(isa)
-        # Buffers that have served another image first must not show.
+        # Reused buffers must not affect the next image.
         merge(merger, encoded[5:50], scalar, encoded[5:50], scalar, [1, 7], [True] * 45, 2)
         for pieces in (2, 3, 7, 400):
             again = merge(merger, encoded, scalar, encoded, scalar, indices, valid, pieces)

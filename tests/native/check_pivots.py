@@ -1,4 +1,4 @@
-"""The most salient tokens, against a sort in plain Python."""
+"""The most salient tokens, checked against a sort in plain Python."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def ranked(salience: np.ndarray, valid: list[bool]) -> list[int]:
 
 
 def check_pivots_at_every_count(core: ModuleType, isa: str) -> None:
-    """Few values, so that most counts end among ties; special ones among them."""
+    """Uses few distinct values, special ones included, so that most counts end among ties."""
     rng = np.random.default_rng(20)
     worker = core.PivotWorker(isa)
     tiny = float(np.float32(1e-45))
@@ -42,7 +42,7 @@ def check_pivots_at_every_count(core: ModuleType, isa: str) -> None:
 
 
 def check_pivots_of_large_images(core: ModuleType, isa: str) -> None:
-    """Around 256 pivots another way of sorting takes over."""
+    """Covers both ways of sorting, which change at 256 pivots."""
     rng = np.random.default_rng(21)
     worker = core.PivotWorker(isa)
     for num_tokens in (257, 1000, 4099):

@@ -1,4 +1,4 @@
-"""Attention salience of one key head, against float64."""
+"""Attention salience of one key head, checked against float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
 def check_exponential_is_right_to_a_place(core: ModuleType, isa: str) -> None:
-    """Every 641st float from 0 down past where exp is subnormal, and the neighbourhood of that."""
+    """Tests every 641st float from 0 down to where exp is subnormal, and all around that edge."""
     most = int(np.float32(104).view(np.uint32))
     edge = int(np.float32(-math.log(SMALLEST_NORMAL)).view(np.uint32))
     bits = np.concatenate([np.arange(0, most, 641), np.arange(edge - 300, edge + 300)])
@@ -31,7 +31,7 @@ def check_exponential_is_right_to_a_place(core: ModuleType, isa: str) -> None:
 def check_exponential_of_what_is_no_number(core: ModuleType, isa: str) -> None:
     values = np.array([0.0, -0.0, -math.inf, math.nan, -math.nan, -3e38, -1e-45], np.float32)
     expected = np.array([1, 1, 0, math.nan, math.nan, 0, 1], np.float32)
-    for count in range(40):  # in vectors and where they end
+    for count in range(40):  # full vectors and their remainders
         actual = core.exponentials(isa, np.resize(values, count))
         np.testing.assert_array_equal(actual, np.resize(expected, count))
 
@@ -45,7 +45,7 @@ def check_weights_are_shares(core: ModuleType, _: str) -> None:
 
 @dataclass
 class Head:
-    """One key head: the inputs of the core, all float32 until encoded."""
+    """One key head: the inputs of the core, all float32 until they are encoded."""
 
     queries: np.ndarray  # [group, T, d]
     keys: np.ndarray  # [S, d]
@@ -63,7 +63,7 @@ class Head:
         self.reported = self.reported if self.reported[1] else (0, keys)
 
     def run(self, worker: Any, pieces: int = 1) -> np.ndarray:
-        """What the core says, with NaN where it says there is no number."""
+        """Returns the core's result, with NaN for the keys that it reports as undefined."""
         columns, without = worker.run(
             at_end_of_page(encode(self.queries, self.scalar)),
             at_end_of_page(encode(self.keys, self.scalar)),
@@ -79,7 +79,7 @@ class Head:
         return columns
 
     def exact(self) -> np.ndarray:
-        """The definition, in float64."""
+        """The definition in float64."""
         keys = decode(encode(self.keys, self.scalar), self.scalar)
         queries = decode(encode(self.queries, self.scalar), self.scalar)
         num_rows, num_keys = queries.shape[1], keys.shape[0]
@@ -109,12 +109,13 @@ def random_head(rng: np.random.Generator, group: int, rows: int, keys: int, dim:
 
 
 def assert_right(actual: np.ndarray, head: Head) -> None:
-    # Logits of up to 30 are known to 1e-6 of that, and a probability is as uncertain as its logit.
+    # Logits of up to 30 are accurate to 1e-6 relative or 3e-5 absolute, which is the relative error
+    # of a probability.
     np.testing.assert_allclose(actual, head.exact(), rtol=3e-5, atol=1e-6)
 
 
-# group, T, S, d: one row, few rows with the keys across the lanes, whole and partial vectors of
-# rows, several blocks of rows and of keys, and none of these divides another.
+# group, T, S, d: one row; few rows, with the keys across the lanes; whole and partial vectors of
+# rows; several blocks of rows and of keys; sizes that do not divide each other.
 SHAPES = [
     *[(1, 1, 1, 1), (1, 1, 64, 16), (1, 1, 65, 64), (4, 1, 200, 33), (2, 3, 63, 7)],
     *[(1, 8, 129, 24), (3, 3, 100, 20), (1, 16, 64, 40), (1, 17, 130, 5), (2, 31, 257, 12)],
@@ -200,7 +201,7 @@ def check_what_is_masked_may_hold_anything(core: ModuleType, isa: str) -> None:
 
 
 def check_a_row_without_a_probability(core: ModuleType, isa: str) -> None:
-    """NaN for all keys that the row may see and for no other, as the softmax of torch has it."""
+    """NaN for all keys that the row may see and for no other, as with torch's softmax."""
     rng = np.random.default_rng(24)
     worker = core.SalienceWorker(isa)
     for shape in SHAPES:
@@ -213,7 +214,7 @@ def check_a_row_without_a_probability(core: ModuleType, isa: str) -> None:
             head.queries[group - 1, row] = garbage
             head.queries[0, 0] = math.nan if garbage == math.inf else head.queries[0, 0]
             assert_right(head.run(worker), head)
-        # All logits that it sees are -inf: neither NaN nor inf among them.
+        # The row's logits are all -inf, without NaN or inf.
         head.keys = np.abs(head.keys) + 0.1
         head.queries[group - 1, row] = -3e38
         head.scale = 1e30
@@ -225,7 +226,7 @@ def check_logits_of_any_size(core: ModuleType, isa: str) -> None:
     worker = core.SalienceWorker(isa)
     for shape in SHAPES:
         head = random_head(rng, *shape)
-        # Exact products far apart: each row's attention is on its largest logits alone.
+        # Exact products that are far apart: each row attends only to its largest logits.
         head.queries = rng.integers(-3, 4, head.queries.shape).astype(np.float64)
         head.keys = rng.integers(-3, 4, head.keys.shape).astype(np.float64)
         for scale in (1000.0, -1e30, 1e-30, 0.0):

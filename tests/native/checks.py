@@ -1,9 +1,8 @@
-"""What the core must do, against float64 and plain Python; numpy is all it needs.
+"""The checks of the core against float64 and plain Python; they only need numpy.
 
-Each ``check_*`` takes the built module and the name of an instruction set, or the module alone
-where the plan of the CUDA kernels is checked. ``test_core.py`` runs them one by one on the plain
-build; as a script, this file runs all of them on the module it is given, which is how they run
-under the sanitizers:
+Each ``check_*`` takes the built module and the name of an instruction set, or only the module if it
+checks the plan of the CUDA kernels. ``test_core.py`` runs each of them on the plain build. As a
+script, this file runs all of them on a given module, which is how they run under the sanitizers:
 
     python checks.py MODULE.so
 """

@@ -1,4 +1,4 @@
-"""For the tests of the CPU kernels through torch; those of the core ask for none of this."""
+"""Fixtures for the tests of the CPU kernels through torch. The tests of the core use none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def cpu_backend() -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """Their number may be set, and is set back."""
+    """Lets a test set the number of threads, and restores it afterwards."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)

@@ -1,5 +1,4 @@
-"""Builds libraries for tests with ninja, as often as their sources change; the torch-free core as a
-Python module."""
+"""Builds test libraries with ninja when their sources change, such as the core as a module."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from types import MappingProxyType
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-ROOMS = ("shared", "simd", "algorithms")  # what is free of torch
+ROOMS = ("shared", "simd", "algorithms")  # torch-free
 BINDINGS = Path(__file__).with_name("bindings")
 
 FLAGS = {
@@ -59,7 +58,7 @@ def ninja() -> str:
 
 
 def build(variant: str) -> Path:
-    """The core built as ``variant``, a key of FLAGS; from the cache if nothing changed."""
+    """Builds the core as ``variant``, a key of FLAGS. Uses the cache if nothing changed."""
     import pybind11
 
     name = "clasp_core"
@@ -91,8 +90,10 @@ def build_library(
     extra: Mapping[str, list[str]] = MappingProxyType({}),
     link: Iterable[str] = (),
 ) -> Path:
-    """A shared library; from the cache if nothing in ``read`` changed. ``extra``: flags of single
-    sources, by their names."""
+    """Builds a shared library. Uses the cache if nothing in ``read`` changed.
+
+    ``extra`` maps the name of a source to flags for that source only.
+    """
     include_flags = [f"-I{path}" for path in includes]
     include_flags += [flag for path in system for flag in ("-isystem", path)]
     text = NINJA_FILE.format(
@@ -117,7 +118,7 @@ def build_library(
     library = directory / name
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / "lock").open("w") as lock:
-        # Processes that share the tests may want the same library at once.
+        # Parallel test processes may want the same library at once.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
             (directory / "build.ninja").write_text(text)
@@ -130,9 +131,9 @@ def build_library(
 
 
 def sanitizer_environment() -> dict[str, str]:
-    """What a process needs to load the sanitized module into a Python that is not sanitized."""
+    """The environment that loads a sanitized module into a Python that is not sanitized."""
     libraries = []
-    # libstdc++ as well: the sanitizer looks for __cxa_throw when it starts, before any module.
+    # libstdc++ too, because the sanitizer looks for __cxa_throw at startup, before any module.
     for name in ("libasan.so", "libubsan.so", "libstdc++.so"):
         found = subprocess.run(
             [*compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
@@ -142,10 +143,10 @@ def sanitizer_environment() -> dict[str, str]:
         libraries.append(os.path.realpath(found))
     return os.environ | {
         "LD_PRELOAD": ":".join(libraries),
-        # Python frees little when it exits.
+        # Python does not free all memory at exit, which would be reported as leaks.
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
-        # numpy's own pool would hide where arrays end.
+        # The pool of Python's own allocator would hide overruns.
         "PYTHONMALLOC": "malloc",
         "OMP_NUM_THREADS": "1",
     }

@@ -9,7 +9,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def clusters(generator: torch.Generator, batch: int, num_tokens: int, dim: int) -> Tensor:
-    """[batch, num_tokens, dim] around a dozen centres, as the tokens of an image are."""
+    """[batch, num_tokens, dim], clustered around a dozen centers like the tokens of an image."""
     centres = torch.randn(12, dim, generator=generator)
     which = torch.randint(12, (batch, num_tokens), generator=generator)
     return centres[which] + 0.7 * torch.randn(batch, num_tokens, dim, generator=generator)

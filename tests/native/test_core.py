@@ -1,4 +1,4 @@
-"""The algorithm cores, without torch: what they compute, and that they stay inside their memory."""
+"""The torch-free cores: their results, and that they stay within their memory."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""The CPU kernel of attention salience as torch calls it: threads, batches, and calls that go
-around the checks in Python."""
+"""The CPU kernel of attention salience, called through torch.
+
+Covers threads, batches, and direct calls without the checks in Python.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("cpu_backend")
 def attention(
     batch: int, key_heads: int, group: int, rows: int, keys: int, width: int, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What has one entry per image, and what has not."""
+    """Returns the arguments with one entry per image, and the others."""
     random = torch.Generator().manual_seed(batch + keys)
     per_image = {
         "query": torch.randn(batch, key_heads * group, rows, width, generator=random).to(dtype),
@@ -31,8 +33,8 @@ def attention(
     return per_image, {"causal": True, "key_range": (3, keys - 2)}
 
 
-# Whether threads share out heads or the keys of a head depends on how many there are of each: the
-# first have too few heads even for two threads, the last enough for any number.
+# Threads share either the heads or the keys of a head, depending on their numbers. The first shapes
+# have too few heads even for two threads, the last have enough for any number of threads.
 SHAPES = {
     "one head, one row": (1, 1, 1, 1, 1000, 40),
     "one head, few rows": (1, 1, 4, 2, 700, 24),
@@ -57,18 +59,20 @@ def test_threads_batch_mates_and_repetition_do_not_matter(
         for _ in range(3):
             assert torch.equal(attention_salience(**per_image, **options), expected)
     for image in range(0, shape[0], 7):
-        # In fresh memory, which is aligned otherwise, and with threads inside the image.
+        # A clone has another alignment, and a single image is split between threads.
         alone = {name: value[image : image + 1].clone() for name, value in per_image.items()}
         assert torch.equal(attention_salience(**alone, **options)[0], expected[image])
 
 
 def test_the_stored_attention_does_not_grow_with_rows_or_heads(threads: None) -> None:
-    """Beyond inputs and output: a bounded part per thread, not the 1 GB of the whole attention, nor
-    the 32 MB of one head's."""
+    """Memory beyond inputs and output is bounded per thread.
+
+    The whole attention would take 1 GB, and that of one head 32 MB.
+    """
     torch.set_num_threads(2)
     query, key = torch.randn(1, 32, 4096, 4), torch.randn(1, 32, 2048, 4)
     attention_salience(query[:, :, :64], key)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is in use
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use
     before = peak_memory()
     attention_salience(query, key)
     assert peak_memory() - before < 6 * 2**20
@@ -139,11 +143,11 @@ def test_a_direct_call_with_weights_out_of_range_stays_in_bounds() -> None:
 
 
 def test_many_heads_of_many_images() -> None:
-    """More than are worked on together, and more heads than there are partial sums."""
+    """Uses more images than are processed together, and more heads than partial sums."""
     generator = torch.Generator().manual_seed(7)
     query = torch.randn(9, 80, 2, 8, generator=generator)
     key = torch.randn(9, 40, 5, 8, generator=generator)
-    key[6, 0, 3] = math.nan  # what becomes of the first of several heads that are summed together
+    key[6, 0, 3] = math.nan  # the first of several heads that are summed together
     salience = attention_salience(query, key, causal=True)
     for image in range(9):
         one = slice(image, image + 1)

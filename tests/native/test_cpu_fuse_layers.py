@@ -1,5 +1,7 @@
-"""``fuse_layers`` on the CPU as torch calls it: threads, batches, strides, low precision, and calls
-that go around the checks in Python."""
+"""``fuse_layers`` on the CPU, called through torch.
+
+Covers threads, batches, strides, low precision, and direct calls without the checks in Python.
+"""
 
 from __future__ import annotations
 

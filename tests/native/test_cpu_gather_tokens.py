@@ -1,5 +1,7 @@
-"""``gather_tokens`` on the CPU as torch calls it: threads, strides, and calls that go around the
-checks in Python."""
+"""``gather_tokens`` on the CPU, called through torch.
+
+Covers threads, strides, and direct calls without the checks in Python.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""``merge_tokens`` on the CPU as torch calls it: threads, batches, strides, low precision, and
-calls that go around the checks in Python."""
+"""``merge_tokens`` on the CPU, called through torch.
+
+Covers threads, batches, strides, low precision, and direct calls without the checks in Python.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("cpu_backend")
 
 
 def clustered(batch: int, num_tokens: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Tokens, and distinct indices of a sixth of them with an unused slot."""
+    """Returns tokens, and distinct indices of a sixth of them with one unused slot."""
     generator = torch.Generator().manual_seed(batch * num_tokens + dim)
     tokens = clusters(generator, batch, num_tokens, dim)
     order = torch.rand(batch, num_tokens, generator=generator).argsort(-1)

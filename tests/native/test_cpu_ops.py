@@ -1,5 +1,7 @@
-"""The CPU operators as torch calls them: threads, batches, strides, and calls that go around the
-checks in Python."""
+"""The CPU operators, called through torch.
+
+Covers threads, batches, strides, and direct calls without the checks in Python.
+"""
 
 from __future__ import annotations
 
@@ -155,13 +157,13 @@ def test_a_direct_call_with_a_selection_out_of_range_is_refused() -> None:
     for wrong in (5, 2**40):
         with pytest.raises(RuntimeError, match="selected"):
             OPS.complete_tokens(features, torch.tensor([[0, wrong]]), 2, None)
-    # Any negative index is an unused slot, and repeating one selects it once.
+    # Any negative index is an unused slot, and a repeated index is selected once.
     picks = OPS.complete_tokens(features, torch.tensor([[-(2**40), 0, 0, -1]]), 4, None)
     assert picks.tolist() == [[1, 2, 3, 4]]
 
 
 def test_flushing_subnormals_loses_no_float16() -> None:
-    """Salience below 6e-5 is subnormal in float16, and usual where there are many tokens."""
+    """Salience below 6e-5 is subnormal in float16, and common if there are many tokens."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(8, 300, 24, generator=generator).half()
     salience = (torch.rand(8, 300, generator=generator) * 5e-5).half()
@@ -179,7 +181,7 @@ def test_flushing_subnormals_loses_no_float16() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_threads_inside_a_large_image_do_not_matter(dtype: torch.dtype, threads: None) -> None:
-    """Large enough for many parallel rounds; what they shared by mistake would show in some."""
+    """The image is large enough for many parallel rounds, so a data race would show in some."""
     features, salience = image_like(1, 2000, 512, dtype)
     torch.set_num_threads(1)
     expected = select_tokens(features, salience, 300, 100)
@@ -190,7 +192,7 @@ def test_threads_inside_a_large_image_do_not_matter(dtype: torch.dtype, threads:
 
 @pytest.mark.parametrize("true", [2, 255])
 def test_any_byte_but_zero_is_true(true: int) -> None:
-    """As in masks that were bytes before, of Pillow or OpenCV for example."""
+    """Masks viewed from bytes, such as those of Pillow or OpenCV, hold other values than 1."""
     generator = torch.Generator().manual_seed(0)
     plain = torch.rand(2, 40, generator=generator) < 0.5
     mask = (plain.to(torch.uint8) * true).view(torch.bool)
@@ -209,7 +211,7 @@ def test_any_byte_but_zero_is_true(true: int) -> None:
 
 
 def test_threads_do_not_matter_where_the_caller_flushes_subnormals(threads: None) -> None:
-    """What torch.set_flush_denormal sets, it sets for the calling thread alone."""
+    """torch.set_flush_denormal only affects the calling thread."""
     features, salience = image_like(6, 200, 64, torch.float32)
     features = features * 1e-20
     indices = select_pivots(salience, 20)

@@ -1,5 +1,7 @@
-"""select_pivots as torch calls it: threads, batches, strides, and calls that go around the checks
-in Python."""
+"""``select_pivots`` on the CPU, called through torch.
+
+Covers threads, batches, strides, and direct calls without the checks in Python.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-// Stands in for csrc/cuda/launch.h: tensors on the CPU count as the GPU's, and a launch runs on the
-// host, a fiber for every thread. The environment describes the GPU and is read at every call:
-// SIMT_ORDER says which threads and blocks come first (forwards, backwards or shuffled), and
-// SIMT_WORKSPACE_BYTES how much memory a call may take.
+// Replaces csrc/cuda/launch.h: CPU tensors count as GPU tensors, and a launch runs on the host with
+// one fiber per thread. Environment variables describe the GPU and are read at every call.
+// SIMT_ORDER is the order of threads and blocks (forwards, backwards or shuffled), and
+// SIMT_WORKSPACE_BYTES the memory limit of a call.
 #pragma once
 
 #include <cuda_runtime.h>

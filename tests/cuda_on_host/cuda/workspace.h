@@ -1,4 +1,4 @@
-// Stands in for csrc/cuda/workspace.h: what is beyond the last byte cannot be accessed.
+// Replaces csrc/cuda/workspace.h: accesses beyond the last byte crash.
 #pragma once
 
 #include <sys/mman.h>

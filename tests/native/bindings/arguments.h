@@ -1,4 +1,4 @@
-// How Python's arguments reach the core: numpy arrays as matrices, instruction sets by name.
+// Converts Python arguments for the core: numpy arrays to matrices, names to instruction sets.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -14,7 +14,7 @@
 
 namespace py = pybind11;
 
-// In module.cpp: every file that includes simd/dispatch.h compiles every kernel.
+// Defined in module.cpp, because every file that includes simd/dispatch.h compiles every kernel.
 const clasp::Kernels& kernels_of(const std::string& instruction_set);
 
 inline clasp::Scalar scalar_named(const std::string& name) {
@@ -22,7 +22,7 @@ inline clasp::Scalar scalar_named(const std::string& name) {
   return name == "float16" ? clasp::Scalar::float16 : clasp::Scalar::float32;
 }
 
-// A view: float32 as such, bfloat16 and float16 as uint16 bit patterns.
+// Returns a view. bfloat16 and float16 come as uint16 bit patterns.
 inline clasp::Matrix matrix(const py::array& rows, const std::string& scalar) {
   const clasp::Scalar type = scalar_named(scalar);
   if (rows.ndim() != 2 || rows.itemsize() != clasp::scalar_size(type)) {
@@ -36,7 +36,7 @@ inline clasp::Matrix matrix(const py::array& rows, const std::string& scalar) {
           rows.strides(1) / rows.itemsize()};
 }
 
-// Stands in for a thread pool: `pieces` ranges, the last one first.
+// Stands in for a thread pool: runs `pieces` ranges, the last one first.
 inline auto in_pieces(int64_t pieces) {
   return [pieces](int64_t count, const auto& body) {
     const int64_t size = (count + pieces - 1) / pieces;

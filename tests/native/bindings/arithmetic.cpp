@@ -1,4 +1,4 @@
-// What depends on the instruction set, and how candidates are ranked.
+// Arithmetic that depends on the instruction set, and the ranking of candidates.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -22,7 +22,7 @@ std::vector<const void*> row_pointers(const clasp::Matrix& rows) {
   return pointers;
 }
 
-// `later`: what the next tile would be of.
+// `later` are the tokens of the next tile, which are prefetched.
 py::array_t<float> tile(const std::string& instruction_set, const std::string& scalar,
                         const py::array& tokens, const py::array& rows,
                         const std::optional<py::array>& later) {
@@ -48,7 +48,7 @@ py::array_t<float> squares(const std::string& instruction_set, const std::string
   return result;
 }
 
-// Halves are bit patterns.
+// `halves` are bit patterns.
 py::array_t<float> widen(const std::string& instruction_set, const py::array_t<uint16_t>& halves,
                          const std::string& scalar) {
   const clasp::Kernels& kernels = kernels_of(instruction_set);
@@ -69,7 +69,7 @@ py::array_t<uint16_t> narrowed(const clasp::FuseKernels<Half>& kernels,
                                const py::array_t<float>& values) {
   py::array_t<uint16_t> result(values.shape(0));
   for (py::ssize_t i = 0; i < values.shape(0); ++i) {
-    // Sums are in an order of their own: all alike, they are in any.
+    // sums may be in any order, so all of them get the same value.
     float sums[clasp::kSumsMultiple];
     Half halves[clasp::kSumsMultiple];
     std::fill(std::begin(sums), std::end(sums), values.at(i));
@@ -79,7 +79,7 @@ py::array_t<uint16_t> narrowed(const clasp::FuseKernels<Half>& kernels,
   return result;
 }
 
-// What a sum becomes when it is stored; nothing else is rounded to halves.
+// Rounds float32 to 16 bits as a stored sum is rounded. No other operation of the core rounds.
 py::array_t<uint16_t> narrow(const std::string& instruction_set, const py::array_t<float>& values,
                              const std::string& scalar) {
   const clasp::Kernels& kernels = kernels_of(instruction_set);

@@ -20,7 +20,7 @@ auto flag(const std::vector<bool>& flags) {
   return [&flags](int64_t n) { return static_cast<bool>(flags[n]); };
 }
 
-// Serves several images in turn from one set of buffers, as a thread of the CPU kernel does.
+// Processes several images with one set of buffers, as a thread of the CPU kernel does.
 class Worker {
  public:
   explicit Worker(const std::string& instruction_set)

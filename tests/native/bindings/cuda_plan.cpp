@@ -1,4 +1,4 @@
-// What the host decides for the CUDA kernels.
+// The decisions that the host makes for the CUDA kernels.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -14,8 +14,8 @@
 
 namespace {
 
-// Fuses the tokens begin..end - 1 of `layers`, each [N, D], into `out`, as that many threads would
-// with the ranges `bounds[i]`..`bounds[i + 1]`.
+// Fuses the tokens of `layers`, each [N, D], into `out`, in the ranges [bounds[i], bounds[i + 1]),
+// as separate threads would.
 void fuse(const std::string& instruction_set, const std::vector<py::array>& layers,
           const std::string& scalar, const std::vector<float>& weights,
           const std::string& normalization, const std::vector<int64_t>& bounds, py::array& out) {

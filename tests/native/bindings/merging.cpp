@@ -1,4 +1,4 @@
-// Merging, and the copy of rows.
+// Merging, and copying of rows.
 #include "algorithms/merging.h"
 
 #include <pybind11/numpy.h>
@@ -15,7 +15,7 @@
 
 namespace {
 
-// Serves several images in turn from one set of buffers, as a thread of the CPU kernel does.
+// Processes several images with one set of buffers, as a thread of the CPU kernel does.
 class Merger {
  public:
   explicit Merger(const std::string& instruction_set) : merging_(kernels_of(instruction_set)) {}

@@ -1,4 +1,4 @@
-// The torch-free core as a Python module, for tests that reach it directly: one bind_* a subject.
+// The torch-free core as a Python module, with one bind_* function per subject.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -29,7 +29,7 @@ const clasp::Kernels& kernels_of(const std::string& instruction_set) {
 
 namespace {
 
-// For the test that a sanitizer which ought to be there is.
+// Used to test that the sanitizer is active.
 int read_past_the_end(const std::vector<int>& values) {
   const auto copy = std::make_unique<int[]>(values.size());
   std::copy(values.begin(), values.end(), copy.get());

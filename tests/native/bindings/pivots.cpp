@@ -13,7 +13,7 @@
 
 namespace {
 
-// Serves several images in turn from one set of buffers, as a thread of the CPU kernel does.
+// Processes several images with one set of buffers, as a thread of the CPU kernel does.
 class PivotWorker {
  public:
   explicit PivotWorker(const std::string& instruction_set) : pivots_(kernels_of(instruction_set)) {}

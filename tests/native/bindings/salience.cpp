@@ -1,4 +1,4 @@
-// The attention that falls on keys.
+// The attention that keys receive.
 #include "algorithms/salience.h"
 
 #include <pybind11/numpy.h>
@@ -19,7 +19,7 @@ namespace {
 
 py::array_t<float> exponentials(const std::string& instruction_set,
                                 const py::array_t<float>& values) {
-  // A heap block of just this size, where a sanitizer sees what lies beyond.
+  // A heap block of exactly this size, so that a sanitizer detects accesses beyond it.
   std::vector<float> copy(values.data(), values.data() + values.shape(0));
   kernels_of(instruction_set).exponentials(values.shape(0), copy.data());
   py::array_t<float> result(values.shape(0));
@@ -32,14 +32,14 @@ std::vector<float> normalized_weights(std::vector<float> weights) {
   return weights;
 }
 
-// Serves several heads in turn from one set of buffers, as a thread of the CPU kernel does.
+// Processes several heads with one set of buffers, as a thread of the CPU kernel does.
 class SalienceWorker {
  public:
   explicit SalienceWorker(const std::string& instruction_set)
       : salience_(kernels_of(instruction_set)) {}
 
-  // queries [group, T, d], keys [S, d] -> what is added to each column, and how many of the first
-  // keys are seen by a row without a probability.
+  // queries [group, T, d], keys [S, d] -> the values added to each column, and the number of
+  // leading keys seen by a row whose softmax is undefined.
   std::tuple<py::array_t<float>, int64_t> run(const py::array& queries, const py::array& keys,
                                               const std::string& scalar, float scale, bool causal,
                                               int64_t start, int64_t stop,
