@@ -191,7 +191,7 @@ class NinjaBuildExt(build_ext):
             self.mkpath(str(target.parent))
             self.copy_file(str(build_dir / target.name), str(target))
         self.write_build_info(torch_version, describe_compiler(compiler), cuda, problem)
-        # Standard output, as nothing is wrong; pip shows it with -v.
+        # Standard output, because this is not an error; pip shows it with -v.
         for sentence in cuda.left_out if cuda else ():
             print(f"clasp_kernels: {sentence}")
         if cuda is None and os.environ.get("CLASP_KERNELS_BUILD_CUDA") != "0":

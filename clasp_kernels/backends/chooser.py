@@ -120,7 +120,7 @@ def _settle_once(op: str, device: str, forced: str) -> str:
 
 @functools.cache
 def _warn_without_cuda() -> None:
-    """Warns if the CUDA extension exists but cannot serve. Not building it is no reason to warn."""
+    """Warns if the CUDA extension exists but cannot serve; does not warn if it was not built."""
     status, ops = cuda.load(), table.ops_of("cuda")
     if not (status.loaded or status.failed):
         return

@@ -23,7 +23,7 @@ _blocks: ContextVar[tuple[use_backend, ...]] = ContextVar("clasp_kernels_blocks"
 
 
 class _State(threading.local):
-    """The forced backend in a form that Dynamo can read, as Dynamo traces no ContextVar.
+    """The forced backend in a form that Dynamo can read; it cannot trace a ContextVar.
 
     Dynamo treats a property whose getter is a builtin as an attribute: it reads the value once and
     guards on it, so compiled code follows the context it runs in. ``ContextVar.get`` receives this

@@ -33,7 +33,7 @@ def installed() -> bool:
 @functools.cache
 def version() -> str:
     """Triton's version. Imports Triton, so call it only if Triton is installed."""
-    # The distribution metadata is no help: nightly builds and builds for AMD GPUs have other names.
+    # Not from metadata, because nightly builds and builds for AMD GPUs have other package names.
     return str(importlib.import_module("triton").__version__)
 
 

@@ -133,7 +133,7 @@ class Arguments:
                     f"{self.op}: {name} must be at most {LARGEST_COUNT} for every image, "
                     f"got {count} for image {image}."
                 )
-        largest = max(counts) if counts else 0  # `default` fails to trace
+        largest = max(counts) if counts else 0  # `default=` cannot be traced
         if all(count == largest for count in counts):
             return largest, None
         return largest, upload(counts, self.device)
@@ -209,7 +209,7 @@ class Arguments:
         images, width = value.shape
         if _is_wrapped(value):  # treat the batch of vmap as more images
             value = without_vmap(value).reshape(-1, width)
-        # A Python set: on a row of few indices, one torch call takes as long as this loop body.
+        # A Python set, because one torch call takes as long as the whole check of a short row.
         for image, row in enumerate(value.tolist()):
             if len(set(row)) == len(row):
                 continue

@@ -130,11 +130,11 @@ class Completion {
     refresh_queue(limit, parallel);
   }
 
-  // Estimates the key below which about `num_picks` tokens remain after all selections so far, so
-  // that one pass does most of the refreshing. The estimate assumes that every chunk of selections
-  // leaves the same fraction f of the tokens below a given value, so f^(number of chunks) remain
-  // below it. A sample of the tokens gives f. A wrong estimate costs time but does not change the
-  // result.
+  // Estimates a key such that about `num_picks` tokens are still below it after all selections so
+  // far, so that one pass does most of the refreshing. The estimate assumes that every chunk of
+  // selections leaves the same fraction f of the tokens below a given value. After all chunks,
+  // f^(number of chunks) of the tokens are below it. A sample of the tokens gives f. A wrong
+  // estimate costs time but does not change the result.
   template <class Parallel>
   uint64_t forecast(int64_t num_picks, int64_t num_candidates, const Parallel& parallel) {
     int64_t sample = 0;
