@@ -27,7 +27,8 @@ PARTS = {
     "backends": {"triton"},
     "ops": {"backends", "reference", "triton", "upload"},
     "policy": set(),
-    "models": {"ops", "backends", "policy", "upload"},
+    "rules": {"ops", "upload"},
+    "models": {"ops", "backends", "policy", "rules", "upload"},
 }
 # Modules without further imports, which any part may import.
 LEAVES = {"_integers", "_version", "_warn", "_with_torch"}

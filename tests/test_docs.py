@@ -13,7 +13,7 @@ import pytest
 import site_hooks
 
 import clasp_kernels
-from clasp_kernels import models, ops, policy, visualize
+from clasp_kernels import models, ops, policy, rules, visualize
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -51,7 +51,7 @@ def test_the_reference_has_every_public_name() -> None:
     }
     public = {
         f"{module.__name__}.{name}"
-        for module in (clasp_kernels, models, ops, policy)
+        for module in (clasp_kernels, models, ops, policy, rules)
         for name in module.__all__
     }
     drawn = {

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from clasp_kernels.bundled import tiny_vlm_path
+from clasp_kernels.rules import registry
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-OTHERS = {"custom_profile", "ops_only"}
+OTHERS = {"custom_profile", "custom_rule", "ops_only"}
 # For each family: the tokens that each image or video keeps by default, the total number of visual
 # tokens, and the number of other columns (text, tokens around images, newlines, timestamps).
 FAMILIES = {
@@ -106,6 +107,18 @@ def test_a_profile_and_a_router_of_ones_own(run: Callable[..., list[str]]) -> No
         "What color is the ring? orange",
         "  general: 16 tokens kept, 8 of them pivots",
     ]
+
+
+def test_a_rule_of_ones_own_beside_the_others(
+    run: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    question, *lines = run("custom_rule")
+    assert question == "What does the sign say?"
+    answers = {line.split()[0]: line.split()[1] for line in lines}
+    assert {"clasp", "attention", "divprune", "dart", "uniform", "centred"} <= answers.keys()
+    assert answers["clasp"] == "7K"
+    assert all(len(re.findall(r"\d+", line.partition("[")[2])) == 16 for line in lines)
 
 
 def test_the_ops_need_no_transformers() -> None:

@@ -99,6 +99,14 @@ def ask(
             show_default=False,
         ),
     ] = None,
+    rule: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How tokens are selected: clasp, or for comparison attention, divprune, dart, "
+            "random or uniform.",
+        ),
+    ] = "clasp",
     out: Annotated[
         str, typer.Option(metavar="PNG", help="Where to put the picture of what was kept.")
     ] = "out/map.png",
@@ -121,6 +129,8 @@ def ask(
     clasp ask photo.jpg "Where is the cat?" --category spatial --json
 
     clasp ask photo.jpg "What is on the table?" --schedule 2:0.5,4:0.2
+
+    clasp ask photo.jpg "What is on the table?" --rule divprune
     """
     with reported_errors():
         from clasp_kernels.cli.comparison import compare
@@ -145,6 +155,7 @@ def ask(
                 keep=kept,
                 profile=chosen,
                 category=category,
+                rule=rule,
                 max_new_tokens=max_new_tokens,
                 on_step=step,
             )

@@ -82,6 +82,8 @@ class Comparison:
     timed_runs: int
     schedule: Schedule | None = None
     """The schedule, or None if tokens were only dropped before the LLM."""
+    rule: str = "clasp"
+    """The name of the selection rule."""
     views: tuple[View, ...] = field(default=(), repr=False)
     """The pictures that the model saw, and where its visual tokens are."""
 
@@ -117,19 +119,25 @@ def compare(
     keep: int | Schedule,
     profile: Profile | None = None,
     category: str | None = None,
+    rule: str = "clasp",
     max_new_tokens: int = 32,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
     """Ask with all visual tokens and with the kept ones; warm up both, then time them.
 
-    ``keep`` is the number of tokens kept before the LLM, or a schedule.
+    ``keep`` is the number of tokens kept before the LLM, or a schedule. ``rule`` is the name of a
+    rule of ``clasp_kernels.rules``.
 
-    Raises a UsageError if ``question``, ``keep`` or ``category`` is invalid, and a CommandError if
-    the model cannot be pruned.
+    Raises a UsageError if ``question``, ``keep``, ``category`` or ``rule`` is invalid, and a
+    CommandError if the model cannot be pruned.
     """
+    from clasp_kernels.rules import rule_names
+
+    if rule not in rule_names():
+        raise UsageError(f"--rule must be one of {', '.join(rule_names())}, got {rule!r}")
     model = loaded.model
     # Apply once for the checks, so that an unsupported model is refused before any work.
-    with _applied(loaded, 1, profile) as handle:
+    with _applied(loaded, 1, profile, rule) as handle:
         name, reason = _categorise(question, category, handle.profile)
         prompt = prepare(loaded, handle.adapter, image, question)
     num_tokens = prompt.visual_tokens
@@ -143,7 +151,7 @@ def compare(
     )
     # Run the pruned model first: if it fails, it does so sooner and with less memory.
     on_step(f"Warming up with {some}")
-    with _applied(loaded, keep, profile):
+    with _applied(loaded, keep, profile, rule):
         asker.warm_up(name)
     on_step(f"Warming up with all {num_tokens} visual tokens")
     asker.warm_up()
@@ -156,7 +164,7 @@ def compare(
     ):
         run = f"run {len(full.phases) + 1}"
         on_step(f"Answering with {some}, {run}")
-        with _applied(loaded, keep, profile) as handle:
+        with _applied(loaded, keep, profile, rule) as handle:
             asker.ask(kept, name, handle)
             record = handle.last
         on_step(f"Answering with all {num_tokens} visual tokens, {run}")
@@ -173,6 +181,7 @@ def compare(
         num_layers=num_layers,
         timed_runs=len(full.phases),
         schedule=keep if isinstance(keep, Schedule) else None,
+        rule=rule,
         views=prompt.views,
     )
 
@@ -230,13 +239,15 @@ def _categorise(question: str, category: str | None, profile: Profile) -> tuple[
     )
 
 
-def _applied(loaded: LoadedModel, keep: int | Schedule, profile: Profile | None) -> ClaspHandle:
+def _applied(
+    loaded: LoadedModel, keep: int | Schedule, profile: Profile | None, rule: str
+) -> ClaspHandle:
     from clasp_kernels.models import apply_clasp
 
     try:
         if isinstance(keep, Schedule):
-            return apply_clasp(loaded.model, schedule=keep, profile=profile)
-        return apply_clasp(loaded.model, budget=keep, profile=profile)
+            return apply_clasp(loaded.model, schedule=keep, profile=profile, rule=rule)
+        return apply_clasp(loaded.model, budget=keep, profile=profile, rule=rule)
     # TypeError: unsupported model class. RuntimeError: unsupported transformers.
     except (TypeError, ValueError, RuntimeError) as error:
         raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None

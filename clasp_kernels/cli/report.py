@@ -102,6 +102,7 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
         "timed_runs": comparison.timed_runs,
         "indices": list(comparison.indices),
         "is_pivot": list(comparison.is_pivot),
+        "rule": comparison.rule,
         "schedule": None if comparison.schedule is None else str(comparison.schedule),
         "stages": [
             {

@@ -17,6 +17,7 @@ from clasp_kernels.models.prefill import check_dtype
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
+from clasp_kernels.rules import find_rule, rule_names
 
 _FUSE_INTO = ("projector", "selection")
 _POSITIONS = ("original", "compact")
@@ -48,6 +49,7 @@ def apply_clasp(
     merge: bool = False,
     salience_rows: str = "last",
     completion_on: str = "hidden",
+    rule: str | None = None,
 ) -> ClaspHandle:
     """Patch a Hugging Face multimodal model so that it keeps ``budget`` visual tokens per image.
 
@@ -92,6 +94,8 @@ def apply_clasp(
             prompt's last token, "instruction" is every token after the prompt's last image.
         completion_on: the features that compare tokens during completion inside the decoder:
             "hidden" is the hidden states there, "fused" the fused features of the vision tower.
+        rule: the name of another selection rule (``clasp_kernels.rules``), at every stage. The
+            category then decides how layers are fused, and not how the budget is split.
 
     A plain ``forward`` returns logits of the pruned length; ``handle.last.columns`` maps them to
     prompt columns. ``labels``, ``shift_labels`` and token types are pruned too. Any other argument
@@ -147,6 +151,8 @@ def apply_clasp(
         raise TypeError(f"merge must be True or False, got {merge!r}")
     _check_choice("salience_rows", salience_rows, _SALIENCE_ROWS)
     _check_choice("completion_on", completion_on, _COMPLETION_ON)
+    if rule is not None:
+        _check_choice("rule", rule, rule_names())
     if profile is None:
         profile = _default_profile(model, model_type)
     if not isinstance(profile, Profile):
@@ -183,7 +189,14 @@ def apply_clasp(
     if any(schedule.layers):
         _check_inside(positions, merge)
     selector = TokenSelector(
-        adapter, profile, schedule, fuse_into, merge, salience_rows, completion_on
+        adapter,
+        profile,
+        schedule,
+        fuse_into,
+        merge,
+        salience_rows,
+        completion_on,
+        None if rule in (None, "clasp") else find_rule(rule),
     )
     runtime = ClaspRuntime(
         model,

@@ -21,6 +21,7 @@ from clasp_kernels.models.layout import PromptImages, PrunedLayout
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.stopwatch import Stopwatch
 from clasp_kernels.policy import Profile, Schedule
+from clasp_kernels.rules import Rule
 from clasp_kernels.upload import upload
 
 
@@ -87,6 +88,8 @@ class TokenSelector:
     """The queries whose attention scores tokens inside the decoder: "last" or "instruction"."""
     completion_on: str
     """The features for completion inside the decoder: "hidden" or "fused"."""
+    rule: Rule | None = None
+    """The selection rule. None for CLASP with the profile's pivots."""
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -156,7 +159,11 @@ class TokenSelector:
                 tokens = fused
             if prunes:
                 assert fused is not None
-                selection = self.choose(fused, vision.salience(), categories, counts, valid)
+                if self.rule is None or self.rule.uses_salience:
+                    salience = vision.salience()
+                else:
+                    salience = torch.zeros(fused.shape[:2], device=fused.device)
+                selection = self.choose(fused, salience, categories, counts, valid)
                 indices, is_pivot = selection.indices, selection.is_pivot
                 if self.merge:
                     keep = partial(merge_tokens, features=fused, indices=indices, valid=valid)
@@ -187,9 +194,49 @@ class TokenSelector:
         counts: Sequence[int],
         valid: torch.Tensor | None = None,
     ) -> Selection:
-        """Select ``counts`` tokens, split into pivots and completion by each image's category."""
+        """Select ``counts`` tokens by the rule, or split into pivots and completion by each image's
+        category.
+
+        Raises:
+            TypeError, ValueError: the rule returned no selection of so many tokens.
+        """
+        if self.rule is not None:
+            selection = self.rule(features, salience, list(counts), valid=valid)
+            check_selection(self.rule.name, selection, counts)
+            return selection
         pivots = [
             self.profile.pivot_count(name, count)
             for name, count in zip(categories, counts, strict=True)
         ]
         return select_tokens(features, salience, list(counts), pivots, valid=valid)
+
+
+def check_selection(rule: str, selection: object, counts: Sequence[int]) -> None:
+    """Check what a rule returned. Values are checked on the CPU, where that waits for nothing.
+
+    Raises:
+        TypeError, ValueError: ``selection`` is no Selection of ``counts`` tokens.
+    """
+    if not isinstance(selection, Selection):
+        raise TypeError(f"rule {rule!r} must return a Selection, got {type(selection).__name__}")
+    shape = (len(counts), max(counts))
+    for name, values, dtype in (
+        ("indices", selection.indices, torch.int64),
+        ("is_pivot", selection.is_pivot, torch.bool),
+    ):
+        if tuple(values.shape) != shape or values.dtype != dtype:
+            raise ValueError(
+                f"rule {rule!r} must return {name} of shape {list(shape)} and {dtype}, got "
+                f"{list(values.shape)} and {values.dtype}"
+            )
+    if selection.indices.device.type != "cpu":
+        return
+    kept = [int(row.ge(0).sum()) for row in selection.indices]
+    if kept != list(counts):
+        raise ValueError(f"rule {rule!r} must keep {list(counts)} tokens of the images, got {kept}")
+    for row, count in zip(selection.indices, counts, strict=True):
+        if not bool((row[: count - 1] < row[1:count]).all()) or bool((row[:count] < 0).any()):
+            raise ValueError(
+                f"rule {rule!r} must return ascending indices, padded with -1 at the end, got "
+                f"{row.tolist()}"
+            )

@@ -1,0 +1,61 @@
+"""Controls: rules that look at neither features nor salience."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from clasp_kernels import Selection
+from clasp_kernels.upload import upload
+
+from ._selections import best_of
+from .registry import register_rule
+
+
+@register_rule("random", uses_salience=False)
+def random(
+    features: Tensor,
+    salience: Tensor,
+    budget: Sequence[int],
+    *,
+    valid: Tensor | None = None,
+) -> Selection:
+    """Keep random tokens.
+
+    The same shape gives the same tokens: the seed is fixed, and PyTorch's global generators are
+    left alone, so that sampling gives what it gave.
+
+    >>> import torch
+    >>> random(torch.ones(1, 8, 2), torch.zeros(1, 8), [3]).counts
+    tensor([3])
+    """
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(features.shape[:2], generator=generator)
+    return best_of(scores.to(features.device), budget, valid)
+
+
+@register_rule("uniform", uses_salience=False)
+def uniform(
+    features: Tensor,
+    salience: Tensor,
+    budget: Sequence[int],
+    *,
+    valid: Tensor | None = None,
+) -> Selection:
+    """Keep tokens at equal distances in the image's order of tokens.
+
+    >>> import torch
+    >>> uniform(torch.ones(1, 8, 2), torch.zeros(1, 8), [4]).indices
+    tensor([[1, 3, 5, 7]])
+    """
+    images, num_tokens = features.shape[:2]
+    if valid is None:
+        valid = torch.ones(images, num_tokens, dtype=torch.bool, device=features.device)
+    place = valid.cumsum(1)  # 1 for an image's first token
+    count = upload(list(budget), features.device)[:, None]
+    total = valid.sum(1, keepdim=True).clamp_min(1)
+    # The token at which the share of the budget that is due reaches the next whole number.
+    is_due = place * count // total > (place - 1) * count // total
+    return best_of(is_due.float(), budget, valid)

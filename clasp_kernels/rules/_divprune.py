@@ -1,0 +1,67 @@
+"""Max-min diversity over all tokens, without salience."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from clasp_kernels import Selection, complete_tokens
+
+from ._selections import selection_of
+from .registry import register_rule
+
+# Rows of similarities that exist at a time, so that memory does not grow with N * N.
+_ROWS = 512
+
+
+@register_rule("divprune", uses_salience=False)
+def divprune(
+    features: Tensor,
+    salience: Tensor,
+    budget: Sequence[int],
+    *,
+    valid: Tensor | None = None,
+) -> Selection:
+    """Keep tokens that are as far from each other as possible, by cosine distance.
+
+    The first token is the one whose nearest neighbour is farthest. Each further token is the one
+    whose nearest kept token is farthest (greedy max-min). Ties go to the lower index.
+
+    Needs features alone. Costs one :func:`~clasp_kernels.complete_tokens`, and all N x N
+    similarities once to find the first token, in eager PyTorch and in blocks of rows.
+
+    Source: DivPrune, arXiv 2503.02175.
+
+    >>> import torch
+    >>> features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.2]]])
+    >>> divprune(features, torch.zeros(1, 4), [2]).indices
+    tensor([[0, 2]])
+    """
+    if features.shape[1] == 0:
+        return selection_of(features.new_empty(len(features), 0, dtype=torch.int64), budget, 0)
+    first = _loneliest(features, valid)
+    more = complete_tokens(features, first, max(max(budget, default=0) - 1, 0), valid=valid)
+    return selection_of(torch.cat([first, more], dim=1), budget, 0)
+
+
+def _loneliest(features: Tensor, valid: Tensor | None) -> Tensor:
+    """[B, 1]: the token with the smallest similarity to its nearest neighbour, -1 for none."""
+    unit = functional.normalize(features.float(), dim=-1)
+    nearest = []
+    for start in range(0, unit.shape[1], _ROWS):
+        block = unit[:, start : start + _ROWS] @ unit.mT
+        if valid is not None:
+            block = block.masked_fill(~valid[:, None, :], float("-inf"))
+        own = torch.arange(start, start + block.shape[1], device=unit.device)
+        block.scatter_(2, own.expand(len(block), -1)[..., None], float("-inf"))
+        nearest.append(block.amax(dim=2))
+    closeness = torch.cat(nearest, dim=1)
+    if valid is not None:
+        closeness = closeness.masked_fill(~valid, float("inf"))
+    first = closeness.argmin(dim=1, keepdim=True)  # the first of equal ones
+    if valid is None:
+        return first
+    return first.where(valid.any(dim=1, keepdim=True), -1)

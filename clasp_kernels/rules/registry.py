@@ -1,0 +1,113 @@
+"""The registry of selection rules: what a rule is, and rules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from torch import Tensor
+
+from clasp_kernels import Selection
+
+
+class RuleFunction(Protocol):
+    """Select ``budget[b]`` of the visual tokens of image b."""
+
+    def __call__(
+        self,
+        features: Tensor,
+        salience: Tensor,
+        budget: Sequence[int],
+        *,
+        valid: Tensor | None = None,
+    ) -> Selection:
+        """
+        Args:
+            features: [B, N, D]; float32, bfloat16 or float16.
+            salience: [B, N] float32; zeros if the rule was registered with
+                ``uses_salience=False``.
+            budget: the number of tokens to keep of each image.
+            valid: [B, N] bool; False where an image has no token. All by default.
+
+        Returns:
+            :class:`~clasp_kernels.Selection` as of :func:`~clasp_kernels.select_tokens`: ascending
+            indices, padded with -1 where fewer than ``max(budget)`` are kept. ``is_pivot`` marks
+            the tokens that were kept for their salience.
+        """
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A selection rule and what it needs."""
+
+    name: str
+    function: RuleFunction
+    uses_salience: bool = True
+    """Whether the vision tower's attention has to be scored for it."""
+
+    def __call__(
+        self,
+        features: Tensor,
+        salience: Tensor,
+        budget: Sequence[int],
+        *,
+        valid: Tensor | None = None,
+    ) -> Selection:
+        return self.function(features, salience, budget, valid=valid)
+
+
+_RULES: dict[str, Rule] = {}
+_Function = TypeVar("_Function", bound=RuleFunction)
+
+
+def register_rule(name: str, *, uses_salience: bool = True) -> Callable[[_Function], _Function]:
+    """Register a function as the rule ``name``, which ``apply_clasp(model, rule=name)`` then takes.
+
+    Args:
+        name: a name that no rule has yet.
+        uses_salience: False for a rule that compares features alone. Its ``salience`` is zeros
+            before the decoder, which saves scoring the vision tower's attention.
+
+    Raises:
+        ValueError: there is a rule of this name.
+
+    >>> from clasp_kernels import select_tokens
+    >>> @register_rule("mostly_pivots")
+    ... def mostly_pivots(features, salience, budget, *, valid=None):
+    ...     return select_tokens(features, salience, budget, [b * 9 // 10 for b in budget],
+    ...                          valid=valid)
+    >>> find_rule("mostly_pivots").uses_salience
+    True
+    """
+
+    def register(function: _Function) -> _Function:
+        if name in _RULES:
+            raise ValueError(f"name must be one that no rule has yet, got {name!r}")
+        _RULES[name] = Rule(name, function, uses_salience)
+        return function
+
+    return register
+
+
+def rule_names() -> tuple[str, ...]:
+    """Return the names of all rules, in the order in which they were registered.
+
+    >>> "divprune" in rule_names()
+    True
+    """
+    return tuple(_RULES)
+
+
+def find_rule(name: str) -> Rule:
+    """Return the rule of this name.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+
+    >>> find_rule("attention").name
+    'attention'
+    """
+    if name not in _RULES:
+        raise ValueError(f"rule must be {', '.join(map(repr, _RULES))}; got {name!r}")
+    return _RULES[name]

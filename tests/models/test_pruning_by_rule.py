@@ -1,0 +1,160 @@
+"""A model pruned by a rule keeps what the rule selects, before the decoder and inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from masked_model import masked_inputs, reference_fusion
+from tiny_llava import images, prompts, tiny_llava, tiny_profile
+from torch import Tensor
+
+from clasp_kernels import Selection, rules
+from clasp_kernels.models import apply_clasp
+from clasp_kernels.policy import Schedule
+from clasp_kernels.rules import registry
+
+BATCH = {**prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4]), "pixel_values": images(2)}
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Register "spy", which keeps the last tokens, and record what it is given."""
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    @rules.register_rule("spy")
+    def spy(
+        features: Tensor, salience: Tensor, budget: Sequence[int], *, valid: Tensor | None = None
+    ) -> Selection:
+        calls.append((features, salience))
+        last = torch.arange(features.shape[1], dtype=torch.float32).expand(len(budget), -1)
+        return rules.attention(features, last, budget, valid=valid)
+
+    yield calls
+
+
+@pytest.mark.parametrize("name", ["attention", "divprune", "dart", "random", "uniform"])
+def test_dropping_by_a_rule_is_masking(name: str) -> None:
+    model = tiny_llava()
+    with apply_clasp(model, budget=9, profile=tiny_profile(), rule=name) as handle:
+        positions = (BATCH["attention_mask"].cumsum(1) - 1).clamp_min(0)
+        pruned = model(**BATCH, position_ids=positions, categories="general").logits
+    record = handle.last
+    assert record.stages[0].counts == (9, 9)
+    fused = reference_fusion(model, BATCH["pixel_values"], handle)
+    expected = model(**masked_inputs(model, BATCH, record, fused)).logits
+    compared = 0
+    for row, columns in enumerate(record.columns.tolist()):
+        for at, column in enumerate(columns):
+            if column >= 0 and BATCH["attention_mask"][row, column]:
+                torch.testing.assert_close(
+                    pruned[row, at], expected[row, column], atol=1e-4, rtol=0
+                )
+                compared += 1
+    assert compared == 4 + 5 + 2 * 9
+
+
+def test_the_rule_gets_fused_features_and_the_towers_salience(
+    seen: list[tuple[Tensor, Tensor]],
+) -> None:
+    model = tiny_llava()
+    with apply_clasp(model, budget=9, profile=tiny_profile(), rule="spy") as handle:
+        model(**BATCH, categories="general")
+        kept = handle.last.stages[0].indices
+    assert kept.tolist() == [list(range(27, 36))] * 2
+    (features, salience), *more = seen
+    assert not more
+    assert features.shape == (2, 36, 32) and salience.shape == (2, 36)
+    assert salience.std() > 1e-4
+
+
+def test_a_rule_without_salience_costs_no_scoring(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **more: object) -> None:
+        raise AssertionError("salience was computed")
+
+    monkeypatch.setattr("clasp_kernels.models.families._projected.attention_salience", fail)
+    model = tiny_llava()
+    with apply_clasp(model, budget=9, profile=tiny_profile(), rule="divprune"):
+        model(**BATCH, categories="general")
+    with (
+        apply_clasp(model, budget=9, profile=tiny_profile(), rule="attention"),
+        pytest.raises(AssertionError, match="salience was computed"),
+    ):
+        model(**BATCH, categories="general")
+
+
+def test_stages_inside_the_decoder_use_the_rule(seen: list[tuple[Tensor, Tensor]]) -> None:
+    model = tiny_llava()
+    schedule = Schedule({0: 20, 2: 6})
+    with apply_clasp(model, schedule=schedule, profile=tiny_profile(), rule="spy") as handle:
+        model.generate(**BATCH, categories="general", max_new_tokens=3, do_sample=False)
+        first, second = handle.last.stages
+    assert first.indices.tolist() == [list(range(16, 36))] * 2
+    assert second.indices.tolist() == [list(range(30, 36))] * 2
+    assert [features.shape[1] for features, _ in seen] == [36, 20]
+
+
+def test_clasp_by_name_is_the_default() -> None:
+    model = tiny_llava()
+    kept = []
+    for rule in (None, "clasp"):
+        with apply_clasp(model, budget=9, profile=tiny_profile(), rule=rule) as handle:
+            model(**BATCH, categories=["ocr", "counting"])
+            kept.append(handle.last.stages[0])
+    assert torch.equal(kept[0].indices, kept[1].indices)
+    assert kept[1].is_pivot.sum(1).tolist() == [7, 2]  # the profile's, by category
+
+
+def test_a_name_that_no_rule_has_is_refused_before_anything_changes() -> None:
+    model = tiny_llava()
+    with pytest.raises(ValueError, match=r"rule must be 'clasp' or 'attention' or .* got 'fastv'"):
+        apply_clasp(model, profile=tiny_profile(), rule="fastv")
+    apply_clasp(model, profile=tiny_profile()).remove()
+
+
+def too_few(selection: Selection) -> object:
+    indices = selection.indices.clone()
+    indices[0, -1] = -1
+    return selection._replace(indices=indices)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "message"),
+    [
+        (lambda it: it.indices, TypeError, "must return a Selection, got Tensor"),
+        (
+            lambda it: it._replace(indices=it.indices[:, 1:]),
+            ValueError,
+            r"must return indices of shape \[2, 9\] and torch.int64, got \[2, 8\]",
+        ),
+        (
+            lambda it: it._replace(is_pivot=it.is_pivot.int()),
+            ValueError,
+            "must return is_pivot of shape .* got .* torch.int32",
+        ),
+        (too_few, ValueError, r"must keep \[9, 9\] tokens of the images, got \[8, 9\]"),
+        (
+            lambda it: it._replace(indices=it.indices.flip(1)),
+            ValueError,
+            "must return ascending indices",
+        ),
+    ],
+)
+def test_what_a_rule_returns_is_checked(
+    seen: list[tuple[Tensor, Tensor]], spoil: Any, error: type[Exception], message: str
+) -> None:
+    @rules.register_rule("spoiled")
+    def spoiled(
+        features: Tensor, salience: Tensor, budget: Sequence[int], *, valid: Tensor | None = None
+    ) -> Any:
+        return spoil(rules.attention(features, salience, budget, valid=valid))
+
+    model = tiny_llava()
+    with (
+        apply_clasp(model, budget=9, profile=tiny_profile(), rule="spoiled"),
+        pytest.raises(error, match=f"rule 'spoiled' {message}"),
+    ):
+        model(**BATCH, categories="general")

@@ -1,0 +1,190 @@
+"""Each rule against a description of its algorithm, token by token, and what holds of all rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from clasp_kernels import Selection, rules, select_tokens
+from clasp_kernels.rules import registry
+
+BUILT_IN = ("clasp", "attention", "divprune", "dart", "random", "uniform")
+
+
+def images(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    """Features of small integers, whose similarities tie here and there; salience; valid."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randint(-3, 4, (3, 40, 6), generator=generator).to(dtype)
+    salience = torch.randint(0, 12, (3, 40), generator=generator) / 12
+    valid = torch.rand(3, 40, generator=generator) < 0.7
+    valid[0] = True
+    return features, salience, valid
+
+
+def cosine(features: Tensor) -> Tensor:
+    rows = features.double()
+    norms = rows.norm(dim=-1, keepdim=True)
+    unit = torch.where(norms > 0, rows / norms, 0.0)
+    return (unit @ unit.T).round(decimals=5)
+
+
+def kept(selection: Selection, image: int) -> list[int]:
+    return selection.indices[image, : selection.counts[image]].tolist()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_keeps_the_budget_of_valid_tokens_in_order(name: str) -> None:
+    features, salience, valid = images()
+    selection = rules.find_rule(name)(features, salience, [12, 7, 1], valid=valid)
+    assert selection.indices.shape == selection.is_pivot.shape == (3, 12)
+    assert selection.indices.dtype == torch.int64 and selection.is_pivot.dtype == torch.bool
+    assert selection.counts.tolist() == [12, 7, 1]
+    for image in range(3):
+        tokens = kept(selection, image)
+        assert tokens == sorted(set(tokens))
+        assert valid[image, tokens].all()
+        assert (selection.indices[image, len(tokens) :] == -1).all()
+        assert not selection.is_pivot[image, len(tokens) :].any()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_a_budget_of_more_than_there_is_keeps_all(name: str) -> None:
+    features, salience, valid = images()
+    selection = rules.find_rule(name)(features, salience, [50, 50, 50], valid=valid)
+    for image in range(3):
+        assert kept(selection, image) == valid[image].nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 3)])
+def test_nothing_to_select(name: str, shape: tuple[int, int, int]) -> None:
+    features = torch.ones(shape)
+    selection = rules.find_rule(name)(features, torch.zeros(shape[:2]), [0] * shape[0])
+    assert selection.indices.shape == (shape[0], 0)
+    assert selection.counts.tolist() == [0] * shape[0]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
+    features, salience, valid = images()
+    rule = rules.find_rule(name)
+    together = rule(features, salience, [12, 7, 5], valid=valid)
+    for image, budget in enumerate([12, 7, 5]):
+        part = slice(image, image + 1)
+        alone = rule(features[part], salience[part], [budget], valid=valid[part])
+        if name != "random":  # whose tokens depend on the shape of the batch
+            assert kept(alone, 0) == kept(together, image)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_that_is_exact_gives_the_same(name: str, dtype: torch.dtype) -> None:
+    features, salience, valid = images()
+    rule = rules.find_rule(name)
+    full = rule(features, salience, [9, 9, 9], valid=valid)
+    half = rule(features.to(dtype), salience, [9, 9, 9], valid=valid)
+    assert torch.equal(full.indices, half.indices)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_global_generators_are_left_alone(name: str) -> None:
+    features, salience, valid = images()
+    before = torch.get_rng_state()
+    first = rules.find_rule(name)(features, salience, [9, 9, 9], valid=valid)
+    assert torch.equal(torch.get_rng_state(), before)
+    again = rules.find_rule(name)(features, salience, [9, 9, 9], valid=valid)
+    assert torch.equal(first.indices, again.indices)
+
+
+def test_clasp_is_half_pivots() -> None:
+    features, salience, valid = images()
+    selection = rules.clasp(features, salience, [12, 7, 1], valid=valid)
+    expected = select_tokens(features, salience, [12, 7, 1], [6, 4, 1], valid=valid)
+    assert all(map(torch.equal, selection, expected))
+
+
+def test_attention_keeps_the_most_salient() -> None:
+    features, salience, valid = images()
+    selection = rules.attention(features, salience, [9, 9, 9], valid=valid)
+    for image in range(3):
+        tokens = valid[image].nonzero().flatten().tolist()
+        best = sorted(tokens, key=lambda n: (-float(salience[image, n]), n))[:9]
+        assert kept(selection, image) == sorted(best)
+    assert selection.is_pivot.all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_divprune_is_greedy_max_min(seed: int) -> None:
+    features, salience, valid = images(seed)
+    selection = rules.divprune(features, salience, [9, 5, 2], valid=valid)
+    for image, budget in enumerate([9, 5, 2]):
+        similarity = cosine(features[image])
+        tokens = valid[image].nonzero().flatten().tolist()
+        nearest = {n: max(float(similarity[n, m]) for m in tokens if m != n) for n in tokens}
+        picks = [min(tokens, key=lambda n: (nearest[n], n))]
+        while len(picks) < budget:
+            rest = [n for n in tokens if n not in picks]
+            picks.append(min(rest, key=lambda n: (max(float(similarity[n, m]) for m in picks), n)))
+        assert kept(selection, image) == sorted(picks)
+    assert not selection.is_pivot.any()
+
+
+def test_divprune_finds_its_first_token_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, salience, valid = images()
+    expected = rules.divprune(features, salience, [9, 5, 2], valid=valid)
+    monkeypatch.setattr("clasp_kernels.rules._divprune._ROWS", 7)
+    assert torch.equal(
+        rules.divprune(features, salience, [9, 5, 2], valid=valid).indices, expected.indices
+    )
+
+
+@pytest.mark.parametrize("budgets", [[21, 9, 3], [2, 1, 12]])
+def test_dart_adds_what_is_least_like_each_pivot_in_turn(budgets: list[int]) -> None:
+    features, salience, valid = images()
+    selection = rules.dart(features, salience, budgets, valid=valid)
+    for image, budget in enumerate(budgets):
+        similarity = cosine(features[image])
+        tokens = valid[image].nonzero().flatten().tolist()
+        number = min(8, max(1, budget // 2))
+        pivots = sorted(tokens, key=lambda n: (-float(salience[image, n]), n))[:number]
+        picks = list(pivots)
+        for turn, pivot in enumerate(pivots):
+            share, left = divmod(budget - number, number)
+            rest = [n for n in tokens if n not in picks]
+            least = sorted(rest, key=lambda n: (float(similarity[n, pivot]), n))
+            picks += least[: share + (turn < left)]
+        assert kept(selection, image) == sorted(picks)
+        row = selection.is_pivot[image, : len(picks)]
+        assert selection.indices[image, : len(picks)][row].tolist() == sorted(pivots)
+
+
+def test_uniform_takes_equal_steps() -> None:
+    features = torch.ones(2, 40, 2)
+    valid = torch.ones(2, 40, dtype=torch.bool)
+    valid[1, :10] = False
+    selection = rules.uniform(features, torch.zeros(2, 40), [10, 7], valid=valid)
+    assert kept(selection, 0) == list(range(3, 40, 4))
+    steps = torch.tensor(kept(selection, 1)).diff()
+    assert set(steps.tolist()) <= {4, 5}  # of 30 tokens, seven
+
+
+@pytest.fixture
+def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    yield
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_a_name_is_registered_once() -> None:
+    rules.register_rule("mine")(rules.uniform)
+    assert rules.find_rule("mine").uses_salience
+    with pytest.raises(ValueError, match="name must be one that no rule has yet, got 'mine'"):
+        rules.register_rule("mine")(rules.uniform)
+
+
+def test_a_name_that_no_rule_has_lists_those_there_are() -> None:
+    with pytest.raises(ValueError, match=r"rule must be 'clasp', 'attention', .*; got 'fastv'"):
+        rules.find_rule("fastv")

@@ -1,0 +1,47 @@
+"""``clasp ask --rule``."""
+
+import json
+
+import pytest
+from running import QUESTION, SCENE, clasp, message
+
+from clasp_kernels.rules import rule_names
+
+
+@pytest.fixture
+def one_run(monkeypatch):
+    monkeypatch.setattr("clasp_kernels.cli.comparison._MAX_RUNS", 1)
+
+
+def test_a_rule_selects(tmp_path, one_run):
+    result = clasp(
+        "ask", SCENE, QUESTION, "--keep", 9, "--rule", "uniform", "--out", tmp_path / "map.png",
+        "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["rule"] == "uniform"
+    assert answer["indices"] == list(range(15, 144, 16))
+    assert not any(answer["is_pivot"])
+    assert (tmp_path / "map.png").is_file()
+
+
+def test_without_one_it_is_clasp(tmp_path, one_run):
+    result = clasp("ask", SCENE, QUESTION, "--out", tmp_path / "map.png", "--json")
+    answer = json.loads(result.stdout)
+    assert answer["rule"] == "clasp" and any(answer["is_pivot"]) and not all(answer["is_pivot"])
+
+
+def test_a_name_that_no_rule_has_is_refused(tmp_path):
+    result = clasp("ask", SCENE, QUESTION, "--rule", "fastv", "--out", tmp_path / "map.png")
+    assert result.exit_code == 2
+    assert "--rule must be one of clasp, attention, " in message(result)
+    assert "got 'fastv'" in message(result)
+    assert not (tmp_path / "map.png").exists()
+
+
+def test_help_names_the_rules():
+    text = clasp("ask", "--help").stdout
+    option = text[text.index("--rule") :]
+    for name in ("clasp", "attention", "divprune", "dart", "random", "uniform"):
+        assert name in rule_names() and name in option
