@@ -257,6 +257,7 @@ class Salience {
     for (int64_t i = 0; i < kKeysAtOnce; ++i) {
       rows[i] =
           i < count ? keys.contiguous(begin + i, buffer + i * keys.num_columns) : rows[count - 1];
+      rows[kKeysAtOnce + i] = rows[i];  // copies in `buffer` need no prefetch
     }
   }
 
