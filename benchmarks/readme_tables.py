@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import busy_machine
 import ops
 from models.prefill_table import EXPLANATION, whole_model
 from models.shapes import RECORDED
@@ -156,6 +157,20 @@ def speed() -> str:
     )
 
 
+def busy() -> str:
+    """The ops with a busy process on each core."""
+    if not busy_machine.RECORDED.exists():
+        return ""
+    content = json.loads(busy_machine.RECORDED.read_text())
+    rows = [busy_machine.BusyRow(**row) for row in content["rows"]]
+    return (
+        f"\n**The ops on a busy machine** ({_where([content['environment']])}): idle, and with a "
+        "busy process on each core. A thread that is called may not run there for milliseconds, so "
+        "an op calls no others for a while once they have come late. Ratio: all threads over one, "
+        "where the machine is busy.\n\n" + busy_machine.table(rows)
+    )
+
+
 def prefill() -> str:
     """The whole models that have been measured. Each file may be from a machine of its own."""
     paths = [RESULTS / name for name in RECORDED.values()]
@@ -184,6 +199,7 @@ def tables() -> str:
         + stages_table(stages)
         + "\n"
         + speed()
+        + busy()
         + prefill()
     )
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import busy_machine
 import machine
 import ops
 import peak_memory
@@ -252,3 +253,13 @@ def test_selection_stays_within_its_memory(case: Case) -> None:
     peak = peak_memory.in_fresh_process("select_tokens", str(case), rows.OURS)
     limit = peak_memory.MEASURED["select_tokens"].limit(case)
     assert limit is not None and 0 < peak <= limit
+
+
+def test_a_busy_machine_has_a_row_of_each_op_thread_count_and_load() -> None:
+    rows_found = busy_machine.measure("idle", calls=1)
+    with busy_machine.busy_cores():
+        rows_found += busy_machine.measure("busy", calls=1)
+    assert {row.op for row in rows_found} == busy_machine.CASES.keys()
+    assert all(row.median_us > 0 for row in rows_found)
+    lines = busy_machine.table(rows_found).splitlines()
+    assert len(lines) == 2 + len(busy_machine.CASES)

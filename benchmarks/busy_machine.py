@@ -1,0 +1,129 @@
+"""The ops on one thread and on several, on an idle machine and with a busy process on each core.
+
+    python benchmarks/busy_machine.py            # -> benchmarks/results/cpu/busy_machine.json
+    python benchmarks/busy_machine.py --calls 3  # a quick look, printed only
+
+Servers, Ray workers and data loaders keep cores busy. A thread that an op calls may not run there
+for milliseconds, so several threads can be slower than one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ops
+import torch
+from machine import ROOT, environment
+from table import duration, markdown_table
+
+from clasp_kernels import use_backend
+
+RECORDED = ROOT / "benchmarks" / "results" / "cpu" / "busy_machine.json"
+CALLS = 50
+CASES = {
+    "select_tokens": "1x2880x1024 float32 R320 P160 random",
+    "attention_salience": "B1 T32 S640 float32 H32/32 d128",
+    "fuse_layers": "1x2880x1024 float32 L4",
+    "merge_tokens": "1x2880x1024 float32 R320",
+}
+
+
+@dataclass(frozen=True)
+class BusyRow:
+    """Medians of one op, in microseconds."""
+
+    op: str
+    case: str
+    load: str
+    """"idle", or "busy" with a busy process on each core."""
+    threads: int
+    median_us: float
+
+
+@contextmanager
+def busy_cores() -> Iterator[None]:
+    """Keep every core busy with a process of its own."""
+    command = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
+    try:
+        time.sleep(1)  # until all of them run
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def median_us(call: Callable[[], Any], calls: int) -> float:
+    call()
+    times = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return round(1e6 * statistics.median(times), 2)
+
+
+def measure(load: str, calls: int) -> list[BusyRow]:
+    rows = []
+    several = torch.get_num_threads()
+    benchmarks = ops.load_all()
+    for op, name in CASES.items():
+        case = next(case for case in benchmarks[op].cpu if str(case) == name)
+        inputs = case.inputs("cpu", 0)
+        for threads in (1, several):
+            torch.set_num_threads(threads)
+            with torch.no_grad(), use_backend("cpu"):
+                median = median_us(lambda case=case, inputs=inputs: case.ours(*inputs), calls)
+            rows.append(BusyRow(op, name, load, threads, median))
+    torch.set_num_threads(several)
+    return rows
+
+
+def table(rows: list[BusyRow]) -> str:
+    """A line for each op: one thread and several, idle and busy, and the ratio where it is busy."""
+    lines = []
+    for op, case in CASES.items():
+        times = {(row.load, row.threads): row.median_us for row in rows if row.op == op}
+        one, *_, several = sorted({threads for _, threads in times})
+        lines.append(
+            [
+                f"`{op}`",
+                case,
+                *(duration(times["idle", threads]) for threads in (one, several)),
+                *(duration(times["busy", threads]) for threads in (one, several)),
+                f"{times['busy', several] / times['busy', one]:.2f}",
+            ]
+        )
+    header = ["op", "case", "idle, 1 thread", "idle, all", "busy, 1 thread", "busy, all", "ratio"]
+    return markdown_table(header, lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--calls", type=int, default=CALLS)
+    arguments = parser.parse_args()
+    rows = measure("idle", arguments.calls)
+    with busy_cores():
+        rows += measure("busy", arguments.calls)
+    if arguments.calls >= CALLS:
+        content = {
+            "environment": environment() | {"command": "python benchmarks/busy_machine.py"},
+            "rows": [asdict(row) for row in rows],
+        }
+        RECORDED.write_text(json.dumps(content, indent=2) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
