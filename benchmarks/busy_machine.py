@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import ops
@@ -84,7 +85,7 @@ def measure(load: str, calls: int) -> list[BusyRow]:
         for threads in (1, several):
             torch.set_num_threads(threads)
             with torch.no_grad(), use_backend("cpu"):
-                median = median_us(lambda case=case, inputs=inputs: case.ours(*inputs), calls)
+                median = median_us(partial(case.ours, *inputs), calls)
             rows.append(BusyRow(op, name, load, threads, median))
     torch.set_num_threads(several)
     return rows
