@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from inputs import DTYPES, draw_mask, dtypes, generator, masks, seeds
 
 from clasp_kernels import attention_salience
+from clasp_kernels.triton import INTERPRETED
 
 OP = "attention_salience"
 EXACT = {"rtol": 1e-5, "atol": 1e-6}
@@ -276,7 +277,8 @@ def test_the_same_bits_twenty_times(backend) -> None:
     query = torch.randn(2, 4, 33, 20, generator=random)
     key = torch.randn(2, 2, 300, 20, generator=random)
     first = attention_salience(query, key, causal=True)
-    for _ in range(20):
+    # The interpreter has one thread, and is slow.
+    for _ in range(2 if INTERPRETED and backend == "triton" else 20):
         assert torch.equal(attention_salience(query, key, causal=True), first)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clasp_kernels
-from clasp_kernels import backend_report, reference
+from clasp_kernels import backend_report, backends, reference
+from clasp_kernels.triton import INTERPRETED
 
 OPS = sorted(calls())
 
@@ -257,6 +258,8 @@ def mapped_calls(served: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_vmap_gives_what_single_calls_give(served: str, dim: int) -> None:
     """Values are checked and nothing falls back to a loop over calls."""
+    if dim != 0 and INTERPRETED and backends.forced_backend() == "triton":
+        pytest.skip("the dimension is moved before a kernel runs, and the interpreter is slow")
     made = mapped_calls(served)
     names = [name for name, value in made[0].items() if isinstance(value, (Tensor, list))]
     rest = {name: value for name, value in made[0].items() if name not in names}
