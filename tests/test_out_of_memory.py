@@ -74,7 +74,7 @@ def test_a_torch_that_does_not_tell(tmp_path: Path) -> None:
     (tmp_path / library.name).write_bytes(content.replace(ask, ask[::-1]))
     assert what_is_raised("result", tmp_path).startswith(
         "RuntimeError DefaultCPUAllocator: can't allocate memory. There is none for a tensor of "
-        "[2, 1, 268435456], or so it seems: before 2.13 torch"
+        "[2, 1, 268435456] (assumed cause: torch before 2.13 prints"
     )
 
 

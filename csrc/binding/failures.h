@@ -45,9 +45,9 @@ struct Reporting<kOp> {
     try {
       return kOp(std::forward<Arguments>(arguments)...);
     } catch (const std::bad_alloc&) {
-      throw std::runtime_error(std::string(kNoCpuMemory) + " for the working space of a kernel");
+      throw std::runtime_error(std::string(kNoCpuMemory) + " for a kernel's workspace");
     } catch (const std::length_error&) {  // a size beyond the maximum of std::vector
-      throw std::runtime_error(std::string(kNoCpuMemory) + " for the working space of a kernel");
+      throw std::runtime_error(std::string(kNoCpuMemory) + " for a kernel's workspace");
     }
   }
 };

@@ -38,7 +38,7 @@ struct Place {
     for (std::size_t d = 0; d < num_dims; ++d) {
       message += (d == 0 ? " [" : ", ") + std::to_string(sizes[d]);
     }
-    message += "], or so it seems: before 2.13 torch tells why on standard error alone.";
+    message += "] (assumed cause: torch before 2.13 prints the reason to stderr only).";
   }
   throw std::runtime_error(message);
 }

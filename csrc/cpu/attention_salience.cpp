@@ -110,7 +110,7 @@ Tensor attention_salience(const Tensor& query, const Tensor& key, double scale, 
   const int64_t T = queries.size(2);
   const int64_t S = keys.size(2);
   const int64_t num_heads = keys.size(1);
-  STD_TORCH_CHECK(key.scalar_type() == query.scalar_type(), "key has another dtype than query");
+  STD_TORCH_CHECK(key.scalar_type() == query.scalar_type(), "key must have query's dtype");
   STD_TORCH_CHECK(keys.size(0) == B && keys.size(3) == queries.size(3), "key has the wrong shape");
   STD_TORCH_CHECK(num_heads > 0 && queries.size(1) % num_heads == 0,
                   "the heads of query must be a multiple of the heads of key");

@@ -24,7 +24,7 @@ Tensor merge_tokens(const Tensor& tokens, const Tensor& features, const Tensor& 
   const int64_t N = tokens.size(1);
   const int64_t D = tokens.size(2);
   STD_TORCH_CHECK(features.size(0) == B && features.size(1) == N, "features must be [", B, ", ", N,
-                  ", F], as many as tokens");
+                  ", F], with the batch size and number of tokens of `tokens`");
   const Indices kept(indices, "indices", B, N);
   const int64_t R = kept.width();
   const ValidMask mask(valid, "valid", B, N);

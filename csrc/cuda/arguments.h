@@ -31,7 +31,7 @@ class Call {
     // Half of the int32 range, so that loops that step past the last token do not overflow.
     constexpr int64_t kMost = int64_t{1} << 30;
     STD_TORCH_CHECK(features.size(1) <= kMost, "features has too many tokens");
-    STD_TORCH_CHECK(features.size(2) <= kMost, "features are too long");
+    STD_TORCH_CHECK(features.size(2) <= kMost, "features has too many columns");
     num_tokens = static_cast<int32_t>(features.size(1));
   }
 

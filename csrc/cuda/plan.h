@@ -51,7 +51,7 @@ inline int64_t matrix_bytes(int32_t num_tokens) {
 inline Design design_for(int32_t num_tokens, std::optional<Design> forced, int64_t workspace) {
   const bool has_matrix = num_tokens <= kLargestScan && matrix_bytes(num_tokens) <= workspace;
   if (forced == Design::matrix && !has_matrix) {
-    throw std::invalid_argument("CLASP_KERNELS_CUDA_DESIGN=matrix serves no more than " +
+    throw std::invalid_argument("CLASP_KERNELS_CUDA_DESIGN=matrix supports at most " +
                                 std::to_string(kLargestScan) + " tokens, features has " +
                                 std::to_string(num_tokens));
   }

@@ -150,7 +150,7 @@ class Block {
           step(first);
         }
       }
-      if (progress == before) fail("threads wait for others that never come");
+      if (progress == before) fail("deadlock: threads wait for others that never arrive");
     }
   }
 
