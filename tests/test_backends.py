@@ -523,7 +523,7 @@ def test_amd_gpus_run_what_needs_no_order_of_writes(op: str, expected: str, monk
     chooser._warn_fallback.cache_clear()
     triton.gpu_problem.cache_clear()
     assert backend == expected
-    assert expected == "triton" or "NVIDIA GPUs alone" in reason
+    assert expected == "triton" or "only NVIDIA barriers" in reason
 
 
 def test_a_gpu_that_triton_does_not_support_is_served_by_the_reference(monkeypatch) -> None:

@@ -130,9 +130,9 @@ def test_a_library_that_cannot_name_its_level_is_not_used(monkeypatch) -> None:
     """A build of an older checkout, for example, would ignore the forced level."""
     capability, problem = cpu._capability(Path(torch._C.__file__))
     assert capability is None
-    assert "is of another version of clasp_kernels. Build it with `pip install" in problem
+    assert "belongs to another version of clasp_kernels. Build it with `pip install" in problem
     monkeypatch.setattr(cpu, "_status", STATUS._replace(problem=problem))
-    with pytest.raises(RuntimeError, match="of another version"):
+    with pytest.raises(RuntimeError, match="to another version"):
         backends.choose("select_tokens", "cpu", "auto")
-    with pytest.raises(RuntimeError, match="of another version"):
+    with pytest.raises(RuntimeError, match="to another version"):
         backend_report()

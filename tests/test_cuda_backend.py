@@ -119,7 +119,7 @@ def test_compiled_code_goes_past_it_too(computer: Computer) -> None:
         return op(features, torch.zeros(1, 0, dtype=torch.int64), 0, None)
 
     torch._dynamo.reset()
-    with pytest.warns(RuntimeWarning, match="go to the triton backend"):
+    with pytest.warns(RuntimeWarning, match="run on the triton backend"):
         chooser._settle("complete_tokens", "cuda", "auto")
     computer.monkeypatch.undo()  # torch's compiler must not see the fake GPUs
     torch.compile(settled, fullgraph=True, backend=record)(FEATURES[:0])
@@ -154,7 +154,7 @@ def test_one_that_does_not_load_is_warned_of_once(computer: Computer) -> None:
             assert chooser._settle_once(op, "cuda", "auto") == "default"
     (warning,) = caught
     assert str(warning.message).startswith(
-        "clasp_kernels: complete_tokens, select_tokens go to the triton backend on GPU tensors: "
+        "clasp_kernels: complete_tokens, select_tokens run on the triton backend for GPU tensors: "
         "_C_cuda.abi3.so does not load."
     )
 

@@ -113,7 +113,7 @@ def test_exceptions_are_listed_and_have_to_be_needed(
     assert status == 1, output
     assert "FAILED" not in output, output
     assert "greedy_kernel may leave 8 of 64 warps: It has nothing to wait for." in output, output
-    assert "nothing needs that greedy_kernel may spill 100 bytes; remove it" in output, output
+    assert "unneeded exception: greedy_kernel may spill 100 bytes; remove it" in output, output
 
 
 @needs_nvcc

@@ -134,7 +134,7 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
         ]""",
     )
     assert done.returncode == 1, done.stderr
-    let = "let it not, or say in EXCEPTIONS why:\n  sm_"
+    let = "fix it, or give a reason in EXCEPTIONS:\n  sm_"
     everywhere = "sm_80, sm_90, sm_100: "
     spills = "_share spills registers to local memory (or indexes an array at run time)"
     crowds = "_share leaves less than half the warps for its registers"
@@ -147,8 +147,8 @@ def test_unsound_kernels_fail(tmp_path: Path) -> None:
         f"\n  {everywhere}share(scalar=bfloat16, start=1): ld.global of 2 bytes\n",
         f"\ncrowds.{crowds}; the exception says that it may leave 16 of 64 warps:\n  sm_",
         f"\ncrowds.{spills}; the exception says that it may spill 4 bytes:\n  sm_",
-        "nothing needs that share._copy may leave 8 of 64 warps; remove it from EXCEPTIONS.",
-        "nothing needs that share._share may leave 8 of 64 warps; remove it from EXCEPTIONS.",
+        "unneeded exception: share._copy may leave 8 of 64 warps; remove it from EXCEPTIONS.",
+        "unneeded exception: share._share may leave 8 of 64 warps; remove it from EXCEPTIONS.",
         "forgets._copy: no case of triton_cases.py launches it.",
     ):
         assert complaint in done.stdout, complaint
@@ -196,7 +196,7 @@ def test_with_another_triton_registers_are_told_and_not_judged(
     assert triton_check.report(results, unneeded, "this is another")
     shown = capsys.readouterr().out
     assert shown.count("sm_80: share(): 8 bytes\n") == 2
-    assert shown.endswith("not judged: registers and spills, this is another\n")
+    assert shown.endswith("not judged: registers and spills (this is another)\n")
 
 
 def test_without_triton_it_says_that_nothing_was_checked() -> None:

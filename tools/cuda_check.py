@@ -110,7 +110,7 @@ def read_kernels(ptxas: str, ptx: str, *, capability: int) -> list[Kernel]:
         )
         kernels.append(Kernel(found["name"], resources))
     if len(kernels) != ptxas.count("Compiling entry function"):
-        raise RuntimeError(f"ptxas says what is not understood here:\n{ptxas}")
+        raise RuntimeError(f"unrecognized ptxas output:\n{ptxas}")
     names = demangle([kernel.name for kernel in kernels])
     return [Kernel(name, kernel.resources) for name, kernel in zip(names, kernels, strict=True)]
 

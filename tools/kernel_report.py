@@ -151,7 +151,7 @@ class Report:
             ]
             self.needed.update(exempt)
             if not exempt:
-                problems.append((f"{problem}; let it not, or say in EXCEPTIONS why:", numbers))
+                problems.append((f"{problem}; fix it, or give a reason in EXCEPTIONS:", numbers))
             elif not exempt[0].suffices(resources):
                 limit = f"the exception says that it {exempt[0]}:"
                 problems.append((f"{problem}; {limit}", numbers))
@@ -172,14 +172,14 @@ class Report:
             for text, architectures in where.items():
                 print(f"  {', '.join(architectures)}: {text}")
         stale = [
-            f"nothing needs that {exemption.kernel} {exemption}; remove it from EXCEPTIONS."
+            f"unneeded exception: {exemption.kernel} {exemption}; remove it from EXCEPTIONS."
             for exemption in self.exceptions
             if exemption not in self.needed and self.complete and not self.unjudged
         ]
         for sentence in (*stale, *complaints):
             print(f"\n{sentence}")
         if self.unjudged:
-            print(f"not judged: registers and spills, {self.unjudged}")
+            print(f"not judged: registers and spills ({self.unjudged})")
         return not (self.problems or stale or complaints)
 
 

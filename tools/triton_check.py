@@ -214,7 +214,7 @@ def main() -> int:
     version = importlib.metadata.version("triton")
     unjudged = ""
     if not version.startswith(f"{JUDGED_WITH}."):
-        unjudged = f"which the exceptions are for with Triton {JUDGED_WITH}; this is {version}"
+        unjudged = f"the exceptions apply to Triton {JUDGED_WITH}, but this is {version}"
     passed = report(results, EXCEPTIONS, unjudged)
     return 0 if passed else 1
 

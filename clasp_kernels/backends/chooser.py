@@ -99,8 +99,8 @@ def _settle_once(op: str, device: str, forced: str) -> str:
     backend, reason = choose(op, device, forced)
     if backend is None:
         raise RuntimeError(
-            f"{op}: the {forced} backend is forced but cannot serve: {reason} To let the fastest "
-            f"available backend serve, force nothing ({ENVIRONMENT}=auto)."
+            f"{op}: the {forced} backend is forced but cannot serve: {reason} To use the fastest "
+            f"available backend, set {ENVIRONMENT}=auto (or leave use_backend)."
         )
     if forced == "auto":
         logger.info("%s on %s tensors is served by %s: %s", op, device, backend, reason)
@@ -125,7 +125,7 @@ def _warn_without_cuda() -> None:
     if not (status.loaded or status.failed):
         return
     warnings.warn(
-        f"clasp_kernels: {', '.join(ops)} go to the triton backend on GPU tensors: "
+        f"clasp_kernels: {', '.join(ops)} run on the triton backend for GPU tensors: "
         f"{cuda.problem(ops[0], 'cuda')} To accept that without this warning, leave "
         "the CUDA kernels out (CLASP_KERNELS_BUILD_CUDA=0).",
         RuntimeWarning,

@@ -90,7 +90,7 @@ def _capability(path: Path) -> tuple[str | None, str]:
         name = library.clasp_kernels_cpu_capability
         problem = library.clasp_kernels_cpu_capability_problem
     except AttributeError:
-        return None, f"{path} is of another version of clasp_kernels. {REBUILD}"
+        return None, f"{path} belongs to another version of clasp_kernels. {REBUILD}"
     name.restype = problem.restype = ctypes.c_char_p
     used = name()
     return used and used.decode(), problem().decode()

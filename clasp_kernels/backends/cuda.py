@@ -15,9 +15,9 @@ from . import cpu, table
 
 OLDEST_CAPABILITY = (8, 0)
 REBUILD = (
-    "Next to a CUDA build of torch and with a CUDA toolkit of the same major version, "
-    "`CLASP_KERNELS_BUILD_CUDA=1 pip install --no-build-isolation --no-deps --force-reinstall "
-    "clasp-kernels` (or `-e .` in a checkout) builds it."
+    "To build it, install a CUDA build of torch and a CUDA toolkit of the same major version, then "
+    "run `CLASP_KERNELS_BUILD_CUDA=1 pip install --no-build-isolation --no-deps --force-reinstall "
+    "clasp-kernels` (in a checkout, `-e .` instead of clasp-kernels)."
 )
 
 

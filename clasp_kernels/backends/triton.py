@@ -51,7 +51,10 @@ def problem(op: str, device: str) -> str | None:
     if device == "cpu":
         return None if installed() else NOT_INSTALLED
     if torch.version.hip is not None and table.OPS[op].ordered_by_barriers:
-        return f"the Triton kernel of {op} relies on what barriers order on NVIDIA GPUs alone."
+        return (
+            f"the Triton kernel of {op} relies on memory ordering that only NVIDIA barriers "
+            "guarantee."
+        )
     return gpu_problem()
 
 

@@ -67,7 +67,7 @@ class Arguments:
             if sizes.setdefault(letter, size) != size:
                 raise ValueError(
                     f"{self.op}: {name} must be {_layout(letters)} with {letter} = "
-                    f"{sizes[letter]}, as in the arguments before it, got shape {list(shape)}."
+                    f"{sizes[letter]}, as in previous arguments, got shape {list(shape)}."
                 )
         device = value.device
         if not self.first_name:
@@ -113,7 +113,7 @@ class Arguments:
         if isinstance(value, Tensor):
             where = "" if may_read(value) and value.is_cpu else f"on {value.device}"
             if not where and without_vmap(value).dim() > value.dim():
-                where = "that vmap maps over"
+                where = "mapped by vmap"
             if where:
                 raise TypeError(
                     f"{self.op}: {name} is the width of the output and must be known on the host, "

@@ -75,7 +75,7 @@ CASES = [
     ),
     case(
         ValueError,
-        "hidden_states[1] must be [B, N, D] with N = 5, as in the arguments before it, "
+        "hidden_states[1] must be [B, N, D] with N = 5, as in previous arguments, "
         "got shape [2, 4, 3].",
         fuse_layers, [FEATURES, FEATURES[:, 1:]], WEIGHTS,
     ),
@@ -86,7 +86,7 @@ CASES = [
     ),
     case(
         ValueError,
-        "weights must be [L] with L = 2, as in the arguments before it, got shape [3].",
+        "weights must be [L] with L = 2, as in previous arguments, got shape [3].",
         fuse_layers, LAYERS, torch.ones(3),
     ),
     case(
@@ -127,7 +127,7 @@ CASES = [
     ),
     case(
         ValueError,
-        "category_ids must be [B] with B = 2, as in the arguments before it, got shape [3].",
+        "category_ids must be [B] with B = 2, as in previous arguments, got shape [3].",
         fuse_layers, LAYERS, torch.ones(3, 2), torch.tensor([0, 1, 2]),
     ),
     case(
@@ -153,7 +153,7 @@ CASES = [
     ),
     case(
         ValueError,
-        "key must be [B, Hkv, S, d] with d = 6, as in the arguments before it, "
+        "key must be [B, Hkv, S, d] with d = 6, as in previous arguments, "
         "got shape [2, 2, 7, 5].",
         attention_salience, QUERY, KEY[..., 1:],
     ),
@@ -184,12 +184,12 @@ CASES = [
     ),
     case(
         ValueError,
-        "key_valid must be [B, S] with S = 7, as in the arguments before it, got shape [2, 6].",
+        "key_valid must be [B, S] with S = 7, as in previous arguments, got shape [2, 6].",
         attention_salience, QUERY, KEY, key_valid=torch.ones(B, 6, dtype=torch.bool),
     ),
     case(
         ValueError,
-        "query_weights must be [B, T] with T = 3, as in the arguments before it, got shape [2, 4].",
+        "query_weights must be [B, T] with T = 3, as in previous arguments, got shape [2, 4].",
         attention_salience, QUERY, KEY, query_weights=torch.ones(B, 4),
     ),
     case(
@@ -328,7 +328,7 @@ CASES = [
     ),
     case(
         ValueError,
-        "valid must be [B, N] with N = 5, as in the arguments before it, got shape [2, 4].",
+        "valid must be [B, N] with N = 5, as in previous arguments, got shape [2, 4].",
         select_pivots, SALIENCE, 1, valid=torch.ones(B, 4, dtype=torch.bool),
     ),
     # complete_tokens
@@ -339,7 +339,7 @@ CASES = [
     ),
     case(
         ValueError,
-        "selected must be [B, P] with B = 2, as in the arguments before it, got shape [1, 2].",
+        "selected must be [B, P] with B = 2, as in previous arguments, got shape [1, 2].",
         complete_tokens, FEATURES, SELECTED[:1], 1,
     ),
     case(
@@ -388,7 +388,7 @@ CASES = [
     # select_tokens
     case(
         ValueError,
-        "salience must be [B, N] with N = 5, as in the arguments before it, got shape [2, 4].",
+        "salience must be [B, N] with N = 5, as in previous arguments, got shape [2, 4].",
         select_tokens, FEATURES, SALIENCE[:, 1:], 2, 1,
     ),
     case(
@@ -430,7 +430,7 @@ CASES = [
     # merge_tokens
     case(
         ValueError,
-        "features must be [B, N, F] with N = 5, as in the arguments before it, "
+        "features must be [B, N, F] with N = 5, as in previous arguments, "
         "got shape [2, 4, 3].",
         merge_tokens, FEATURES, FEATURES[:, 1:], SELECTED,
     ),
@@ -447,13 +447,13 @@ CASES = [
     # prune_tokens
     case(
         ValueError,
-        "features must be [B, N, F] with N = 5, as in the arguments before it, "
+        "features must be [B, N, F] with N = 5, as in previous arguments, "
         "got shape [2, 4, 3].",
         prune_tokens, FEATURES, FEATURES[:, 1:], SALIENCE, 2, 1,
     ),
     case(
         ValueError,
-        "salience must be [B, N] with N = 5, as in the arguments before it, got shape [2, 4].",
+        "salience must be [B, N] with N = 5, as in previous arguments, got shape [2, 4].",
         prune_tokens, FEATURES, FEATURES, SALIENCE[:, 1:], 2, 1,
     ),
     case(
@@ -635,7 +635,7 @@ def test_values_are_checked_under_vmap() -> None:
         ValueError, match=r"query_weights must be finite and not negative, got -1\.0"
     ):
         torch.vmap(lambda w: attention_salience(QUERY, KEY, query_weights=w))(-torch.ones(3, B, 3))
-    with pytest.raises(TypeError, match=r"k is the width .* got a tensor \(that vmap maps over\)"):
+    with pytest.raises(TypeError, match=r"k is the width .* got a tensor \(mapped by vmap\)"):
         torch.vmap(select_pivots, in_dims=(None, 0))(SALIENCE, torch.ones(4, B, dtype=torch.int64))
     shares = torch.tensor([[1, 2], [3, 1]])
     mapped = torch.vmap(lambda pivots: select_tokens(FEATURES, SALIENCE, 3, pivots)[1])(shares)
