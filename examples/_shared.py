@@ -33,7 +33,7 @@ def options(description: str | None, *, video: bool = False) -> argparse.Namespa
     arguments = parser.parse_args()
     given = [name for name, value in vars(arguments).items() if value is not None]
     if arguments.model is None and given != ["budget"]:
-        parser.error(f"--{given[-1]} needs --model, as a random model is not asked anything")
+        parser.error(f"--{given[-1]} needs --model: the random model takes only --budget")
     if arguments.image is None:
         arguments.image = _open(bundled_path("demo", "scene_2.png"))
     if arguments.question is None:

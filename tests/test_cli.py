@@ -737,7 +737,7 @@ def test_doctor_verifies_that_pruning_is_right(monkeypatch):
         rows = [line.split() for line in verification.splitlines() if line.startswith(f"{family} ")]
         assert len(rows) >= 8
         assert all(row[-1] == "ok" for row in rows)
-    assert f"Pruning is right with transformers {transformers.__version__}" in verification
+    assert f"Pruning is correct with transformers {transformers.__version__}" in verification
 
 
 def test_doctor_verifies_a_model_as_json():
@@ -774,8 +774,8 @@ def test_doctor_exits_with_1_where_pruning_is_wrong(monkeypatch, as_json):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "said"),
     [
-        (("--model", "somewhere"), 2, "--model is what --verify checks; give both"),
-        (("--device", "cpu"), 2, "--device is where --verify runs; give both"),
+        (("--model", "somewhere"), 2, "--model needs --verify"),
+        (("--device", "cpu"), 2, "--device needs --verify"),
         (("--verify", "--device", "cuda:77"), 1, "--device cuda:77 cannot be used here"),
         (
             ("--verify", "--model", "no/such-model"),

@@ -65,8 +65,8 @@ def test_without_a_network_the_hub_is_asked_once(unreachable):
         load_model("nope/none", "cpu")
     assert time.perf_counter() - started < 10
     assert str(error.value) == (
-        "--model nope/none cannot be loaded as an image-text model: it is no folder here, it is "
-        "not in the cache, and the hub cannot be reached (Name or service not known)"
+        "--model nope/none cannot be loaded as an image-text model: it is neither a local "
+        "folder nor in the cache, and the hub cannot be reached (Name or service not known)"
     )
     assert len(unreachable) == 1
 
@@ -111,7 +111,7 @@ def test_a_processor_that_makes_another_number_of_tokens(tmp_path, changes, made
         ({"image_processor": {"do_resize": False}}, r"pixels of shape \[1, 3, 384, 384\], .* 96 x"),
         ({"image_processor": {"size": {"height": 48, "width": 48}}}, "makes pixels of shape"),
         ({"image_processor": {"image_mean": [0.5]}}, "cannot prepare .* must have 3 elements"),
-        ({"image_processor": {"image_std": [0, 0, 0]}}, "makes pixels that are no numbers"),
+        ({"image_processor": {"image_std": [0, 0, 0]}}, "makes pixels that are not finite"),
         ({"image_processor": {"image_processor_type": "None"}}, "cannot be loaded as an image"),
     ],
 )

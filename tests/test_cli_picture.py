@@ -104,9 +104,9 @@ NORMAL = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": False}
 @pytest.mark.parametrize(
     ("described", "pixels", "said"),
     [
-        ({}, torch.zeros(3, 96, 96), "SimpleNamespace, changes colours is not known"),
-        (NORMAL, torch.full((3, 96, 96), -3.0), "changes colours is not known"),
-        (NORMAL, torch.full((3, 96, 96), torch.nan), "changes colours is not known"),
+        ({}, torch.zeros(3, 96, 96), "colour normalisation .* SimpleNamespace, is not known"),
+        (NORMAL, torch.full((3, 96, 96), -3.0), "colour normalisation of .* is not known"),
+        (NORMAL, torch.full((3, 96, 96), torch.nan), "colour normalisation of .* is not known"),
         (NORMAL, torch.zeros(5, 3, 96, 96), r"shape \[5, 3, 96, 96\], not that of one RGB image"),
         (NORMAL, torch.zeros(1, 96, 96), r"shape \[1, 96, 96\], not that of one RGB image"),
     ],

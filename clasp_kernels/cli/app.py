@@ -285,9 +285,9 @@ def doctor(
 
     with reported_errors():
         if model is not None and not verify:
-            raise UsageError("--model is what --verify checks; give both")
+            raise UsageError("--model needs --verify")
         if device != "auto" and not verify:
-            raise UsageError("--device is where --verify runs; give both")
+            raise UsageError("--device needs --verify")
         verification = None
         with _progress("Looking around") as step:
             examination = examine()

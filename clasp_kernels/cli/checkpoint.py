@@ -90,9 +90,9 @@ def _hub_has(model_id: str) -> bool:
             get_hf_file_metadata(url, timeout=_SECONDS_TO_ANSWER)
             return True
         except GatedRepoError as error:
-            why = f"the hub gives it only to those it knows ({first_line(error)})"
+            why = f"access to it on the hub is restricted ({first_line(error)})"
         except RepositoryNotFoundError:
-            why = "the hub has no such model, or only for those who are logged in"
+            why = "the hub has no such model, or it is private and you are not logged in"
         except EntryNotFoundError:
             why = f"on the hub it has no {_CONFIG}"
         except HfHubHTTPError as error:
@@ -100,7 +100,7 @@ def _hub_has(model_id: str) -> bool:
         except Exception as error:  # the HTTP library, and so its errors, differ between releases
             why = f"the hub cannot be reached ({in_one_line(error)})"
     if not is_cached:
-        raise _not_loadable(model_id, f"it is no folder here, it is not in the cache, and {why}")
+        raise _not_loadable(model_id, f"it is neither a local folder nor in the cache, and {why}")
     return False
 
 

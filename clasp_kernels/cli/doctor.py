@@ -123,7 +123,7 @@ def _release_advice(transformers: str) -> list[Advice]:
         return []
     if is_too_old(transformers):
         return [Advice(f"{problem}; models cannot be run", INSTALL, blocking=False)]
-    remedy = "clasp doctor --verify tells whether pruning is right with it"
+    remedy = "clasp doctor --verify tells whether pruning is correct with it"
     return [Advice(problem, remedy, blocking=False)]
 
 

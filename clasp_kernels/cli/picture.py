@@ -135,7 +135,7 @@ def as_seen(loaded: LoadedModel, pixels: torch.Tensor) -> Image.Image:
     # Resampling may overshoot 0..255 by some. NaN fails the comparison too.
     if not ((values > -64) & (values < 255 + 64)).all():
         raise NoPicture(
-            f"how the image processor of {loaded.name}, {type(processor).__name__}, changes "
-            f"colours is not known"
+            f"the colour normalisation of the image processor of {loaded.name}, "
+            f"{type(processor).__name__}, is not known"
         )
     return Image.fromarray(values.clamp(0, 255).round().byte().permute(1, 2, 0).numpy())

@@ -45,8 +45,8 @@ def prepare(loaded: LoadedModel, adapter: Adapter, image: Image.Image, question:
     model_type = loaded.model.config.model_type
     if model_type in NOT_ASKED:
         raise CommandError(
-            f"{loaded.name} is a {model_type!r} model, of which the command line does not ask yet; "
-            f"apply_clasp() in Python prunes it"
+            f"{loaded.name} is a {model_type!r} model, which the command line does not support "
+            f"yet; use apply_clasp() in Python"
         )
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
     prompt = _written(loaded, question, vocabulary)
@@ -122,7 +122,7 @@ def _checked_groups(
         )
     if not all(pixels.isfinite().all() for pixels in given):
         raise CommandError(
-            f"the processor of {loaded.name} makes pixels that are no numbers: check image_mean, "
+            f"the processor of {loaded.name} makes pixels that are not finite: check image_mean, "
             f"image_std and rescale_factor in processor_config.json"
         )
     tower = loaded.model.config.vision_config

@@ -68,7 +68,7 @@ def print_verification(verification: Verification, console: Console) -> None:
     if verification.passed:
         tested = "" if verification.tested else ", which is not among the tested releases"
         console.print(
-            f"Pruning is right with {release}{tested} (torch {verification.torch}, "
+            f"Pruning is correct with {release}{tested} (torch {verification.torch}, "
             f"{verification.dtype} on {verification.device}).",
             style="bold green",
             highlight=False,

@@ -236,8 +236,8 @@ def remove_clasp(model: Any) -> None:
     for name, module in model.named_modules():
         if MethodPatches.of(module) is not None:
             raise ValueError(
-                f"model is a {type(model).__name__} around the patched model; give that: "
-                f"model.get_submodule({name!r})"
+                f"model is a {type(model).__name__} that wraps the patched model; pass the inner "
+                f"model: model.get_submodule({name!r})"
             )
 
 
@@ -322,13 +322,13 @@ def _check_inside(positions: str, merge: bool) -> None:
     """Raise a ValueError for settings that do not work with pruning inside the decoder."""
     if positions != "original":
         raise ValueError(
-            f"positions must be 'original' where a schedule drops tokens inside the decoder, whose "
-            f"layers before have seen them there, got {positions!r}"
+            f"positions must be 'original' if a schedule drops tokens inside the decoder, because "
+            f"earlier layers have used the original position ids, got {positions!r}"
         )
     if merge:
         raise ValueError(
-            "merge must be False where a schedule drops tokens inside the decoder: hidden states "
-            "there stand for their position too, and are not averaged"
+            "merge must be False if a schedule drops tokens inside the decoder: hidden states "
+            "there also encode positions, so they cannot be averaged"
         )
 
 

@@ -51,8 +51,8 @@ def check_columns(
     wanted = inputs.get("logits_to_keep")
     if wanted is not None and as_int(wanted) is None:
         raise ValueError(
-            f"logits_to_keep must be an integer where images are pruned, as a tensor of columns "
-            f"would count columns that are gone, got {wanted!r}"
+            f"logits_to_keep must be an integer when images are pruned (a tensor of column "
+            f"indices could include dropped columns), got {wanted!r}"
         )
     by_column = {length, total, rows * length}
     for name, value in inputs.items():
@@ -61,9 +61,9 @@ def check_columns(
         for shape in _shapes(value):
             if not by_column.isdisjoint(shape):
                 raise ValueError(
-                    f"{name} has the shape {list(shape)}, with something for each of the prompt's "
-                    f"{length} columns; where images are pruned, it is not known how it follows: "
-                    f"leave it out, or remove() the handle"
+                    f"{name} has shape {list(shape)}, with an entry for each of the prompt's "
+                    f"{length} columns, and it is not known how to prune it: leave it out, or "
+                    f"remove() the handle"
                 )
 
 

@@ -131,8 +131,8 @@ def prepare_signature(model: Any) -> inspect.Signature:
     missing = [name for name in ("is_first_iteration", "next_sequence_length") if name not in known]
     if missing:
         raise RuntimeError(
-            f"generate of {_installed()} does not hand {' and '.join(missing)} to "
-            f"prepare_inputs_for_generation, by which the prefill is told from decoding; "
+            f"generate of {_installed()} does not pass {' and '.join(missing)} to "
+            f"prepare_inputs_for_generation, so the prefill cannot be told from decode steps; "
             f"{_way_out()}"
         )
     return method_signature(model, "prepare_inputs_for_generation")
@@ -227,7 +227,8 @@ def attention_modules(tower: torch.nn.Module, num_layers: int) -> list[torch.nn.
     if len(found) != num_layers:
         raise RuntimeError(
             f"{type(tower).__name__} of {_installed()} has {len(found)} attention modules in "
-            f"{num_layers} layers, so the one that scores the tokens cannot be told; {_way_out()}"
+            f"{num_layers} layers, so the module that scores the tokens cannot be identified; "
+            f"{_way_out()}"
         )
     return found
 
@@ -257,8 +258,8 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
         parameters = method_signature(part, "forward").parameters.values()
         if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
             raise RuntimeError(
-                f"{type(part).__name__}.forward of {_installed()} takes no further keywords, by "
-                f"which decoder layers learn what is pruned; {_way_out()}"
+                f"{type(part).__name__}.forward of {_installed()} takes no extra keyword "
+                f"arguments, which pruning needs to reach the decoder layers; {_way_out()}"
             )
     return layers
 

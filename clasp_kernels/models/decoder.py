@@ -127,8 +127,8 @@ class DecoderSeam:
         wanted = getattr(config, "output_router_logits", False) if given is None else given
         if wanted and self._listeners:
             raise ValueError(
-                "output_router_logits must be False where a schedule drops tokens inside the "
-                "decoder: the balance of experts is counted over columns that all layers have"
+                "output_router_logits must be False if a schedule drops tokens inside the decoder, "
+                "because the load-balancing loss needs the same columns in all layers"
             )
         layers = getattr(model.get_decoder(), "layers", ())
         # A wrapper around a layer, such as torch.compile's, has the layer among its modules.
@@ -162,8 +162,9 @@ class DecoderSeam:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         if len(args) > len(names):
             raise RuntimeError(
-                f"{type(layer).__name__} is given {len(args)} arguments without names, so it "
-                f"cannot be told what they are; use a schedule that prunes before the decoder"
+                f"{type(layer).__name__} was called with {len(args)} positional arguments, but "
+                f"only the names of the first {len(names)} are known; use a schedule that prunes "
+                f"before the decoder"
             )
         arguments = pruning.enter(index, given)
         if index in self._listeners and pruning.wants_attention(index):

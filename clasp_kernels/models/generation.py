@@ -35,8 +35,8 @@ class Generation:
         """
         if not self.reached:
             raise RuntimeError(
-                "the model's forward was replaced after apply_clasp by one that does not lead to "
-                "it, so the images were not seen; undo that, or remove() the handle and apply again"
+                "the model's forward was replaced after apply_clasp by one that does not call it, "
+                "so the images were not used; undo that, or remove() the handle and apply again"
             )
 
     def repeats(self, rows: int) -> int:

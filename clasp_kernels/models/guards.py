@@ -36,8 +36,8 @@ def _forward_without_images(
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     if any(given.get(name) is not None for name in pixel_arguments):
         raise RuntimeError(
-            f"images came to the forward of {type(inner).__name__} past that of the patched "
-            f"model, where they would not be pruned: call the model itself (some trainers "
+            f"pixels were passed to {type(inner).__name__}.forward directly, not through the "
+            f"patched model, so they would not be pruned: call the patched model (some trainers "
             f"replace its forward), or remove() the handle"
         )
     return original(*args, **kwargs)
@@ -65,9 +65,9 @@ def check_weights(model: Any) -> None:
             continue
         if not any(hasattr(module, "_hf_hook") for module in part.modules()):
             raise RuntimeError(
-                f"the weights of {type(part).__name__} are on the meta device, and no hook of its "
-                f"own brings them in: images are pruned before the forward of the part around it "
-                f"runs; offload it by itself"
+                f"the weights of {type(part).__name__} are on the meta device, and it has no hook "
+                f"of its own that loads them. Images are pruned before the forward of its parent "
+                f"module runs: offload {type(part).__name__} separately"
             )
 
 

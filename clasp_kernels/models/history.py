@@ -197,8 +197,8 @@ class _PrunedCache:
         # With gradient checkpointing, the backward pass runs forwards again, outside of reading().
         if unread and torch._C._current_graph_task_id() == -1:
             raise RuntimeError(
-                "past_key_values holds a pruned prompt, which only the model that apply_clasp "
-                "patched can go on from: apply it again, or start from an empty cache"
+                "past_key_values holds a pruned prompt. Only the model that apply_clasp patched "
+                "can continue from it: apply it again, or start from an empty cache"
             )
         return super().update(*args, **kwargs)  # type: ignore[misc]
 
@@ -276,8 +276,8 @@ class CachedPast:
             return cls(_NOTHING_PRUNED, 0)
         if PrunedHistory.of(cache).spoiled:
             raise ValueError(
-                "past_key_values was being filled with a pruned prompt when a forward failed, and "
-                "cannot be gone on from: start from an empty cache"
+                "a forward failed while past_key_values was filled with a pruned prompt, so its "
+                "content is unknown: start from an empty cache"
             )
         seen = int(cache.get_seq_length())
         if seen == 0:

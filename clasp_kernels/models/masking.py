@@ -37,10 +37,9 @@ def check_window(text_config: Any, columns: int) -> None:
     window = attention_window(text_config)
     if window is not None and columns > window:
         raise ValueError(
-            f"the language model has layers that look back {window} tokens, and this prompt with "
-            f"what is generated after it has {columns}, dropped ones counted: pruning would have "
-            f"them look further back; use shorter prompts and max_new_tokens, or remove() the "
-            f"handle"
+            f"the language model has a sliding window of {window} tokens, but prompt and answer "
+            f"have {columns} (dropped tokens included), and pruning would make the window reach "
+            f"further back: shorten the prompt or max_new_tokens, or remove() the handle"
         )
 
 
@@ -87,9 +86,9 @@ def find_packed(
     recurrent = recurrent_kinds(text_config)
     if recurrent:
         raise ValueError(
-            f"position_ids start again within a row, as where several samples are packed into it, "
-            f"but layers of {' and '.join(recurrent)} would not keep those apart once tokens are "
-            f"dropped: give each sample a row"
+            f"position_ids restart within a row (packed samples), but layers of "
+            f"{' and '.join(recurrent)} cannot keep the samples separate once tokens are dropped: "
+            f"give each sample its own row"
         )
     if not flash and text_config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
@@ -98,14 +97,14 @@ def find_packed(
         )
     if compact:
         raise ValueError(
-            "position_ids are those of several samples packed into a row, which cannot be pruned "
-            "with positions='compact'; apply with positions='original'"
+            "position_ids restart within a row (packed samples), which cannot be pruned with "
+            "positions='compact'; apply with positions='original'"
         )
     if staged:
         raise ValueError(
-            "position_ids are those of several samples packed into a row, whose tokens cannot be "
-            "dropped inside the decoder, where a row's last token scores them: unpack them, or use "
-            "a schedule that prunes before it"
+            "position_ids restart within a row (packed samples), but tokens of packed samples "
+            "cannot be dropped inside the decoder, because the last token of the row scores all of "
+            "them: give each sample its own row, or use a schedule that prunes before the decoder"
         )
     return numbers.expand(rows, -1)
 

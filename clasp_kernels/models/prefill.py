@@ -188,9 +188,9 @@ def check_logits_to_keep(
     dropped = sum(counts) < sum(images.counts)
     if dropped and wanted > images.text_tail:
         raise ValueError(
-            f"logits_to_keep is {wanted}, but only the last {images.text_tail} columns are those "
-            f"of the prompt as it was given, before them tokens of images are dropped: take "
-            f"all logits, and handle.last.columns tells which column each is of"
+            f"logits_to_keep is {wanted}, but image tokens are dropped before the last "
+            f"{images.text_tail} columns: ask for at most {images.text_tail}, or take all logits "
+            f"and map them with handle.last.columns"
         )
 
 

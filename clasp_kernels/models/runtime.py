@@ -75,8 +75,8 @@ _PREPARED = "clasp_prepared"
 _Method = Callable[..., Any]
 
 _LOST = (
-    "A cache of a pruned prompt must be handed on as the object that the model returned, or as a "
-    "copy.deepcopy of it: one made from its keys and values does not know what was dropped"
+    "A cache of a pruned prompt must be passed on as the object that the model returned, or as a "
+    "copy.deepcopy of it: a cache built from its keys and values does not record what was dropped"
 )
 
 
@@ -142,8 +142,8 @@ class ClaspRuntime:
         """
         if self._generating:
             raise RuntimeError(
-                "the model is generating, in another thread or further up in this one, and would "
-                "go on unpatched: let it finish before the handle is removed"
+                "generate() is running, in another thread or in this call stack, and would "
+                "continue unpatched: wait until it has finished, then remove the handle"
             )
 
     def generate(self, model: Any, original: _Method, /, *args: Any, **kwargs: Any) -> Any:
@@ -213,8 +213,8 @@ class ClaspRuntime:
             return
         if visuals and arguments.get("position_ids") is None:
             raise ValueError(
-                "position_ids must be given where a later turn has images of its own, as where "
-                "they stand depends on all images before"
+                "position_ids must be given if a later turn has images, because their positions "
+                "depend on all earlier images"
             )
         kinds = arguments.get("mm_token_type_ids")
         if kinds is not None and kinds.shape[1] > past.full_seen:
@@ -441,8 +441,8 @@ class ClaspRuntime:
         repeats = repeats or 1
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             raise RuntimeError(
-                "a patched model cannot be traced or exported whole: which columns remain is "
-                "settled for each prompt anew; remove() the handle, or export the ops"
+                "a patched model cannot be traced or exported as a whole, because the remaining "
+                "columns depend on the prompt; remove() the handle, or export the ops"
             )
         rows, length, _ = input_shape(inputs)
         past = CachedPast.of(inputs.get("cache"))

@@ -41,8 +41,8 @@ _REPLACED = ("hidden_states", "attention_mask", "cache", *FLASH_LENGTHS)
 
 
 _REPLACED_LAYER = (
-    "a decoder layer was not told what to do with visual tokens, so they cannot be pruned: it or "
-    "its forward was replaced after apply_clasp; undo that, or remove() the handle and apply again"
+    "a decoder layer, or its forward, was replaced after apply_clasp, so tokens cannot be pruned "
+    "in it; undo that, or remove() the handle and apply again"
 )
 
 
@@ -263,9 +263,9 @@ class StagedPrefill:
         unknown = names_by_column(others, self._segments[0].layout.length)
         if unknown:
             raise RuntimeError(
-                f"decoder layers are given {' and '.join(unknown)}, with something for each column "
-                f"of the prompt, and it is not known how that follows where tokens are dropped "
-                f"inside the decoder; use a schedule that prunes before it"
+                f"decoder layers are given {' and '.join(unknown)}, with an entry per column of "
+                f"the prompt, and it is not known how to prune that inside the decoder; use a "
+                f"schedule that prunes before it"
             )
 
     def _drop(

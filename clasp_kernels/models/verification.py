@@ -277,5 +277,8 @@ def _judge(found: Comparison) -> str:
     if not found.difference <= found.tolerance:  # NaN too
         return f"differs by {found.difference:.1e}, at most {found.tolerance:.1e} is allowed"
     if not found.control > 3 * found.tolerance:
-        return f"nothing is proved: with other tokens the difference is {found.control:.1e} only"
+        return (
+            f"the check proves nothing: with other tokens masked, the difference is only "
+            f"{found.control:.1e}"
+        )
     return ""

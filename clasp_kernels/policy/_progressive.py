@@ -114,8 +114,8 @@ def _cost_before(first: int, mean: float) -> str:
     if first == 0:
         return ""
     return (
-        f"; the layers before the first stage, {first}, alone make a mean of {mean:g}, and an "
-        f"earlier first stage costs less: 0 prunes before the LLM"
+        f"; the layers before the first stage ({first}) already make the mean at least {mean:g}. "
+        f"Use an earlier first stage (0 prunes before the LLM)"
     )
 
 

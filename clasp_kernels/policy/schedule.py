@@ -175,7 +175,7 @@ class Schedule:
         for (layer, tokens), (next_layer, next_tokens) in pairwise(wanted):
             if next_tokens > tokens:
                 raise ValueError(
-                    f"schedule {self} asks for more tokens later on: of {num_tokens} visual "
+                    f"schedule {self} keeps more tokens at a later stage: of {num_tokens} visual "
                     f"tokens, {tokens} after layer {layer}, then {next_tokens} after layer "
                     f"{next_layer}"
                 )

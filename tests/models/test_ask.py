@@ -157,7 +157,7 @@ SQUARE = {"height": 16, "width": 16}
         ),
         ("qwen3_vl", {"image_processor": {"merge_size": 1}}, "image tokens of this image, the mo"),
         ("qwen2_vl", {"image_processor": {"patch_size": 8}}, "cannot "),
-        ("internvl", {"image_processor": {"image_std": [0, 0, 0]}}, "pixels that are no numbers"),
+        ("internvl", {"image_processor": {"image_std": [0, 0, 0]}}, "pixels that are not finite"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")

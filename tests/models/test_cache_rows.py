@@ -245,12 +245,12 @@ def test_a_pruned_cache_is_no_unpatched_models(model: Any) -> None:
     cache, mask = prefill(model)
     held = copy.deepcopy(cache)
     ids = torch.tensor([NEXT] * 3)
-    with pytest.raises(RuntimeError, match="pruned prompt, which only the model that apply_clasp"):
+    with pytest.raises(RuntimeError, match=r"pruned prompt\. Only the model that apply_clasp"):
         model.model(input_ids=ids, past_key_values=cache)
     remove_clasp(model)
-    with pytest.raises(RuntimeError, match="pruned prompt, which only the model that apply_clasp"):
+    with pytest.raises(RuntimeError, match=r"pruned prompt\. Only the model that apply_clasp"):
         go_on(model, held, mask)
-    with pytest.raises(RuntimeError, match="pruned prompt, which only the model that apply_clasp"):
+    with pytest.raises(RuntimeError, match=r"pruned prompt\. Only the model that apply_clasp"):
         longer = prompts(*[[*row, *NEXT] for row in ROWS])
         model.generate(**longer, past_key_values=held, max_new_tokens=2)
 

@@ -108,7 +108,7 @@ def handle(model: LlavaForConditionalGeneration) -> ClaspHandle:
 )
 def test_an_unknown_argument_by_column_is_refused(handle: ClaspHandle, value: Any) -> None:
     call = {**labelled("left"), "categories": "ocr"}
-    with pytest.raises(ValueError, match=r"loss_mask has the shape .* each of the prompt's 41 col"):
+    with pytest.raises(ValueError, match=r"loss_mask has shape .* each of the prompt's 41 col"):
         handle.model(**call, loss_mask=value)
 
 
@@ -197,6 +197,6 @@ def test_the_last_columns_stay_the_last(model: LlavaForConditionalGeneration, si
         real = batch["attention_mask"][:, -tail:] == 1
         assert torch.equal(columns[real], shown[real])
         with pytest.raises(
-            ValueError, match=rf"logits_to_keep is {tail + 1}, but only the last {tail} "
+            ValueError, match=rf"logits_to_keep is {tail + 1}, but .* before the last {tail} "
         ):
             model(**batch, categories="ocr", logits_to_keep=tail + 1)

@@ -123,7 +123,7 @@ def test_a_generate_that_does_not_mark_the_prefill(
     def prepare(self: Any, input_ids: Any, cache: Any = None, **kwargs: Any) -> None: ...
 
     monkeypatch.setattr(GenerationMixin, "prepare_inputs_for_generation", prepare)
-    with pytest.raises(RuntimeError, match="does not hand is_first_iteration and next_sequence_"):
+    with pytest.raises(RuntimeError, match="does not pass is_first_iteration and next_sequence_"):
         apply_clasp(model)
 
 

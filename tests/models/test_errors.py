@@ -76,11 +76,11 @@ from clasp_kernels.policy import CategoryPolicy, Router, Schedule
         ),
         (
             {"schedule": Schedule({2: 8}), "budget": 22, "positions": "compact"},
-            r"positions must be 'original' where a schedule drops tokens inside.*got 'compact'",
+            r"positions must be 'original' if a schedule drops tokens inside.*got 'compact'",
         ),
         (
             {"schedule": Schedule({0: 8, 2: 4}), "budget": 6, "merge": True},
-            r"merge must be False where a schedule drops tokens inside the decoder",
+            r"merge must be False if a schedule drops tokens inside the decoder",
         ),
         ({"salience_rows": "all"}, r"salience_rows must be 'last' or 'instruction', got 'all'"),
         ({"completion_on": "keys"}, r"completion_on must be 'hidden' or 'fused', got 'keys'"),
@@ -131,7 +131,7 @@ class Wrapper(torch.nn.Module):
 def test_wrapped_model(model: LlavaForConditionalGeneration, wrap: Any) -> None:
     wrapper = wrap(model)
     before, before_wrapper = dict(vars(model)), dict(vars(wrapper))
-    with pytest.raises(TypeError, match=r"got \w+; .* give the inner one \(model._orig_mod of"):
+    with pytest.raises(TypeError, match=r"got \w+\. .* pass the inner model \(model._orig_mod of"):
         apply_clasp(wrapper, budget=8, profile=tiny_profile())
     assert vars(model) == before
     assert vars(wrapper) == before_wrapper
@@ -225,7 +225,7 @@ def handle(model: LlavaForConditionalGeneration) -> ClaspHandle:
         ({"vision_feature_layer": -1}, r"vision_feature_layer is -2, as .* got -1: remove\(\)"),
         ({"vision_feature_select_strategy": "full"}, r"is 'default', as .* got 'full'"),
         ({"image_sizes": torch.ones(2, 2)}, r"image_sizes is for vision towers that keep"),
-        ({"logits_to_keep": torch.tensor([1])}, r"logits_to_keep must be an integer where images"),
+        ({"logits_to_keep": torch.tensor([1])}, r"logits_to_keep must be an integer when images"),
         (
             {"labels": torch.ones(2, 7)},
             r"labels must have the prompt's shape \[2, 41\], got \[2, 7",
@@ -389,7 +389,7 @@ def test_a_setting_changed_after_patching(handle: ClaspHandle) -> None:
 def test_image_features_of_the_models_own(model: LlavaForConditionalGeneration) -> None:
     own = model.model.get_image_features
     model.model.get_image_features = lambda *args, **kwargs: own(*args, **kwargs)
-    with pytest.raises(TypeError, match="get_image_features is not LlavaModel's, and pruning"):
+    with pytest.raises(TypeError, match="get_image_features is overridden, but pruning does not"):
         apply_clasp(model, budget=8, profile=tiny_profile())
     del model.model.get_image_features
     apply_clasp(model, budget=8, profile=tiny_profile())

@@ -164,7 +164,7 @@ def test_what_cannot_be_packed_is_refused() -> None:
     call = {**packed(), "use_cache": False, "categories": "ocr"}
     with (
         apply_clasp(model, budget=8, profile=tiny_profile(), positions="compact"),
-        pytest.raises(ValueError, match=r"packed into a row.* with positions='compact'"),
+        pytest.raises(ValueError, match=r"packed samples.* with positions='compact'"),
     ):
         model(**call)
     model.model.language_model.config._attn_implementation = "flex_attention"

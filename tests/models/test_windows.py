@@ -14,7 +14,7 @@ from clasp_kernels.models import apply_clasp
 from clasp_kernels.models.compat import attention_window, output_cache
 
 PROMPT = {**prompts([1, "image", 5, 6, 7]), "pixel_values": images(1)}  # 40 columns
-REFUSED = r"look back 48 tokens, and this prompt with what is generated after it has 49"
+REFUSED = r"sliding window of 48 tokens, but prompt and answer have 49"
 
 
 def with_window(window: int | None) -> LlavaForConditionalGeneration:
@@ -85,7 +85,9 @@ def test_a_prompt_longer_than_the_window() -> None:
     model = with_window(12)
     with (
         apply_clasp(model, budget=10, profile=tiny_profile()),
-        pytest.raises(ValueError, match=r"look back 12 tokens, and this prompt .* has 40, dropped"),
+        pytest.raises(
+            ValueError, match=r"window of 12 tokens, .* have 40 \(dropped tokens included\)"
+        ),
     ):
         model(**PROMPT, categories="ocr")
 

@@ -185,7 +185,7 @@ def test_counts_never_rise_and_never_exceed_the_image(schedule, num_tokens):
 def test_mixed_counts_compare_once_the_image_is_known():
     schedule = Schedule({2: 0.25, 6: 64})
     assert schedule.counts(256) == ((2, 64.0), (6, 64))
-    with pytest.raises(ValueError, match=r"schedule 2:0.25,6:64 asks for more .* of 255 visual"):
+    with pytest.raises(ValueError, match=r"schedule 2:0.25,6:64 keeps more .* of 255 visual"):
         schedule.counts(255)
 
 
@@ -322,13 +322,13 @@ def test_progressive_makes_up_for_what_was_rounded_before():
         ({"average": 1.0}, "average as a fraction must be above 0.0625 and below 1, got 1.0"),
         (
             {"average": 0.0625},
-            "must be above 0.0625 and .* got 0.0625; the layers before the first stage, 2, alone "
-            "make a mean of 0.0625, and an earlier first stage costs less: 0 prunes before the LLM",
+            "must be above 0.0625 and .* got 0.0625; the layers before the first stage "
+            r"\(2\) already make the mean at least 0.0625. Use an earlier first stage \(0 prunes",
         ),
         (
             {"average": 36},
             "average must be at least 37 visual tokens with 3 stages, got 36; the layers before "
-            "the first stage, 2, alone make a mean of 36, and an earlier first",
+            r"the first stage \(2\) already make the mean at least 36. Use an earlier first stage",
         ),
         ({"average": 1, "layers": (0, 6, 15)}, "at least 2 visual tokens with 3 stages, got 1$"),
         (

@@ -48,9 +48,9 @@ class PackedAdapter:
         config = model.config
         if not isinstance(model, getattr(transformers, self.model_class)):
             raise TypeError(
-                f"model must be a {self.model_class}, got {type(model).__name__}; of a model that "
-                f"is wrapped, give the inner one (model._orig_mod of torch.compile, "
-                f"model.get_base_model() of PEFT), best before wrapping it"
+                f"model must be a {self.model_class}, got {type(model).__name__}. If the model is "
+                f"wrapped, pass the inner model (model._orig_mod of torch.compile, "
+                f"model.get_base_model() of PEFT), preferably before wrapping"
             )
         if fuse_into == "projector":
             raise ValueError(
@@ -69,8 +69,8 @@ class PackedAdapter:
         for name in ("get_image_features", "get_video_features"):
             if is_overridden(inner, name, original):
                 raise TypeError(
-                    f"{type(inner).__name__}.{name} is not {self.inner_class}'s, and pruning would "
-                    f"go past it: images are encoded by the vision tower alone"
+                    f"{type(inner).__name__}.{name} is overridden, but pruning does not call it: "
+                    f"images are encoded by the vision tower directly"
                 )
         self._side = int(vision.spatial_merge_size)
         self._merged = self._side**2
@@ -208,8 +208,8 @@ class PackedAdapter:
             return counted_positions(inputs, past)  # the model falls back to plain counting too
         if past:
             raise ValueError(
-                "position_ids must be given where a later turn has images of its own, as where "
-                "they stand depends on all images before"
+                "position_ids must be given if a later turn has images, because their positions "
+                "depend on all earlier images"
             )
         names = [name for name in self.visual_arguments if name not in self.pixel_arguments]
         positions, deltas = inner.get_rope_index(

@@ -74,9 +74,9 @@ class ProjectedAdapter:
         if not isinstance(model, getattr(transformers, self.model_class)):
             # A wrapper may forward attribute reads, but a patch on it would not reach the model.
             raise TypeError(
-                f"model must be a {self.model_class}, got {type(model).__name__}; of "
-                f"a model that is wrapped, give the inner one (model._orig_mod of torch.compile, "
-                f"model.get_base_model() of PEFT), best before wrapping it"
+                f"model must be a {self.model_class}, got {type(model).__name__}. If the model is "
+                f"wrapped, pass the inner model (model._orig_mod of torch.compile, "
+                f"model.get_base_model() of PEFT), preferably before wrapping"
             )
         vision = config.vision_config
         if vision.model_type not in self.towers:
@@ -104,8 +104,8 @@ class ProjectedAdapter:
         for name in self.encoders:
             if is_overridden(inner, name, getattr(transformers, self.inner_class)):
                 raise TypeError(
-                    f"{type(inner).__name__}.{name} is not {self.inner_class}'s, and pruning would "
-                    f"go past it: images are encoded by the vision tower and the projector alone"
+                    f"{type(inner).__name__}.{name} is overridden, but pruning does not call it: "
+                    f"images are encoded by the vision tower and the projector directly"
                 )
         number = self._salience_layer()
         self._attentions = {

@@ -47,9 +47,9 @@ class Gemma3Adapter:
         config = model.config
         if not isinstance(model, Gemma3ForConditionalGeneration):
             raise TypeError(
-                f"model must be a Gemma3ForConditionalGeneration, got {type(model).__name__}; of a "
-                f"model that is wrapped, give the inner one (model._orig_mod of torch.compile, "
-                f"model.get_base_model() of PEFT), best before wrapping it"
+                f"model must be a Gemma3ForConditionalGeneration, got {type(model).__name__}. If "
+                f"the model is wrapped, pass the inner model (model._orig_mod of torch.compile, "
+                f"model.get_base_model() of PEFT), preferably before wrapping"
             )
         vision = config.vision_config
         if vision.model_type != "siglip_vision_model":
@@ -80,8 +80,8 @@ class Gemma3Adapter:
         require_parts(inner.multi_modal_projector, ("avg_pool",))
         if is_overridden(inner, "get_image_features", Gemma3Model):
             raise TypeError(
-                f"{type(inner).__name__}.get_image_features is not Gemma3Model's, and pruning "
-                f"would go past it: images are encoded by the vision tower and the projector alone"
+                f"{type(inner).__name__}.get_image_features is overridden, but pruning does not "
+                f"call it: images are encoded by the vision tower and the projector directly"
             )
         self._image_size = int(vision.image_size)
         self._patch = int(vision.patch_size)

@@ -51,9 +51,9 @@ class Idefics3Adapter:
         config = model.config
         if not isinstance(model, getattr(transformers, self.model_class)):
             raise TypeError(
-                f"model must be a {self.model_class}, got {type(model).__name__}; of a model that "
-                f"is wrapped, give the inner one (model._orig_mod of torch.compile, "
-                f"model.get_base_model() of PEFT), best before wrapping it"
+                f"model must be a {self.model_class}, got {type(model).__name__}. If the model is "
+                f"wrapped, pass the inner model (model._orig_mod of torch.compile, "
+                f"model.get_base_model() of PEFT), preferably before wrapping"
             )
         if fuse_into == "projector":
             raise ValueError(

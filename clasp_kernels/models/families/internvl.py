@@ -56,9 +56,9 @@ class InternVLAdapter:
         config = model.config
         if not isinstance(model, InternVLForConditionalGeneration):
             raise TypeError(
-                f"model must be an InternVLForConditionalGeneration, got {type(model).__name__}; "
-                f"of a model that is wrapped, give the inner one (model._orig_mod of "
-                f"torch.compile, model.get_base_model() of PEFT), best before wrapping it"
+                f"model must be an InternVLForConditionalGeneration, got {type(model).__name__}. "
+                f"If the model is wrapped, pass the inner model (model._orig_mod of "
+                f"torch.compile, model.get_base_model() of PEFT), preferably before wrapping"
             )
         vision = config.vision_config
         if vision.model_type != "internvl_vision":
@@ -92,8 +92,8 @@ class InternVLAdapter:
         require_parts(inner, ("multi_modal_projector", "pixel_shuffle"))
         if is_overridden(inner, "get_image_features", InternVLModel):
             raise TypeError(
-                f"{type(inner).__name__}.get_image_features is not InternVLModel's, and pruning "
-                f"would go past it: images are encoded by the vision tower and the projector alone"
+                f"{type(inner).__name__}.get_image_features is overridden, but pruning does not "
+                f"call it: images are encoded by the vision tower and the projector directly"
             )
         self._patch_size = tuple(vision.patch_size)
         self._ratio = config.downsample_ratio

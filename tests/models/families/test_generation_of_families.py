@@ -222,7 +222,7 @@ def test_a_second_turn_with_images(family: str, where: str) -> None:
             return
         both = {name: torch.cat([oracle._images(prompts)[name], images[name]]) for name in images}
         if SPECIMENS[family].positions is not None:
-            with pytest.raises(ValueError, match="position_ids must be given where a later turn"):
+            with pytest.raises(ValueError, match="position_ids must be given if a later turn"):
                 model.generate(**arguments, past_key_values=cache)
             mask = whole["attention_mask"]
             positions = oracle._positions(model, both, whole["input_ids"], mask)

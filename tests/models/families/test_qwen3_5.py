@@ -154,7 +154,7 @@ def test_packed_samples_are_refused(family: str) -> None:
     positions = torch.arange(ids.shape[1]).expand(4, 1, -1).clone()
     positions[0, :, -4:] = torch.arange(4)
     given = {**visuals, "input_ids": ids, "mm_token_type_ids": batch["mm_token_type_ids"][:1]}
-    with apply_clasp(model), pytest.raises(ValueError, match="give each sample a row"):
+    with apply_clasp(model), pytest.raises(ValueError, match="give each sample its own row"):
         model(**given, position_ids=positions, use_cache=False)
 
 

@@ -143,7 +143,7 @@ def test_a_layer_that_cannot_add_features_is_refused() -> None:
     own = type(layer).forward
     with apply_clasp(model):
         layer.forward = lambda *args, **kwargs: own(layer, *args, **kwargs)
-        with pytest.raises(RuntimeError, match="was not told what to do with visual tokens"):
+        with pytest.raises(RuntimeError, match="a decoder layer, or its forward, was replaced"):
             model(**batch)
         del layer.forward
 
