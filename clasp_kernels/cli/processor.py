@@ -34,14 +34,19 @@ def load_processor(source: str, **options: Any) -> Any:
 
 
 def without_videos(kind: type) -> Any:
-    """Return a subclass of a processor whose ``video_processor`` may be None."""
+    """Return a subclass of a processor whose ``video_processor`` may be None if no video is given."""
+    from transformers import ProcessorMixin
 
     def check_argument_for_proper_class(self: Any, name: str, argument: Any) -> Any:
         if name == _VIDEOS and argument is None:
             return None
         return getattr(kind, "check_argument_for_proper_class")(self, name, argument)  # noqa: B009
 
-    overridden = {"check_argument_for_proper_class": check_argument_for_proper_class}
+    overridden: dict[str, Any] = {
+        "check_argument_for_proper_class": check_argument_for_proper_class
+    }
+    if "apply_chat_template" in vars(kind):  # SmolVLM's asks it how many frames a video has
+        overridden["apply_chat_template"] = ProcessorMixin.apply_chat_template
     return type(kind.__name__, (kind,), overridden)
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from clasp_kernels.models.adapter import Adapter, View, VisualGroup
 
 
-#: Families that the commands refuse, because their processors were never tested with them.
-NOT_ASKED = ("idefics3", "mistral3", "smolvlm")
+#: Families that the commands refuse: their processors need torchvision, and were never tested.
+NOT_ASKED = ("mistral3",)
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ _COUNTED = (
     "num_image_tokens",
     "vision_aspect_ratio",
     "image_seq_length",
+    "image_seq_len",
 )
 
 

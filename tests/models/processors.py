@@ -13,9 +13,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -27,6 +29,8 @@ from clasp_kernels.models.specimens import PAD_TOKEN, SPECIMENS, VOCABULARY
 
 WORDS = "what is in the picture how many circles are there where on it and of this sign say why"
 _START, _END = 62, 63
+# Families whose processor is like Idefics 3's, and how its classes begin.
+_IDEFICS3 = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,13 @@ def save_checkpoint(family: str, folder: Path, model: Any = None) -> None:
     (folder / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
 
 
+def skip_what_is_not_loaded(family: str) -> None:
+    """Skip a test of a folder from which this release loads no processor without torchvision."""
+    kind = getattr(transformers, f"{_IDEFICS3.get(family)}ImageProcessorPil", None)
+    if getattr(kind, "is_dummy", False):
+        pytest.skip(f"transformers {transformers.__version__} loads {family}'s with torchvision")
+
+
 _SETTINGS = (
     "patch_size",
     "num_additional_image_tokens",
@@ -79,6 +90,7 @@ _SETTINGS = (
     "num_image_tokens",
     "vision_aspect_ratio",
     "image_seq_length",
+    "image_seq_len",
 )
 
 
@@ -188,6 +200,26 @@ def _gemma3(config: Any, tokenizer: Any) -> Any:
     )
 
 
+def _idefics3(name: str) -> Callable[[Any, Any], Any]:
+    def build(config: Any, tokenizer: Any) -> Any:
+        vision = config.vision_config
+        # At its top, the oldest release says that this needs torchvision, which it does not.
+        file = f"transformers.models.{name.lower()}.image_processing_pil_{name.lower()}"
+        images = getattr(import_module(file), f"{name}ImageProcessorPil")(
+            size={"longest_edge": 2 * vision.image_size},
+            max_image_size={"longest_edge": vision.image_size},
+        )
+        side = vision.image_size // vision.patch_size // config.scale_factor
+        kind = getattr(transformers, f"{name}Processor")
+        parts = [images, tokenizer]
+        if "video_processor" in kind.get_attributes():
+            kind = without_videos(kind)
+            parts.append(None)
+        return kind(*parts, image_seq_len=side**2)
+
+    return build
+
+
 def _qwen(name: str, videos: str) -> ProcessorKind:
     def build(config: Any, tokenizer: Any) -> Any:
         vision = config.vision_config
@@ -205,6 +237,19 @@ def _qwen(name: str, videos: str) -> ProcessorKind:
 
 _LLAVA_TOKENS = {"image_token": ("<image>", "image_token_id")}
 _VIDEO_TOKENS = {**_LLAVA_TOKENS, "video_token": ("<video>", "video_token_id")}
+_IDEFICS3_TOKENS = {
+    **_LLAVA_TOKENS,
+    "video_token": ("<video>", 61),
+    "fake_image_token": ("<fake_token_around_image>", 62),
+    "end_of_utterance_token": ("<end_of_utterance>", 63),
+    "global_image_token": ("<global-img>", 59),
+    "newline_token": ("\n", 58),
+    **{
+        f"row_{row}_col_{column}": (f"<row_{row}_col_{column}>", 50 + 2 * row + column)
+        for row in (1, 2)
+        for column in (1, 2)
+    },
+}
 _QWEN_TOKENS = {
     "image_token": ("<|image_pad|>", "image_token_id"),
     "video_token": ("<|video_pad|>", "video_token_id"),
@@ -237,6 +282,10 @@ PROCESSORS: dict[str, ProcessorKind] = {
         },
         "<IMG_CONTEXT>",
         "InternVLVideoProcessor",
+    ),
+    "idefics3": ProcessorKind(_idefics3("Idefics3"), _IDEFICS3_TOKENS, "<image>"),
+    "smolvlm": ProcessorKind(
+        _idefics3("SmolVLM"), _IDEFICS3_TOKENS, "<image>", "SmolVLMVideoProcessor"
     ),
     "gemma3": ProcessorKind(
         _gemma3,

@@ -17,7 +17,12 @@ import pytest
 import torch
 from families.packed_prompts import differences
 from PIL import Image
-from processors import PROCESSORS, processor_for, save_checkpoint
+from processors import (
+    PROCESSORS,
+    processor_for,
+    save_checkpoint,
+    skip_what_is_not_loaded,
+)
 from transformers.video_utils import VideoMetadata
 
 from clasp_kernels.cli.processor import load_processor
@@ -30,6 +35,8 @@ from clasp_kernels.policy import Schedule
 pytestmark = pytest.mark.filterwarnings("ignore:the router cannot read the prompts")
 
 SMALL, LARGE = (20, 26), (400, 150)
+#: Images of each prompt of ``batch_of``, where the tiles that an image is cut into are one each.
+IMAGES = {"idefics3": (5, 3, 0), "smolvlm": (5, 3, 0)}
 SCHEDULES = {"input": Schedule.input(0.25), "inside": Schedule({0: 0.75, 1: 0.5, 3: 0.25})}
 
 
@@ -81,7 +88,7 @@ def test_what_a_processor_makes_is_pruned_as_the_oracle_masks(
     prefill, generation, record = differences(family, batch, schedule)
     assert prefill < 1e-4
     assert generation < 1e-4
-    assert record.images_per_prompt == (1, 1, 0)
+    assert record.images_per_prompt == IMAGES.get(family, (1, 1, 0))
     before = [stage.tokens_before for stage in record.stages]
     assert record.pruned_length < record.prompt_length
     assert all(count < before[0] for count in record.stages[-1].counts)
@@ -115,7 +122,10 @@ def video_of(family: str) -> tuple[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
-@pytest.mark.parametrize("family", [name for name, kind in PROCESSORS.items() if kind.videos])
+@pytest.mark.parametrize(
+    "family",  # of SmolVLM, a video's frames are images, and take the place of any image
+    [name for name, kind in PROCESSORS.items() if kind.videos and name != "smolvlm"],
+)
 def test_a_video_beside_an_image_is_pruned_as_the_oracle_masks(
     family: str, schedule: Schedule
 ) -> None:
@@ -141,6 +151,23 @@ def test_a_video_beside_an_image_is_pruned_as_the_oracle_masks(
     assert record.images_per_prompt == (4 if family == "internvl" else 2, 0)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_frames_that_are_images_are_pruned_as_the_oracle_masks(schedule: Schedule) -> None:
+    processor = processor_for("smolvlm", SPECIMENS["smolvlm"].build())
+    pixels = torch.randn(1, 3, 3, 18, 18, generator=torch.Generator().manual_seed(1))
+    metadata = VideoMetadata(total_num_frames=3, fps=1.0, frames_indices=[0, 1, 2])
+    processor.video_processor = GivenVideo({"pixel_values": pixels, "video_metadata": [metadata]})
+    batch = processor(
+        videos=[[np.zeros((3, 18, 18, 3), np.uint8)]],
+        text=asked(processor, 0, f"{processor.video_token} what is it"),
+        return_tensors="pt",
+    )
+    prefill, generation, record = differences("smolvlm", dict(batch), schedule)
+    assert prefill < 1e-4
+    assert generation < 1e-4
+    assert record.images_per_prompt == (3,)
+
+
 @pytest.mark.parametrize("family", PROCESSORS)
 def test_a_budget_of_everything_changes_nothing(family: str) -> None:
     model, batch = SPECIMENS[family].build(), batch_of(family)
@@ -158,6 +185,7 @@ def test_a_processor_comes_back_from_its_folder(family: str, tmp_path: Path) -> 
         pytest.skip(
             "transformers gives any tokenizer of Qwen3.5 that family's own way to cut words"
         )
+    skip_what_is_not_loaded(family)
     save_checkpoint(family, tmp_path)
     made = processor_for(family, SPECIMENS[family].build())
     loaded = load_processor(str(tmp_path))

@@ -18,6 +18,22 @@ def grid_view(pixels: torch.Tensor, rows: int, columns: int, first_token: int) -
     return View(pixels, tuple(range(first_token, first_token + len(boxes))), boxes)
 
 
+def mosaic_view(tiles: torch.Tensor, rows: int, side: int, first_token: int) -> View:
+    """A picture of tiles [tiles, channels, height, width] in ``rows``, each of which tokens divide
+    evenly, ``side`` by ``side``. Tokens are numbered tile after tile.
+
+    >>> mosaic_view(torch.zeros(2, 3, 4, 4), 1, 2, first_token=0).tokens
+    (0, 1, 4, 5, 2, 3, 6, 7)
+    """
+    columns = len(tiles) // rows
+    numbers = torch.arange(len(tiles) * side**2).view(rows, columns, side, side)
+    tokens = numbers.transpose(1, 2).flatten() + first_token
+    pixels = arranged(tiles, rows, columns)
+    height, width = pixels.shape[1:]
+    boxes = grid_boxes(height, width, rows * side, columns * side)
+    return View(pixels, tuple(tokens.tolist()), boxes)
+
+
 def grid_boxes(height: int, width: int, rows: int, columns: int) -> tuple[Box, ...]:
     """Divide a picture evenly into boxes, row by row.
 

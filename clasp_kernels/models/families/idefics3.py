@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from clasp_kernels.models.compat import (
 from clasp_kernels.models.families._modules import module_inside
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.families._projected import check_pixels
-from clasp_kernels.models.families._views import grid_view
+from clasp_kernels.models.families._views import mosaic_view
 from clasp_kernels.models.patching import Patch
 from clasp_kernels.policy import Profile
 
@@ -126,14 +127,22 @@ class Idefics3Adapter:
         return [VisualGroup("image", "pixel_values", self.token_ids[0], counts)]
 
     def views(self, inputs: Mapping[str, Any]) -> list[View]:
+        """Tiles of one image are one view, arranged as the prompt has them."""
         [group] = self.groups(inputs)
         side = math.isqrt(group.counts[0])
         length = side * self._side * self._patch
         pixels = inputs["pixel_values"][..., :length, :length]
-        return [
-            grid_view(image, side, side, number * side**2)
-            for number, image in enumerate(pixels[_is_image(inputs["pixel_values"])])
-        ]
+        images = pixels[_is_image(inputs["pixel_values"])]
+        grids = [(1, 1)] * len(images)
+        if inputs.get("input_ids") is not None:
+            grids = _tile_grids(inputs["input_ids"], group.token_id, side**2)
+        views: list[View] = []
+        first = 0
+        for rows, columns in grids:
+            tiles = images[first : first + rows * columns]
+            views.append(mosaic_view(tiles, rows, side, first * side**2))
+            first += len(tiles)
+        return views
 
     @torch.no_grad()  # the ops after the tower record no autograd graph either
     def encode(self, model: Any, inputs: Mapping[str, Any]) -> VisionOutput:
@@ -200,3 +209,46 @@ def _is_image(pixels: torch.Tensor) -> torch.Tensor:
     """Return which of [prompts, images, channels, height, width] are not padding: [prompts, images]
     bool."""
     return (pixels != 0).flatten(2).any(-1)
+
+
+# The words between two tiles of a row: one that begins an image, and one that says which it is.
+_BETWEEN_TILES = 2
+
+
+def _tile_grids(input_ids: torch.Tensor, token_id: int, tokens: int) -> list[tuple[int, int]]:
+    """Rows and columns of the images of prompts: of tiles that were cut from one, as one; of any
+    other (1, 1). Waits for the device.
+
+    Every image has so many ``tokens``. A word before each says which tile it is, or, the same word
+    every time, that it is a view of the whole, which comes last. More words follow the end of a row
+    of tiles.
+
+    >>> _tile_grids(torch.tensor([[8, 1, 9, 8, 2, 9, 7, 8, 3, 9, 8, 4, 9, 7, 8, 5, 9]]), 9, 1)
+    [(2, 2), (1, 1)]
+    """
+    grids: list[tuple[int, int]] = []
+    for ids in input_ids.tolist():
+        starts = [at for at, token in enumerate(ids) if token == token_id][::tokens]
+        words = [ids[start - 1] if start else None for start in starts]
+        tiles: list[int] = []  # where those start that are of the image whose view comes next
+        for start, word in zip(starts, words, strict=True):
+            if word != words[-1]:
+                tiles.append(start)
+                continue
+            grids += [*_grid(tiles, tokens + _BETWEEN_TILES), (1, 1)]
+            tiles = []
+    return grids
+
+
+def _grid(starts: list[int], step: int) -> list[tuple[int, int]]:
+    """The grid of tiles that start there, a new row wherever more than a ``step`` is between two;
+    an image each if rows differ in length."""
+    rows = [[start] for start in starts[:1]]
+    for before, start in pairwise(starts):
+        if start - before > step:
+            rows.append([])
+        rows[-1].append(start)
+    lengths = {len(row) for row in rows}
+    if len(lengths) > 1:
+        return [(1, 1)] * len(starts)
+    return [(len(rows), length) for length in lengths]

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from packed_prompts import build, differences
+from processors import processor_for
+from test_processors import asked, picture
 
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.models.specimens import IMAGE_TOKEN, SPECIMENS
@@ -46,6 +48,28 @@ def test_prompts_with_fewer_images_are_filled_up(schedule: Schedule, family: str
     assert generation < 1e-4
     assert record.images_per_prompt == (2, 0, 1)
     assert record.stages[0].counts == ((2, 2, 2) if schedule is INPUT else (7, 7, 7))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tiles_are_one_view_where_the_prompt_says_which_they_are(family: str) -> None:
+    model = build(family)
+    processor = processor_for(family, model)
+    images = [picture((40, 20)), picture((20, 20)), picture((20, 40))]
+    prompts = [asked(processor, 2, "what is it"), asked(processor, 1, "say why")]
+    batch = dict(
+        processor(images=[images[:2], images[2:]], text=prompts, return_tensors="pt", padding=True)
+    )
+    with apply_clasp(model) as handle:
+        views = handle.adapter.views(batch)
+        del batch["input_ids"]
+        alone = handle.adapter.views(batch)
+    sizes = [tuple(view.pixels.shape[1:]) for view in views]
+    assert sizes == [(18, 36), (18, 18), (36, 36), (18, 18), (36, 18), (18, 18)]
+    assert sorted(token for view in views for token in view.tokens) == list(range(11 * TOKENS))
+    assert views[0].tokens[:6] == (0, 1, 2, 9, 10, 11)
+    assert [view.tokens for view in alone] == [
+        tuple(range(first, first + TOKENS)) for first in range(0, 11 * TOKENS, TOKENS)
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
