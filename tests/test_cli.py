@@ -795,17 +795,17 @@ def test_doctor_refuses_in_words(arguments, exit_code, said, monkeypatch):
 
 def test_doctor_refuses_a_model_of_another_family(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "examine", examined)
-    config = transformers.PaliGemmaConfig(
-        text_config={"model_type": "gemma", "hidden_size": 8, "num_hidden_layers": 1,
-                     "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 300000},
-        vision_config={"model_type": "siglip_vision_model", "hidden_size": 8,
+    config = transformers.VipLlavaConfig(
+        text_config={"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1,
+                     "num_attention_heads": 1, "intermediate_size": 8, "vocab_size": 64},
+        vision_config={"model_type": "clip_vision_model", "hidden_size": 8,
                        "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8},
     )  # fmt: skip
-    transformers.PaliGemmaForConditionalGeneration(config).save_pretrained(tmp_path)
+    transformers.VipLlavaForConditionalGeneration(config).save_pretrained(tmp_path)
     result = clasp("doctor", "--verify", "--model", tmp_path)
     assert result.exit_code == 1
     assert "cannot be pruned: its model_type must be 'llava' or" in message(result)
-    assert "got 'paligemma'" in message(result)
+    assert "got 'vipllava'" in message(result)
 
 
 def test_auto_prefers_a_gpu(monkeypatch):

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+#: Families whose released models come without a chat template: the question follows the image.
+WITHOUT_TEMPLATE = ("paligemma",)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model with its processor and display name."""
@@ -108,7 +112,8 @@ def load_model(path_or_id: str | None, device: str) -> LoadedModel:
     model, options = _load(source, device)
     with _loading(source):
         processor = load_processor(source, **options)
-    if getattr(processor, "chat_template", None) is None:
+    has_template = getattr(processor, "chat_template", None) is not None
+    if not has_template and model.config.model_type not in WITHOUT_TEMPLATE:
         raise CommandError(
             f"--model {source}: its processor has no chat template, so the prompt's layout is "
             f"not known"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, refusing_as
-from clasp_kernels.cli.loading import LoadedModel
+from clasp_kernels.cli.loading import WITHOUT_TEMPLATE, LoadedModel
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,6 +88,8 @@ def _written(loaded: LoadedModel, question: str, vocabulary: int) -> str:
                 f"QUESTION must not contain {token!r}, which stands for an image in the prompts "
                 f"of {loaded.name}, got {question!r}"
             )
+    if config.model_type in WITHOUT_TEMPLATE and processor.chat_template is None:
+        return f"{mark}{question}"
     content = [{"type": "image"}, {"type": "text", "text": question}]
     with refusing_as(f"the chat template of {loaded.name} does not work"):
         prompt: str = processor.apply_chat_template(

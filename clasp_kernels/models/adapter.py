@@ -107,6 +107,9 @@ class Adapter(Protocol):
     deeper_layers: int
     """Number of decoder layers that ``VisionOutput.deeper`` has features for; 0 in most families.
     """
+    sees_prompts_whole: bool
+    """Whether attention is bidirectional within the whole prompt (prefix LM). ``token_type_ids``
+    mark it: 0 in the prompt, 1 for generated tokens. False in most families."""
     layers: TowerLayers
     """The profile's layers in this model's vision tower."""
 

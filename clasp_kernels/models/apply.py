@@ -188,6 +188,11 @@ def apply_clasp(
         )
     if any(schedule.layers):
         _check_inside(positions, merge)
+    if salience_rows == "instruction" and adapter.sees_prompts_whole:
+        raise ValueError(
+            f"salience_rows must be 'last' for {model_type!r} models, in which every token of the "
+            f"instruction also sees those after it, got 'instruction'"
+        )
     selector = TokenSelector(
         adapter,
         profile,

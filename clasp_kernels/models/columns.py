@@ -68,13 +68,19 @@ def check_columns(
 
 
 def with_types_of_columns(
-    inputs: dict[str, Any], length: int, appended: int, seen: int
+    inputs: dict[str, Any], length: int, appended: int, seen: int, generated: int
 ) -> dict[str, Any]:
     """Fit ``mm_token_type_ids`` to the ``length`` columns of the prompt.
 
     Some releases pass the token types of the whole conversation: the first ``seen`` columns are cut
-    off. Assisted generation passes none for the last ``appended`` columns: these are text.
+    off. The last ``appended`` columns were generated or drafted, and some releases pass no types
+    for them: these are text, for which ``token_type_ids`` is ``generated``.
     """
+    masking = inputs.get(MASKING_TYPES)
+    if appended and isinstance(masking, torch.Tensor) and masking.ndim == 2:
+        given = masking[:, : length - appended]
+        text = masking.new_full((len(masking), appended), generated)
+        inputs = {**inputs, MASKING_TYPES: torch.cat([given, text], dim=1)}
     kinds = inputs.get("mm_token_type_ids")
     if not isinstance(kinds, torch.Tensor) or kinds.ndim != 2:
         return inputs

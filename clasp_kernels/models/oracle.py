@@ -294,7 +294,10 @@ def _oracle(
         for layer, left in kept.items()
     }
     images = _repeat_images(model, batch, repeats)
-    kinds = SPECIMENS[model.config.model_type].columns(model, ids)
+    specimen = SPECIMENS[model.config.model_type]
+    kinds = specimen.columns(model, ids)
+    for name, kind in specimen.generated.items():
+        kinds[name][:, length:] = kind
     if recurrent_kinds(model.config.get_text_config()):
         return _cut(model, ids, {**kinds, **images}, seen[0], torch.cat([was_there, later], 1))
     with _masked_from(model, {layer: mask for layer, mask in seen.items() if layer > 0}, kinds):

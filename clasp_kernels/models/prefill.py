@@ -279,7 +279,9 @@ def _prune_embeds(
     inputs: dict[str, Any], layout: PrunedLayout, embed: torch.nn.Module
 ) -> torch.Tensor:
     if inputs.get("input_ids") is not None:
-        embeds: torch.Tensor = embed(layout.take(inputs["input_ids"]))
+        # A placeholder's embedding is never looked at, and it may be none of the vocabulary.
+        words = layout.take(inputs["input_ids"]).masked_fill(layout.tokens >= 0, 0)
+        embeds: torch.Tensor = embed(words)
         return embeds
     return inputs["inputs_embeds"].take_along_dim(layout.source[..., None], dim=1)
 

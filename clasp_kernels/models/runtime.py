@@ -353,7 +353,8 @@ class ClaspRuntime:
             names = generation.categories
             appended = generation.appended
             seen = CachedPast.of(inputs.get("cache")).full_seen
-            inputs = with_types_of_columns(inputs, length, appended, seen)
+            generated = int(self.adapter.sees_prompts_whole)
+            inputs = with_types_of_columns(inputs, length, appended, seen, generated)
             return self._prune_and_forward(model, original, inputs, names, repeats, appended)
         if self._has_pixels(inputs):
             return self._prune_and_forward(model, original, inputs, categories)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,8 @@ class Specimen:
     """Returns forward's other arguments with an entry per column, such as token types."""
     positions: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] | None = None
     """Computes position ids, if they are not a plain count of the unmasked columns."""
+    generated: Mapping[str, int] = field(default_factory=dict)
+    """The value of ``columns`` for a generated token, by argument, if it differs from a word's."""
 
 
 _TOWER: dict[str, Any] = {
@@ -409,6 +411,48 @@ def _attention_by_pool(
     return rows.sum((2, 4)).flatten(1)
 
 
+def tiny_paligemma(
+    *,
+    attn_implementation: str = "sdpa",
+    decoder_layers: int = 4,
+    text_config: Callable[..., Any] | None = None,
+    **overrides: Any,
+) -> Any:
+    """36 patches, a visual token each. ``text_config`` makes the language model's config, a
+    Gemma's by default."""
+    from transformers import (
+        GemmaConfig,
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        SiglipVisionConfig,
+    )
+
+    text = {**_text(decoder_layers), "head_dim": 8}
+    config = PaliGemmaConfig(
+        vision_config=SiglipVisionConfig(**_TOWER, vision_use_head=False),
+        text_config=(text_config or GemmaConfig)(**text),
+        projection_dim=32,
+        hidden_size=32,
+        tie_word_embeddings=False,
+        **{"image_token_index": IMAGE_TOKEN, **overrides},
+    )
+    return _with_visible_weights(PaliGemmaForConditionalGeneration, config, attn_implementation)
+
+
+def _attention_by_patch(
+    model: Any, images: dict[str, torch.Tensor], layers_before: int
+) -> torch.Tensor:
+    """The attention that patches get from all others."""
+    tower = model.get_encoder(modality="image")
+    attentions = tower(images["pixel_values"], output_attentions=True).attentions
+    of_patches: torch.Tensor = attentions[-1 - layers_before].mean((1, 2))
+    return of_patches
+
+
+def _positions_from_one(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    return batch["attention_mask"].cumsum(1).clamp_min(1)
+
+
 _QWEN_VISION: dict[str, Any] = {
     "num_heads": 4,
     "patch_size": 4,
@@ -592,6 +636,14 @@ SPECIMENS: dict[str, Specimen] = {
         _attention_by_pool,
         lambda config: ([config.boi_token_index], [config.eoi_token_index]),
         lambda model, ids: {"token_type_ids": (ids == model.config.image_token_id).int()},
+    ),
+    "paligemma": Specimen(
+        tiny_paligemma,
+        _square_images,
+        _attention_by_patch,
+        columns=lambda model, ids: {"token_type_ids": torch.zeros_like(ids)},
+        generated={"token_type_ids": 1},
+        positions=_positions_from_one,
     ),
     "llava": Specimen(tiny_llava, _square_images, _cls_attention),
     "llava_next": Specimen(tiny_llava_next, _tiled_images, _attention_by_tile),

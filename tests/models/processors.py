@@ -200,6 +200,15 @@ def _gemma3(config: Any, tokenizer: Any) -> Any:
     )
 
 
+def _paligemma(config: Any, tokenizer: Any) -> Any:
+    vision = config.vision_config
+    images = transformers.SiglipImageProcessorPil(
+        size=_square(vision.image_size),
+        image_seq_length=(vision.image_size // vision.patch_size) ** 2,
+    )
+    return transformers.PaliGemmaProcessor(images, tokenizer)
+
+
 def _idefics3(name: str) -> Callable[[Any, Any], Any]:
     def build(config: Any, tokenizer: Any) -> Any:
         vision = config.vision_config
@@ -287,6 +296,7 @@ PROCESSORS: dict[str, ProcessorKind] = {
     "smolvlm": ProcessorKind(
         _idefics3("SmolVLM"), _IDEFICS3_TOKENS, "<image>", "SmolVLMVideoProcessor"
     ),
+    "paligemma": ProcessorKind(_paligemma, _LLAVA_TOKENS, "<image>"),
     "gemma3": ProcessorKind(
         _gemma3,
         {

@@ -16,6 +16,8 @@ from clasp_kernels.cli.errors import CommandError, UsageError
 from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
 from clasp_kernels.cli.picture import beside_each_other, overlay
 from clasp_kernels.cli.processor import load_processor
+from clasp_kernels.cli.prompt import prepare
+from clasp_kernels.models import apply_clasp
 from clasp_kernels.models.decoder import refusal
 from clasp_kernels.policy import Schedule
 from clasp_kernels.visualize import COMPLETION_COLOR, PIVOT_COLOR
@@ -148,6 +150,7 @@ SQUARE = {"height": 16, "width": 16}
         ("internvl", {"image_seq_length": 4}, "makes .*, the model .*: check image_seq_length in"),
         ("gemma3", {"image_seq_length": 4}, "makes 4 image tokens of this image, the model 9: che"),
         ("llava_onevision", {"num_image_tokens": 16}, "check vision_feature_select_strategy, num_"),
+        ("paligemma", {"image_processor": {"image_seq_length": 4}}, "makes 4 image tokens of this"),
         ("gemma3", {"image_processor": {"size": SQUARE}}, r"pixels of shape \[1, 3, 16, 16\], the"),
         (
             "llava_onevision",
@@ -182,6 +185,20 @@ def test_a_chat_template_without_the_token_of_the_processor(checkpoint, tmp_path
     (folder / "chat_template.jinja").write_text("user <image_soft_token> answer")
     with pytest.raises(CommandError, match="must write '<start_of_image>', the image token of its"):
         asking(folder)
+
+
+def test_a_family_without_chat_templates_is_asked_without_one(checkpoint, tmp_path):
+    folders = {}
+    for family in ("paligemma", "gemma3"):
+        folders[family] = changed(checkpoint(family), tmp_path / family)
+        (folders[family] / "chat_template.jinja").unlink()
+    loaded = load_model(str(folders["paligemma"]), "cpu")
+    with apply_clasp(loaded.model) as handle:
+        prompt = prepare(loaded, handle.adapter, load_image(SCENE), QUESTION)
+    words = loaded.processor.decode(prompt.inputs["input_ids"][0, prompt.visual_tokens :])
+    assert words.split() == ["<s>", *QUESTION.split()]
+    with pytest.raises(CommandError, match="its processor has no chat template, so the pr"):
+        load_model(str(folders["gemma3"]), "cpu")
 
 
 class Wrapped:

@@ -64,7 +64,9 @@ def batch_of(family: str) -> dict[str, torch.Tensor]:
         asked(processor, 0, "say why"),
     ]
     images = [[picture(SMALL)], [picture(LARGE)], []]
-    return dict(processor(images=images, text=prompts, return_tensors="pt", padding=True))
+    batch = dict(processor(images=images, text=prompts, return_tensors="pt", padding=True))
+    batch.pop("labels", None)  # PaliGemma's are those of no answer
+    return batch
 
 
 def skip_what_is_refused(family: str, schedule: Schedule) -> None:

@@ -25,6 +25,7 @@ TOWERS = {
     "llava_next": CLIP,
     "llava_onevision": ONEVISION,
     "mistral3": INTERN,
+    "paligemma": GEMMA3,
     "qwen2_5_vl": QWEN,
     "qwen2_vl": QWEN,
     "qwen3_5": QWEN3,

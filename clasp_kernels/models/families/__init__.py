@@ -10,6 +10,7 @@ from clasp_kernels.models.families.llava import LlavaAdapter
 from clasp_kernels.models.families.llava_next import LlavaNextAdapter
 from clasp_kernels.models.families.llava_onevision import LlavaOnevisionAdapter
 from clasp_kernels.models.families.mistral3 import Mistral3Adapter
+from clasp_kernels.models.families.paligemma import PaliGemmaAdapter
 from clasp_kernels.models.families.qwen2_5_vl import Qwen2_5_VLAdapter
 from clasp_kernels.models.families.qwen2_vl import Qwen2VLAdapter
 from clasp_kernels.models.families.qwen3_5 import Qwen3_5Adapter, Qwen3_5MoeAdapter
@@ -30,6 +31,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "qwen3_5_moe": Qwen3_5MoeAdapter,
     "internvl": InternVLAdapter,
     "gemma3": Gemma3Adapter,
+    "paligemma": PaliGemmaAdapter,
     "mistral3": Mistral3Adapter,
     "idefics3": Idefics3Adapter,
     "smolvlm": SmolVLMAdapter,

@@ -41,6 +41,7 @@ class PackedAdapter:
     visual_arguments: tuple[str, ...] = (*pixel_arguments, "image_grid_thw", "video_grid_thw")
     position_axes: tuple[int, ...] = (3, 4)
     deeper_layers: int = 0
+    sees_prompts_whole: bool = False
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
         import transformers

@@ -66,6 +66,7 @@ class ProjectedAdapter:
     visual_arguments: tuple[str, ...] = ("pixel_values",)
     position_axes: tuple[int, ...] = ()
     deeper_layers: int = 0
+    sees_prompts_whole: bool = False
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
         import transformers

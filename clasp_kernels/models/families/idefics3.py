@@ -45,6 +45,7 @@ class Idefics3Adapter:
     visual_arguments: tuple[str, ...] = ("pixel_values", "pixel_attention_mask")
     position_axes: tuple[int, ...] = ()
     deeper_layers: int = 0
+    sees_prompts_whole: bool = False
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
         import transformers

@@ -49,6 +49,7 @@ class InternVLAdapter:
     visual_arguments: tuple[str, ...] = ("pixel_values",)
     position_axes: tuple[int, ...] = ()
     deeper_layers: int = 0
+    sees_prompts_whole: bool = False
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
         from transformers import InternVLForConditionalGeneration, InternVLModel
