@@ -34,7 +34,7 @@ def load_processor(source: str, **options: Any) -> Any:
 
 
 def without_videos(kind: type) -> Any:
-    """Return a subclass of a processor whose ``video_processor`` may be None if no video is given."""
+    """Return a subclass of a processor whose ``video_processor`` may be None, for images alone."""
     from transformers import ProcessorMixin
 
     def check_argument_for_proper_class(self: Any, name: str, argument: Any) -> Any:
