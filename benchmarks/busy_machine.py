@@ -111,6 +111,8 @@ def table(rows: list[BusyRow]) -> str:
 
 
 def main() -> None:
+    if torch.get_num_threads() < 2:
+        sys.exit("torch has one thread here, so there is nothing to compare: unset OMP_NUM_THREADS")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--calls", type=int, default=CALLS)
     arguments = parser.parse_args()

@@ -44,7 +44,7 @@ __all__ = [
     "use_backend",
 ]
 
-_SUBMODULES = ("backends", "models", "ops", "policy", "reference")
+_SUBMODULES = ("backends", "models", "ops", "policy", "reference", "rules")
 # The modules of the names that are not ops.
 _HOMES = {"backend_report": ".backends", "use_backend": ".backends", "apply_clasp": ".models"}
 

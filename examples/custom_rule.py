@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
@@ -26,12 +27,13 @@ QUESTION = "What does the sign say?"
 def centred(
     features: Tensor, salience: Tensor, budget: Sequence[int], *, valid: Tensor | None = None
 ) -> Selection:
-    """CLASP on features without their mean, which makes all of them look alike."""
+    """CLASP on features without their image's mean, which makes all of them look alike."""
+    is_token = torch.ones_like(salience) if valid is None else valid.float()
+    weights = is_token[..., None]  # images of other sizes are padded
     tokens = features.float()
+    mean = (tokens * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True).clamp_min(1)
     pivots = [max(1, count // 4) for count in budget]
-    return select_tokens(
-        tokens - tokens.mean(1, keepdim=True), salience, list(budget), pivots, valid=valid
-    )
+    return select_tokens(tokens - mean, salience, list(budget), pivots, valid=valid)
 
 
 def main() -> None:

@@ -100,15 +100,7 @@ def test_every_public_name_resolves() -> None:
 
 def test_report_has_every_op_with_a_reason() -> None:
     report = backend_report()
-    assert {row.op for row in report.ops if row.device == "cpu"} == {
-        "attention_salience",
-        "complete_tokens",
-        "fuse_layers",
-        "gather_tokens",
-        "merge_tokens",
-        "select_pivots",
-        "select_tokens",
-    }
+    assert [row.op for row in report.ops if row.device == "cpu"] == sorted(table.OPS)
     assert all(row.reason for row in report.ops)
     text = str(report)
     assert torch.__version__ in text

@@ -277,7 +277,7 @@ torch.version.cuda = "13.0"
 import clasp_kernels.ops
 status = cuda.load()
 assert status.loaded and status.ops == ("select_tokens",), status
-for op in table.OPS:
+for op in table.ops_of("triton"):
     assert cuda.registered(op), op
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"clasp_kernels::{op}.triton", "CUDA")
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -159,11 +159,7 @@ class TokenSelector:
                 tokens = fused
             if prunes:
                 assert fused is not None
-                if self.rule is None or self.rule.uses_salience:
-                    salience = vision.salience()
-                else:
-                    salience = torch.zeros(fused.shape[:2], device=fused.device)
-                selection = self.choose(fused, salience, categories, counts, valid)
+                selection = self.choose(fused, vision.salience, categories, counts, valid)
                 indices, is_pivot = selection.indices, selection.is_pivot
                 if self.merge:
                     keep = partial(merge_tokens, features=fused, indices=indices, valid=valid)
@@ -189,30 +185,40 @@ class TokenSelector:
     def choose(
         self,
         features: torch.Tensor,
-        salience: torch.Tensor,
+        salience: Callable[[], torch.Tensor],
         categories: Sequence[str],
         counts: Sequence[int],
         valid: torch.Tensor | None = None,
     ) -> Selection:
         """Select ``counts`` tokens by the rule, or split into pivots and completion by each image's
-        category.
+        category. ``salience`` computes the scores; it is not called for a rule that needs none.
 
         Raises:
             TypeError, ValueError: the rule returned no selection of so many tokens.
         """
         if self.rule is not None:
-            selection = self.rule(features, salience, list(counts), valid=valid)
-            check_selection(self.rule.name, selection, counts)
+            if self.rule.uses_salience:
+                scores = salience()
+            else:
+                scores = torch.zeros(features.shape[:2], device=features.device)
+            selection = self.rule(features, scores, list(counts), valid=valid)
+            if valid is None:
+                valid = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
+            check_selection(self.rule.name, selection, counts, valid)
             return selection
         pivots = [
             self.profile.pivot_count(name, count)
             for name, count in zip(categories, counts, strict=True)
         ]
-        return select_tokens(features, salience, list(counts), pivots, valid=valid)
+        return select_tokens(features, salience(), list(counts), pivots, valid=valid)
 
 
-def check_selection(rule: str, selection: object, counts: Sequence[int]) -> None:
-    """Check what a rule returned. Values are checked on the CPU, where that waits for nothing.
+def check_selection(
+    rule: str, selection: object, counts: Sequence[int], valid: torch.Tensor
+) -> None:
+    """Check what a rule returned for images whose tokens are ``valid`` [images, N].
+
+    On a GPU only shapes and dtypes are checked, because reading values would synchronise.
 
     Raises:
         TypeError, ValueError: ``selection`` is no Selection of ``counts`` tokens.
@@ -231,6 +237,14 @@ def check_selection(rule: str, selection: object, counts: Sequence[int]) -> None
             )
     if selection.indices.device.type != "cpu":
         return
+    for row, is_valid in zip(selection.indices, valid, strict=True):
+        tokens = row[row >= 0]
+        outside = tokens[tokens >= len(is_valid)].tolist() or tokens[~is_valid[tokens]].tolist()
+        if outside:
+            raise ValueError(
+                f"rule {rule!r} must keep valid tokens of an image, of which it has "
+                f"{int(is_valid.sum())}, got {outside}"
+            )
     kept = [int(row.ge(0).sum()) for row in selection.indices]
     if kept != list(counts):
         raise ValueError(f"rule {rule!r} must keep {list(counts)} tokens of the images, got {kept}")

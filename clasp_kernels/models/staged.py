@@ -279,22 +279,23 @@ class StagedPrefill:
         with Stopwatch(hidden.device) as stopwatch:
             attention = attention.every(repeats)
             mask = before.mask
-            salience = instruction_salience(
-                attention,
-                self._instruction(before.layout),
-                self._past.at(layer - 1).seen,
-                None if mask is None else mask[::repeats].bool(),
-            )
-            scores = salience.flatten().to(hidden.device)
             slots, valid = _slots(before, images, hidden.device)
             if self._fused is None:
                 features = hidden[::repeats].flatten(0, 1)[slots]
             else:
                 which = before.indices.clamp_min(0)[..., None].to(self._fused.device)
                 features = self._fused.take_along_dim(which, dim=1).to(hidden.device)
-            selection = self._selector.choose(
-                features, scores[slots], self._categories, counts, valid
-            )
+
+            def salience() -> torch.Tensor:
+                scores = instruction_salience(
+                    attention,
+                    self._instruction(before.layout),
+                    self._past.at(layer - 1).seen,
+                    None if mask is None else mask[::repeats].bool(),
+                )
+                return scores.flatten().to(hidden.device)[slots]
+
+            selection = self._selector.choose(features, salience, self._categories, counts, valid)
             chosen = selection.indices.to(before.indices.device)
             indices = before.indices.gather(1, chosen.clamp_min(0)).masked_fill(chosen < 0, -1)
         layout = prune_columns(

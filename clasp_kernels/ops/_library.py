@@ -51,15 +51,25 @@ def define_op(spec: table.OpSpec) -> None:
         LIBRARY.impl(f"{name}.triton", _on_device(name), "CUDA")
         if INTERPRETED:
             LIBRARY.impl(f"{name}.triton", _on_device(name), "CPU")
+    if _gpu_kernels_are_registered:
+        _register_gpu_kernel(name)
+
+
+# Whether the CUDA extension was loaded, if it is there. Its kernels are registered first.
+_gpu_kernels_are_registered = False
 
 
 def register_gpu_kernels() -> None:
-    """Registers the Triton launchers of the ops that have no CUDA kernel."""
-    if not triton.installed():
-        return
-    for name in table.ops_of("triton"):
-        if not cuda.registered(name):
-            LIBRARY.impl(name, on_gpu(name), "CUDA")
+    """Registers the Triton launchers of the ops that have no CUDA kernel, and of later ops."""
+    global _gpu_kernels_are_registered
+    for name in table.OPS:
+        _register_gpu_kernel(name)
+    _gpu_kernels_are_registered = True
+
+
+def _register_gpu_kernel(name: str) -> None:
+    if triton.installed() and table.has_kernel(name, "triton") and not cuda.registered(name):
+        LIBRARY.impl(name, on_gpu(name), "CUDA")
 
 
 def _on_device(name: str) -> Callable[..., Any]:

@@ -24,16 +24,17 @@ def random(
 ) -> Selection:
     """Keep random tokens.
 
-    The same shape gives the same tokens: the seed is fixed, and PyTorch's global generators are
-    left alone, so that sampling gives what it gave.
+    The same shape on the same kind of device gives the same tokens, because the seed is fixed.
+    PyTorch's global generators are not used, so sampling is not affected.
 
     >>> import torch
     >>> random(torch.ones(1, 8, 2), torch.zeros(1, 8), [3]).counts
     tensor([3])
     """
-    generator = torch.Generator().manual_seed(0)
-    scores = torch.rand(features.shape[:2], generator=generator)
-    return best_of(scores.to(features.device), budget, valid)
+    device = features.device
+    generator = torch.Generator(device).manual_seed(0)
+    scores = torch.rand(features.shape[:2], generator=generator, device=device)
+    return best_of(scores, budget, valid)
 
 
 @register_rule("uniform", uses_salience=False)

@@ -27,8 +27,9 @@ def dart(
     """Keep up to 8 salient pivots; then each pivot in turn adds the tokens that are least like it.
 
     The pivots share what is left of the budget equally, the first ones taking one more where it
-    does not divide. Similarity is by cosine, ties go to the lower index. The paper takes pivots by
-    the norm of their keys; here they are the most salient tokens.
+    does not divide. Similarity is by cosine; ties, up to rounding, go to the lower index. This
+    differs from the authors' scripts, whose pivots are 4 image tokens, by the norm of their keys,
+    and 4 text tokens.
 
     Needs salience. Costs 8 rounds of eager PyTorch over [B, N].
 

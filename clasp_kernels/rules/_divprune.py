@@ -28,7 +28,9 @@ def divprune(
     """Keep tokens that are as far from each other as possible, by cosine distance.
 
     The first token is the one whose nearest neighbour is farthest. Each further token is the one
-    whose nearest kept token is farthest (greedy max-min). Ties go to the lower index.
+    whose nearest kept token is farthest (greedy max-min). Ties, up to rounding for the first token,
+    go to the lower index. A zero vector is similar to nothing, and a token that is not finite is
+    kept last, as in :func:`~clasp_kernels.complete_tokens`.
 
     Needs features alone. Costs one :func:`~clasp_kernels.complete_tokens`, and all N x N
     similarities once to find the first token, in eager PyTorch and in blocks of rows.
@@ -50,18 +52,18 @@ def divprune(
 def _loneliest(features: Tensor, valid: Tensor | None) -> Tensor:
     """[B, 1]: the token with the smallest similarity to its nearest neighbour, -1 for none."""
     unit = functional.normalize(features.float(), dim=-1)
+    candidates = unit.isfinite().all(-1)
+    if valid is not None:
+        candidates = candidates & valid
+    unit = unit.masked_fill(~candidates[..., None], 0.0)
     nearest = []
     for start in range(0, unit.shape[1], _ROWS):
         block = unit[:, start : start + _ROWS] @ unit.mT
-        if valid is not None:
-            block = block.masked_fill(~valid[:, None, :], float("-inf"))
+        block = block.masked_fill(~candidates[:, None, :], float("-inf"))
         own = torch.arange(start, start + block.shape[1], device=unit.device)
         block.scatter_(2, own.expand(len(block), -1)[..., None], float("-inf"))
         nearest.append(block.amax(dim=2))
-    closeness = torch.cat(nearest, dim=1)
-    if valid is not None:
-        closeness = closeness.masked_fill(~valid, float("inf"))
+    closeness = torch.cat(nearest, dim=1).masked_fill(~candidates, float("inf"))
     first = closeness.argmin(dim=1, keepdim=True)  # the first of equal ones
-    if valid is None:
-        return first
-    return first.where(valid.any(dim=1, keepdim=True), -1)
+    # Without candidates, complete_tokens takes what is valid.
+    return first.where(candidates.any(dim=1, keepdim=True), -1)

@@ -25,7 +25,7 @@ class RuleFunction(Protocol):
         """
         Args:
             features: [B, N, D]; float32, bfloat16 or float16.
-            salience: [B, N] float32; zeros if the rule was registered with
+            salience: [B, N] float32; in a patched model zeros, if the rule was registered with
                 ``uses_salience=False``.
             budget: the number of tokens to keep of each image.
             valid: [B, N] bool; False where an image has no token. All by default.
@@ -66,8 +66,8 @@ def register_rule(name: str, *, uses_salience: bool = True) -> Callable[[_Functi
 
     Args:
         name: a name that no rule has yet.
-        uses_salience: False for a rule that compares features alone. Its ``salience`` is zeros
-            before the decoder, which saves scoring the vision tower's attention.
+        uses_salience: False for a rule that compares features alone. A patched model then gives it
+            zeros, which saves scoring the attention.
 
     Raises:
         ValueError: there is a rule of this name.

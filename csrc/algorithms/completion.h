@@ -9,7 +9,7 @@
 //   token is the next pick. No evaluation is wasted, but tokens are evaluated one at a time.
 // - sweeps: with m picks left, the last pick is covered at least as much as the m-th smallest
 //   bound. Every token with a smaller bound has to be refreshed before that pick. These tokens are
-//   refreshed together, in tiles and in parallel, without wasted work.
+//   refreshed together, in tiles and in parallel, with little wasted work.
 #pragma once
 
 #include <algorithm>

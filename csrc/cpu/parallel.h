@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <exception>
@@ -21,11 +22,18 @@ inline int64_t now_in_nanoseconds() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
 }
 
+inline void raise_to(std::atomic<int64_t>& most, int64_t value) {
+  int64_t seen = most.load();
+  while (seen < value && !most.compare_exchange_weak(seen, value)) {
+  }
+}
+
 // One for the process: all of its threads meet the same load.
 inline Lateness lateness;
 
-// Runs body(begin, end) over ranges that cover 0..count, each of at least `grain` unless it is the
-// only one. Rethrows the first exception of a body, because torch would lose its type and message.
+// Runs body(begin, end) over ranges that cover 0..count, at most one for every `grain` items,
+// rounded up. Rethrows the first exception of a body, because torch would lose its type and
+// message.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
   const int64_t start = now_in_nanoseconds();
@@ -36,20 +44,23 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
   }
   const std::thread::id caller = std::this_thread::get_id();
   int64_t caller_finished = start;
+  std::atomic<int64_t> last_began = start;  // the latest of the other threads
   std::exception_ptr error;
   std::mutex mutex;
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     const KeepSubnormals keep;
+    const bool is_caller = std::this_thread::get_id() == caller;
+    if (!is_caller) raise_to(last_began, now_in_nanoseconds());
     try {
       body(begin, end);
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex);
       if (!error) error = std::current_exception();
     }
-    if (std::this_thread::get_id() == caller) caller_finished = now_in_nanoseconds();
+    if (is_caller) caller_finished = now_in_nanoseconds();
   });
   const int64_t end = now_in_nanoseconds();
-  lateness.observe(caller_finished - start, end - caller_finished, end);
+  lateness.observe(end - caller_finished, last_began - start, end);
   if (error) std::rethrow_exception(error);
 }
 

@@ -8,7 +8,10 @@ import torch
 from inputs import EXACT_ROWS, calls
 from torch import Tensor
 
-OPS = sorted(calls())
+from clasp_kernels.backends import table
+
+#: Ops with kernels for GPUs. ``arguments`` makes their arguments.
+OPS = sorted(table.ops_of("triton"))
 
 
 class Size(NamedTuple):

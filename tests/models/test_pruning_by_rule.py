@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clasp_kernels import Selection, rules
 from clasp_kernels.models import apply_clasp
+from clasp_kernels.models.selection import check_selection
 from clasp_kernels.policy import Schedule
 from clasp_kernels.rules import registry
 
@@ -97,6 +98,23 @@ def test_stages_inside_the_decoder_use_the_rule(seen: list[tuple[Tensor, Tensor]
     assert [features.shape[1] for features, _ in seen] == [36, 20]
 
 
+def test_inside_the_decoder_too_a_rule_without_salience_gets_zeros(
+    seen: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spy = rules.find_rule("spy").function
+    rules.register_rule("blind spy", uses_salience=False)(spy)
+
+    def fail(*arguments: object, **more: object) -> None:
+        raise AssertionError("salience was computed")
+
+    monkeypatch.setattr("clasp_kernels.models.staged.instruction_salience", fail)
+    model = tiny_llava()
+    schedule = Schedule({0: 20, 2: 6})
+    with apply_clasp(model, schedule=schedule, profile=tiny_profile(), rule="blind spy"):
+        model(**BATCH, categories="general")
+    assert [float(salience.abs().sum()) for _, salience in seen] == [0, 0]
+
+
 def test_clasp_by_name_is_the_default() -> None:
     model = tiny_llava()
     kept = []
@@ -121,6 +139,15 @@ def too_few(selection: Selection) -> object:
     return selection._replace(indices=indices)
 
 
+def test_a_rule_may_not_keep_the_padding_of_a_smaller_image() -> None:
+    indices = torch.tensor([[1, 3], [0, 2]])
+    selection = Selection(indices, torch.ones(2, 2, dtype=torch.bool), torch.tensor([2, 2]))
+    valid = torch.tensor([[True] * 4, [True, True, False, False]])
+    message = r"rule 'r' must keep valid tokens of an image, of which it has 2, got \[2\]"
+    with pytest.raises(ValueError, match=message):
+        check_selection("r", selection, [2, 2], valid)
+
+
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
@@ -140,6 +167,11 @@ def too_few(selection: Selection) -> object:
             lambda it: it._replace(indices=it.indices.flip(1)),
             ValueError,
             "must return ascending indices",
+        ),
+        (
+            lambda it: it._replace(indices=it.indices + 30),
+            ValueError,
+            r"must keep valid tokens of an image, of which it has 36, got \[\d+",
         ),
     ],
 )

@@ -45,7 +45,7 @@ MILLISECOND = 1_000_000  # nanoseconds
 def test_after_a_long_wait_for_other_threads_the_caller_works_alone(core: ModuleType) -> None:
     lateness = core.Lateness()
     assert not lateness.works_alone(0)
-    lateness.observe(MILLISECOND, 5 * MILLISECOND, 10 * MILLISECOND)
+    lateness.observe(5 * MILLISECOND, 6 * MILLISECOND, 10 * MILLISECOND)
     assert lateness.works_alone(10 * MILLISECOND)
     # For long enough that the wait is a twentieth of it.
     assert lateness.works_alone(109 * MILLISECOND)
@@ -54,9 +54,19 @@ def test_after_a_long_wait_for_other_threads_the_caller_works_alone(core: Module
 
 def test_waits_that_an_idle_machine_has_are_not_long(core: ModuleType) -> None:
     lateness = core.Lateness()
-    lateness.observe(0, MILLISECOND // 4, MILLISECOND)  # waking a thread
-    lateness.observe(10 * MILLISECOND, 20 * MILLISECOND, 31 * MILLISECOND)  # uneven shares
+    lateness.observe(MILLISECOND // 4, MILLISECOND // 4, MILLISECOND)  # waking a thread
     assert not lateness.works_alone(MILLISECOND)
+
+
+def test_a_larger_share_is_not_late(core: ModuleType) -> None:
+    lateness = core.Lateness()
+    lateness.observe(20 * MILLISECOND, MILLISECOND // 20, 31 * MILLISECOND)
+    assert not lateness.works_alone(31 * MILLISECOND)
+
+
+def test_a_late_thread_that_nobody_waited_for_costs_nothing(core: ModuleType) -> None:
+    lateness = core.Lateness()
+    lateness.observe(MILLISECOND // 20, 20 * MILLISECOND, 31 * MILLISECOND)
     assert not lateness.works_alone(31 * MILLISECOND)
 
 

@@ -62,6 +62,8 @@ def test_its_backends_are_those_that_the_table_names() -> None:
 assert "double" in table.ops_of("triton")
 assert "double" not in table.ops_of("cpu") + table.ops_of("cuda")
 assert triton.launcher("double") is kernels.launch
+if triton.installed():
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("clasp_kernels::double", "CUDA")
 assert backends.choose("double", "cuda", "cuda").reason.startswith("there is no CUDA kernel")
 for name in ("cpu", "cuda"):
     with use_backend(name):

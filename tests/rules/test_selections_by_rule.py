@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from interpreter import python
 from torch import Tensor
 
 from clasp_kernels import Selection, rules, select_tokens
@@ -188,3 +189,24 @@ def test_a_name_is_registered_once() -> None:
 def test_a_name_that_no_rule_has_lists_those_there_are() -> None:
     with pytest.raises(ValueError, match=r"rule must be 'clasp', 'attention', .*; got 'fastv'"):
         rules.find_rule("fastv")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_divprune_keeps_what_is_not_finite_last(value: float) -> None:
+    features, salience, _ = images()
+    expected = rules.divprune(features[:, 1:], salience[:, 1:], [9, 5, 39])
+    features[:, 0, 2] = value
+    selection = rules.divprune(features, salience, [9, 5, 39])
+    for image in range(3):
+        assert kept(selection, image) == [token + 1 for token in kept(expected, image)]
+    assert kept(rules.divprune(features, salience, [9, 5, 40]), 2) == list(range(40))
+
+
+def test_divprune_takes_a_zero_vector_for_similar_to_nothing() -> None:
+    features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 0.0], [0.1, 1.0]]])
+    assert kept(rules.divprune(features, torch.zeros(1, 4), [2]), 0) == [0, 2]
+
+
+def test_the_package_has_them() -> None:
+    done = python("import clasp_kernels; assert clasp_kernels.rules.find_rule('clasp')")
+    assert done.returncode == 0, done.stderr
