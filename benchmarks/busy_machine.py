@@ -30,7 +30,7 @@ from table import duration, markdown_table
 from clasp_kernels import use_backend
 
 RECORDED = ROOT / "benchmarks" / "results" / "cpu" / "busy_machine.json"
-CALLS = 50
+ROUNDS, CALLS = 10, 20
 CASES = {
     "select_tokens": "1x2880x1024 float32 R320 P160 random",
     "attention_salience": "B1 T32 S640 float32 H32/32 d128",
@@ -65,14 +65,13 @@ def busy_cores() -> Iterator[None]:
             process.wait()
 
 
-def median_us(call: Callable[[], Any], calls: int) -> float:
-    call()
+def seconds(call: Callable[[], Any], calls: int) -> list[float]:
     times = []
     for _ in range(calls):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return round(1e6 * statistics.median(times), 2)
+    return times
 
 
 def measure(load: str, calls: int) -> list[BusyRow]:
@@ -81,12 +80,19 @@ def measure(load: str, calls: int) -> list[BusyRow]:
     benchmarks = ops.load_all()
     for op, name in CASES.items():
         case = next(case for case in benchmarks[op].cpu if str(case) == name)
-        inputs = case.inputs("cpu", 0)
-        for threads in (1, several):
-            torch.set_num_threads(threads)
-            with torch.no_grad(), use_backend("cpu"):
-                median = median_us(partial(case.ours, *inputs), calls)
-            rows.append(BusyRow(op, name, load, threads, median))
+        call = partial(case.ours, *case.inputs("cpu", 0))
+        times: dict[int, list[float]] = {1: [], several: []}
+        with torch.no_grad(), use_backend("cpu"):
+            call()
+            # In turns, as how much of a core the op gets changes from second to second.
+            for _ in range(ROUNDS):
+                for threads in times:
+                    torch.set_num_threads(threads)
+                    times[threads] += seconds(call, calls)
+        rows += [
+            BusyRow(op, name, load, threads, round(1e6 * statistics.median(taken), 2))
+            for threads, taken in times.items()
+        ]
     torch.set_num_threads(several)
     return rows
 
@@ -114,7 +120,7 @@ def main() -> None:
     if torch.get_num_threads() < 2:
         sys.exit("torch has one thread here, so there is nothing to compare: unset OMP_NUM_THREADS")
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--calls", type=int, default=CALLS)
+    parser.add_argument("--calls", type=int, default=CALLS, help="in each of the rounds")
     arguments = parser.parse_args()
     rows = measure("idle", arguments.calls)
     with busy_cores():

@@ -1,4 +1,4 @@
-// Decides whether to call other threads, by how late they began before.
+// Decides whether to call other threads, by how late they were before.
 //
 // On a machine whose cores are busy with other processes, a thread may not run for some
 // milliseconds after it is called. The caller has to wait for it, and an algorithm with many short
@@ -16,8 +16,8 @@ namespace clasp::cpu {
 class Lateness {
  public:
   // Records a parallel region; times in nanoseconds. `waited` is how long the caller waited for
-  // other threads after its own share, and `late` how long the last of them took to begin. A
-  // thread that begins in time and works longer is not late: its share was larger.
+  // other threads after its own share. `late` is how much longer the region took than the longest
+  // run of another thread. If that thread ran all the time, nobody was late: its share was larger.
   void observe(int64_t waited, int64_t late, int64_t now) {
     const int64_t lost = std::min(waited, late);
     if (lost <= kShortest) return;

@@ -1,11 +1,11 @@
 // Parallel loops on torch's thread pool, over the images of a batch or within one image.
 #pragma once
 
+#include <time.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <mutex>
@@ -17,9 +17,17 @@
 
 namespace clasp::cpu {
 
+inline int64_t nanoseconds(clockid_t clock) {
+  timespec time{};
+  clock_gettime(clock, &time);
+  return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
 inline int64_t now_in_nanoseconds() {
-  const auto now = std::chrono::steady_clock::now().time_since_epoch();
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(now).count();
+  return nanoseconds(CLOCK_MONOTONIC);
+}
+// The time for which this thread has been running.
+inline int64_t running_in_nanoseconds() {
+  return nanoseconds(CLOCK_THREAD_CPUTIME_ID);
 }
 
 inline void raise_to(std::atomic<int64_t>& most, int64_t value) {
@@ -44,23 +52,27 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
   }
   const std::thread::id caller = std::this_thread::get_id();
   int64_t caller_finished = start;
-  std::atomic<int64_t> last_began = start;  // the latest of the other threads
+  std::atomic<int64_t> longest_run = 0;  // of the other threads, in their shares
   std::exception_ptr error;
   std::mutex mutex;
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
     const KeepSubnormals keep;
     const bool is_caller = std::this_thread::get_id() == caller;
-    if (!is_caller) raise_to(last_began, now_in_nanoseconds());
+    const int64_t ran_before = is_caller ? 0 : running_in_nanoseconds();
     try {
       body(begin, end);
     } catch (...) {
       const std::lock_guard<std::mutex> lock(mutex);
       if (!error) error = std::current_exception();
     }
-    if (is_caller) caller_finished = now_in_nanoseconds();
+    if (is_caller) {
+      caller_finished = now_in_nanoseconds();
+    } else {
+      raise_to(longest_run, running_in_nanoseconds() - ran_before);
+    }
   });
   const int64_t end = now_in_nanoseconds();
-  lateness.observe(end - caller_finished, last_began - start, end);
+  lateness.observe(end - caller_finished, end - start - longest_run, end);
   if (error) std::rethrow_exception(error);
 }
 

@@ -223,7 +223,7 @@ def test_packed_samples_are_refused() -> None:
     with apply_clasp(model):
         assert model(**batch, position_ids=positions).logits.shape[1] == 10
         positions[:, -3:] = torch.arange(3)
-        with pytest.raises(ValueError, match="several samples packed into a row"):
+        with pytest.raises(ValueError, match="those of packed samples"):
             model(**batch, position_ids=positions)
 
 

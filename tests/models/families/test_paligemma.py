@@ -239,7 +239,7 @@ def test_paligemma_2_is_pruned_before_its_decoder() -> None:
 def test_prompts_longer_than_the_window_of_paligemma_2_are_refused() -> None:
     model = paligemma2(window=40)
     batch = with_images(model, 1)
-    with apply_clasp(model), pytest.raises(ValueError, match="layers that look back 40 tokens"):
+    with apply_clasp(model), pytest.raises(ValueError, match="sliding window of 40 tokens"):
         model(**batch)
 
 
@@ -250,7 +250,7 @@ def test_prompts_longer_than_the_window_of_paligemma_2_are_refused() -> None:
         ({"pixel_values": torch.zeros(1, 1, 3, 24, 24)}, TypeError, r"tensor \[images, channels"),
         ({"pixel_values": torch.zeros(2, 3, 24, 24)}, ValueError, "holds 2 images"),
         ({"token_type_ids": torch.zeros(1, 3)}, ValueError, "token_type_ids must have"),
-        ({"token_type_ids": None}, ValueError, "token_type_ids must be given where images of pal"),
+        ({"token_type_ids": None}, ValueError, "token_type_ids must be given if images of pali"),
     ],
 )
 def test_a_call_that_does_not_fit_is_refused(
@@ -292,7 +292,7 @@ def test_a_later_turn_with_images_and_packed_samples_are_refused() -> None:
         positions = torch.arange(1, batch["input_ids"].shape[1] + 1)[None]
         assert model(**batch, position_ids=positions).logits.shape[1] == 9 + 5
         positions[:, -3:] = torch.arange(3)
-        with pytest.raises(ValueError, match="several samples packed into a row"):
+        with pytest.raises(ValueError, match="those of packed samples"):
             model(**batch, position_ids=positions)
 
 
