@@ -14,7 +14,7 @@ TORCH ?= torch==2.13.0
 # The releases of transformers that `make compat` tests; empty for all.
 RELEASES ?=
 
-# Processes that share the tests, a file each at a time; 0 runs them in one, for a debugger.
+# Processes that share the tests; 0 runs them in one, for a debugger.
 WORKERS ?= 2
 
 PY := $(VENV)/bin/python
@@ -54,11 +54,11 @@ docs: $(DOCS)/.requirements  ## Build the documentation into build/site; needs n
 	@echo 'The documentation is in build/site/index.html.'
 
 test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
-	$(PY) -m pytest -n $(WORKERS) --dist loadfile -m 'not deep' $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m 'not deep' $(ARGS)
 
 # The newest transformers is the one that is installed, which `make test` tests.
 test-deep: $(PACKAGE)  ## What digs deeper than `make test`: builds, emulators, other transformers
-	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m deep
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m deep
 	$(COMPAT) oldest
 	$(PY) -m pip install -qq --no-deps --target $(TORCHAO) --upgrade torchao==0.18.0
 	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py \
