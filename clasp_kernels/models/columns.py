@@ -22,7 +22,8 @@ _FOLLOW = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 LABELS = ("labels", "shift_labels")
 #: Token types that some processors return; 0 is used for padding.
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
-#: The token types from which models build masks. Models index them from the first column.
+#: The token types from which models build masks. Entry c belongs to column c, counted from the
+#: first cached column.
 MASKING_TYPES = "token_type_ids"
 _OTHER = ("cache", "logits_to_keep", "cache_position")
 

@@ -65,8 +65,8 @@ class Salience {
   explicit Salience(const Kernels& kernels) : kernels_(kernels) {}
 
   // Adds the salience of the keys [start, stop), summed over the group, to `columns`. Returns the
-  // number of leading keys seen by a row whose softmax is undefined; the salience of every valid
-  // key among them is NaN, whatever `columns` holds. `weights` are the normalized weights of the
+  // number of leading keys seen by a row whose softmax is undefined. The caller overwrites the
+  // salience of every valid key among them with NaN. `weights` are the normalized weights of the
   // rows, [T]. `valid` is [S], or null if all keys are valid. parallel(count, body) runs
   // body(begin, end) over ranges that cover 0..count.
   template <class Parallel>
