@@ -1,4 +1,4 @@
-"""What an op's benchmark consists of: cases with their inputs, and who is timed on them.
+"""The parts of an op's benchmark: cases with their inputs, and the implementations to time.
 
 A file of ``benchmarks/ops`` says all of that once, as a ``Benchmark``; the runners for CPU and GPU
 walk over these files.
@@ -43,7 +43,7 @@ class Implementation:
     restore: Callable[[Inputs, Any], Any] = lambda inputs, result: result
     """From its result, and the case's inputs, to a result as ours is; no part of what is timed."""
     within: Callable[[str], AbstractContextManager[None]] = lambda device: NO_CONTEXT
-    """What holds around making it and all of its calls; may raise NotServed."""
+    """A context for making the function and for all of its calls. It may raise NotServed."""
     waits: str = ""
     """Why none of its calls can be captured in a graph, where torch cannot know."""
     note: str = ""
@@ -91,10 +91,10 @@ class Case(ABC):
 
     @abstractmethod
     def baselines(self, gpu: bool) -> list[Implementation]:
-        """What ours is compared with, on a CPU or on a GPU; what takes long to compile is last."""
+        """Return the baselines for a CPU or a GPU. Those that take long to compile come last."""
 
     def note(self, gpu: bool) -> str:
-        """What to know about the case's rows."""
+        """Return the note of the rows of this case."""
         return ""
 
     def implementations(self, gpu: bool) -> list[Implementation]:
@@ -126,7 +126,7 @@ def few_tokens(case: Any) -> Any:
 
 @dataclass(frozen=True)
 class Memory:
-    """What of an op ``peak_memory.py`` measures."""
+    """The cases of an op that ``peak_memory.py`` measures."""
 
     cases: Sequence[Case]
     against: str | None = None
@@ -156,7 +156,7 @@ def token_cases(case: Any, **more: Any) -> list[Any]:
 
 
 def given(function: Callable[..., Any]) -> Callable[[], Callable[..., Any]]:
-    """What makes a function that is there already."""
+    """Return an ``Implementation.make`` for an existing function."""
     return lambda: function
 
 

@@ -149,7 +149,7 @@ def _processor() -> str:
 
 
 def installed(modules: Collection[str]) -> dict[str, str]:
-    """Of each, the packages that bring it and their versions."""
+    """Map each module to the packages that provide it, with their versions."""
     found = packages_distributions() if modules else {}
     return {
         module: ", ".join(f"{name} {version(name)}" for name in sorted({*found.get(module, ())}))

@@ -57,7 +57,7 @@ def forced(op: str, backend: str, name: str, device: str) -> Iterator[None]:
 
 
 def implementations(op: str, ours: Callable[..., Any]) -> list[Implementation]:
-    """Of an op that the CUDA extension has kernels for."""
+    """Return our designs for an op that has CUDA kernels."""
     if not has_kernel(op, "cuda"):
         return []
     return [

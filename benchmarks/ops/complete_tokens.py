@@ -115,7 +115,7 @@ def gram_native(features: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
 
 
 def _start(features: Tensor, selected: Tensor, native: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """What the steps read [B, N, D], the inverse norms that it still needs, and ``covered``."""
+    """Return the features that the steps read [B, N, D], their inverse norms, and ``covered``."""
     if not native:
         unit = _unit_rows(features)
         return unit, unit.new_ones(unit.shape[:2]), _covered_by(unit, selected)
@@ -260,7 +260,7 @@ class Case(SelectionCase):
         return complete_tokens(features, selected, num_tokens)
 
     def agree(self, inputs: Inputs, ours: Tensor, theirs: Tensor) -> bool:
-        """Whoever picks, each pick is as good as the best was at that point, but for rounding."""
+        """Check that each pick is as good as the best candidate at that step, up to rounding."""
         features, selected, _ = inputs
         allowed = 1e-4 if self.dtype == "float32" else 2e-3
         return ours.shape == theirs.shape and worst_choice(features, selected, theirs) <= allowed

@@ -172,7 +172,7 @@ CPU = [
 ]
 BF16 = "bfloat16"
 GPU = [
-    # What the targets are about.
+    # The shapes of the project's targets.
     Case(1, 576, 1024, BF16, 64, 32, priority=0, compiles=True),
     Case(64, 576, 1024, BF16, 64, 32, priority=0),
     Case(1, 2880, 1024, BF16, 320, 160, priority=0),
@@ -181,7 +181,7 @@ GPU = [
     Case(8, 2880, 1024, BF16, 320, 160, priority=0),
     Case(1, 576, 1024, "float32", 64, 32, priority=0),
     Case(64, 576, 1024, "float32", 64, 32, priority=0),
-    # Where one design takes over from another.
+    # The sizes at which one design takes over from another.
     Case(1, 1280, 1024, BF16, 128, 64, priority=1),
     Case(1, 729, 1152, BF16, 128, 64, priority=1),
     Case(1, 256, 1024, BF16, 32, 16, priority=1),
