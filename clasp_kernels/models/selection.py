@@ -202,9 +202,7 @@ class TokenSelector:
             else:
                 scores = torch.zeros(features.shape[:2], device=features.device)
             selection = self.rule(features, scores, list(counts), valid=valid)
-            if valid is None:
-                valid = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-            check_selection(self.rule.name, selection, counts, valid)
+            check_selection(self.rule.name, selection, counts, features.shape[1], valid)
             return selection
         pivots = [
             self.profile.pivot_count(name, count)
@@ -214,9 +212,13 @@ class TokenSelector:
 
 
 def check_selection(
-    rule: str, selection: object, counts: Sequence[int], valid: torch.Tensor
+    rule: str,
+    selection: object,
+    counts: Sequence[int],
+    num_tokens: int,
+    valid: torch.Tensor | None,
 ) -> None:
-    """Check what a rule returned for images whose tokens are ``valid`` [images, N].
+    """Check what a rule returned for images of N tokens, or of those ``valid`` [images, N].
 
     On a GPU only shapes and dtypes are checked, because reading values would synchronise.
 
@@ -237,6 +239,8 @@ def check_selection(
             )
     if selection.indices.device.type != "cpu":
         return
+    if valid is None:
+        valid = torch.ones(len(counts), num_tokens, dtype=torch.bool)
     for row, is_valid in zip(selection.indices, valid, strict=True):
         tokens = row[row >= 0]
         outside = tokens[tokens >= len(is_valid)].tolist() or tokens[~is_valid[tokens]].tolist()

@@ -61,3 +61,25 @@ def masked_inputs(
     counted = attention_mask if positions == "original" else mask
     position_ids = (counted.cumsum(1) - 1).masked_fill(counted == 0, 0)
     return {"inputs_embeds": embeds, "attention_mask": mask, "position_ids": position_ids}
+
+
+def compare_surviving(
+    pruned: torch.Tensor,
+    expected: torch.Tensor,
+    handle: Any,
+    prompt: dict[str, torch.Tensor],
+) -> None:
+    record = handle.last
+    assert record is not None
+    assert pruned.shape[1] == record.pruned_length < prompt["input_ids"].shape[1]
+    compared = 0
+    for row, columns in enumerate(record.columns.tolist()):
+        for at, column in enumerate(columns):
+            if column >= 0 and prompt["attention_mask"][row, column]:
+                torch.testing.assert_close(
+                    pruned[row, at], expected[row, column], atol=1e-4, rtol=0
+                )
+                compared += 1
+    kept = sum(sum(stage.counts) for stage in record.stages)
+    text = int((prompt["input_ids"] != 60).mul(prompt["attention_mask"]).sum())
+    assert compared == kept + text  # all remaining tokens were compared

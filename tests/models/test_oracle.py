@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from masked_model import masked_inputs, reference_fusion
+from masked_model import compare_surviving, masked_inputs, reference_fusion
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from transformers import LlavaForConditionalGeneration
 
@@ -92,28 +92,6 @@ def test_fusing_into_selection_alone_leaves_features_as_they_were(
     # Without position_ids, transformers counts padding.
     inputs["position_ids"] = torch.arange(prompt["input_ids"].shape[1])[None]
     compare_surviving(pruned, model(**inputs).logits, handle, prompt)
-
-
-def compare_surviving(
-    pruned: torch.Tensor,
-    expected: torch.Tensor,
-    handle: ClaspHandle,
-    prompt: dict[str, torch.Tensor],
-) -> None:
-    record = handle.last
-    assert record is not None
-    assert pruned.shape[1] == record.pruned_length < prompt["input_ids"].shape[1]
-    compared = 0
-    for row, columns in enumerate(record.columns.tolist()):
-        for at, column in enumerate(columns):
-            if column >= 0 and prompt["attention_mask"][row, column]:
-                torch.testing.assert_close(
-                    pruned[row, at], expected[row, column], atol=1e-4, rtol=0
-                )
-                compared += 1
-    kept = sum(sum(stage.counts) for stage in record.stages)
-    text = int((prompt["input_ids"] != 60).mul(prompt["attention_mask"]).sum())
-    assert compared == kept + text  # all remaining tokens were compared
 
 
 DECODING: dict[str, dict[str, Any]] = {

@@ -12,6 +12,23 @@ def module_inside(model: Any, kind: type) -> Any:
     return next(module for module in model.base_model.modules() if isinstance(module, kind))
 
 
+def require_class(model: Any, name: str) -> None:
+    """
+    Raises:
+        TypeError: ``model`` is no instance of the class of transformers that has this name. A
+            wrapper may forward attribute reads, but a patch on it would not reach the model.
+    """
+    import transformers
+
+    if not isinstance(model, getattr(transformers, name)):
+        article = "an" if name[0] in "AEIO" else "a"
+        raise TypeError(
+            f"model must be {article} {name}, got {type(model).__name__}. If the model is wrapped, "
+            f"pass the inner model (model._orig_mod of torch.compile, model.get_base_model() of "
+            f"PEFT), preferably before wrapping"
+        )
+
+
 def parameter_of(module: Any, name: str) -> torch.Tensor:
     """Return a parameter of a module with its values, even if the module is offloaded.
 

@@ -12,7 +12,7 @@ from clasp_kernels.models.adapter import View, VisionOutput, VisualGroup
 from clasp_kernels.models.capture import AttentionListener, CapturedAttention
 from clasp_kernels.models.compat import attention_modules, image_tower, is_overridden
 from clasp_kernels.models.families._items import padded
-from clasp_kernels.models.families._modules import module_inside
+from clasp_kernels.models.families._modules import module_inside, require_class
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.models.patching import Patch
@@ -47,12 +47,7 @@ class PackedAdapter:
         import transformers
 
         config = model.config
-        if not isinstance(model, getattr(transformers, self.model_class)):
-            raise TypeError(
-                f"model must be a {self.model_class}, got {type(model).__name__}. If the model is "
-                f"wrapped, pass the inner model (model._orig_mod of torch.compile, "
-                f"model.get_base_model() of PEFT), preferably before wrapping"
-            )
+        require_class(model, self.model_class)
         if fuse_into == "projector":
             raise ValueError(
                 "fuse_into='projector' needs a projector that takes tokens one by one, but this "

@@ -17,7 +17,7 @@ from clasp_kernels.models.compat import (
     is_overridden,
     require_parts,
 )
-from clasp_kernels.models.families._modules import module_inside
+from clasp_kernels.models.families._modules import module_inside, require_class
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.models.patching import Patch
@@ -72,13 +72,7 @@ class ProjectedAdapter:
         import transformers
 
         config = model.config
-        if not isinstance(model, getattr(transformers, self.model_class)):
-            # A wrapper may forward attribute reads, but a patch on it would not reach the model.
-            raise TypeError(
-                f"model must be a {self.model_class}, got {type(model).__name__}. If the model is "
-                f"wrapped, pass the inner model (model._orig_mod of torch.compile, "
-                f"model.get_base_model() of PEFT), preferably before wrapping"
-            )
+        require_class(model, self.model_class)
         vision = config.vision_config
         if vision.model_type not in self.towers:
             raise ValueError(

@@ -18,7 +18,7 @@ from clasp_kernels.models.compat import (
     is_overridden,
     require_parts,
 )
-from clasp_kernels.models.families._modules import module_inside
+from clasp_kernels.models.families._modules import module_inside, require_class
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.families._projected import check_pixels
 from clasp_kernels.models.families._views import mosaic_view
@@ -51,12 +51,7 @@ class Idefics3Adapter:
         import transformers
 
         config = model.config
-        if not isinstance(model, getattr(transformers, self.model_class)):
-            raise TypeError(
-                f"model must be a {self.model_class}, got {type(model).__name__}. If the model is "
-                f"wrapped, pass the inner model (model._orig_mod of torch.compile, "
-                f"model.get_base_model() of PEFT), preferably before wrapping"
-            )
+        require_class(model, self.model_class)
         if fuse_into == "projector":
             raise ValueError(
                 "fuse_into='projector' needs a projector that takes tokens one by one, but this "

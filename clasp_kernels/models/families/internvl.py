@@ -18,7 +18,7 @@ from clasp_kernels.models.compat import (
     require_parts,
 )
 from clasp_kernels.models.families._items import padded, placeholder_runs
-from clasp_kernels.models.families._modules import module_inside
+from clasp_kernels.models.families._modules import module_inside, require_class
 from clasp_kernels.models.families._positions import counted_positions
 from clasp_kernels.models.families._views import arranged, grid_boxes, grid_view
 from clasp_kernels.models.patching import Patch
@@ -52,15 +52,10 @@ class InternVLAdapter:
     sees_prompts_whole: bool = False
 
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
-        from transformers import InternVLForConditionalGeneration, InternVLModel
+        from transformers import InternVLModel
 
         config = model.config
-        if not isinstance(model, InternVLForConditionalGeneration):
-            raise TypeError(
-                f"model must be an InternVLForConditionalGeneration, got {type(model).__name__}. "
-                f"If the model is wrapped, pass the inner model (model._orig_mod of "
-                f"torch.compile, model.get_base_model() of PEFT), preferably before wrapping"
-            )
+        require_class(model, "InternVLForConditionalGeneration")
         vision = config.vision_config
         if vision.model_type != "internvl_vision":
             raise ValueError(
