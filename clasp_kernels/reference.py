@@ -22,6 +22,10 @@ Result = TypeVar("Result")
 # A non-finite similarity counts as larger than any cosine, so such a token is picked last.
 NOT_FINITE = torch.finfo(torch.float32).max
 RMS_EPSILON = 1e-6
+# A smaller weight of a token counts as 0, a larger one as the largest. Products of two weights and a
+# similarity then neither overflow float32 nor become subnormal.
+SMALLEST_WEIGHT = 2.0**-50
+LARGEST_WEIGHT = 2.0**50
 
 
 def forward_only(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -137,6 +141,7 @@ def complete_tokens(
     features: Tensor,  # [B, N, D]
     selected: Tensor,  # [B, P], -1 where unused
     num_picks: int,
+    weights: Tensor | None,  # [B, N] float32
     valid: Tensor | None,  # [B, N] bool
 ) -> Tensor:
     batch, tokens = features.shape[:2]
@@ -154,12 +159,87 @@ def complete_tokens(
             covered = torch.where(chosen >= 0, covered.maximum(similarity), covered)
             free &= index != chosen
         for step in range(num_picks):
+            order = covered
+            if weights is not None:
+                order = _order_by_gain(covered, *_usable_weights(weights, valid, image))
             # argmin returns the first of equal values.
-            chosen = torch.where(free, covered, float("inf")).argmin()
+            chosen = torch.where(free, order, float("inf")).argmin()
             completion[image, step] = torch.where(free.any(), chosen, -1)
             covered = covered.maximum(_similarity(rows, norms, chosen))
             free &= index != chosen
     return completion
+
+
+def _usable_weights(weights: Tensor, valid: Tensor | None, image: int) -> tuple[Tensor, Tensor]:
+    """Returns the weights [N] of an image, within bounds, and whether they are all equal."""
+    weight = weights[image]
+    # Also drops NaN, which compares false.
+    weight = weight.where(weight >= SMALLEST_WEIGHT, 0.0).clamp(max=LARGEST_WEIGHT)
+    most, least = weight, weight
+    if valid is not None:
+        most = weight.masked_fill(~valid[image], float("-inf"))
+        least = weight.masked_fill(~valid[image], float("inf"))
+    return weight, most.amax() == least.amin()
+
+
+def _order_by_gain(covered: Tensor, weight: Tensor, all_equal: Tensor) -> Tensor:
+    """Returns what the next pick minimizes: the negative gain, or coverage if weights are equal."""
+    order = -(weight * (1 - covered.clamp(min=-1)))
+    order = order.masked_fill(covered == NOT_FINITE, NOT_FINITE / 2)
+    order = order.masked_fill(weight == 0, NOT_FINITE)
+    return torch.where(all_equal, covered, order)
+
+
+@forward_only
+def cover_tokens(
+    features: Tensor,  # [B, N, D]
+    selected: Tensor,  # [B, P], -1 where unused
+    num_picks: int,
+    counts: Tensor | None,  # [B], clamped to 0..num_picks
+    weights: Tensor | None,  # [B, N] float32
+    preference: Tensor | None,  # [B, N] float32
+    valid: Tensor | None,  # [B, N] bool
+) -> Tensor:
+    """Materializes the [N, N] similarities of one image at a time."""
+    batch, tokens = features.shape[:2]
+    picks = features.new_full((batch, num_picks), -1, dtype=torch.int64)
+    if tokens == 0:
+        return picks
+    index = torch.arange(tokens, device=features.device)
+    for image in range(batch):
+        rows = _float_copy(features[image])
+        similarity = _similarities(rows, _norms(rows))  # [N, N]
+        free = torch.ones_like(index, dtype=torch.bool) if valid is None else valid[image].clone()
+        weight, preferred = (
+            _weights_or_ones(given, valid, image, rows) for given in (weights, preference)
+        )
+        if valid is not None:
+            weight = weight.masked_fill(~valid[image], 0.0)
+        best = weight.new_zeros(tokens)
+        for chosen in selected[image].unbind():
+            row = similarity.index_select(0, chosen.clamp(min=0)[None])[0]
+            best = torch.where(chosen >= 0, best.maximum(row), best)
+            free &= index != chosen
+        for step in range(num_picks):
+            gain = preferred * (weight * (similarity - best).clamp(min=0)).sum(1)  # [N]
+            # argmax returns the first of equal values.
+            chosen = gain.masked_fill(~free, -1.0).argmax()
+            wanted = free.any() if counts is None else free.any() & (step < counts[image])
+            picks[image, step] = torch.where(wanted, chosen, -1)
+            best = best.maximum(similarity.index_select(0, chosen[None])[0])
+            free &= index != chosen
+    return picks
+
+
+def _weights_or_ones(
+    weights: Tensor | None, valid: Tensor | None, image: int, rows: Tensor
+) -> Tensor:
+    """Returns the weights [N] of an image, which are 1 if they are not given or all equal."""
+    ones = rows.new_ones(len(rows))
+    if weights is None:
+        return ones
+    weight, all_equal = _usable_weights(weights, valid, image)
+    return torch.where(all_equal, ones, weight)
 
 
 @forward_only
@@ -170,6 +250,7 @@ def select_tokens(
     budget: Tensor | None,  # [B], clamped to 0..num_kept
     num_pivots: int,
     pivot_counts: Tensor | None,  # [B], clamped to 1..num_pivots and to the budget
+    weights: Tensor | None,  # [B, N] float32
     valid: Tensor | None,  # [B, N] bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens = salience.shape
@@ -184,7 +265,7 @@ def select_tokens(
     pivots = select_pivots(salience, num_pivots, pivot_counts, valid)  # [B, P]
     found = (pivots >= 0).sum(-1, keepdim=True)
     # Greedy picks do not depend on how many follow, so the surplus ones can be dropped.
-    completion = complete_tokens(features, pivots, num_kept, valid)  # [B, R]
+    completion = complete_tokens(features, pivots, num_kept, weights, valid)  # [B, R]
     slot = torch.arange(num_kept, device=salience.device)
     completion = torch.where(slot < budget[:, None] - found, completion, -1)
 
@@ -273,3 +354,9 @@ def _similarity(rows: Tensor, norms: Tensor, chosen: Tensor) -> Tensor:
     cosine = (rows @ other) / (norms * other_norm)
     cosine = cosine.where(cosine.isfinite(), NOT_FINITE)
     return cosine.masked_fill((norms == 0) | (other_norm == 0), 0.0)
+
+
+def _similarities(rows: Tensor, norms: Tensor) -> Tensor:
+    """All cosine similarities, [N, N]; 0 where they are negative, not finite or of zero vectors."""
+    cosine = (rows @ rows.mT) / (norms[:, None] * norms)
+    return cosine.where(cosine.isfinite(), 0.0).clamp(min=0)

@@ -133,17 +133,42 @@ class Coverage:
             self.covered[n] = max(self.covered[n], cosine(row, self.features[token]))
 
 
+def usable_weights(weights: Tensor | None, valid: Tensor | None, image: int) -> list[float] | None:
+    """Return the weights of an image within bounds, or None if all valid tokens' are equal."""
+    if weights is None:
+        return None
+    usable = [
+        min(weight, 2.0**50) if weight >= 2.0**-50 else 0.0 for weight in weights[image].tolist()
+    ]
+    different = {w for n, w in enumerate(usable) if is_valid(valid, image, n)}
+    return usable if len(different) > 1 else None
+
+
+def greed(covered: float, weights: list[float] | None, token: int) -> tuple[int, float]:
+    """Return how bad a token is as the next pick: its tier, then its coverage or negative gain."""
+    if weights is None:
+        return 0, covered
+    if weights[token] == 0:
+        return 1, 0.0
+    return 0, -weights[token] * (1 - max(covered, -1.0))
+
+
 def complete_tokens(
-    features: Tensor, selected: Tensor, num_tokens: int, valid: Tensor | None = None
+    features: Tensor,
+    selected: Tensor,
+    num_tokens: int,
+    weights: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     rows = []
     for b in range(features.shape[0]):
+        weight = usable_weights(weights, valid, b)
         taken = [j for j in selected[b].tolist() if j >= 0]
         coverage = Coverage(features[b].double().tolist(), taken)
         left = [n for n in range(features.shape[1]) if is_valid(valid, b, n) and n not in taken]
         picks: list[int] = []
         while left and len(picks) < num_tokens:
-            picks.append(min(left, key=lambda n: (coverage.covered[n], n)))
+            picks.append(min(left, key=lambda n: (greed(coverage.covered[n], weight, n), n)))
             left.remove(picks[-1])
             coverage.select(picks[-1])
         rows.append(padded(picks, num_tokens, -1))
@@ -151,11 +176,16 @@ def complete_tokens(
 
 
 def certify_completion(
-    features: Tensor, selected: Tensor, picks: Tensor, valid: Tensor | None = None
+    features: Tensor,
+    selected: Tensor,
+    picks: Tensor,
+    weights: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> None:
     """Check in float64 that every pick was as good as the best one, given the picks before it."""
-    tolerance = CERTIFICATE[features.dtype]
     for b in range(features.shape[0]):
+        weight = usable_weights(weights, valid, b)
+        tolerance = CERTIFICATE[features.dtype] * max(weight or [1.0])
         taken = [j for j in selected[b].tolist() if j >= 0]
         coverage = Coverage(features[b].double().tolist(), taken)
         left = [n for n in range(features.shape[1]) if is_valid(valid, b, n) and n not in taken]
@@ -165,12 +195,113 @@ def certify_completion(
                 assert pick == -1, f"{where}: {pick} picked, but no token is left"
                 continue
             assert pick in left, f"{where}: {pick} is not one of {left}"
-            best = min(left, key=lambda n: (coverage.covered[n], n))
-            least, covered = coverage.covered[best], coverage.covered[pick]
-            # Not covered - least, because both may be infinite.
-            assert covered <= least + tolerance, f"{where}: {pick} {covered}, but {best} {least}"
+            greeds = {n: greed(coverage.covered[n], weight, n) for n in left}
+            best = min(left, key=lambda n: (greeds[n], n))
+            (tier, value), (best_tier, least) = greeds[pick], greeds[best]
+            assert tier == best_tier, f"{where}: {pick} of weight 0, but {best} is left"
+            # Not value - least, because both may be infinite.
+            assert value <= least + tolerance, f"{where}: {pick} {value}, but {best} {least}"
             left.remove(pick)
             coverage.select(pick)
+
+
+class Representation:
+    """Tracks best[n], how well token n is represented by the selected ones, and what picks add."""
+
+    def __init__(
+        self,
+        features: list[list[float]],
+        selected: list[int],
+        weights: list[float],
+        preference: list[float],
+    ) -> None:
+        self.similarity = [
+            [s if 0 < (s := cosine(a, b)) < math.inf else 0.0 for b in features] for a in features
+        ]
+        self.weights, self.preference = weights, preference
+        self.best = [0.0] * len(features)
+        for token in selected:
+            self.select(token)
+
+    def gain(self, token: int) -> float:
+        added = zip(self.weights, self.similarity[token], self.best, strict=True)
+        return self.preference[token] * sum(w * max(0.0, s - best) for w, s, best in added)
+
+    def select(self, token: int) -> None:
+        self.best = list(map(max, self.best, self.similarity[token]))
+
+
+def representation(
+    features: Tensor,
+    selected: Tensor,
+    weights: Tensor | None,
+    preference: Tensor | None,
+    valid: Tensor | None,
+    image: int,
+) -> Representation:
+    rows = features[image].double().tolist()
+    ones = [1.0] * len(rows)
+    weight = usable_weights(weights, valid, image) or ones
+    return Representation(
+        rows,
+        [j for j in selected[image].tolist() if j >= 0],
+        [w if is_valid(valid, image, n) else 0.0 for n, w in enumerate(weight)],
+        usable_weights(preference, valid, image) or ones,
+    )
+
+
+def cover_tokens(
+    features: Tensor,
+    selected: Tensor,
+    num_tokens: int | list[int],
+    weights: Tensor | None = None,
+    preference: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
+    batch = features.shape[0]
+    counts = [num_tokens] * batch if isinstance(num_tokens, int) else num_tokens
+    width = max(counts, default=0)
+    rows = []
+    for b in range(batch):
+        state = representation(features, selected, weights, preference, valid, b)
+        taken = selected[b].tolist()
+        left = [n for n in range(features.shape[1]) if is_valid(valid, b, n) and n not in taken]
+        picks: list[int] = []
+        while left and len(picks) < counts[b]:
+            picks.append(min(left, key=lambda n: (-state.gain(n), n)))
+            left.remove(picks[-1])
+            state.select(picks[-1])
+        rows.append(padded(picks, width, -1))
+    return torch.tensor(rows, dtype=torch.int64).view(batch, width)
+
+
+def certify_cover(
+    features: Tensor,
+    selected: Tensor,
+    picks: Tensor,
+    weights: Tensor | None = None,
+    preference: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> None:
+    """Check in float64 that every pick gained as much as the best one, given those before it."""
+    for b in range(features.shape[0]):
+        state = representation(features, selected, weights, preference, valid, b)
+        # A similarity that is off by the certificate changes a gain by at most this much.
+        most = max(state.preference, default=1.0) * max(sum(state.weights), 1e-30)
+        tolerance = CERTIFICATE[features.dtype] * most
+        taken = selected[b].tolist()
+        left = [n for n in range(features.shape[1]) if is_valid(valid, b, n) and n not in taken]
+        for step, pick in enumerate(picks[b].tolist()):
+            where = f"image {b} step {step}"
+            if not left:
+                assert pick == -1, f"{where}: {pick} picked, but no token is left"
+                continue
+            assert pick in left, f"{where}: {pick} is not one of {left}"
+            best = max(left, key=state.gain)
+            gain, most_gain = state.gain(pick), state.gain(best)
+            assert gain >= most_gain - tolerance, f"{where}: {pick} {gain}, but {best} {most_gain}"
+            left.remove(pick)
+            state.select(pick)
 
 
 def select_tokens(
@@ -178,6 +309,8 @@ def select_tokens(
     salience: Tensor,
     budget: int | list[int],
     pivot_counts: int | list[int],
+    weights: Tensor | None = None,
+    completion: str = "farthest",
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch = features.shape[0]
@@ -189,13 +322,15 @@ def select_tokens(
         share = min(max(shares[b], 1), budgets[b])
         pivots = rank(salience, valid, b)[:share]
         one = slice(b, b + 1)
-        completion = complete_tokens(
+        second = complete_tokens if completion == "farthest" else cover_tokens
+        picks = second(
             features[one],
             torch.tensor([pivots], dtype=torch.int64).view(1, -1),
             budgets[b] - share,
-            None if valid is None else valid[one],
+            weights=None if weights is None else weights[one],
+            valid=None if valid is None else valid[one],
         )
-        kept = sorted(pivots + [n for n in completion[0].tolist() if n >= 0])
+        kept = sorted(pivots + [n for n in picks[0].tolist() if n >= 0])
         indices.append(padded(kept, width, -1))
         is_pivot.append(padded([n in pivots for n in kept], width, False))
         counts.append(len(kept))

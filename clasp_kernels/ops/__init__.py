@@ -12,7 +12,7 @@ of ``torch.ops.clasp_kernels.*``. Unchecked invalid values have these effects on
   and takes a negative id to count from the last row of ``weights``.
 - ``gather_tokens``: an index below -1 gives zeros. An index of N or more raises RuntimeError or
   IndexError.
-- ``complete_tokens``: an index below -1 is skipped. An index of N or more raises RuntimeError or
+- ``complete_tokens`` and ``cover_tokens``: an index below -1 is skipped. An index of N or more raises RuntimeError or
   IndexError. A repeated index counts once.
 - ``merge_tokens``: an index below -1 gives zeros. The first slot of a repeated index gets the mean,
   the others zeros. An index of N or more raises RuntimeError; in the reference, the output rows of
@@ -28,6 +28,7 @@ from .fusion import fuse_layers
 from .salience import attention_salience
 from .pivots import select_pivots
 from .completion import complete_tokens
+from .covering import cover_tokens
 from .selection import Selection, select_tokens
 from .gathering import gather_tokens
 from .merging import merge_tokens
@@ -48,6 +49,7 @@ __all__ = [
     "Selection",
     "attention_salience",
     "complete_tokens",
+    "cover_tokens",
     "fuse_layers",
     "gather_tokens",
     "merge_tokens",

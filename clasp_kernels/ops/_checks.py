@@ -87,8 +87,17 @@ class Arguments:
             raise TypeError(f"{self.op}: {name} must be a bool, got {type(value).__name__}.")
         return value
 
+    def choice(self, name: str, value: object, allowed: tuple[str, ...]) -> None:
+        if not isinstance(value, str) or value not in allowed:
+            names = " or ".join(map(repr, allowed))
+            raise ValueError(f"{self.op}: {name} must be {names}, got {value!r}.")
+
     def mask(self, name: str, value: object, dims: str) -> Tensor | None:
         return None if value is None else self.tensor(name, value, dims, MASK)
+
+    def weights(self, name: str, value: object, dims: str) -> Tensor | None:
+        """Checks the shape and dtype of weights of tokens and returns them as float32."""
+        return None if value is None else self.tensor(name, value, dims, FLOATS).float()
 
     def count(self, name: str, value: object) -> int:
         """Checks that ``value`` is an int in 0..LARGEST_COUNT."""

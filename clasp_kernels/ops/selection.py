@@ -26,6 +26,8 @@ class Selection(NamedTuple):
     """[B] int64, the number of tokens that each image keeps."""
 
 
+COMPLETIONS = ("farthest", "cover")
+
 # Pickles refer to the public module, so that they do not depend on the package's file layout.
 Selection.__module__ = "clasp_kernels"
 # Lets torch.export.save write a program that returns a Selection, and lets torch.load read one
@@ -40,13 +42,16 @@ def select_tokens(
     budget: int | Sequence[int] | Tensor,
     pivot_counts: int | Sequence[int] | Tensor,
     *,
+    weights: Tensor | None = None,
+    completion: str = "farthest",
     valid: Tensor | None = None,
 ) -> Selection:
     """Keeps ``budget`` tokens per image: the most salient ones, then those they cover worst.
 
     Equivalent to :func:`select_pivots` followed by :func:`complete_tokens` and a sort by index,
-    which keeps the tokens in image order. Nothing is read back to the host. The output shapes
-    depend only on ``budget``.
+    which keeps the tokens in image order. With ``completion="cover"``, :func:`cover_tokens` is the
+    second stage instead. Nothing is read back to the host. The output shapes depend only on
+    ``budget``.
 
     Args:
         features: [B, N, D]; float32, bfloat16 or float16.
@@ -54,6 +59,9 @@ def select_tokens(
         budget: tokens kept per image: an int, or B ints (a list, or an int64 tensor on the CPU).
         pivot_counts: how many of them are pivots, clamped to 1..budget: an int, or B ints (a
             list, or an int64 tensor on any device).
+        weights: [B, N] of the second stage, not negative; float32, bfloat16 or float16. All equal
+            by default.
+        completion: the second stage: "farthest" for :func:`complete_tokens`, or "cover".
         valid: [B, N] bool; tokens where it is False are never kept. All by default.
 
     Returns:
@@ -64,7 +72,7 @@ def select_tokens(
 
     Raises:
         TypeError: a wrong type or dtype; a budget that is not on the host.
-        ValueError: a wrong shape or device, or a negative budget.
+        ValueError: a wrong shape or device, a negative budget, or an unknown ``completion``.
 
     Source: the dual-stage pruning of CLASP, arXiv 2604.12767.
 
@@ -78,7 +86,11 @@ def select_tokens(
     """
     arguments = Arguments("select_tokens")
     arguments.tensor("features", features, "B N D", FLOATS)
-    checked = check_selection(arguments, features, salience, budget, pivot_counts, valid)
+    usable = arguments.weights("weights", weights, "B N")
+    arguments.choice("completion", completion, COMPLETIONS)
+    checked = check_selection(arguments, features, salience, budget, pivot_counts, usable, valid)
+    if completion == "cover":
+        return _select_covering(*checked)
     op = backends.overload("select_tokens", features.device)
     return Selection(*op(*checked))
 
@@ -89,14 +101,50 @@ def check_selection(
     salience: Tensor,
     budget: int | Sequence[int] | Tensor,
     pivot_counts: int | Sequence[int] | Tensor,
+    weights: Tensor | None,
     valid: Tensor | None,
-) -> tuple[Tensor, Tensor, int, Tensor | None, int, Tensor | None, Tensor | None]:
-    """Checks the arguments and returns those of the torch op. Errors name ``arguments.op``."""
+) -> tuple[Tensor, Tensor, int, Tensor | None, int, Tensor | None, Tensor | None, Tensor | None]:
+    """Checks the arguments and returns those of the torch op. Errors name ``arguments.op``.
+
+    ``weights`` are checked already.
+    """
     arguments.tensor("salience", salience, "B N", FLOATS)
     arguments.mask("valid", valid, "B N")
     num_kept, budgets = arguments.count_per_image("budget", budget)
     num_pivots, pivots = arguments.share_per_image("pivot_counts", pivot_counts, num_kept)
-    return features, salience, num_kept, budgets, num_pivots, pivots, valid
+    return features, salience, num_kept, budgets, num_pivots, pivots, weights, valid
+
+
+def _select_covering(
+    features: Tensor,
+    salience: Tensor,
+    num_kept: int,
+    budget: Tensor | None,
+    num_pivots: int,
+    pivot_counts: Tensor | None,
+    weights: Tensor | None,
+    valid: Tensor | None,
+) -> Selection:
+    """The two stages and the sort as ops of their own: the sort takes little next to covering."""
+    batch, num_tokens = salience.shape
+    device = features.device
+    if budget is None:
+        budget = torch.full((batch,), num_kept, dtype=torch.int64, device=device)
+    # At least one token of a budget is a pivot.
+    width = min(max(num_pivots, 1), num_kept)
+    shares = budget.clamp(max=width)
+    if pivot_counts is not None:
+        shares = pivot_counts.clamp(1, max(width, 1)).minimum(shares)
+    pivots = backends.overload("select_pivots", device)(salience, width, shares, valid)
+    found = (pivots >= 0).sum(1)
+    cover = backends.overload("cover_tokens", device)
+    picks = cover(features, pivots, num_kept, budget - found, weights, None, valid)
+
+    kept = torch.cat([pivots, picks], dim=1)
+    order = kept.masked_fill(kept < 0, num_tokens).argsort(dim=1, stable=True)[:, :num_kept]
+    indices = kept.gather(1, order)
+    is_pivot = (order < width) & (indices >= 0)
+    return Selection(indices, is_pivot, (indices >= 0).sum(1))
 
 
 def _fake(
@@ -106,6 +154,7 @@ def _fake(
     budget: Tensor | None,
     num_pivots: int,
     pivot_counts: Tensor | None,
+    weights: Tensor | None,
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch = features.shape[0]
@@ -120,7 +169,8 @@ define_op(
     OpSpec(
         name="select_tokens",
         schema="(Tensor features, Tensor salience, SymInt num_kept, Tensor? budget, "
-        "SymInt num_pivots, Tensor? pivot_counts, Tensor? valid) -> (Tensor, Tensor, Tensor)",
+        "SymInt num_pivots, Tensor? pivot_counts, Tensor? weights, Tensor? valid) "
+        "-> (Tensor, Tensor, Tensor)",
         reference=reference.select_tokens,
         fake=_fake,
         cpu=True,

@@ -63,7 +63,7 @@ def test_any_number_of_tokens(device, way, tokens) -> None:
     salience = torch.rand(3, tokens, generator=generator(tokens))
     counts = ([tokens // 4, min(tokens, 9), tokens // 3], [1, 4, 12])
     valid = random_mask(tokens, 3, tokens)
-    expected = oracle.select_tokens(features, salience, *counts, valid)
+    expected = oracle.select_tokens(features, salience, *counts, valid=valid)
     torch.testing.assert_close(
         select(device, features, salience, *counts, valid=valid), expected, rtol=0, atol=0
     )
@@ -92,7 +92,7 @@ def test_everything_differs_from_image_to_image(device, way) -> None:
     valid[3] = torch.arange(20) == 17
     valid[4] = False
     counts = ([0, 20, 6, 5, 4, 7], [3, 2, 6, 4, 2, 1])
-    expected = oracle.select_tokens(features, salience, *counts, valid)
+    expected = oracle.select_tokens(features, salience, *counts, valid=valid)
     torch.testing.assert_close(
         select(device, features, salience, *counts, valid=valid), expected, rtol=0, atol=0
     )
@@ -179,7 +179,7 @@ def test_counts_and_masks_need_not_be_contiguous(device, way) -> None:
     valid = random_mask(10, 3, 20)
     counts = (torch.tensor([6, 3, 9]), torch.tensor([2, 3, 1]))
     expected = oracle.select_tokens(
-        features.cpu(), salience, *(count.tolist() for count in counts), valid
+        features.cpu(), salience, *(count.tolist() for count in counts), valid=valid
     )
 
     def apart(values: Tensor) -> Tensor:

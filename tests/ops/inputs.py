@@ -40,6 +40,30 @@ def exact_features(seed: int, batch: int, tokens: int) -> Tensor:
     return features.gather(-1, order) * signs * scale
 
 
+# Of rows with norm 1 or 2, so that cosines are multiples of 1/2: a sum of a few of them is exact.
+DYADIC_ROWS = [[0, 0, 0, 0], [1, 0, 0, 0], [2, 0, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def dyadic_features(seed: int, batch: int, tokens: int) -> Tensor:
+    """[batch, tokens, 4], as exact_features(), but sums of similarities are exact too."""
+    random = generator(seed)
+    rows = torch.tensor(DYADIC_ROWS, dtype=torch.float32)
+    features = rows[torch.randint(len(rows), (batch, tokens), generator=random)]
+    order = torch.rand(features.shape, generator=random).argsort(-1)
+    signs = 1.0 - 2.0 * torch.randint(2, features.shape, generator=random)
+    return features.gather(-1, order) * signs
+
+
+def exact_weights(seed: int, batch: int, tokens: int) -> Tensor:
+    """[batch, tokens] small integers, and values that count as 0; few, so that ties are common."""
+    values = torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0, -1.0, float("nan"), -0.0, 1e-20])
+    random = generator(seed + 1)
+    weights = values[torch.randint(len(values), (batch, tokens), generator=random)]
+    if seed % 4 == 0:
+        weights[:1] = 2.0
+    return weights
+
+
 def random_features(seed: int, batch: int, tokens: int, width: int, dtype: torch.dtype) -> Tensor:
     """[batch, tokens, width]: noise, clusters, duplicates and zero vectors, by seed."""
     random = generator(seed)
@@ -99,6 +123,7 @@ def calls(dtype: torch.dtype = torch.float32) -> dict[str, Call]:
     salience = torch.rand(3, 13, generator=generator(6)).to(dtype)
     valid = random_mask(7, 3, 13)
     selected = torch.tensor([[1, 5, -1], [0, 12, 3], [-1, -1, -1]])
+    relevance = torch.rand(3, 13, generator=generator(11))
     weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 1.0, 0.5]])
     # Odd sizes: where an image starts in memory then differs from image to image in alignment.
     query = torch.randn(3, 4, 3, 19, generator=generator(8)).to(dtype)
@@ -133,8 +158,26 @@ def calls(dtype: torch.dtype = torch.float32) -> dict[str, Call]:
         ),
         Call(
             "complete_tokens",
-            {"features": features, "selected": selected, "num_tokens": 5, "valid": valid},
-            ("features", "selected", "valid"),
+            {
+                "features": features,
+                "selected": selected,
+                "num_tokens": 5,
+                "weights": relevance,
+                "valid": valid,
+            },
+            ("features", "selected", "weights", "valid"),
+        ),
+        Call(
+            "cover_tokens",
+            {
+                "features": features,
+                "selected": selected,
+                "num_tokens": [4, 5, 0],
+                "weights": relevance,
+                "preference": relevance.flip(1),
+                "valid": valid,
+            },
+            ("features", "selected", "num_tokens", "weights", "preference", "valid"),
         ),
         Call(
             "select_tokens",
@@ -143,9 +186,10 @@ def calls(dtype: torch.dtype = torch.float32) -> dict[str, Call]:
                 "salience": salience,
                 "budget": [6, 2, 5],
                 "pivot_counts": [3, 4, 1],
+                "weights": relevance,
                 "valid": valid,
             },
-            ("features", "salience", "budget", "pivot_counts", "valid"),
+            ("features", "salience", "budget", "pivot_counts", "weights", "valid"),
         ),
         Call(
             "gather_tokens",
@@ -172,6 +216,7 @@ def plain_calls() -> dict[str, Call]:
         Call("attention_salience", {"query": heads, "key": heads}),
         Call("select_pivots", {"salience": salience, "k": 2}),
         Call("complete_tokens", {"features": features, "selected": indices, "num_tokens": 2}),
+        Call("cover_tokens", {"features": features, "selected": indices, "num_tokens": 2}),
         Call(
             "select_tokens",
             {"features": features, "salience": salience, "budget": 3, "pivot_counts": 2},

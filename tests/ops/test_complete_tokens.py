@@ -7,7 +7,9 @@ from inputs import (
     DTYPES,
     draw_mask,
     dtypes,
+    dyadic_features,
     exact_features,
+    exact_weights,
     generator,
     masks,
     random_features,
@@ -44,7 +46,7 @@ def test_equals_the_oracle_where_similarities_are_exact(
     features = exact_features(seed, batch, tokens)
     selected = random_selected(seed, batch, tokens, selections)
     valid = draw_mask(mask, seed, batch, tokens)
-    expected = oracle.complete_tokens(features, selected, picks, valid)
+    expected = oracle.complete_tokens(features, selected, picks, valid=valid)
     for dtype in DTYPES:  # small integers are exact in all of them
         actual = complete_tokens(features.to(dtype), selected, picks, valid=valid)
         assert torch.equal(actual, expected)
@@ -58,7 +60,35 @@ def test_every_pick_is_certified(
     selected = random_selected(seed, batch, tokens, selections)
     valid = draw_mask(mask, seed, batch, tokens)
     actual = complete_tokens(features, selected, picks, valid=valid)
-    oracle.certify_completion(features, selected, actual, valid)
+    oracle.certify_completion(features, selected, actual, valid=valid)
+
+
+@given(**shapes)
+def test_equals_the_oracle_where_gains_are_exact(
+    backend, seed, batch, tokens, selections, picks, mask
+) -> None:
+    features = dyadic_features(seed, batch, tokens)
+    weights = exact_weights(seed, batch, tokens)
+    selected = random_selected(seed, batch, tokens, selections)
+    valid = draw_mask(mask, seed, batch, tokens)
+    expected = oracle.complete_tokens(features, selected, picks, weights, valid)
+    for dtype in DTYPES:
+        actual = complete_tokens(features.to(dtype), selected, picks, weights=weights, valid=valid)
+        assert torch.equal(actual, expected)
+
+
+@given(**shapes, dtype=dtypes, width=st.integers(1, 40), weight_dtype=dtypes)
+def test_every_weighted_pick_is_certified(
+    backend, seed, batch, tokens, selections, picks, mask, dtype, width, weight_dtype
+) -> None:
+    features = random_features(seed, batch, tokens, width, dtype)
+    weights = torch.rand(batch, tokens, generator=generator(seed)).to(weight_dtype)
+    if seed % 2:
+        weights[:, : tokens // 3] = torch.tensor([0.0, -1.0, NAN, INF])[seed // 2 % 4]
+    selected = random_selected(seed, batch, tokens, selections)
+    valid = draw_mask(mask, seed, batch, tokens)
+    actual = complete_tokens(features, selected, picks, weights=weights, valid=valid)
+    oracle.certify_completion(features, selected, actual, weights, valid)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -82,7 +112,7 @@ def test_garbage_never_breaks_the_result(backend, seed, dtype, garbage) -> None:
     good = [n for n in range(10) if n not in bad and valid[0, n]]
     start = torch.tensor([good[:1]], dtype=torch.int64).view(1, -1)
     picks = complete_tokens(features, start, 10, valid=valid)
-    oracle.certify_completion(features, start, picks, valid)
+    oracle.certify_completion(features, start, picks, valid=valid)
     if good:
         # Zero vectors have similarity 0 to everything, garbage included.
         zeros = [n for n in good if not features[0, n].any()]
@@ -152,3 +182,53 @@ def test_norms_beyond_float32(backend) -> None:
     features[0, 0] = torch.tensor([-1e20, 1e20])
     picked = complete_tokens(features, torch.tensor([[1]]), 4)
     assert picked[0, 3] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equal_weights_change_nothing(backend, dtype) -> None:
+    features = random_features(1, 2, 70, 19, dtype)
+    selected = torch.tensor([[3, 17, -1, 30], [-1, -1, -1, -1]])
+    expected = complete_tokens(features, selected, 40)
+    for value in (0.0, 0.3, 1.0, 7.0, 1e-30, 1e30, -1.0, NAN, INF):
+        weights = torch.full((2, 70), value)
+        assert torch.equal(complete_tokens(features, selected, 40, weights=weights), expected)
+    # Each image has a weight of its own, and the weights of tokens that are not valid do not matter.
+    weights = torch.tensor([[0.5], [3.0]]).repeat(1, 70)
+    weights[:, 9], weights[:, 60:] = 4.0, NAN
+    valid = torch.ones(2, 70, dtype=torch.bool)
+    valid[:, 9], valid[:, 60:] = False, False
+    expected = complete_tokens(features, selected, 40, valid=valid)
+    actual = complete_tokens(features, selected, 40, weights=weights, valid=valid)
+    assert torch.equal(actual, expected)
+
+
+def test_relevance_counts_as_much_as_difference(backend) -> None:
+    features = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]]])
+    selected = torch.tensor([[0]])
+    # The gains are 1 * w, 0.29 * w and 2 * w.
+    for weights, first in (([9, 1, 1, 1], 3), ([9, 3, 1, 1], 1), ([0, 1, 9, 1], 2)):
+        picks = complete_tokens(features, selected, 1, weights=torch.tensor([weights]).float())
+        assert picks.tolist() == [[first]], weights
+
+
+def test_with_nothing_selected_the_largest_weight_goes_first(backend) -> None:
+    features = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [-1.0, 0.0]]])
+    empty = torch.empty(1, 0, dtype=torch.int64)
+    weights = torch.tensor([[0.5, 1.0, 2.0, 2.0]])
+    assert complete_tokens(features, empty, 2, weights=weights).tolist() == [[2, 3]]
+
+
+def test_weight_zero_goes_last_by_index(backend) -> None:
+    # Token 4 is a duplicate of what is kept, so its gain is 0 too; token 3 cannot be compared.
+    features = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [NAN, 1.0], [1.0, 0.0]]])
+    weights = torch.tensor([[1.0, 0.0, -3.0, 1e-9, 1e-9]])
+    picks = complete_tokens(features, torch.tensor([[0]]), 5, weights=weights)
+    assert picks.tolist() == [[4, 3, 1, 2, -1]]
+
+
+def test_extreme_weights_neither_overflow_nor_vanish(backend) -> None:
+    features = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [-0.6, 0.8]]])
+    selected = torch.tensor([[0]])
+    weights = torch.tensor([[1.0, INF, 3e38, 2.0**-149, 2.0**-50]])
+    # 2 * 2**50, 2**50, then 1.6 * 2**-50; token 3 counts as 0.
+    assert complete_tokens(features, selected, 4, weights=weights).tolist() == [[1, 2, 4, 3]]

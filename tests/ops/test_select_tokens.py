@@ -7,7 +7,9 @@ from inputs import (
     DTYPES,
     draw_mask,
     dtypes,
+    dyadic_features,
     exact_features,
+    exact_weights,
     generator,
     masks,
     random_features,
@@ -15,7 +17,13 @@ from inputs import (
 )
 from torch import Tensor
 
-from clasp_kernels import Selection, complete_tokens, select_tokens
+from clasp_kernels import (
+    Selection,
+    complete_tokens,
+    cover_tokens,
+    select_pivots,
+    select_tokens,
+)
 
 OP = "select_tokens"
 NAN, INF = float("nan"), float("inf")
@@ -38,17 +46,21 @@ def batches(draw: st.DrawFn) -> dict:
         "salience": values[picked],
         "budget": draw(per_image(st.integers(0, tokens + 2))),
         "pivot_counts": draw(per_image(st.integers(-1, tokens + 3))),
+        "weights": exact_weights(seed, batch, tokens) if draw(st.booleans()) else None,
         "valid": draw_mask(draw(masks), seed, batch, tokens),
     }
 
 
+@pytest.mark.parametrize("completion", ["farthest", "cover"])
 @given(batches())
-def test_equals_the_oracle_where_similarities_are_exact(backend, drawn) -> None:
-    features = exact_features(drawn["seed"], *drawn["shape"])
+def test_equals_the_oracle_where_similarities_are_exact(backend, completion, drawn) -> None:
+    exact = drawn["weights"] is None and completion == "farthest"
+    features = (exact_features if exact else dyadic_features)(drawn["seed"], *drawn["shape"])
     choice = (drawn["salience"], drawn["budget"], drawn["pivot_counts"])
-    expected = oracle.select_tokens(features, *choice, drawn["valid"])
+    options = {"weights": drawn["weights"], "completion": completion, "valid": drawn["valid"]}
+    expected = oracle.select_tokens(features, *choice, **options)
     for dtype in DTYPES:  # small integers are exact in all of them
-        actual = select_tokens(features.to(dtype), *choice, valid=drawn["valid"])
+        actual = select_tokens(features.to(dtype), *choice, **options)
         assert isinstance(actual, Selection)
         torch.testing.assert_close(tuple(actual), expected)
 
@@ -63,19 +75,24 @@ def test_is_pivots_then_completion_then_a_sort(backend, drawn, dtype, width) -> 
         drawn["salience"],
         drawn["budget"],
         drawn["pivot_counts"],
+        weights=drawn["weights"],
         valid=drawn["valid"],
     )
     for b in range(batch):
         one = slice(b, b + 1)
-        valid = None if drawn["valid"] is None else drawn["valid"][one]
+        weights, valid = (
+            None if drawn[name] is None else drawn[name][one] for name in ("weights", "valid")
+        )
         budget, share = (
             value if isinstance(value, int) else value[b]
             for value in (drawn["budget"], drawn["pivot_counts"])
         )
         share = min(max(share, 1), budget)
         pivots = oracle.select_pivots(drawn["salience"][one], share, valid)
-        completion = complete_tokens(features[one], pivots, budget - share, valid=valid)
-        oracle.certify_completion(features[one], pivots, completion, valid)
+        completion = complete_tokens(
+            features[one], pivots, budget - share, weights=weights, valid=valid
+        )
+        oracle.certify_completion(features[one], pivots, completion, weights, valid)
         kept = sorted(n for n in [*pivots[0].tolist(), *completion[0].tolist()] if n >= 0)
         row = selection.indices[b].tolist()
         assert row == kept + [-1] * (len(row) - len(kept))
@@ -186,3 +203,26 @@ def test_garbage_gives_a_proper_selection(backend, seed, dtype) -> None:
         assert len(kept) == min(5, int(valid[b].sum())) == selection.counts[b]
         assert kept == sorted(set(kept))
         assert all(valid[b, n] for n in kept)
+
+
+def test_an_unknown_completion_is_refused() -> None:
+    features, salience = image()
+    with pytest.raises(ValueError, match="completion must be 'farthest' or 'cover', got 'near'"):
+        select_tokens(features, salience, 4, 2, completion="near")
+
+
+@pytest.mark.parametrize("pivot_counts", [2, [1, 3], torch.tensor([3, 9])])
+def test_covering_is_pivots_then_cover_tokens(backend, pivot_counts) -> None:
+    features, salience = image()
+    selection = select_tokens(features, salience, [5, 4], pivot_counts, completion="cover")
+    for b, (budget, share) in enumerate(
+        zip([5, 4], [pivot_counts] * 2 if isinstance(pivot_counts, int) else pivot_counts)
+    ):
+        one = slice(b, b + 1)
+        pivots = select_pivots(salience[one], min(int(share), budget))
+        picks = cover_tokens(features[one], pivots, budget - pivots.shape[1])
+        kept = torch.cat([pivots, picks], 1).sort(1).values
+        assert torch.equal(selection.indices[one, :budget], kept)
+        assert selection.counts[b] == budget
+        is_pivot = selection.is_pivot[b, :budget]
+        assert set(kept[0][is_pivot].tolist()) == set(pivots[0].tolist())
