@@ -10,6 +10,10 @@
 // - sweeps: with m picks left, the last pick is covered at least as much as the m-th smallest
 //   bound. Every token with a smaller bound has to be refreshed before that pick. These tokens are
 //   refreshed together, in tiles and in parallel, with little wasted work.
+//
+// With weights, each pick has the largest weight[n] * (1 - covered[n]) instead, which never
+// increases. What is said of the smallest bounds then holds for the largest gains. Both are the
+// smallest keys.
 #pragma once
 
 #include <algorithm>
@@ -19,9 +23,11 @@
 #include <vector>
 
 #include "algorithms/matrix.h"
+#include "algorithms/weights.h"
 #include "algorithms/winner_tree.h"
 #include "shared/cosine.h"
 #include "shared/order.h"
+#include "shared/weights.h"
 #include "simd/kernels.h"
 
 namespace clasp {
@@ -37,13 +43,15 @@ class Completion {
   explicit Completion(const Kernels& kernels) : kernels_(kernels) {}
 
   // Picks up to `num_picks` tokens, writes them to `picks` in the order of picking and returns
-  // their number. `selected` are row indices. `available(n)` tells whether row n may be picked.
-  // `parallel(count, body)` runs body(begin, end) over ranges that cover 0..count.
+  // their number. `selected` are row indices. `weights` has a weight for each row, or is null.
+  // `available(n)` tells whether row n may be picked. `parallel(count, body)` runs body(begin, end)
+  // over ranges that cover 0..count.
   template <class Available, class Parallel>
   int64_t run(const Matrix& features, const int64_t* selected, int64_t num_selected,
-              int64_t num_picks, const Available& available, const Parallel& parallel,
-              int64_t* picks) {
+              int64_t num_picks, const float* weights, const Available& available,
+              const Parallel& parallel, int64_t* picks) {
     reset(features, num_selected + num_picks);
+    usable_weights(weights, features.num_rows, available, weights_);
     for (int64_t i = 0; i < num_selected; ++i) select(selected[i]);
     for (int64_t n = 0; n < features.num_rows; ++n) {
       if (!is_selected_[n] && available(n)) tree_.set_leaf(n, key(n));
@@ -103,7 +111,16 @@ class Completion {
   static constexpr uint32_t kRetiredRank = kRetired >> 32;
   static uint32_t rank_of(uint64_t key) { return static_cast<uint32_t>(key >> 32); }
 
-  uint64_t key(int64_t n) const { return smallest_first(bounds_[n], n); }
+  uint64_t key(int64_t n) const {
+    return weights_.empty() ? smallest_first(bounds_[n], n)
+                            : completion_key(weights_[n], bounds_[n], n);
+  }
+
+  // Whether the key of a token stays as it is until the next selection. Without a weight, it always
+  // does.
+  bool is_exact(int64_t n) const {
+    return num_seen_[n] == num_rows() || (!weights_.empty() && weights_[n] == 0.0F);
+  }
 
   void select(int64_t index) {
     if (is_selected_[index]) return;
@@ -173,7 +190,7 @@ class Completion {
     int32_t fewest = std::numeric_limits<int32_t>::max();
     int32_t most = 0;
     for (int64_t n = 0; n < features_->num_rows; ++n) {
-      if (tree_.leaf(n) > limit || num_seen_[n] >= num_rows()) continue;
+      if (tree_.leaf(n) > limit || is_exact(n)) continue;
       queue_.push_back(n);
       fewest = std::min(fewest, num_seen_[n]);
       most = std::max(most, num_seen_[n]);
@@ -273,7 +290,7 @@ class Completion {
   int64_t next() {
     while (tree_.best() != kRetired) {
       const int64_t n = key_index(tree_.best());
-      if (num_seen_[n] == num_rows()) return n;
+      if (is_exact(n)) return n;
       const uint64_t runner_up = tree_.best_other_than(n);
       const int64_t likely = key_index(runner_up);
       const int64_t num_likely = runner_up == kRetired ? 0 : 1;
@@ -324,6 +341,7 @@ class Completion {
   const Matrix* features_ = nullptr;
   const DotProducts* dots_ = nullptr;
   std::vector<float> bounds_;      // [N] the largest similarity to rows_[0 .. num_seen_[n])
+  std::vector<float> weights_;     // [N], or empty if all weights are equal
   std::vector<float> norms_;       // [N]
   std::vector<int32_t> num_seen_;  // [N]
   std::vector<char> is_selected_;  // [N]

@@ -17,11 +17,12 @@ class Selection {
 
   // Writes the kept tokens to `indices` in ascending order and returns their number: `budget`, or
   // all valid tokens if they are fewer. `is_pivot` tells which of them are pivots. `salience` has
-  // one float for each row of `features`; `valid(n)` returns a bool; `parallel` is that of
-  // Completion::run.
+  // one float for each row of `features`; `valid(n)` returns a bool; `weights` and `parallel` are
+  // those of Completion::run.
   template <class Valid, class Parallel>
   int64_t run(const Matrix& features, const float* salience, int64_t budget, int64_t num_pivots,
-              const Valid& valid, const Parallel& parallel, int64_t* indices, bool* is_pivot) {
+              const float* weights, const Valid& valid, const Parallel& parallel, int64_t* indices,
+              bool* is_pivot) {
     int64_t num_valid = 0;
     for (int64_t n = 0; n < features.num_rows; ++n) num_valid += valid(n) ? 1 : 0;
     const int64_t num_kept = std::min(budget, num_valid);
@@ -32,8 +33,8 @@ class Selection {
       pivots_.run(salience, features.num_rows, num_kept, valid, kept_.data());
     } else {
       pivots_.run_unordered(salience, features.num_rows, num_pivots, valid, kept_.data());
-      completion_.run(features, kept_.data(), num_pivots, num_kept - num_pivots, valid, parallel,
-                      kept_.data() + num_pivots);
+      completion_.run(features, kept_.data(), num_pivots, num_kept - num_pivots, weights, valid,
+                      parallel, kept_.data() + num_pivots);
     }
 
     for (int64_t i = 0; i < num_kept; ++i) kept_[i] = 2 * kept_[i] + (i < num_pivots ? 1 : 0);

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <limits>
 #include <optional>
+#include <vector>
 
 #include "algorithms/matrix.h"
 #include "binding/scalars.h"
@@ -77,6 +78,37 @@ class ValidMask {
   int64_t token_stride_ = 0;
 };
 
+// Weights of tokens, [B, N] float32.
+class Weights {
+ public:
+  Weights(const std::optional<Tensor>& weights, const char* name, int64_t num_images,
+          int64_t num_tokens)
+      : num_tokens_(num_tokens) {
+    if (!weights) return;
+    check_matrix(*weights, name, ScalarType::Float, num_images, num_tokens);
+    data_ = weights->const_data_ptr<float>();
+    image_stride_ = weights->stride(0);
+    token_stride_ = num_tokens == 1 ? 1 : weights->stride(1);
+  }
+
+  // Returns the weights of an image next to each other, in place or copied to `buffer`, or null if
+  // there are none.
+  const float* image(int64_t index, std::vector<float>& buffer) const {
+    if (!data_) return nullptr;
+    const float* row = data_ + index * image_stride_;
+    if (token_stride_ == 1) return row;
+    buffer.resize(num_tokens_);
+    for (int64_t n = 0; n < num_tokens_; ++n) buffer[n] = row[n * token_stride_];
+    return buffer.data();
+  }
+
+ private:
+  int64_t num_tokens_;
+  const float* data_ = nullptr;
+  int64_t image_stride_ = 0;
+  int64_t token_stride_ = 0;
+};
+
 // Token indices, [B, R]. An index past the last token is an error; a negative one means no token.
 class Indices {
  public:
@@ -96,6 +128,15 @@ class Indices {
   }
 
   int64_t width() const { return width_; }
+
+  // Returns the indices of an image that name a token, in their order.
+  std::vector<int64_t> present(int64_t image) const {
+    std::vector<int64_t> named;
+    for (int64_t slot = 0; slot < width_; ++slot) {
+      if ((*this)(image, slot) >= 0) named.push_back((*this)(image, slot));
+    }
+    return named;
+  }
 
   int64_t operator()(int64_t image, int64_t slot) const {
     return data_[image * image_stride_ + slot * slot_stride_];

@@ -26,8 +26,8 @@ CLASP_HOST_DEVICE inline float usable_weight(float weight) {
 }
 
 // The key of the next pick is the smallest one. It ranks by coverage, the lowest first, or by
-// weight * (1 - coverage), the highest first. Coverage is -inf if nothing is selected. The key grows
-// with the coverage.
+// weight * (1 - coverage), the highest first. Coverage is -inf if nothing is selected. The key
+// grows with the coverage.
 CLASP_HOST_DEVICE inline uint64_t completion_key(float weight, float covered, int64_t index) {
   if (weight < 0.0F) return smallest_first(covered, index);
   if (weight == 0.0F) return ranked(kRankOfWeightless, index);

@@ -119,6 +119,14 @@ struct Kernels {
   // num_better[i] = the number of ranks that are less than ranks[i].
   void (*count_better)(const uint32_t* ranks, int64_t count, uint32_t* num_better);
 
+  // Turns dot products into cosine similarities in place: 0 if not positive or not finite.
+  void (*to_similarities)(int64_t count, float norm, const float* norms, float* dots);
+  // Returns the sum of weights[i] * max(0, similarities[i] - best[i]). `weights` may be null, for
+  // ones. The order of summation depends on `count` only, so the sum never grows when `best` does.
+  float (*gain)(const float* similarities, const float* best, const float* weights, int64_t count);
+  // best[i] = max(best[i], similarities[i]).
+  void (*raise_to)(const float* similarities, int64_t count, float* best);
+
   FuseKernels<float> fuse_float32;
   FuseKernels<Bfloat16> fuse_bfloat16;
   FuseKernels<Float16> fuse_float16;

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -28,22 +29,26 @@ class Worker {
 
   std::vector<int64_t> complete(const py::array& features, const std::string& scalar,
                                 const std::vector<int64_t>& selected, int64_t num_tokens,
-                                const std::vector<bool>& valid, int64_t pieces) {
+                                const std::vector<bool>& valid, int64_t pieces,
+                                const std::optional<std::vector<float>>& weights) {
     std::vector<int64_t> picks(num_tokens);
     picks.resize(completion_.run(matrix(features, scalar), selected.data(),
-                                 static_cast<int64_t>(selected.size()), num_tokens, flag(valid),
+                                 static_cast<int64_t>(selected.size()), num_tokens,
+                                 weights ? weights->data() : nullptr, flag(valid),
                                  in_pieces(pieces), picks.data()));
     return picks;
   }
 
   std::tuple<std::vector<int64_t>, std::vector<bool>> select(
       const py::array& features, const std::string& scalar, const std::vector<float>& salience,
-      int64_t budget, int64_t num_pivots, const std::vector<bool>& valid, int64_t pieces) {
+      int64_t budget, int64_t num_pivots, const std::vector<bool>& valid, int64_t pieces,
+      const std::optional<std::vector<float>>& weights) {
     std::vector<int64_t> indices(budget);
     const auto is_pivot = std::make_unique<bool[]>(budget);
     const int64_t count =
-        selection_.run(matrix(features, scalar), salience.data(), budget, num_pivots, flag(valid),
-                       in_pieces(pieces), indices.data(), is_pivot.get());
+        selection_.run(matrix(features, scalar), salience.data(), budget, num_pivots,
+                       weights ? weights->data() : nullptr, flag(valid), in_pieces(pieces),
+                       indices.data(), is_pivot.get());
     indices.resize(count);
     return {indices, std::vector<bool>(is_pivot.get(), is_pivot.get() + count)};
   }
@@ -58,6 +63,10 @@ class Worker {
 void bind_completion(py::module_& m) {
   py::class_<Worker>(m, "Worker")
       .def(py::init<std::string>())
-      .def("complete", &Worker::complete)
-      .def("select", &Worker::select);
+      .def("complete", &Worker::complete, py::arg("features"), py::arg("scalar"),
+           py::arg("selected"), py::arg("num_tokens"), py::arg("valid"), py::arg("pieces"),
+           py::arg("weights") = py::none())
+      .def("select", &Worker::select, py::arg("features"), py::arg("scalar"), py::arg("salience"),
+           py::arg("budget"), py::arg("num_pivots"), py::arg("valid"), py::arg("pieces"),
+           py::arg("weights") = py::none());
 }
