@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 # A non-finite similarity counts as larger than any cosine, so such a token is picked last.
 NOT_FINITE = torch.finfo(torch.float32).max
 RMS_EPSILON = 1e-6
-# A smaller weight of a token counts as 0, a larger one as the largest. Products of two weights and a
-# similarity then neither overflow float32 nor become subnormal.
+# A smaller weight of a token counts as 0, a larger one as the largest. Products of two weights and
+# a similarity then neither overflow float32 nor become subnormal.
 SMALLEST_WEIGHT = 2.0**-50
 LARGEST_WEIGHT = 2.0**50
 

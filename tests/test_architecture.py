@@ -87,7 +87,8 @@ def parts_imported_by(path: Path) -> Iterator[str]:
 PUBLIC = {
     **dict.fromkeys(
         [
-            *("Selection", "attention_salience", "complete_tokens", "fuse_layers"),
+            *("Selection", "attention_salience", "complete_tokens", "cover_tokens"),
+            "fuse_layers",
             *("gather_tokens", "merge_tokens", "prune_tokens", "select_pivots", "select_tokens"),
         ],
         "ops",

@@ -509,7 +509,7 @@ def test_amd_gpus_run_what_needs_no_order_of_writes(op: str, expected: str, monk
     backend, reason = backends.choose(op, "cuda", "auto")
     chooser._warn_fallback.cache_clear()
     with pytest.warns(
-        RuntimeWarning, match=r"complete_tokens, select_tokens fall back .* barriers"
+        RuntimeWarning, match=r"complete_tokens, cover_tokens, select_tokens fall back .* barriers"
     ):
         chooser._warn_fallback("cuda")
     chooser._warn_fallback.cache_clear()

@@ -12,8 +12,8 @@ of ``torch.ops.clasp_kernels.*``. Unchecked invalid values have these effects on
   and takes a negative id to count from the last row of ``weights``.
 - ``gather_tokens``: an index below -1 gives zeros. An index of N or more raises RuntimeError or
   IndexError.
-- ``complete_tokens`` and ``cover_tokens``: an index below -1 is skipped. An index of N or more raises RuntimeError or
-  IndexError. A repeated index counts once.
+- ``complete_tokens`` and ``cover_tokens``: an index below -1 is skipped. An index of N or more
+  raises RuntimeError or IndexError. A repeated index counts once.
 - ``merge_tokens``: an index below -1 gives zeros. The first slot of a repeated index gets the mean,
   the others zeros. An index of N or more raises RuntimeError; in the reference, the output rows of
   that image are then meaningless.

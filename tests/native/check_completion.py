@@ -20,10 +20,33 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / math.sqrt((a @ a) * (b @ b)))
 
 
+def usable(weights: list[float] | None, valid: list[bool]) -> list[float] | None:
+    """Returns the weights within bounds, or None if all those of valid tokens are equal."""
+    if weights is None:
+        return None
+    bounded = [min(w, 2.0**50) if w >= 2.0**-50 else 0.0 for w in weights]
+    different = {w for w, is_valid in zip(bounded, valid, strict=True) if is_valid}
+    return bounded if len(different) > 1 else None
+
+
+def order(covered: float, weights: list[float] | None, n: int) -> tuple[float, ...]:
+    """Returns what the next pick minimizes."""
+    if weights is None:
+        return covered, n
+    if weights[n] == 0:
+        return math.inf, math.inf, n
+    return -weights[n] * (1 - max(covered, -1.0)), 0.0, n
+
+
 def greedy(
-    features: np.ndarray, selected: list[int], num_tokens: int, valid: list[bool]
+    features: np.ndarray,
+    selected: list[int],
+    num_tokens: int,
+    valid: list[bool],
+    weights: list[float] | None = None,
 ) -> list[int]:
     """The definition in float64, which is exact if the similarities are."""
+    weights = usable(weights, valid)
     covered = [-math.inf] * len(features)
     free = set(np.flatnonzero(valid)) - set(selected)
     picks: list[int] = []
@@ -32,7 +55,7 @@ def greedy(
             max(c, cosine(f, features[latest])) for c, f in zip(covered, features, strict=True)
         ]
     while free and len(picks) < num_tokens:
-        pick = min(free, key=lambda n: (covered[n], n))
+        pick = min(free, key=lambda n: order(covered[n], weights, n))
         picks.append(int(pick))
         free.remove(pick)
         covered = [
@@ -103,6 +126,68 @@ def check_exact_similarities_give_the_exact_picks(core: ModuleType, isa: str) ->
         encoded = at_end_of_page(encode(features, scalar))
         picks = worker.complete(encoded, scalar, selected, count, valid, 1)
         assert picks == greedy(features, selected, count, valid), trial
+
+
+def random_weights(rng: np.random.Generator, num_tokens: int) -> list[float] | None:
+    """Returns few distinct weights, so that ties are common, or none."""
+    if rng.random() < 0.3:
+        return None
+    values = [0.0, 1.0, 1.0, 2.0, 3.0, -1.0, math.nan, 1e-20]
+    if rng.random() < 0.2:
+        values = [2.0]
+    return rng.choice(values, num_tokens).astype(np.float32).tolist()
+
+
+def check_exact_gains_give_the_exact_weighted_picks(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(11)
+    worker = core.Worker(isa)
+    for trial in range(60):
+        num_tokens, dim = int(rng.integers(1, 80)), int(rng.integers(4, 40))
+        features = lattice(rng, num_tokens, dim)
+        scalar = SCALARS[trial % 3]
+        selected = rng.permutation(num_tokens)[: rng.integers(0, min(num_tokens, 20) + 1)].tolist()
+        count, valid = int(rng.integers(0, num_tokens + 3)), random_mask(rng, num_tokens)
+        weights = random_weights(rng, num_tokens)
+        encoded = at_end_of_page(encode(features, scalar))
+        picks = worker.complete(encoded, scalar, selected, count, valid, 1, weights)
+        assert picks == greedy(features, selected, count, valid, weights), trial
+
+
+def check_lazy_weighted_picks_are_the_eager_ones(core: ModuleType, isa: str) -> None:
+    """With enough tokens for sweeps, forecasts and whole tiles, in pieces or not."""
+    rng = np.random.default_rng(12)
+    worker = core.Worker(isa)
+    for num_tokens, count in ((250, 60), (400, 20)):
+        for kind in range(3):
+            features = lattice(rng, num_tokens, 24)
+            valid = random_mask(rng, num_tokens)
+            selected = rng.permutation(num_tokens)[:37].tolist()
+            weights = 2.0 ** rng.integers(-4, 4, num_tokens)
+            if kind == 1:
+                weights[rng.random(num_tokens) < 0.9] = 0
+            if kind == 2:
+                weights = np.where(rng.random(num_tokens) < 0.02, 2.0**20, weights)
+            weights = weights.tolist()
+            expected = greedy(features, selected, count, valid, weights)
+            encoded = encode(features, "float32")
+            for pieces in (1, 3):
+                picks = worker.complete(encoded, "float32", selected, count, valid, pieces, weights)
+                assert picks == expected, (num_tokens, kind)
+
+
+def check_equal_weights_change_nothing(core: ModuleType, isa: str) -> None:
+    rng = np.random.default_rng(13)
+    worker = core.Worker(isa)
+    features = rng.standard_normal((300, 33)).astype(np.float32)
+    valid = random_mask(rng, 300)
+    given = (features, "float32", [1, 2, 3], 80, valid, 1)
+    expected = worker.complete(*given)
+    for value in (0.0, 0.3, 1e-30, 1e30, math.nan):
+        weights = [value if is_valid else 5.0 for is_valid in valid]
+        assert worker.complete(*given, weights) == expected, value
+    salience = rng.random(300).tolist()
+    given = (features, "float32", salience, 90, 20, valid, 1)
+    assert worker.select(*given, [0.7] * 300) == worker.select(*given)
 
 
 def check_many_picks_among_many_tied_tokens(core: ModuleType, isa: str) -> None:

@@ -17,6 +17,7 @@ from types import ModuleType
 
 import check_arithmetic
 import check_completion
+import check_covering
 import check_cuda_plan
 import check_fusion
 import check_merging
@@ -26,6 +27,7 @@ import check_salience
 SUBJECTS = (
     check_arithmetic,
     check_completion,
+    check_covering,
     check_fusion,
     check_merging,
     check_pivots,

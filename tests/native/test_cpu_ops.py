@@ -116,6 +116,7 @@ def arguments(**changes: Any) -> tuple[Any, ...]:
         "budget": None,
         "num_pivots": 2,
         "pivot_counts": None,
+        "weights": None,
         "valid": None,
     }
     return tuple((values | changes).values())
@@ -131,6 +132,8 @@ def arguments(**changes: Any) -> tuple[Any, ...]:
         {"budget": torch.ones(3, dtype=torch.int64)},
         {"budget": torch.ones(2, dtype=torch.int32)},
         {"pivot_counts": torch.ones(2, 2, dtype=torch.int64)},
+        {"weights": torch.ones(2, 4)},
+        {"weights": torch.ones(2, 5, dtype=torch.float64)},
         {"valid": torch.ones(2, 6, dtype=torch.bool)},
         {"valid": torch.ones(2, 5, dtype=torch.int8)},
         {"num_tokens": -1},
@@ -156,9 +159,15 @@ def test_a_direct_call_with_a_selection_out_of_range_is_refused() -> None:
     features = torch.zeros(1, 5, 3)
     for wrong in (5, 2**40):
         with pytest.raises(RuntimeError, match="selected"):
-            OPS.complete_tokens(features, torch.tensor([[0, wrong]]), 2, None)
+            OPS.complete_tokens(features, torch.tensor([[0, wrong]]), 2, None, None)
+        with pytest.raises(RuntimeError, match="selected"):
+            OPS.cover_tokens(features, torch.tensor([[0, wrong]]), 2, None, None, None, None)
     # Any negative index is an unused slot, and a repeated index is selected once.
-    picks = OPS.complete_tokens(features, torch.tensor([[-(2**40), 0, 0, -1]]), 4, None)
+    picks = OPS.complete_tokens(features, torch.tensor([[-(2**40), 0, 0, -1]]), 4, None, None)
+    assert picks.tolist() == [[1, 2, 3, 4]]
+    selected = torch.tensor([[-(2**40), 0, 0, -1]])
+    counts = torch.tensor([2**40])
+    picks = OPS.cover_tokens(features, selected, 4, counts, None, None, None)
     assert picks.tolist() == [[1, 2, 3, 4]]
 
 

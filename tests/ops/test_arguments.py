@@ -16,6 +16,7 @@ import clasp_kernels
 from clasp_kernels import (
     attention_salience,
     complete_tokens,
+    cover_tokens,
     fuse_layers,
     gather_tokens,
     merge_tokens,
@@ -385,6 +386,42 @@ CASES = [
         "num_tokens must be at most 2147483647, got 2147483648.",
         complete_tokens, FEATURES, SELECTED, 2**31,
     ),
+    case(
+        ValueError,
+        "weights must be [B, N] with N = 5, as in previous arguments, got shape [2, 4].",
+        complete_tokens, FEATURES, SELECTED, 1, weights=SALIENCE[:, 1:],
+    ),
+    case(
+        TypeError,
+        "weights must be float32 or bfloat16 or float16, got float64.",
+        complete_tokens, FEATURES, SELECTED, 1, weights=SALIENCE.double(),
+    ),
+    # cover_tokens
+    case(
+        ValueError,
+        "selected must lie in -1..4 (a token, or -1 for none), got 5.",
+        cover_tokens, FEATURES, SELECTED + 1, 1,
+    ),
+    case(
+        ValueError,
+        "selected must name a token at most once per image, got 3 more than once for image 1.",
+        cover_tokens, FEATURES, torch.tensor([[-1, -1, 3], [3, 0, 3]]), 1,
+    ),
+    case(
+        ValueError,
+        "num_tokens must be 0 or more for every image, got -1 for image 1.",
+        cover_tokens, FEATURES, SELECTED, [1, -1],
+    ),
+    case(
+        ValueError,
+        "weights must be [B, N] with N = 5, as in previous arguments, got shape [2, 4].",
+        cover_tokens, FEATURES, SELECTED, 1, weights=SALIENCE[:, 1:],
+    ),
+    case(
+        TypeError,
+        "preference must be float32 or bfloat16 or float16, got int64.",
+        cover_tokens, FEATURES, SELECTED, 1, preference=SALIENCE.long(),
+    ),
     # select_tokens
     case(
         ValueError,
@@ -416,6 +453,16 @@ CASES = [
         TypeError,
         "pivot_counts must be int64, got float32.",
         select_tokens, FEATURES, SALIENCE, 2, torch.ones(2),
+    ),
+    case(
+        ValueError,
+        "weights must be on cpu like features, got meta.",
+        select_tokens, FEATURES, SALIENCE, 2, 1, weights=SALIENCE.to("meta"),
+    ),
+    case(
+        ValueError,
+        "completion must be 'farthest' or 'cover', got None.",
+        select_tokens, FEATURES, SALIENCE, 2, 1, completion=None,
     ),
     # gather_tokens
     case(
@@ -613,10 +660,17 @@ def test_values_that_are_not_checked_do_what_is_documented() -> None:
 
     for complete in (ops.complete_tokens.default, ops.complete_tokens.reference):
         for selected in ([1, 1], [1, -2]):
-            picked = complete(tokens, torch.tensor([selected]), 5, None)[0].tolist()
+            picked = complete(tokens, torch.tensor([selected]), 5, None, None)[0].tolist()
             assert sorted(picked) == [-1, 0, 2, 3, 4]
         with pytest.raises((RuntimeError, IndexError)):
-            complete(tokens, torch.tensor([[5]]), 5, None)
+            complete(tokens, torch.tensor([[5]]), 5, None, None)
+
+    for cover in (ops.cover_tokens.default, ops.cover_tokens.reference):
+        for selected in ([1, 1], [1, -2]):
+            picked = cover(tokens, torch.tensor([selected]), 5, None, None, None, None)[0].tolist()
+            assert sorted(picked) == [-1, 0, 2, 3, 4]
+        with pytest.raises((RuntimeError, IndexError)):
+            cover(tokens, torch.tensor([[5]]), 5, None, None, None, None)
 
 
 def test_values_are_checked_under_vmap() -> None:

@@ -192,7 +192,7 @@ def test_equal_weights_change_nothing(backend, dtype) -> None:
     for value in (0.0, 0.3, 1.0, 7.0, 1e-30, 1e30, -1.0, NAN, INF):
         weights = torch.full((2, 70), value)
         assert torch.equal(complete_tokens(features, selected, 40, weights=weights), expected)
-    # Each image has a weight of its own, and the weights of tokens that are not valid do not matter.
+    # Each image has a weight of its own. The weights of tokens that are not valid do not matter.
     weights = torch.tensor([[0.5], [3.0]]).repeat(1, 70)
     weights[:, 9], weights[:, 60:] = 4.0, NAN
     valid = torch.ones(2, 70, dtype=torch.bool)

@@ -50,9 +50,7 @@ def test_equals_the_oracle_where_gains_are_exact(
     # 1e-20 counts as 0, and no other weight is so small that a sum would round.
     expected = oracle.cover_tokens(features, selected, picks, **options)
     for dtype in DTYPES:
-        assert torch.equal(
-            cover_tokens(features.to(dtype), selected, picks, **options), expected
-        )
+        assert torch.equal(cover_tokens(features.to(dtype), selected, picks, **options), expected)
 
 
 @given(**shapes, dtype=dtypes, width=st.integers(1, 40), weight_dtype=dtypes)

@@ -246,7 +246,7 @@ def test_reference_reads_nothing_back_to_the_host(op: str) -> None:
 def mapped_calls(served: str) -> list[dict[str, Any]]:
     """Calls that differ in their tensors alone."""
     call = calls()[served]
-    shared = {"k": 4, "budget": 6, "pivot_counts": 3}
+    shared = {"k": 4, "budget": 6, "pivot_counts": 3, "num_tokens": 5}
     made = []
     for order in ([0, 1, 2], [2, 0, 1], [1, 1, 0], [0, 2, 2]):
         taken = call.take(order)

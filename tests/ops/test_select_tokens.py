@@ -215,9 +215,8 @@ def test_an_unknown_completion_is_refused() -> None:
 def test_covering_is_pivots_then_cover_tokens(backend, pivot_counts) -> None:
     features, salience = image()
     selection = select_tokens(features, salience, [5, 4], pivot_counts, completion="cover")
-    for b, (budget, share) in enumerate(
-        zip([5, 4], [pivot_counts] * 2 if isinstance(pivot_counts, int) else pivot_counts)
-    ):
+    shares = [pivot_counts] * 2 if isinstance(pivot_counts, int) else pivot_counts
+    for b, (budget, share) in enumerate(zip([5, 4], shares, strict=True)):
         one = slice(b, b + 1)
         pivots = select_pivots(salience[one], min(int(share), budget))
         picks = cover_tokens(features[one], pivots, budget - pivots.shape[1])

@@ -13,6 +13,7 @@
 
 void bind_arithmetic(py::module_& m);
 void bind_completion(py::module_& m);
+void bind_covering(py::module_& m);
 void bind_cuda_plan(py::module_& m);
 void bind_fusion(py::module_& m);
 void bind_lateness(py::module_& m);
@@ -47,6 +48,7 @@ PYBIND11_MODULE(CLASP_MODULE_NAME, m) {
   m.def("read_past_the_end", &read_past_the_end);
   bind_arithmetic(m);
   bind_completion(m);
+  bind_covering(m);
   bind_cuda_plan(m);
   bind_fusion(m);
   bind_lateness(m);
