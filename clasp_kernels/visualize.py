@@ -23,6 +23,9 @@ PIVOT_COLOR = (230, 159, 0)
 COMPLETION_COLOR = (86, 180, 233)
 """The sky blue of Okabe and Ito."""
 
+KEPT = ("pivot: most attended", "completion: least covered")
+"""What the two frames mean for CLASP, in the words of a legend."""
+
 _INK = (28, 30, 34)
 _MUTED = (104, 108, 116)
 _PAPER = (255, 255, 255)
@@ -274,12 +277,18 @@ def selection_picture(
 
 
 def contact_sheet(
-    cards: Sequence[Card], heading: str, *, columns: int = 3, stages: Sequence[str] = ()
+    cards: Sequence[Card],
+    heading: str,
+    *,
+    columns: int = 3,
+    stages: Sequence[str] = (),
+    kept: tuple[str, str] = KEPT,
 ) -> Image.Image:
     """Returns a page of several overlays under a heading and one legend.
 
     ``stages`` names the stages of the overlays, in the words of ``Dropped.when``. All overlays have
-    the same stages.
+    the same stages. ``kept`` are the words of the legend for the frames of pivots and of the other
+    kept patches.
     """
     if not cards:
         raise ValueError("cards must hold at least one card, got none")
@@ -290,7 +299,7 @@ def contact_sheet(
         [part for line in card.lines for part in _wrap(line, _font(16), cell_width)]
         for card in cards
     ]
-    legend = _Legend(stages)
+    legend = _Legend(stages, kept)
     width = max(_MARGIN + columns * (cell_width + _MARGIN), legend.least_width + 2 * _MARGIN)
     heading_lines = _wrap(heading, _font(26), width - 2 * _MARGIN)
     legend_top = _MARGIN + 34 * len(heading_lines)
@@ -354,11 +363,8 @@ class _Legend:
     If tokens are dropped at several ``stages``, each stage has a swatch with its dots.
     """
 
-    def __init__(self, stages: Sequence[str]) -> None:
-        self._kept = [
-            ("pivot: most attended", _kept_swatch(True)),
-            ("completion: least covered", _kept_swatch(False)),
-        ]
+    def __init__(self, stages: Sequence[str], kept: tuple[str, str] = KEPT) -> None:
+        self._kept = [(kept[0], _kept_swatch(True)), (kept[1], _kept_swatch(False))]
         self._dropped = [("dropped", _dropped_swatch(0, 1))]
         self.least_width = _row_width([*self._kept, *self._dropped])
         if len(stages) > 1:

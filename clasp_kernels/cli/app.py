@@ -100,13 +100,23 @@ def ask(
         ),
     ] = None,
     rule: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
             help="How tokens are selected: clasp, or for comparison attention, divprune, dart, "
             "random or uniform.",
+            show_default="clasp",
         ),
-    ] = "clasp",
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="NAME,...",
+            help="Instead of --rule: answer with each of these rules, and compare them.",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         str, typer.Option(metavar="PNG", help="Where to put the picture of what was kept.")
     ] = "out/map.png",
@@ -131,46 +141,51 @@ def ask(
     clasp ask photo.jpg "What is on the table?" --schedule 2:0.5,4:0.2
 
     clasp ask photo.jpg "What is on the table?" --rule divprune
+
+    clasp ask photo.jpg "What is on the table?" --compare clasp,divprune,random
     """
     with reported_errors():
-        from clasp_kernels.cli.comparison import compare
+        from clasp_kernels.cli.comparison import compare_rules
         from clasp_kernels.cli.loading import load_image, load_model, load_profile
-        from clasp_kernels.cli.picture import NoPicture, overlay
-        from clasp_kernels.cli.report import caption, comparison_dict, comparison_table
-        from clasp_kernels.visualize import selection_picture
+        from clasp_kernels.cli.picture import NoPicture, answer_picture
+        from clasp_kernels.cli.report import comparison_dict, comparison_table
+        from clasp_kernels.cli.rules import (
+            chosen_rules,
+            rules_dict,
+            rules_picture,
+            rules_table,
+            times_in_words,
+        )
 
         question = as_text("QUESTION", question)
         if not question.strip():
             raise UsageError("QUESTION must hold a word, got only blanks")
         kept = _what_to_keep(keep, schedule)
         path = check_writable(out, not_over=(image, profile))
+        rules = chosen_rules(rule, compare)
         with _progress("Loading the model") as step:
             picture = load_image(image)
             chosen = load_profile(profile) if profile is not None else None
             loaded = load_model(model, device)
-            comparison = compare(
+            comparisons = compare_rules(
                 loaded,
                 picture,
                 question,
+                rules=rules,
                 keep=kept,
                 profile=chosen,
                 category=category,
-                rule=rule,
                 max_new_tokens=max_new_tokens,
                 on_step=step,
             )
+            comparison = comparisons[0]
             step("Drawing")
             undrawn = unwritten = None
             try:
-                seen, drawn, dropped = overlay(loaded, comparison, size=576)
-                page = selection_picture(
-                    seen,
-                    drawn,
-                    question,
-                    caption(comparison),
-                    dropped=dropped,
-                    below=len(comparison.views) > 1 and drawn.width > 1.5 * drawn.height,
-                )
+                if compare is None:
+                    page = answer_picture(loaded, comparison)
+                else:
+                    page = rules_picture(loaded, comparisons)
                 save(page, path)
             except NoPicture as error:
                 undrawn = f"No picture: {error}."
@@ -181,7 +196,7 @@ def ask(
                 "image": image,
                 "model": loaded.name,
                 "device": str(loaded.model.device),
-                **comparison_dict(comparison),
+                **(comparison_dict(comparison) if compare is None else rules_dict(comparisons)),
                 "picture": out if undrawn is None and unwritten is None else None,
             }
             print(json.dumps(answer, indent=2))
@@ -196,10 +211,14 @@ def ask(
                 highlight=False,
             )
             console.print()
-            console.print(comparison_table(comparison))
+            if compare is None:
+                console.print(comparison_table(comparison))
+                times = f"Times: median of {comparison.timed_runs} after a warm-up."
+            else:
+                console.print(rules_table(comparisons))
+                times = times_in_words(comparisons)
             console.print(
-                f"Times: median of {comparison.timed_runs} after a warm-up. Model: "
-                f"{loaded.name} on {loaded.model.device}.",
+                f"{times} Model: {loaded.name} on {loaded.model.device}.",
                 style="dim",
                 markup=False,
                 highlight=False,

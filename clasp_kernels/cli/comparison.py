@@ -5,12 +5,12 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, refusing_as
 from clasp_kernels.cli.loading import LoadedModel
+from clasp_kernels.cli.phases import PhaseClock, Phases
 from clasp_kernels.cli.prompt import prepare
 from clasp_kernels.policy import FALLBACK_CATEGORY, Profile, Router, Schedule
 
@@ -24,17 +24,6 @@ if TYPE_CHECKING:
 # Up to _MAX_RUNS timed runs after a warm-up, until _SECONDS_FOR_RUNS have passed.
 _MAX_RUNS = 5
 _SECONDS_FOR_RUNS = 1.0
-
-
-@dataclass(frozen=True)
-class Phases:
-    """Seconds of one answer by phase. ``total`` includes the time between the phases."""
-
-    vision: float
-    selection: float
-    prefill: float
-    decode: float
-    total: float
 
 
 @dataclass(frozen=True)
@@ -123,67 +112,108 @@ def compare(
     max_new_tokens: int = 32,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
-    """Ask with all visual tokens and with the kept ones; warm up both, then time them.
+    """Ask with all visual tokens and with those that one rule keeps, as :func:`compare_rules`."""
+    [comparison] = compare_rules(
+        loaded,
+        image,
+        question,
+        rules=(rule,),
+        keep=keep,
+        profile=profile,
+        category=category,
+        max_new_tokens=max_new_tokens,
+        on_step=on_step,
+    )
+    return comparison
 
-    ``keep`` is the number of tokens kept before the LLM, or a schedule. ``rule`` is the name of a
-    rule of ``clasp_kernels.rules``.
 
-    Raises a UsageError if ``question``, ``keep``, ``category`` or ``rule`` is invalid, and a
-    CommandError if the model cannot be pruned.
+def compare_rules(
+    loaded: LoadedModel,
+    image: Image.Image,
+    question: str,
+    *,
+    rules: Sequence[str],
+    keep: int | Schedule,
+    profile: Profile | None = None,
+    category: str | None = None,
+    max_new_tokens: int = 32,
+    on_step: Callable[[str], None] = lambda step: None,
+) -> tuple[Comparison, ...]:
+    """Ask with all visual tokens and with those that each rule keeps; warm up all, then time them.
+
+    ``rules`` are names of rules of ``clasp_kernels.rules``. ``keep`` is the number of tokens kept
+    before the LLM, or a schedule. The comparisons, one for each rule, share the answer with all
+    tokens.
+
+    Raises a UsageError if ``question``, ``keep`` or ``category`` is invalid, and a CommandError if
+    the model cannot be pruned.
     """
-    from clasp_kernels.rules import rule_names
-
-    if rule not in rule_names():
-        raise UsageError(f"--rule must be one of {', '.join(rule_names())}, got {rule!r}")
     model = loaded.model
     # Apply once for the checks, so that an unsupported model is refused before any work.
-    with _applied(loaded, 1, profile, rule) as handle:
-        name, reason = _categorise(question, category, handle.profile)
+    with _applied(loaded, 1, profile, rules[0]) as handle:
+        name, reason = categorise(question, category, handle.profile)
         prompt = prepare(loaded, handle.adapter, image, question)
     num_tokens = prompt.visual_tokens
     num_layers: int = model.config.get_text_config().num_hidden_layers
     _check_fits(keep, max(prompt.counts), num_layers, loaded.name)
     asker = _Asker(loaded, prompt.inputs, max_new_tokens)
+    some = {rule: _described(keep, num_tokens, rule if len(rules) > 1 else None) for rule in rules}
+    # Run the pruned model first: if it fails, it does so sooner and with less memory. Every rule is
+    # warmed up, because the first call of an op may load or compile its kernel.
+    for rule in rules:
+        on_step(f"Warming up with {some[rule]}")
+        with _applied(loaded, keep, profile, rule):
+            asker.warm_up(name)
+    on_step(f"Warming up with all {num_tokens} visual tokens")
+    asker.warm_up()
+
+    # Alternate all ways, so that changes in the machine's speed affect them alike.
+    kept, full = {rule: _Answers() for rule in rules}, _Answers()
+    records: dict[str, PrefillRecord] = {}
+    started = time.perf_counter()
+    seconds = _SECONDS_FOR_RUNS * len(rules)
+    while not full.phases or (
+        len(full.phases) < _MAX_RUNS and time.perf_counter() - started < seconds
+    ):
+        run = f"run {len(full.phases) + 1}"
+        for rule in rules:
+            on_step(f"Answering with {some[rule]}, {run}")
+            with _applied(loaded, keep, profile, rule) as handle:
+                asker.ask(kept[rule], name, handle)
+                assert handle.last is not None  # for the type checker: every pruned run sets it
+                records[rule] = handle.last
+        on_step(f"Answering with all {num_tokens} visual tokens, {run}")
+        asker.ask(full)
+    comparisons = []
+    for rule in rules:
+        record = records[rule]
+        stages = _stages(record, prompt.counts)
+        comparisons.append(
+            Comparison(
+                question=question,
+                category=name,
+                reason=reason,
+                all_tokens=full.summary(num_tokens, record.kv_cache_bytes_unpruned),
+                kept_tokens=kept[rule].summary(stages[-1].tokens_after, record.kv_cache_bytes),
+                stages=stages,
+                num_layers=num_layers,
+                timed_runs=len(full.phases),
+                schedule=keep if isinstance(keep, Schedule) else None,
+                rule=rule,
+                views=prompt.views,
+            )
+        )
+    return tuple(comparisons)
+
+
+def _described(keep: int | Schedule, num_tokens: int, rule: str | None) -> str:
+    """Return the words of a progress message for what is kept, and by which of several rules."""
     some = (
         f"the schedule {keep}"
         if isinstance(keep, Schedule)
         else f"{keep} of {num_tokens} visual tokens"
     )
-    # Run the pruned model first: if it fails, it does so sooner and with less memory.
-    on_step(f"Warming up with {some}")
-    with _applied(loaded, keep, profile, rule):
-        asker.warm_up(name)
-    on_step(f"Warming up with all {num_tokens} visual tokens")
-    asker.warm_up()
-
-    # Alternate the two, so that changes in the machine's speed affect both alike.
-    kept, full = _Answers(), _Answers()
-    started = time.perf_counter()
-    while not full.phases or (
-        len(full.phases) < _MAX_RUNS and time.perf_counter() - started < _SECONDS_FOR_RUNS
-    ):
-        run = f"run {len(full.phases) + 1}"
-        on_step(f"Answering with {some}, {run}")
-        with _applied(loaded, keep, profile, rule) as handle:
-            asker.ask(kept, name, handle)
-            record = handle.last
-        on_step(f"Answering with all {num_tokens} visual tokens, {run}")
-        asker.ask(full)
-    assert record is not None  # for the type checker: every pruned run sets it
-    stages = _stages(record, prompt.counts)
-    return Comparison(
-        question=question,
-        category=name,
-        reason=reason,
-        all_tokens=full.summary(num_tokens, record.kv_cache_bytes_unpruned),
-        kept_tokens=kept.summary(stages[-1].tokens_after, record.kv_cache_bytes),
-        stages=stages,
-        num_layers=num_layers,
-        timed_runs=len(full.phases),
-        schedule=keep if isinstance(keep, Schedule) else None,
-        rule=rule,
-        views=prompt.views,
-    )
+    return some if rule is None else f"{some}, by {rule}"
 
 
 def _stages(record: PrefillRecord, counts: Sequence[int]) -> tuple[Stage, ...]:
@@ -223,7 +253,12 @@ def _check_fits(keep: int | Schedule, num_tokens: int, num_layers: int, model: s
         )
 
 
-def _categorise(question: str, category: str | None, profile: Profile) -> tuple[str, str]:
+def categorise(question: str, category: str | None, profile: Profile) -> tuple[str, str]:
+    """Return the category of a question, and the reason for it.
+
+    ``category`` is the one that the user gave, if any. Raises a UsageError if the profile does not
+    have it.
+    """
     if category is not None:
         if category not in profile.categories:
             raise UsageError(
@@ -314,75 +349,3 @@ class _Asker:
                 streamer=clock,
             )
         return output
-
-
-class PhaseClock:
-    """Times the vision tower, the prefill, the decode steps and the whole answer.
-
-    Forward hooks time the vision tower and the decoder, so the unpruned and the pruned model are
-    timed at the same places. The clock is also the ``streamer`` of ``generate``, which is called
-    for each new token.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._hooks = ExitStack()
-        self._spent: dict[str, float] = {}
-        self._entered: dict[str, float] = {}
-        self._tokens_at: list[float] = []
-        self._started = 0.0
-        self._ended = 0.0
-
-    def __enter__(self) -> PhaseClock:
-        self._hook("vision", self._model.get_encoder(modality="image"))
-        self._hook("decoder", self._model.get_decoder())
-        self._started = self._now()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = self._now()
-        self._hooks.close()
-
-    def put(self, value: torch.Tensor) -> None:
-        """Streamer interface: called with the prompt, then with each new token."""
-        self._tokens_at.append(self._now())
-
-    def end(self) -> None:
-        """Streamer interface: called at the end of generation."""
-
-    def phases(self, record: PrefillRecord | None) -> Phases:
-        first_token, last_token = self._tokens_at[1], self._tokens_at[-1]
-        vision, prefill = self._spent["vision"], self._spent["decoder"]
-        selection = 0.0
-        if record is not None:
-            # encode() takes longer than the tower alone: the difference counts as selection.
-            selection = max(0.0, record.vision_seconds - vision) + record.selection_seconds
-            # The decoder's time includes the stages inside it.
-            inside = sum(stage.seconds for stage in record.stages if stage.layer is not None)
-            prefill = max(0.0, prefill - inside)
-        return Phases(
-            vision=vision,
-            selection=selection,
-            prefill=prefill,
-            decode=last_token - first_token,
-            total=self._ended - self._started,
-        )
-
-    def _hook(self, name: str, module: torch.nn.Module) -> None:
-        def enter(*_: object) -> None:
-            if name not in self._spent:
-                self._entered[name] = self._now()
-
-        def leave(*_: object) -> None:
-            if name not in self._spent:  # the decoder's later calls are decode steps
-                self._spent[name] = self._now() - self._entered[name]
-
-        self._hooks.callback(module.register_forward_pre_hook(enter).remove)
-        self._hooks.callback(module.register_forward_hook(leave).remove)
-
-    def _now(self) -> float:
-        import torch
-
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
-        return time.perf_counter()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from clasp_kernels.cli.comparison import Comparison
 from clasp_kernels.cli.loading import LoadedModel
+from clasp_kernels.cli.report import caption
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,24 @@ def overlay(
         dropped=dropped,
     )
     return seen, drawn, dropped
+
+
+def answer_picture(loaded: LoadedModel, comparison: Comparison) -> Image.Image:
+    """Return a page with the image, what was kept of it, and both answers.
+
+    Raises NoPicture if the model's view is not known.
+    """
+    from clasp_kernels.visualize import selection_picture
+
+    seen, drawn, dropped = overlay(loaded, comparison, size=576)
+    return selection_picture(
+        seen,
+        drawn,
+        comparison.question,
+        caption(comparison),
+        dropped=dropped,
+        below=len(comparison.views) > 1 and drawn.width > 1.5 * drawn.height,
+    )
 
 
 def _dropped(comparison: Comparison, patches: dict[int, int]) -> list[Dropped]:

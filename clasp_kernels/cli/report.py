@@ -104,17 +104,22 @@ def comparison_dict(comparison: Comparison) -> dict[str, Any]:
         "is_pivot": list(comparison.is_pivot),
         "rule": comparison.rule,
         "schedule": None if comparison.schedule is None else str(comparison.schedule),
-        "stages": [
-            {
-                "layer": stage.layer,
-                "tokens_before": stage.tokens_before,
-                "tokens_after": stage.tokens_after,
-                "indices": list(stage.indices),
-                "is_pivot": list(stage.is_pivot),
-            }
-            for stage in comparison.stages
-        ],
+        "stages": stages_list(comparison),
     }
+
+
+def stages_list(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return the stages as JSON data."""
+    return [
+        {
+            "layer": stage.layer,
+            "tokens_before": stage.tokens_before,
+            "tokens_after": stage.tokens_after,
+            "indices": list(stage.indices),
+            "is_pivot": list(stage.is_pivot),
+        }
+        for stage in comparison.stages
+    ]
 
 
 def caption(comparison: Comparison) -> Sequence[str]:
