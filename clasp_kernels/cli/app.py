@@ -14,7 +14,7 @@ from rich.console import Console
 
 from clasp_kernels._version import __version__
 from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, reported_errors
-from clasp_kernels.cli.files import as_text, check_writable, save
+from clasp_kernels.cli.files import as_text, check_writable, save, save_page
 from clasp_kernels.cli.terminal import result_console
 
 if TYPE_CHECKING:
@@ -232,6 +232,100 @@ def ask(
 
 
 @app.command()
+def explore(
+    image: Annotated[str, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
+    question: Annotated[
+        str | None,
+        typer.Argument(
+            help="What to ask about it; a general prompt if left out.", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH_OR_ID",
+            help="Model folder or Hugging Face id; the bundled tiny LLaVA if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Profile JSON; the model's own or its family's if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    rules: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="The rules on the page; all if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    input_only: Annotated[
+        bool,
+        typer.Option(
+            "--input-only",
+            help="Leave out schedules inside the LLM, which then does not run.",
+        ),
+    ] = False,
+    out: Annotated[
+        str, typer.Option(metavar="HTML", help="Where to put the page.")
+    ] = "out/explore.html",
+    device: Device = "auto",
+) -> None:
+    """Make a page on which you see what every rule keeps of an image, at any budget.
+
+    The page is one HTML file. It needs no network: open it in a browser, or send it to somebody.
+
+    [bold]Examples[/]
+
+    clasp explore photo.jpg "What does the sign say?"
+
+    clasp explore photo.jpg --rules clasp,divprune --out page.html
+
+    clasp explore photo.jpg --model llava-hf/llava-1.5-7b-hf --input-only
+    """
+    with reported_errors():
+        from clasp_kernels.cli.explore import ANY_QUESTION, explore_page
+        from clasp_kernels.cli.loading import load_image, load_model, load_profile
+        from clasp_kernels.cli.report import size
+        from clasp_kernels.cli.rules import listed_rules
+        from clasp_kernels.rules import rule_names
+
+        asked = ANY_QUESTION if question is None else as_text("QUESTION", question)
+        if not asked.strip():
+            raise UsageError("QUESTION must hold a word, got only blanks")
+        path = check_writable(out, not_over=(image, profile), page=True)
+        names = rule_names() if rules is None else listed_rules("--rules", rules)
+        with _progress("Loading the model"):
+            picture = load_image(image)
+            chosen = load_profile(profile) if profile is not None else None
+            loaded = load_model(model, device)
+        with _progress_bar("Selecting") as on_done:
+            page = explore_page(
+                loaded,
+                picture,
+                as_text("IMAGE", image),
+                asked,
+                rules=names,
+                profile=chosen,
+                progressive=not input_only,
+                on_done=on_done,
+            )
+        save_page(page, path)
+        console = result_console()
+        console.print(
+            f"Page: {path} ({size(len(page.encode()))}, {len(names)} rules)",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@app.command()
 def demo(
     out: Annotated[str, typer.Option(metavar="FOLDER", help="Where pictures go.")] = "out",
     keep: Keep = None,
@@ -356,3 +450,15 @@ def _progress(first_step: str) -> Iterator[Callable[[str], None]]:
     spinner = "dots" if console.encoding.startswith("utf") else "line"
     with console.status(first_step + " ...", spinner=spinner) as status:
         yield lambda step: status.update(step + " ...")
+
+
+@contextmanager
+def _progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on stderr, as :func:`_progress` does a spinner."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

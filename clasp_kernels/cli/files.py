@@ -51,10 +51,11 @@ def check_readable(argument: str, name: str) -> Path:
     return Path(name)
 
 
-def check_writable(name: str, *, not_over: tuple[str | None, ...] = ()) -> Path:
+def check_writable(name: str, *, not_over: tuple[str | None, ...] = (), page: bool = False) -> Path:
     """Return the path of a picture, or raise a CommandError if it cannot be written.
 
-    ``not_over`` are the files that the command reads, which must not be overwritten.
+    ``not_over`` are the files that the command reads, which must not be overwritten. With ``page``,
+    the file is an HTML page.
     """
     from clasp_kernels.visualize import check_format
 
@@ -62,7 +63,7 @@ def check_writable(name: str, *, not_over: tuple[str | None, ...] = ()) -> Path:
         raise UsageError("--out must name a file, got an empty argument")
     path = Path(name)
     try:
-        check_format(path)
+        (_check_page if page else check_format)(path)
         if path.is_dir():
             raise OSError("it is a folder")
         # The file if it exists, else the nearest existing folder above it.
@@ -83,6 +84,11 @@ def check_writable(name: str, *, not_over: tuple[str | None, ...] = ()) -> Path:
     return path
 
 
+def _check_page(path: Path) -> None:
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError("the suffix of a page must be .html or .htm")
+
+
 def _is_same_file(name: str, other: str) -> bool:
     return os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
 
@@ -96,4 +102,13 @@ def save(picture: Image.Image, path: Path) -> None:
     except ImportError:
         raise
     except Exception as error:  # as above; the disk may also be full
+        raise CommandError(f"--out {path} cannot be written: {in_one_line(error)}") from None
+
+
+def save_page(text: str, path: Path) -> None:
+    """Write an HTML page, or raise a CommandError with the reason."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
         raise CommandError(f"--out {path} cannot be written: {in_one_line(error)}") from None

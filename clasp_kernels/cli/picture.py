@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from clasp_kernels.models.adapter import View
     from clasp_kernels.visualize import Box, Dropped
 
 # Up to this many views are put in one row.
@@ -38,24 +39,16 @@ def overlay(
     """
     from clasp_kernels.visualize import draw_selection
 
-    views = comparison.views
-    if not views:
-        raise NoPicture("where the model's tokens are in the image is not known")
-    pictures = [as_seen(loaded, view.pixels) for view in views]
-    seen, corners = beside_each_other(pictures)
-    patches: dict[int, int] = {}  # token to patch number; a CLS token has no patch
-    boxes: list[Box] = []
-    for view, (x, y) in zip(views, corners, strict=True):
-        for token, (left, top, right, bottom) in zip(view.tokens, view.boxes, strict=True):
-            patches[token] = len(boxes)
-            boxes.append((left + x, top + y, right + x, bottom + y))
+    seen, longest, placed = placed_tokens(loaded, comparison.views)
+    # Token to patch number; a CLS token has no patch.
+    patches = {token: number for number, (token, _) in enumerate(placed)}
+    boxes = [box for _, box in placed]
     kept = [
         (patches[token], pivot)
         for token, pivot in zip(comparison.indices, comparison.is_pivot, strict=True)
         if token in patches
     ]
     dropped = _dropped(comparison, patches)
-    longest = max(max(picture.size) for picture in pictures)
     smallest = min(min(box[2] - box[0], box[3] - box[1]) for box in boxes)
     length = min(max(size, _LEAST_PATCH * longest / smallest), _LARGEST * size)
     drawn = draw_selection(
@@ -67,6 +60,26 @@ def overlay(
         dropped=dropped,
     )
     return seen, drawn, dropped
+
+
+def placed_tokens(
+    loaded: LoadedModel, views: Sequence[View]
+) -> tuple[Image.Image, int, list[tuple[int, Box]]]:
+    """Return the views side by side on one page, the longest side of a view, and the tokens with
+    their places on the page.
+
+    Raises NoPicture if the model's view is not known.
+    """
+    if not views:
+        raise NoPicture("where the model's tokens are in the image is not known")
+    pictures = [as_seen(loaded, view.pixels) for view in views]
+    page, corners = beside_each_other(pictures)
+    placed = [
+        (token, (left + x, top + y, right + x, bottom + y))
+        for view, (x, y) in zip(views, corners, strict=True)
+        for token, (left, top, right, bottom) in zip(view.tokens, view.boxes, strict=True)
+    ]
+    return page, max(max(picture.size) for picture in pictures), placed
 
 
 def answer_picture(loaded: LoadedModel, comparison: Comparison) -> Image.Image:

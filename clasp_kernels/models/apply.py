@@ -15,9 +15,9 @@ from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.prefill import check_dtype
 from clasp_kernels.models.runtime import ClaspRuntime
-from clasp_kernels.models.selection import TokenSelector
+from clasp_kernels.models.selection import TokenSelector, rule_of
 from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
-from clasp_kernels.rules import find_rule, rule_names
+from clasp_kernels.rules import rule_names
 
 _FUSE_INTO = ("projector", "selection")
 _POSITIONS = ("original", "compact")
@@ -201,7 +201,7 @@ def apply_clasp(
         merge,
         salience_rows,
         completion_on,
-        None if rule in (None, "clasp") else find_rule(rule),
+        rule_of(rule),
     )
     runtime = ClaspRuntime(
         model,

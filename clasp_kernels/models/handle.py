@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ from clasp_kernels.models.guards import guard_images
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.runtime import ClaspRuntime
+from clasp_kernels.models.selection import Choice, TokenSelector
 from clasp_kernels.policy import Profile
 
 
@@ -45,6 +47,17 @@ class ClaspHandle:
         """The adapter of the model family. It knows which images and videos the inputs hold, and
         where the visual tokens are in them."""
         return self._runtime.adapter
+
+    @property
+    def selector(self) -> TokenSelector:
+        """What selects this model's tokens, with the settings that ``apply_clasp`` was given."""
+        return self._runtime.selector
+
+    def watched(self, watch: Callable[[Choice], None]) -> AbstractContextManager[None]:
+        """Return a context manager in which ``watch`` is called after every selection, with its
+        features and scores. Meant for looking at a few prompts: features are kept as long as
+        ``watch`` keeps them."""
+        return self._runtime.watched(watch)
 
     def remove(self) -> None:
         """Restore the model's original methods. A second call does nothing.

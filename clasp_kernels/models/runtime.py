@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,7 +66,7 @@ from clasp_kernels.models.prefill import (
     prune_prompt,
 )
 from clasp_kernels.models.records import PrefillRecord
-from clasp_kernels.models.selection import TokenSelector
+from clasp_kernels.models.selection import Choice, TokenSelector
 from clasp_kernels.models.staged import StagedPrefill
 from clasp_kernels.models.static import StaticLengths
 from clasp_kernels.models.stopwatch import Stopwatch
@@ -131,6 +133,18 @@ class ClaspRuntime:
             "forward": self._forward_signature,
             "prepare_inputs_for_generation": self._prepare_signature,
         }
+
+    @property
+    def selector(self) -> TokenSelector:
+        return self._selector
+
+    @contextmanager
+    def watched(self, watch: Callable[[Choice], None]) -> Iterator[None]:
+        before, self._selector = self._selector, replace(self._selector, watch=watch)
+        try:
+            yield
+        finally:
+            self._selector = before
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_generating": []}  # no generate call runs on a copy

@@ -16,12 +16,12 @@ from clasp_kernels import (
     merge_tokens,
     select_tokens,
 )
-from clasp_kernels.models.adapter import Adapter
+from clasp_kernels.models.adapter import Adapter, VisionOutput
 from clasp_kernels.models.layout import PromptImages, PrunedLayout
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.stopwatch import Stopwatch
 from clasp_kernels.policy import Profile, Schedule
-from clasp_kernels.rules import Rule
+from clasp_kernels.rules import Rule, find_rule
 from clasp_kernels.upload import upload
 
 
@@ -76,6 +76,27 @@ class KeptTokens:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One selection, with what it was made from. N tokens of each image were left."""
+
+    features: torch.Tensor
+    """[images, N, D]."""
+    salience: Callable[[], torch.Tensor]
+    """Computes the scores, [images, N] float32."""
+    selection: Selection
+    """The chosen tokens, by their place among the N."""
+
+
+def rule_of(name: str | None) -> Rule | None:
+    """Return the ``TokenSelector.rule`` of a rule's name: None for CLASP, which is the default.
+
+    Raises:
+        ValueError: there is no rule of this name.
+    """
+    return None if name in (None, "clasp") else find_rule(name)
+
+
+@dataclass(frozen=True)
 class TokenSelector:
     """Select visual tokens with the settings of one ``apply_clasp`` call."""
 
@@ -90,6 +111,8 @@ class TokenSelector:
     """The features for completion inside the decoder: "hidden" or "fused"."""
     rule: Rule | None = None
     """The selection rule. None for CLASP with the profile's pivots."""
+    watch: Callable[[Choice], None] | None = None
+    """Called after every selection."""
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -140,19 +163,11 @@ class TokenSelector:
         device = vision.features.device
         counts = self.counts(0, categories, vision.counts)
         most = max(vision.counts)
-        valid = None
-        if any(count < most for count in vision.counts):
-            token = torch.arange(most, device=device)
-            valid = token < upload(vision.counts, device)[:, None]
+        valid = valid_tokens(vision)
         with Stopwatch(device) as selection_stopwatch:
             fused = None
             if prunes or self.fuse_into == "projector" or self.completion_on == "fused":
-                fused = fuse_layers(
-                    vision.fused_layers,
-                    upload(self.adapter.layers.weights, device, torch.float32),
-                    upload([self.profile.category_id(name) for name in categories], device),
-                    normalize=self.profile.normalize,
-                )
+                fused = self.fuse(vision, categories)
             tokens, deeper = vision.features, tuple(vision.deeper)
             if self.fuse_into == "projector":
                 assert fused is not None
@@ -182,6 +197,16 @@ class TokenSelector:
             selection_stopwatch=selection_stopwatch,
         )
 
+    def fuse(self, vision: VisionOutput, categories: Sequence[str]) -> torch.Tensor:
+        """Fuse the vision layers [images, N, D] as each image's category says."""
+        device = vision.features.device
+        return fuse_layers(
+            vision.fused_layers,
+            upload(self.adapter.layers.weights, device, torch.float32),
+            upload([self.profile.category_id(name) for name in categories], device),
+            normalize=self.profile.normalize,
+        )
+
     def choose(
         self,
         features: torch.Tensor,
@@ -196,6 +221,19 @@ class TokenSelector:
         Raises:
             TypeError, ValueError: the rule returned no selection of so many tokens.
         """
+        selection = self._selection(features, salience, categories, counts, valid)
+        if self.watch is not None:
+            self.watch(Choice(features, salience, selection))
+        return selection
+
+    def _selection(
+        self,
+        features: torch.Tensor,
+        salience: Callable[[], torch.Tensor],
+        categories: Sequence[str],
+        counts: Sequence[int],
+        valid: torch.Tensor | None,
+    ) -> Selection:
         if self.rule is not None:
             if self.rule.uses_salience:
                 scores = salience()
@@ -209,6 +247,16 @@ class TokenSelector:
             for name, count in zip(categories, counts, strict=True)
         ]
         return select_tokens(features, salience(), list(counts), pivots, valid=valid)
+
+
+def valid_tokens(vision: VisionOutput) -> torch.Tensor | None:
+    """Return which of the padded tokens [images, N] are tokens of an image; None if all are."""
+    most = max(vision.counts)
+    if all(count == most for count in vision.counts):
+        return None
+    device = vision.features.device
+    token = torch.arange(most, device=device)
+    return token < upload(vision.counts, device)[:, None]
 
 
 def check_selection(
