@@ -454,11 +454,12 @@ def _progress(first_step: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr, as :func:`_progress` does a spinner."""
+    """Show a bar on stderr. Silent without a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    silent = not console.is_terminal  # it would still print a line break
+    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
         task = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -43,11 +43,12 @@
     return { x: left + by, y: top + by, width: right - left - 2 * by, height: bottom - top - 2 * by };
   }
 
+  document.documentElement.style.setProperty("--shape", data.width / data.height);
   const cells = data.boxes.map((box) => {
     const [token, left, top, right, bottom] = box;
     const side = Math.min(right - left, bottom - top);
     const thin = side / 13;
-    const mark = side / 2.4;
+    const mark = 0.54 * side;
     const cell = shape("g", { class: "cell", "data-token": token }, element("cells"));
     const heat = shape("rect", { class: "heat", ...inset(box, 0) }, cell);
     shape("rect", { class: "hatched", ...inset(box, 0) }, cell);
@@ -60,7 +61,7 @@
       "stroke-dasharray": `${2.2 * thin} ${thin}`,
     }, cell);
     shape("rect", { class: "hit", ...inset(box, 0) }, cell);
-    return { token, box, cell, heat, state: "", value: -1 };
+    return { token, box, cell, heat, state: "" };
   });
   if (data.boxes.length) {
     const [, left, , right] = data.boxes[0];
@@ -87,6 +88,9 @@
     });
   }
   const chosen = (name) => Number(document.querySelector(`input[name="${name}"]:checked`).value);
+  // Most cosines are close to 1, so colours follow the square root of the distance.
+  const colourOf = (heat, value) =>
+    colours[heat === "coverage" ? Math.round(255 * (1 - Math.sqrt(1 - value / 255))) : value];
   const percent = (part, whole) => {
     const share = (100 * part) / whole;
     return `${share < 10 && share % 1 ? share.toFixed(1) : Math.round(share)} %`;
@@ -164,10 +168,9 @@
     for (const one of cells) {
       const name = NAMES[state[one.token]];
       if (name !== one.state) one.cell.dataset.state = one.state = name;
-      if (values && values[one.token] !== one.value) {
-        one.value = values[one.token];
-        one.heat.setAttribute("fill", colours[one.value]);
-        one.cell.dataset.value = one.value;
+      if (values) {
+        one.cell.dataset.value = values[one.token];
+        one.heat.setAttribute("fill", colourOf(heat, values[one.token]));
       }
       if (state[one.token] >= 2) {
         const [, left, top, right, bottom] = one.box;
@@ -179,9 +182,12 @@
 
     const mean = plan.budgets[budgets[number]];
     const inside = !element("stage-field").hidden;
-    const text = `${mean} of ${data.largest} tokens (${percent(mean, data.largest)})`;
-    element("budget-text").textContent = inside ? `mean ${text}` : text;
-    budget.setAttribute("aria-valuetext", inside ? `mean over the LLM's layers: ${text}` : text);
+    const share = percent(mean, data.largest);
+    element("budget-text").textContent = inside
+      ? `mean ${mean} of ${data.largest} (${share})`
+      : `${mean} of ${data.largest} tokens (${share})`;
+    budget.setAttribute("aria-valuetext", (inside ? "mean over the LLM's layers: " : "") +
+      `${mean} of ${data.largest} tokens, ${share}`);
     const uses = data.rules[rule.selectedIndex].salience;
     element("rule-note").textContent = uses ? "" : "This rule does not look at salience.";
     summarise(plan, state);
@@ -214,15 +220,16 @@
 
   function explainHeat(heat, plan, uses) {
     element("legend-heat").hidden = heat === "none";
+    element("legend-dropped").hidden = heat !== "none";  // then it is what has no frame
     const inside = plan.layers[stages[shownPlan]] !== null;
     if (heat === "salience") {
-      element("heat-means").textContent = "salience: none to the largest (square root)";
+      element("heat-means").textContent = "salience: 0 to the largest (square root)";
       element("heat-note").textContent =
         (inside ? "The attention that each token gets from the prompt's last token in this layer."
           : "The attention that each token gets in the vision tower.") +
         (uses ? "" : " This rule does not use it.");
     } else if (heat === "coverage") {
-      element("heat-means").textContent = "coverage: cosine 0 to 1";
+      element("heat-means").textContent = "coverage: cosine 0 to 1 (square root of the distance)";
       element("heat-note").textContent = "The cosine similarity of each token to the kept token most like it" +
         (inside ? ", by hidden states after this layer." : ", by the fused vision features.");
     } else {
