@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -12,6 +13,7 @@ import torch
 from running import QUESTION, SCENE, clasp, message
 
 from clasp_kernels import fuse_layers
+from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.cli import explore as command
 from clasp_kernels.cli import loading, picture
 from clasp_kernels.cli.explore import ANY_QUESTION, explore_page
@@ -364,6 +366,18 @@ def test_a_category_name_does_not_end_the_script(loaded):
     )
     assert [each["name"] for each in result.data["categories"]][-1] == name
     assert result.tags.count("script") == 2
+
+
+def test_the_page_does_not_tell_where_its_maker_keeps_files(tmp_path):
+    model = tmp_path / "secret folder" / "my model"
+    shutil.copytree(tiny_vlm_path(), model)
+    out = tmp_path / "page.html"
+    options = ("--model", model, "--rules", "uniform", "--input-only", "--out", out)
+    result = clasp("explore", SCENE, *options)
+    assert result.exit_code == 0, result.output
+    html = out.read_text(encoding="utf-8")
+    assert "my model" in html and "secret folder" not in html
+    assert "scene_5.png" in html and SCENE not in html
 
 
 # --- the command ---

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 from browser import DOWN, END, HOME, LEFT, RIGHT, Browser, browser, missing
+from PIL import Image
 from running import QUESTION, SCENE
 from test_explore import HOSTILE, NUM_TOKENS, PROFILE, RULES, inputs_of, kept_by_the_model
 
 from clasp_kernels.cli.explore import explore_page
 from clasp_kernels.cli.loading import load_image, load_model
-from clasp_kernels.explore import input_plan, progressive_plan
+from clasp_kernels.explore import PromptTokens, explore, input_plan, progressive_plan
+from clasp_kernels.explore.page import PageText
+from clasp_kernels.explore.page import page as make_page
 from clasp_kernels.models import apply_clasp
 
 pytestmark = [
@@ -288,6 +291,22 @@ def test_a_token_under_the_pointer_shows_its_values(page):
     assert ": pivot. Salience " in page.text("#readout") and "coverage 1.00" in page.text(
         "#readout"
     )
+
+
+def test_a_budget_of_several_images_counts_for_each(window, loaded, tmp_path):
+    prompt = PromptTokens(loaded.model, loaded.processor, inputs_of(loaded, 2), (144, 144), PROFILE)
+    text = PageText("Two", "two.png", "it", "ocr", "so", "Left out.")
+    boxes = [
+        (token, (token % 24, token // 24, token % 24 + 1, token // 24 + 1)) for token in (0, 5)
+    ]
+    path = tmp_path / "page.html"
+    exploration = explore(prompt, [INPUT], ("uniform",))
+    path.write_text(make_page(exploration, Image.new("RGB", (24, 12)), boxes, text))
+    window.open(path)
+    assert window.text("#budget-text") == "36 of 144 per image (25 %)"
+    said = "72 of 288 tokens kept (25 %); this rule marks none as pivots."
+    assert window.text("#summary") == f"{said} 72 of the kept have no place in the picture."
+    assert window.complaints() == []
 
 
 def test_a_hostile_question_is_text(window, loaded, tmp_path):

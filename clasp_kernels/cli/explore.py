@@ -69,12 +69,21 @@ def explore_page(
     text = PageText(
         question=question,
         image=Path(name).name,
-        model=loaded.name,
+        model=_shown_name(loaded.name),
         category=category,
         reason=reason,
         no_progressive=missing,
     )
     return page(exploration, seen, placed, text)
+
+
+def _shown_name(model: str) -> str:
+    """Return a model's name without the folders above it: the page may be sent to others.
+
+    >>> _shown_name("/"), _shown_name("llava-hf/llava-1.5-7b-hf")
+    ('/', 'llava-hf/llava-1.5-7b-hf')
+    """
+    return Path(model).resolve().name or model if Path(model).is_dir() else model
 
 
 def _why_not_inside(tokens: PromptTokens, plan: Plan | None, num_layers: int, wanted: bool) -> str:

@@ -183,11 +183,12 @@
     const mean = plan.budgets[budgets[number]];
     const inside = !element("stage-field").hidden;
     const share = percent(mean, data.largest);
+    const each = data.tokens > data.largest ? " per image" : "";
     element("budget-text").textContent = inside
       ? `mean ${mean} of ${data.largest} (${share})`
-      : `${mean} of ${data.largest} tokens (${share})`;
+      : `${mean} of ${data.largest} ${each ? "per image" : "tokens"} (${share})`;
     budget.setAttribute("aria-valuetext", (inside ? "mean over the LLM's layers: " : "") +
-      `${mean} of ${data.largest} tokens, ${share}`);
+      `${mean} of ${data.largest} tokens${each}, ${share}`);
     const uses = data.rules[rule.selectedIndex].salience;
     element("rule-note").textContent = uses ? "" : "This rule does not look at salience.";
     summarise(plan, state);
