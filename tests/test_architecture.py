@@ -29,6 +29,7 @@ PARTS = {
     "policy": set(),
     "rules": {"ops", "upload"},
     "models": {"ops", "backends", "policy", "rules", "upload"},
+    "explore": {"models", "policy", "rules", "bundled"},
 }
 # Modules without further imports, which any part may import.
 LEAVES = {"_integers", "_version", "_warn", "_with_torch"}
