@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -408,6 +409,16 @@ def test_every_rule_is_on_the_page_by_default(monkeypatch, tmp_path):
     assert result.exit_code == 0, result.output
     assert asked["rules"] == rule_names() and asked["progressive"] is True
     assert f"{len(rule_names())} rules" in result.stdout
+
+
+def test_a_file_name_that_is_no_text_is_shown_as_far_as_it_is(loaded):
+    name = os.fsdecode(b"a folder/caf\xe9.png")
+    made = Page(
+        explore_page(
+            *(loaded, load_image(SCENE), name, QUESTION), rules=("uniform",), progressive=False
+        )
+    )
+    assert "caf\ufffd.png" in made.texts["span"]
 
 
 @pytest.mark.parametrize(

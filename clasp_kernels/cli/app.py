@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from clasp_kernels._version import __version__
 from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, reported_errors
 from clasp_kernels.cli.files import as_text, check_writable, save, save_page
+from clasp_kernels.cli.progress import bar, spinner
 from clasp_kernels.cli.terminal import result_console
 
 if TYPE_CHECKING:
@@ -49,6 +47,23 @@ ScheduleText = Annotated[
         show_default=False,
     ),
 ]
+ImageFile = Annotated[str, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")]
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH_OR_ID",
+        help="Model folder or Hugging Face id; the bundled tiny LLaVA if left out.",
+        show_default=False,
+    ),
+]
+ProfileFile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Profile JSON; the model's own or its family's if left out.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...; auto prefers a GPU.")
 ]
@@ -71,26 +86,12 @@ def clasp(
 
 @app.command()
 def ask(
-    image: Annotated[str, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
+    image: ImageFile,
     question: Annotated[str, typer.Argument(help="What to ask about it.")],
     keep: Keep = None,
     schedule: ScheduleText = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH_OR_ID",
-            help="Model folder or Hugging Face id; the bundled tiny LLaVA if left out.",
-            show_default=False,
-        ),
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Profile JSON; the model's own or its family's if left out.",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelName = None,
+    profile: ProfileFile = None,
     category: Annotated[
         str | None,
         typer.Option(
@@ -163,7 +164,7 @@ def ask(
         kept = _what_to_keep(keep, schedule)
         path = check_writable(out, not_over=(image, profile))
         rules = chosen_rules(rule, compare)
-        with _progress("Loading the model") as step:
+        with spinner("Loading the model") as step:
             picture = load_image(image)
             chosen = load_profile(profile) if profile is not None else None
             loaded = load_model(model, device)
@@ -233,29 +234,15 @@ def ask(
 
 @app.command()
 def explore(
-    image: Annotated[str, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")],
+    image: ImageFile,
     question: Annotated[
         str | None,
         typer.Argument(
             help="What to ask about it; a general prompt if left out.", show_default=False
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH_OR_ID",
-            help="Model folder or Hugging Face id; the bundled tiny LLaVA if left out.",
-            show_default=False,
-        ),
-    ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Profile JSON; the model's own or its family's if left out.",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelName = None,
+    profile: ProfileFile = None,
     rules: Annotated[
         str | None,
         typer.Option(
@@ -300,15 +287,15 @@ def explore(
             raise UsageError("QUESTION must hold a word, got only blanks")
         path = check_writable(out, not_over=(image, profile), page=True)
         names = rule_names() if rules is None else listed_rules("--rules", rules)
-        with _progress("Loading the model"):
+        with spinner("Loading the model"):
             picture = load_image(image)
             chosen = load_profile(profile) if profile is not None else None
             loaded = load_model(model, device)
-        with _progress_bar("Selecting") as on_done:
+        with bar("Selecting") as on_done:
             page = explore_page(
                 loaded,
                 picture,
-                as_text("IMAGE", image),
+                image,
                 asked,
                 rules=names,
                 profile=chosen,
@@ -349,7 +336,7 @@ def demo(
             raise UsageError("--out must name a folder, got an empty argument")
         kept = _what_to_keep(keep, schedule)
         sheet = check_writable(os.path.join(out, "contact_sheet.png"))
-        with _progress("Loading the model") as step:
+        with spinner("Loading the model") as step:
             results = run_demo(kept, device, on_step=step)
             step("Drawing")
             save(results.contact_sheet(), sheet)
@@ -402,7 +389,7 @@ def doctor(
         if device != "auto" and not verify:
             raise UsageError("--device needs --verify")
         verification = None
-        with _progress("Looking around") as step:
+        with spinner("Looking around") as step:
             examination = examine()
             if verify and examination.usable:
                 from clasp_kernels.cli.verifying import run_verification
@@ -441,25 +428,3 @@ def _what_to_keep(keep: int | None, schedule: str | None) -> int | Schedule:
         return Schedule.parse(schedule)
     except ValueError as error:
         raise UsageError(f"--schedule: {in_one_line(error)}") from None
-
-
-@contextmanager
-def _progress(first_step: str) -> Iterator[Callable[[str], None]]:
-    """Show a spinner on stderr, so that stdout has only the result. Silent without a terminal."""
-    console = Console(stderr=True)
-    spinner = "dots" if console.encoding.startswith("utf") else "line"
-    with console.status(first_step + " ...", spinner=spinner) as status:
-        yield lambda step: status.update(step + " ...")
-
-
-@contextmanager
-def _progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on stderr. Silent without a terminal."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    silent = not console.is_terminal  # it would still print a line break
-    with Progress(*columns, console=console, transient=True, disable=silent) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

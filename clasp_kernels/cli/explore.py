@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,7 +69,7 @@ def explore_page(
         exploration = explore(tokens, plans, rules, on_done)
     text = PageText(
         question=question,
-        image=Path(name).name,
+        image=os.fsencode(Path(name).name).decode(errors="replace"),
         model=_shown_name(loaded.name),
         category=category,
         reason=reason,
