@@ -208,18 +208,18 @@ def test_coverage_before_the_llm_is_by_the_fused_features_of_the_category(loaded
 
 
 def assert_covers(frame, features):
-    """Check the coverage of the tokens that ``features`` [tokens, D] has numbers for."""
+    """Check the coverage of a frame. ``features`` [tokens, D] are those of tokens still there."""
+    states = torch.tensor(frame["states"])
+    there = states > 0
     unit = torch.nn.functional.normalize(features.double(), dim=-1)
-    kept = torch.tensor([state >= 2 for state in frame["states"]])
-    expected = 255 * (unit @ unit[kept].T).amax(1).clamp(0, 1)
-    difference = (torch.tensor(list(frame["coverage"])) - expected).abs()
-    there = torch.tensor([state > 0 for state in frame["states"]])
-    assert float(difference[there].max()) < 0.6
-    assert float(expected[there].min()) < 240  # the map has something to show
+    expected = 255 * (unit @ unit[states[there] >= 2].T).amax(1).clamp(0, 1)
+    difference = (torch.tensor(list(frame["coverage"]))[there] - expected).abs()
+    assert float(difference.max()) < 0.6
+    assert float(expected.min()) < 240  # the map has something to show
 
 
 def test_maps_inside_the_llm_are_of_their_own_stage(loaded):
-    """Tokens stay as they are until the first stage, so the unpatched model has its features."""
+    """Nothing is dropped before the first stage, so the unpatched model has its features."""
     profile = replace(PROFILE, fuse_into="selection", format=2)
     html = explore_page(
         loaded, load_image(SCENE), SCENE, QUESTION, rules=("attention",), profile=profile
@@ -230,6 +230,16 @@ def test_maps_inside_the_llm_are_of_their_own_stage(loaded):
         hidden = loaded.model(**inputs, output_hidden_states=True).hidden_states[1][0]
     is_image = inputs["input_ids"][0] == loaded.model.config.image_token_id
     assert_covers(first, hidden[is_image])
+    # What the last layer before the second stage puts out, in the columns that the first one left.
+    left = []
+    layer = loaded.model.get_decoder().layers[2]
+    hook = layer.register_forward_hook(lambda *given: left.append(given[2]))
+    schedule = progressive_plan(NUM_TOKENS, 6).schedules[2]
+    with apply_clasp(loaded.model, schedule=schedule, rule="attention", profile=profile) as handle:
+        loaded.model.generate(**inputs, max_new_tokens=1, categories=["general"])
+        columns = handle.last.stages[0].columns[0]
+    hook.remove()
+    assert_covers(second, left[0][0][is_image[columns]])
     assert first["salience"] != second["salience"]
     for frame in (first, second):
         pairs = list(zip(frame["states"], frame["salience"], strict=True))
