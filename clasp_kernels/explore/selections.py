@@ -170,6 +170,7 @@ def _before_the_llm(prompt: PromptTokens) -> _Run:
         vision = handle.adapter.encode(prompt.model, prompt.inputs)
         salience = cache(vision.salience)
         salience()  # an adapter may need its patches for this
+        relevance = _relevance(prompt, handle)
     valid = valid_tokens(vision)
 
     @cache
@@ -181,10 +182,32 @@ def _before_the_llm(prompt: PromptTokens) -> _Run:
         categories = [category] * len(prompt.counts)
         features = fused(category)
         counts = trial.counts(0, categories, vision.counts)
-        selection = trial.choose(features, salience, categories, counts, valid)
-        return _stages(prompt, [(None, Choice(features, salience, selection))])
+        selection = trial.choose(features, salience, categories, counts, valid, lambda: relevance)
+        return _stages(prompt, [(None, Choice(features, salience, None, selection))])
 
     return run
+
+
+def _relevance(prompt: PromptTokens, handle: ClaspHandle) -> torch.Tensor:
+    """Return the similarity of each token to the prompt, which no rule or category changes."""
+    seen: list[torch.Tensor] = []
+
+    def watch(choice: Choice) -> None:
+        assert choice.relevance is not None
+        seen.append(choice.relevance())
+
+    with handle.watched(watch):
+        _prefill(prompt, handle.profile.category_names[0])
+    return seen[0]
+
+
+def _prefill(prompt: PromptTokens, category: str) -> None:
+    prompt.model.generate(
+        **prompt.inputs,
+        **_PREFILL,
+        categories=[category],
+        tokenizer=prompt.processor.tokenizer,  # for stop_strings
+    )
 
 
 def _inside_the_llm(prompt: PromptTokens) -> _Run:
@@ -198,12 +221,7 @@ def _inside_the_llm(prompt: PromptTokens) -> _Run:
             choices.append(replace(choice, salience=lambda: scores))
 
         with prompt.applied(schedule, rule) as handle, handle.watched(seen):
-            prompt.model.generate(
-                **prompt.inputs,
-                **_PREFILL,
-                categories=[category],
-                tokenizer=prompt.processor.tokenizer,  # for stop_strings
-            )
+            _prefill(prompt, category)
         layers = [layer or None for layer in schedule.layers]
         return _stages(prompt, list(zip(layers, choices, strict=True)))
 

@@ -1,4 +1,4 @@
-"""The salience at a stage inside the decoder: attention from the instruction to each column."""
+"""The instruction of a prompt: its text, and its attention to each column inside the decoder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 
 from clasp_kernels import attention_salience
 from clasp_kernels.models.capture import CapturedAttention
+from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.upload import upload
 
 
@@ -19,6 +20,27 @@ class InstructionRows:
     """The end of each prompt (exclusive), without generated columns."""
     counts: tuple[int, ...]
     """Number of rows of each prompt, at least 1."""
+
+
+def instruction_columns(images: PromptImages, appended: int) -> torch.Tensor:
+    """Return which columns hold the text that visual tokens are compared with, [prompts, columns].
+
+    It is the text after a prompt's last image, or all of its text if none follows. The last
+    ``appended`` columns were generated and do not count.
+    """
+    device = images.tokens.device
+    column = torch.arange(images.columns, device=device)
+    starts = [start for start, _ in images.spans]
+    stops = [min(stop, images.columns - appended) for _, stop in images.spans]
+    firsts = [
+        last if last < stop else start
+        for start, stop, last in zip(starts, stops, images.last_images, strict=True)
+    ]
+    is_text = images.tokens < 0
+    if images.separators is not None:
+        is_text = is_text & ~images.separators
+    inside = (column >= upload(firsts, device)[:, None]) & (column < upload(stops, device)[:, None])
+    return is_text & inside
 
 
 def instruction_salience(

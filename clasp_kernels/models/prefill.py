@@ -275,6 +275,23 @@ def prune_prompt(
     return PrunedPrompt(pruned, layout, history, by_kind)
 
 
+def embedded(
+    inputs: Mapping[str, Any], is_text: torch.Tensor, embed: torch.nn.Module, repeats: int
+) -> torch.Tensor:
+    """Return the embeddings of the prompts' text, [prompts, columns, text width].
+
+    They mean nothing where ``is_text`` [prompts, columns] is False. Each prompt has ``repeats``
+    rows in ``inputs``.
+    """
+    if inputs.get("input_ids") is not None:
+        words = inputs["input_ids"][::repeats]
+        # A placeholder may be none of the vocabulary.
+        states: torch.Tensor = embed(words.masked_fill(~is_text.to(words.device), 0))
+        return states
+    given: torch.Tensor = inputs["inputs_embeds"][::repeats]
+    return given
+
+
 def _prune_embeds(
     inputs: dict[str, Any], layout: PrunedLayout, embed: torch.nn.Module
 ) -> torch.Tensor:

@@ -55,12 +55,14 @@ from clasp_kernels.models.guards import (
     refuse_encoded_images,
 )
 from clasp_kernels.models.history import CachedPast, PrunedHistory, reading
+from clasp_kernels.models.instruction import instruction_columns
 from clasp_kernels.models.masking import check_window, find_packed, masks_of_layers
 from clasp_kernels.models.patching import Replacement
 from clasp_kernels.models.prefill import (
     check_attention_mask,
     check_inputs,
     check_logits_to_keep,
+    embedded,
     find_images,
     input_shape,
     prune_prompt,
@@ -489,7 +491,13 @@ class ClaspRuntime:
             last = max(self._selector.schedule.layers)
             counts = self._selector.counts(last, image_categories, images.counts)
             check_logits_to_keep(inputs, images, counts)
-        kept = self._selector.select(model, inputs, image_categories)
+
+        def text() -> tuple[torch.Tensor, torch.Tensor]:
+            is_text = instruction_columns(images, appended)
+            prompts = list(images.rows)
+            return embedded(inputs, is_text, embed, repeats)[prompts], is_text[prompts]
+
+        kept = self._selector.select(model, inputs, image_categories, text)
         positions = inputs.get("position_ids")
         if positions is None:
             positions = self.adapter.positions(model, inputs, past.full_seen)

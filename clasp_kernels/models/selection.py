@@ -21,7 +21,7 @@ from clasp_kernels.models.layout import PromptImages, PrunedLayout
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.stopwatch import Stopwatch
 from clasp_kernels.policy import Profile, Schedule
-from clasp_kernels.rules import Rule, find_rule
+from clasp_kernels.rules import Rule, find_rule, prompt_relevance
 from clasp_kernels.upload import upload
 
 
@@ -83,6 +83,8 @@ class Choice:
     """[images, N, D]."""
     salience: Callable[[], torch.Tensor]
     """Computes the scores, [images, N] float32."""
+    relevance: Callable[[], torch.Tensor] | None
+    """Computes the similarity to the prompt, [images, N] float32."""
     selection: Selection
     """The chosen tokens, by their place among the N."""
 
@@ -152,9 +154,17 @@ class TokenSelector:
         return [images.columns - width for width in widths]
 
     def select(
-        self, model: Any, inputs: Mapping[str, Any], categories: Sequence[str]
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        categories: Sequence[str],
+        text: Callable[[], tuple[torch.Tensor, torch.Tensor]],
     ) -> KeptTokens:
-        """Encode the images and select the tokens that enter the decoder."""
+        """Encode the images and select the tokens that enter the decoder.
+
+        ``text`` returns the embeddings of each image's prompt [images, columns, text width], and
+        which of its columns hold text [images, columns].
+        """
         prunes = 0 in self.schedule.layers
         given = (inputs.get(name) for name in self.adapter.pixel_arguments)
         device = next(pixels for pixels in given if pixels is not None).device
@@ -174,7 +184,15 @@ class TokenSelector:
                 tokens = fused
             if prunes:
                 assert fused is not None
-                selection = self.choose(fused, vision.salience, categories, counts, valid)
+
+                def relevance() -> torch.Tensor:
+                    projected = self.adapter.project(model, vision.features)
+                    states, is_text = (value.to(projected.device) for value in text())
+                    return prompt_relevance(projected, states, is_text).to(device)
+
+                selection = self.choose(
+                    fused, vision.salience, categories, counts, valid, relevance
+                )
                 indices, is_pivot = selection.indices, selection.is_pivot
                 if self.merge:
                     keep = partial(merge_tokens, features=fused, indices=indices, valid=valid)
@@ -214,16 +232,18 @@ class TokenSelector:
         categories: Sequence[str],
         counts: Sequence[int],
         valid: torch.Tensor | None = None,
+        relevance: Callable[[], torch.Tensor] | None = None,
     ) -> Selection:
         """Select ``counts`` tokens by the rule, or split into pivots and completion by each image's
-        category. ``salience`` computes the scores; it is not called for a rule that needs none.
+        category. ``salience`` and ``relevance`` compute scores; they are only called for a rule
+        that uses them.
 
         Raises:
             TypeError, ValueError: the rule returned no selection of so many tokens.
         """
-        selection = self._selection(features, salience, categories, counts, valid)
+        selection = self._selection(features, salience, categories, counts, valid, relevance)
         if self.watch is not None:
-            self.watch(Choice(features, salience, selection))
+            self.watch(Choice(features, salience, relevance, selection))
         return selection
 
     def _selection(
@@ -233,13 +253,15 @@ class TokenSelector:
         categories: Sequence[str],
         counts: Sequence[int],
         valid: torch.Tensor | None,
+        relevance: Callable[[], torch.Tensor] | None,
     ) -> Selection:
         if self.rule is not None:
             if self.rule.uses_salience:
                 scores = salience()
             else:
                 scores = torch.zeros(features.shape[:2], device=features.device)
-            selection = self.rule(features, scores, list(counts), valid=valid)
+            similar = relevance() if relevance and self.rule.uses_relevance else None
+            selection = self.rule(features, scores, list(counts), relevance=similar, valid=valid)
             check_selection(self.rule.name, selection, counts, features.shape[1], valid)
             return selection
         pivots = [

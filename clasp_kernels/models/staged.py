@@ -21,13 +21,18 @@ from clasp_kernels.models.columns import TOKEN_TYPES, prune_token_types
 from clasp_kernels.models.compat import canonical_cache, layer_masks
 from clasp_kernels.models.decoder import DecoderSeam, columns_of, names_by_column
 from clasp_kernels.models.history import CachedPast, PrunedHistory
-from clasp_kernels.models.instruction import InstructionRows, instruction_salience
+from clasp_kernels.models.instruction import (
+    InstructionRows,
+    instruction_columns,
+    instruction_salience,
+)
 from clasp_kernels.models.layout import PromptImages, PrunedLayout, prune_columns
 from clasp_kernels.models.masking import FLASH_LENGTHS, flash_lengths, prune_mask
 from clasp_kernels.models.prefill import columns_with_features, feature_rows
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.selection import KeptTokens, TokenSelector
 from clasp_kernels.models.stopwatch import Stopwatch
+from clasp_kernels.rules import prompt_relevance
 from clasp_kernels.upload import upload
 
 # Layer arguments with an entry per column, and the dimension of the columns. Other arguments with
@@ -295,7 +300,17 @@ class StagedPrefill:
                 )
                 return scores.flatten().to(hidden.device)[slots]
 
-            selection = self._selector.choose(features, salience, self._categories, counts, valid)
+            def relevance() -> torch.Tensor:
+                is_text = instruction_columns(images, self._appended)
+                is_text = before.layout.take(is_text).to(hidden.device)
+                prompts = list(images.rows)
+                states = hidden[::repeats]
+                tokens = states.flatten(0, 1)[slots]
+                return prompt_relevance(tokens, states[prompts], is_text[prompts])
+
+            selection = self._selector.choose(
+                features, salience, self._categories, counts, valid, relevance
+            )
             chosen = selection.indices.to(before.indices.device)
             indices = before.indices.gather(1, chosen.clamp_min(0)).masked_fill(chosen < 0, -1)
         layout = prune_columns(

@@ -36,5 +36,10 @@ def clasp(
     >>> clasp(features, torch.tensor([[0.9, 0.5, 0.1, 0.2]]), [2]).indices
     tensor([[0, 2]])
     """
-    pivots = [max(1, round(_PIVOT_RATIO * count)) for count in budget]
+    pivots = [num_pivots(count) for count in budget]
     return select_tokens(features, salience, list(budget), pivots, valid=valid)
+
+
+def num_pivots(budget: int) -> int:
+    """Return how many tokens of a budget are pivots: half, at least 1, and none of no budget."""
+    return min(budget, max(1, round(_PIVOT_RATIO * budget)))

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from clasp_kernels import Selection, select_pivots
 
-from ._selections import selection_of
+from ._selections import selection_of, with_pivots, without
 from .registry import register_rule
 
 _NUM_PIVOTS = 8
@@ -51,7 +51,7 @@ def dart(
     rows = unit.gather(1, pivots.clamp_min(0)[..., None].expand(-1, -1, unit.shape[-1]))
     likeness = rows @ unit.mT  # [B, P, N]
     free = torch.ones_like(salience, dtype=torch.bool) if valid is None else valid.clone()
-    free = _without(free, pivots)
+    free = without(free, pivots)
     picks = [pivots]
     for turn in range(pivots.shape[1]):
         shares = [
@@ -59,18 +59,6 @@ def dart(
             for count, share in zip(budget, wanted, strict=True)
         ]
         least = select_pivots(-likeness[:, turn], shares, valid=free)
-        free = _without(free, least)
+        free = without(free, least)
         picks.append(least)
-    found = torch.cat(picks, dim=1)
-    # Rows with fewer pivots have gaps of -1, which a stable sort moves to the end.
-    order = (found < 0).to(torch.int8).argsort(dim=1, stable=True)
-    found = found.gather(1, order)
-    selection = selection_of(found, budget, 0)
-    is_pivot = (selection.indices[..., None] == pivots[:, None, :]).any(-1)
-    return selection._replace(is_pivot=is_pivot & (selection.indices >= 0))
-
-
-def _without(free: Tensor, picks: Tensor) -> Tensor:
-    """``free`` [B, N] without the tokens in ``picks`` [B, M], of which -1 names none."""
-    index = torch.arange(free.shape[1], device=free.device)
-    return free & (index != picks[..., None]).all(1)
+    return with_pivots(torch.cat(picks, dim=1), pivots, budget)

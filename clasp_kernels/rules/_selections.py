@@ -33,6 +33,26 @@ def selection_of(picks: Tensor, budget: Sequence[int], num_pivots: int) -> Selec
     return Selection(indices, is_pivot, kept.sum(1))
 
 
+def with_pivots(picks: Tensor, pivots: Tensor, budget: Sequence[int]) -> Selection:
+    """Return the first ``budget[b]`` picks of each image, skipping -1; ``pivots`` are among them.
+
+    Args:
+        picks: [B, M] int64, distinct indices, with -1 anywhere.
+        pivots: [B, P] int64, -1 where unused.
+        budget: the number to keep of each image.
+    """
+    order = (picks < 0).to(torch.int8).argsort(dim=1, stable=True)
+    selection = selection_of(picks.gather(1, order), budget, 0)
+    is_pivot = (selection.indices[..., None] == pivots[:, None, :]).any(-1)
+    return selection._replace(is_pivot=is_pivot & (selection.indices >= 0))
+
+
+def without(free: Tensor, picks: Tensor) -> Tensor:
+    """Return ``free`` [B, N] without the tokens in ``picks`` [B, M], of which -1 names none."""
+    index = torch.arange(free.shape[1], device=free.device)
+    return free & (index != picks[..., None]).all(1)
+
+
 def best_of(scores: Tensor, budget: Sequence[int], valid: Tensor | None) -> Selection:
     """Return the ``budget[b]`` tokens of the highest scores [B, N], ties to the lower index."""
     return selection_of(select_pivots(scores, list(budget), valid=valid), budget, 0)

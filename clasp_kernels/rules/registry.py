@@ -12,7 +12,10 @@ from clasp_kernels import Selection
 
 
 class RuleFunction(Protocol):
-    """Select ``budget[b]`` of the visual tokens of image b."""
+    """Select ``budget[b]`` of the visual tokens of image b.
+
+    A rule that is registered with ``uses_relevance=True`` takes one more keyword, ``relevance``.
+    """
 
     def __call__(
         self,
@@ -45,6 +48,8 @@ class Rule:
     function: RuleFunction
     uses_salience: bool = True
     """Whether the vision tower's attention has to be scored for it."""
+    uses_relevance: bool = False
+    """Whether it takes ``relevance``."""
 
     def __call__(
         self,
@@ -52,22 +57,36 @@ class Rule:
         salience: Tensor,
         budget: Sequence[int],
         *,
+        relevance: Tensor | None = None,
         valid: Tensor | None = None,
     ) -> Selection:
-        return self.function(features, salience, budget, valid=valid)
+        """
+        Args:
+            relevance: [B, N], how relevant each token is to the prompt; None if it is not known.
+                Ignored by a rule that does not use it. The others are those of
+                :class:`RuleFunction`.
+        """
+        if not self.uses_relevance:
+            return self.function(features, salience, budget, valid=valid)
+        function: Callable[..., Selection] = self.function
+        return function(features, salience, budget, relevance=relevance, valid=valid)
 
 
 _RULES: dict[str, Rule] = {}
 _Function = TypeVar("_Function", bound=RuleFunction)
 
 
-def register_rule(name: str, *, uses_salience: bool = True) -> Callable[[_Function], _Function]:
+def register_rule(
+    name: str, *, uses_salience: bool = True, uses_relevance: bool = False
+) -> Callable[[_Function], _Function]:
     """Register a function as the rule ``name``, which ``apply_clasp(model, rule=name)`` then takes.
 
     Args:
         name: a name that no rule has yet.
         uses_salience: False for a rule that compares features alone. A patched model then gives it
             zeros, which saves scoring the attention.
+        uses_relevance: True for a rule that takes the keyword ``relevance``, [B, N] float32: how
+            similar each token is to the prompt (:func:`prompt_relevance`), or None.
 
     Raises:
         ValueError: there is a rule of this name.
@@ -84,7 +103,7 @@ def register_rule(name: str, *, uses_salience: bool = True) -> Callable[[_Functi
     def register(function: _Function) -> _Function:
         if name in _RULES:
             raise ValueError(f"name must be one that no rule has yet, got {name!r}")
-        _RULES[name] = Rule(name, function, uses_salience)
+        _RULES[name] = Rule(name, function, uses_salience, uses_relevance)
         return function
 
     return register

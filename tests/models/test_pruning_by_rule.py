@@ -37,7 +37,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, Tensor]
     yield calls
 
 
-@pytest.mark.parametrize("name", ["attention", "divprune", "dart", "random", "uniform"])
+@pytest.mark.parametrize("name", rules.rule_names())
 def test_dropping_by_a_rule_is_masking(name: str) -> None:
     model = tiny_llava()
     with apply_clasp(model, budget=9, profile=tiny_profile(), rule=name) as handle:
@@ -107,6 +107,111 @@ def test_inside_the_decoder_too_a_rule_without_salience_gets_zeros(
     assert [float(salience.abs().sum()) for _, salience in seen] == [0, 0]
 
 
+@pytest.fixture
+def relevant(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+    """Register "relevant", which keeps the most relevant tokens, and record the relevance."""
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+    given: list[Tensor] = []
+
+    @rules.register_rule("relevant", uses_salience=False, uses_relevance=True)
+    def relevant(
+        features: Tensor,
+        salience: Tensor,
+        budget: Sequence[int],
+        *,
+        relevance: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Selection:
+        assert relevance is not None
+        given.append(relevance)
+        return rules.attention(features, relevance, budget, valid=valid)
+
+    yield given
+
+
+def words_after_the_image(row: int) -> list[int]:
+    """Columns of BATCH: what follows the last placeholder, without padding."""
+    ids, mask = BATCH["input_ids"][row], BATCH["attention_mask"][row]
+    image = (ids == tiny_llava().config.image_token_id).nonzero().max()
+    return [c for c in range(len(ids)) if c > image and mask[c]]
+
+
+@pytest.mark.parametrize("embeds", [False, True])
+def test_relevance_is_that_of_projected_tokens_to_the_text_after_the_image(
+    relevant: list[Tensor], embeds: bool
+) -> None:
+    model = tiny_llava()
+    inputs = dict(BATCH)
+    embed = model.get_input_embeddings()
+    states = embed(inputs["input_ids"])
+    if embeds:
+        inputs["inputs_embeds"] = states.clone()
+        del inputs["input_ids"]
+    with torch.no_grad():
+        tokens = model.get_image_features(pixel_values=BATCH["pixel_values"])
+        tokens = getattr(tokens, "pooler_output", tokens)
+    with apply_clasp(model, budget=9, profile=tiny_profile(), rule="relevant") as handle:
+        model(**inputs, categories="general")
+        kept = handle.last.stages[0].indices
+    for row, relevance in enumerate(relevant[0]):
+        text = states[row, words_after_the_image(row)]
+        expected = torch.cosine_similarity(tokens[row][:, None], text[None], dim=-1).mean(1)
+        torch.testing.assert_close(relevance, expected, rtol=1e-4, atol=1e-5)
+        assert kept[row].tolist() == sorted(expected.topk(9).indices.tolist())
+
+
+def test_relevance_does_not_depend_on_beams_or_padding(relevant: list[Tensor]) -> None:
+    model = tiny_llava()
+    with apply_clasp(model, budget=9, profile=tiny_profile(), rule="relevant"):
+        model(**BATCH, categories="general")
+        settings = {"max_new_tokens": 2, "do_sample": False, "categories": "general"}
+        model.generate(**BATCH, **settings, num_beams=3)
+        alone = {"pixel_values": BATCH["pixel_values"][:1]}
+        is_token = BATCH["attention_mask"][0].bool()
+        for name in ("input_ids", "attention_mask"):
+            alone[name] = BATCH[name][:1, is_token]
+        model(**alone, categories="general")
+    first, beams, single = relevant
+    torch.testing.assert_close(beams, first)
+    torch.testing.assert_close(single, first[:1])
+
+
+def test_inside_the_decoder_relevance_is_that_of_hidden_states(relevant: list[Tensor]) -> None:
+    model = tiny_llava()
+    hidden: list[Tensor] = []
+    layers = model.get_decoder().layers
+    hook = layers[1].register_forward_hook(
+        lambda module, given, output: hidden.append(
+            output[0] if isinstance(output, tuple) else output
+        )
+    )
+    schedule = Schedule({2: 6})
+    with apply_clasp(model, schedule=schedule, profile=tiny_profile(), rule="relevant"):
+        model(**BATCH, categories="general")
+    hook.remove()
+    image_token = model.config.image_token_id
+    for row, relevance in enumerate(relevant[0]):
+        tokens = hidden[0][row, BATCH["input_ids"][row] == image_token]
+        text = hidden[0][row, words_after_the_image(row)]
+        expected = torch.cosine_similarity(tokens[:, None], text[None], dim=-1).mean(1)
+        torch.testing.assert_close(relevance, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_that_ends_with_its_image_is_compared_with_all_of_its_text(
+    relevant: list[Tensor],
+) -> None:
+    model = tiny_llava()
+    inputs = {**prompts([1, 5, 7, "image"]), "pixel_values": images(1)}
+    with apply_clasp(model, budget=9, profile=tiny_profile(), rule="relevant"):
+        model(**inputs, categories="general")
+    with torch.no_grad():
+        tokens = model.get_image_features(pixel_values=inputs["pixel_values"])
+        tokens = getattr(tokens, "pooler_output", tokens)[0]
+        text = model.get_input_embeddings()(torch.tensor([1, 5, 7]))
+    expected = torch.cosine_similarity(tokens[:, None], text[None], dim=-1).mean(1)
+    torch.testing.assert_close(relevant[0][0], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_clasp_by_name_is_the_default() -> None:
     model = tiny_llava()
     kept = []
@@ -120,7 +225,9 @@ def test_clasp_by_name_is_the_default() -> None:
 
 def test_a_name_that_no_rule_has_is_refused_before_anything_changes() -> None:
     model = tiny_llava()
-    with pytest.raises(ValueError, match=r"rule must be 'clasp' or 'attention' or .* got 'fastv'"):
+    with pytest.raises(
+        ValueError, match=r"rule must be 'clasp' or 'clasp_clusters' or .* got 'fastv'"
+    ):
         apply_clasp(model, profile=tiny_profile(), rule="fastv")
     apply_clasp(model, profile=tiny_profile()).remove()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from clasp_kernels import Selection, rules, select_tokens
 from clasp_kernels.rules import registry
 
-BUILT_IN = ("clasp", "attention", "divprune", "dart", "random", "uniform")
+BUILT_IN = rules.rule_names()
 
 
 def images(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,6 +162,218 @@ def test_dart_adds_what_is_least_like_each_pivot_in_turn(budgets: list[int]) -> 
         assert selection.indices[image, : len(picks)][row].tolist() == sorted(pivots)
 
 
+def test_every_rule_is_exported_and_tested() -> None:
+    assert set(BUILT_IN) <= set(rules.__all__)
+    assert len(BUILT_IN) == 11
+
+
+def relevance_of(seed: int) -> Tensor:
+    return torch.randn(3, 40, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_cenprune_is_weighted_max_min_of_what_differs_from_the_mean(seed: int) -> None:
+    # Not of integers: the means would round, and there would be ties.
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(3, 40, 6, generator=generator) + 3
+    _, salience, valid = images(seed)
+    selection = rules.cenprune(features, salience, [9, 5, 2], valid=valid)
+    for image, budget in enumerate([9, 5, 2]):
+        tokens = valid[image].nonzero().flatten().tolist()
+        rows = features[image].double()
+        rows = rows - rows[tokens].mean(0)
+        weight = rows.norm(dim=-1)
+        similarity = cosine(rows)
+        picks = [max(tokens, key=lambda n: float(weight[n]))]
+        while len(picks) < budget:
+            rest = [n for n in tokens if n not in picks]
+            gains = {
+                n: float(weight[n]) * (1 - max(float(similarity[n, m]) for m in picks))
+                for n in rest
+            }
+            picks.append(max(rest, key=lambda n: gains[n]))
+        assert kept(selection, image) == sorted(picks)
+
+
+def test_cenprune_ignores_what_all_tokens_share() -> None:
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(3, 40, 6, generator=generator)
+    expected = rules.cenprune(features, torch.zeros(3, 40), [9, 9, 9])
+    moved = rules.cenprune(features + 2, torch.zeros(3, 40), [9, 9, 9])
+    assert torch.equal(moved.indices, expected.indices)
+    # Unlike a rule that compares the tokens as they are.
+    expected = rules.divprune(features, torch.zeros(3, 40), [9, 9, 9])
+    moved = rules.divprune(features + 2, torch.zeros(3, 40), [9, 9, 9])
+    assert not torch.equal(moved.indices, expected.indices)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("with_prompt", [False, True])
+def test_cdpruner_maximizes_the_determinant_greedily(seed: int, with_prompt: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(3, 40, 16, generator=generator)
+    _, salience, valid = images(seed)
+    relevance = relevance_of(seed) if with_prompt else None
+    selection = rules.cdpruner(features, salience, [9, 5, 2], relevance=relevance, valid=valid)
+    for image, budget in enumerate([9, 5, 2]):
+        tokens = valid[image].nonzero().flatten().tolist()
+        unit = torch.nn.functional.normalize(features[image].double(), dim=-1)
+        quality = torch.ones(40, dtype=torch.float64)
+        if relevance is not None:
+            values = relevance[image].double()
+            low, high = values[tokens].min(), values[tokens].max()
+            quality = ((values - low) / (high - low)).clamp(0, 1)
+        kernel = quality[:, None] * (unit @ unit.T) * quality
+        picks: list[int] = []
+        while len(picks) < budget:
+            rest = [n for n in tokens if n not in picks]
+            volumes = {
+                n: float(torch.linalg.det(kernel[[*picks, n]][:, [*picks, n]])) for n in rest
+            }
+            # Without a prompt, all single tokens have the volume 1.
+            picks.append(min(rest, key=lambda n: (-round(volumes[n], 12), n)))
+        assert kept(selection, image) == sorted(picks)
+
+
+def test_cdpruner_orders_what_is_explained_by_index() -> None:
+    features = torch.eye(2).repeat_interleave(5, 0)[None]
+    selection = rules.cdpruner(features, torch.zeros(1, 10), [4])
+    assert kept(selection, 0) == [0, 1, 2, 5]
+
+
+def test_cdpruner_keeps_what_is_not_finite_last() -> None:
+    features = torch.randn(1, 12, 4, generator=torch.Generator().manual_seed(0))
+    features[0, 3, 1] = float("nan")
+    assert 3 not in kept(rules.cdpruner(features, torch.zeros(1, 12), [11]), 0)
+    assert len(kept(rules.cdpruner(features, torch.zeros(1, 12), [12]), 0)) == 12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scope_is_coverage_times_salience(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(3, 40, 6, generator=generator)
+    salience = torch.rand(3, 40, generator=generator) * 1e-3
+    _, _, valid = images(seed)
+    selection = rules.scope(features, salience, [9, 5, 2], valid=valid)
+    for image, budget in enumerate([9, 5, 2]):
+        tokens = valid[image].nonzero().flatten().tolist()
+        similarity = cosine(features[image]).clamp(min=0)
+        covered = dict.fromkeys(tokens, 0.0)
+        picks: list[int] = []
+        while len(picks) < budget:
+            rest = [n for n in tokens if n not in picks]
+            gains = {
+                n: float(salience[image, n])
+                * sum(max(0.0, float(similarity[n, m]) - covered[m]) for m in tokens)
+                for n in rest
+            }
+            picks.append(max(rest, key=lambda n: gains[n]))
+            covered = {m: max(seen, float(similarity[picks[-1], m])) for m, seen in covered.items()}
+        assert kept(selection, image) == sorted(picks)
+
+
+@pytest.mark.parametrize("budgets", [[21, 9, 3], [2, 1, 12]])
+def test_visionzip_is_dominant_tokens_and_a_sample_of_the_rest(budgets: list[int]) -> None:
+    features, salience, valid = images()
+    selection = rules.visionzip(features, salience, budgets, valid=valid)
+    for image, budget in enumerate(budgets):
+        tokens = valid[image].nonzero().flatten().tolist()
+        number = round(budget * 5 / 32 + 1e-9)
+        dominant = sorted(tokens, key=lambda n: (-float(salience[image, n]), n))[: budget - number]
+        rest = [n for n in tokens if n not in dominant]
+        sample = rest[:: max(1, len(rest) // max(1, number))][:number]
+        assert kept(selection, image) == sorted(dominant + sample)
+        row = selection.is_pivot[image, :budget]
+        assert selection.indices[image, :budget][row].tolist() == sorted(dominant)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clasp_clusters_keeps_one_token_of_each_cluster(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(3, 40, 5, generator=generator)
+    _, salience, valid = images(seed)
+    budgets = [12, 7, 3]
+    selection = rules.clasp_clusters(features, salience, budgets, valid=valid)
+    for image, budget in enumerate(budgets):
+        tokens = valid[image].nonzero().flatten().tolist()
+        share = max(1, round(budget / 2))
+        pivots = sorted(tokens, key=lambda n: (-float(salience[image, n]), n))[:share]
+        unit = torch.nn.functional.normalize(features[image].double(), dim=-1)
+        similarity = cosine(features[image])
+        rest = [n for n in tokens if n not in pivots]
+        seeds: list[int] = []
+        while len(seeds) < budget - share:
+            left = [n for n in rest if n not in seeds]
+            known = pivots + seeds
+            seeds.append(min(left, key=lambda n: (max(float(similarity[n, m]) for m in known), n)))
+        centres = [unit[n] for n in seeds]
+
+        def cluster(n: int, centres: list[Tensor], unit: Tensor = unit) -> int:
+            return int(torch.stack([unit[n] @ centre for centre in centres]).argmax())
+
+        for _ in range(5):
+            groups = [[n for n in rest if cluster(n, centres) == k] for k in range(len(centres))]
+            assert all(groups), "the seed of this test makes no empty cluster"
+            means = [unit[group].mean(0) for group in groups]
+            centres = [mean / mean.norm() for mean in means]
+        groups = [[n for n in rest if cluster(n, centres) == k] for k in range(len(centres))]
+        best = [
+            max(group, key=lambda n: float(unit[n] @ centre))
+            for group, centre in zip(groups, centres, strict=True)
+        ]
+        assert kept(selection, image) == sorted(pivots + best)
+        row = selection.is_pivot[image, :budget]
+        assert selection.indices[image, :budget][row].tolist() == sorted(pivots)
+
+
+def test_clasp_clusters_fills_the_place_of_an_empty_cluster() -> None:
+    # Four different tokens and six duplicates: there are fewer clusters than wanted.
+    features = torch.eye(4)[[0, 1, 2, 3, 1, 1, 1, 1, 2, 3]][None]
+    salience = torch.tensor([[1.0, *[0.1] * 9]])
+    selection = rules.clasp_clusters(features, salience, [8])
+    assert selection.counts.tolist() == [8]
+    assert len(set(kept(selection, 0))) == 8
+
+
+def test_relevance_is_the_mean_cosine_with_the_text() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, text = torch.randn(2, 9, 6, generator=generator), torch.randn(2, 5, 6)
+    is_text = torch.tensor([[True, False, True, True, False], [False] * 5])
+    tokens[0, 4] = 0
+    relevance = rules.prompt_relevance(tokens, text, is_text)
+    assert relevance.shape == (2, 9) and relevance.dtype == torch.float32
+    for n in range(9):
+        if n == 4:
+            assert relevance[0, n] == 0
+            continue
+        cosines = torch.cosine_similarity(tokens[0, n][None], text[0][is_text[0]], dim=-1)
+        torch.testing.assert_close(relevance[0, n], cosines.mean())
+    assert not relevance[1].any()
+    whole = rules.prompt_relevance(tokens.half(), text.half())
+    torch.testing.assert_close(
+        whole[0, 2],
+        torch.cosine_similarity(tokens[0, 2][None], text[0], dim=-1).mean(),
+        rtol=1e-2,
+        atol=1e-3,
+    )
+
+
+@pytest.mark.usefixtures("clean_registry")
+def test_only_a_rule_that_uses_relevance_is_given_it() -> None:
+    features, salience, _ = images()
+    given = []
+
+    @rules.register_rule("relevant", uses_relevance=True)
+    def relevant(features, salience, budget, *, relevance=None, valid=None) -> Selection:
+        given.append(relevance)
+        return rules.attention(features, salience, budget, valid=valid)
+
+    relevance = relevance_of(0)
+    for name in ("relevant", "attention"):
+        rules.find_rule(name)(features, salience, [9, 9, 9], relevance=relevance)
+    assert given == [relevance] or (torch.equal(given[0], relevance) and len(given) == 1)
+
+
 def test_uniform_takes_equal_steps() -> None:
     features = torch.ones(2, 40, 2)
     valid = torch.ones(2, 40, dtype=torch.bool)
@@ -187,7 +399,9 @@ def test_a_name_is_registered_once() -> None:
 
 
 def test_a_name_that_no_rule_has_lists_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"rule must be 'clasp', 'attention', .*; got 'fastv'"):
+    with pytest.raises(
+        ValueError, match=r"rule must be 'clasp', 'clasp_clusters', .*; got 'fastv'"
+    ):
         rules.find_rule("fastv")
 
 
