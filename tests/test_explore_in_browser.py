@@ -7,7 +7,15 @@ import pytest
 from browser import DOWN, END, HOME, LEFT, RIGHT, Browser, browser, missing
 from PIL import Image
 from running import QUESTION, SCENE
-from test_explore import HOSTILE, NUM_TOKENS, PROFILE, RULES, inputs_of, kept_by_the_model
+from test_explore import (
+    HOSTILE,
+    NUM_TOKENS,
+    PROFILE,
+    RULES,
+    Page,
+    inputs_of,
+    kept_by_the_model,
+)
 
 from clasp_kernels.cli.explore import explore_page
 from clasp_kernels.cli.loading import load_image, load_model
@@ -121,6 +129,8 @@ def test_a_category_shows_its_own_selection_and_those_with_the_same_settings(pag
     assert page.text("#category-note") == ""
     choose(page, "category", "counting")
     assert page.text("#category-note") == "Same settings: general, counting."
+    [(kept, pivots)] = kept_by_the_model(loaded, INPUT.schedules[7], "clasp", "counting")
+    assert cells(page) == (kept, pivots, [])
 
 
 def test_a_category_that_makes_no_difference_cannot_be_chosen(window, loaded, tmp_path):
@@ -187,6 +197,19 @@ def test_a_heat_map_colours_every_token_by_its_value(page, loaded):
     assert {found[token][0] for token in kept} == {255}
     assert min(value for value, _, _ in found) < 255
     assert "cosine similarity" in page.text("#heat-note")
+
+
+@pytest.mark.parametrize("heat", ["salience", "coverage"])
+def test_each_stage_has_heat_maps_of_its_own(page, file, heat):
+    frames = Page(file.read_text(encoding="utf-8")).frames("progressive", "clasp", "ocr", 1)
+    page.click('input[name="plan"][value="1"]')
+    page.press('input[name="heat"]:checked', DOWN if heat == "salience" else DOWN * 2)
+    for stage, frame in enumerate(frames):
+        page.click(f'input[name="stage"][value="{stage}"]')
+        shown = page.run(
+            "return [...document.querySelectorAll('.cell')].map(cell => Number(cell.dataset.value))"
+        )
+        assert shown == list(frame[heat])
 
 
 def test_what_was_dropped_before_has_no_heat(page):
