@@ -57,8 +57,8 @@ def test_the_readme_is_short() -> None:
 
 def test_the_changelog_names_every_op_with_triton_kernels() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text()
-    entry = changes.split("- A `triton` backend")[1].split("\n- ")[0]
-    assert set(re.findall(r"`(\w+_\w+)`", entry)) >= set(ops_of("triton"))
+    entries = " ".join(entry for entry in changes.split("\n- ") if "riton" in entry)
+    assert set(re.findall(r"`(\w+_\w+)`", entries)) >= set(ops_of("triton"))
 
 
 def test_the_support_matrix_leaves_out_no_op_that_has_triton_kernels() -> None:
