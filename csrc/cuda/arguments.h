@@ -62,6 +62,12 @@ class Call {
             tensor->stride(1)};
   }
 
+  Weights weights(const std::optional<Tensor>& tensor) const {
+    if (!tensor) return {nullptr, 0, 0};
+    check(*tensor, "weights", ScalarType::Float, num_tokens);
+    return {tensor->const_data_ptr<float>(), tensor->stride(0), tensor->stride(1)};
+  }
+
   Selected<int64_t> selected(const Tensor& tensor) const {
     STD_TORCH_CHECK(tensor.dim() == 2, "selected must be [B, P]");
     check(tensor, "selected", ScalarType::Long, tensor.size(1));

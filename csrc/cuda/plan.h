@@ -6,7 +6,7 @@
 //         completes it and reads one matrix row per step. Two launches per wave of images; N^2
 //         floats of memory per image.
 // steps   Launches one kernel per step, which compares all tokens with the last pick. 17 bytes of
-//         memory per token.
+//         memory per token, 21 with weights.
 //
 // The matrix design is used wherever it fits: one block holds the coverage of all tokens in
 // registers, and the matrix of one image fits into the workspace. Both limits are reached at the

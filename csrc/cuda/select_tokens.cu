@@ -22,6 +22,7 @@
 #include "cuda/similarities.cuh"
 #include "cuda/steps.cuh"
 #include "cuda/tile_pairs.h"
+#include "cuda/weights.cuh"
 #include "cuda/workspace.h"
 #include "shared/scalar.h"
 
@@ -53,6 +54,7 @@ struct Job {
   int32_t num_tokens;
   int32_t num_steps;  // the most picks of any image
   Mask valid;
+  Weights weights;
   Selected<int64_t> selected;  // complete_tokens: the initial tokens
   int64_t* picks;              // complete_tokens: [B, width]
   int64_t width;               // complete_tokens
@@ -122,27 +124,41 @@ class Launcher {
 
   template <int kThreads, int kItems>
   void scan(const SimilarityBatch& similarities, int64_t first, int64_t count) {
-    if (job_.selects) {
-      stream_.launch(&select_kernel<kThreads, kItems>, grid(count), kThreads, similarities,
-                     job_.ranking, first, job_.outputs);
+    if (is_weighted()) {
+      scan<kThreads, kItems, true>(similarities, first, count);
     } else {
-      stream_.launch(&complete_kernel<kThreads, kItems>, grid(count), kThreads, similarities,
-                     job_.num_tokens, job_.selected, job_.valid, first, job_.picks, job_.width);
+      scan<kThreads, kItems, false>(similarities, first, count);
+    }
+  }
+
+  template <int kThreads, int kItems, bool kWeighted>
+  void scan(const SimilarityBatch& similarities, int64_t first, int64_t count) {
+    if (job_.selects) {
+      stream_.launch(&select_kernel<kThreads, kItems, kWeighted>, grid(count), kThreads,
+                     similarities, job_.ranking, job_.weights, first, job_.outputs);
+    } else {
+      stream_.launch(&complete_kernel<kThreads, kItems, kWeighted>, grid(count), kThreads,
+                     similarities, job_.num_tokens, job_.selected, job_.valid, job_.weights, first,
+                     job_.picks, job_.width);
     }
   }
 
   void by_steps() {
     const int32_t N = job_.num_tokens;
     Layout one(nullptr);
-    Progress::in(one, 1, N, job_.num_steps);
+    Progress::in(one, 1, N, job_.num_steps, is_weighted());
     const auto blocks = static_cast<unsigned>(std::max<int64_t>(1, blocks_of(N, kStepTokens)));
     in_waves(one.size(), [&](Workspace& workspace, int64_t first, int64_t count) {
       Layout layout = workspace.layout();
-      const Progress progress = Progress::in(layout, count, N, job_.num_steps);
+      const Progress progress = Progress::in(layout, count, N, job_.num_steps, is_weighted());
       const unsigned all = grid(count * blocks);
       const auto prepare = is_aligned_ ? &prepare_kernel<T, true> : &prepare_kernel<T, false>;
       stream_.launch(prepare, all, kStepThreads, features_, job_.valid, job_.ranking, job_.selects,
                      progress, first, blocks);
+      if (is_weighted()) {
+        stream_.launch(&weights_kernel, grid(count), kWeightThreads, job_.weights, job_.valid, N,
+                       first, progress.weights);
+      }
       if (job_.selects) {
         const unsigned rank_blocks = job_.ranking.num_blocks();
         stream_.launch(&rank_kernel, grid(count * rank_blocks), kRankThreads, job_.ranking, first,
@@ -169,6 +185,9 @@ class Launcher {
       stream_.launch(kernel, all, kStepThreads, features_, selected, progress, first, blocks, step);
     }
   }
+
+  // Without picks, no weights are needed.
+  bool is_weighted() const { return job_.weights.data != nullptr && job_.num_steps > 0; }
 
   static unsigned grid(int64_t blocks) {
     STD_TORCH_CHECK(blocks <= std::numeric_limits<int32_t>::max(),
@@ -198,7 +217,7 @@ void launch(const Call& call, const Tensor& features, const Job& job) {
 
 // features [B, N, D], selected [B, P] -> [B, num_picks]
 Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t num_picks,
-                       const std::optional<Tensor>& valid) {
+                       const std::optional<Tensor>& weights, const std::optional<Tensor>& valid) {
   const DeviceGuard guard(features.get_device_index());
   const Call call(features);
   STD_TORCH_CHECK(num_picks >= 0, "num_picks must not be negative");
@@ -210,6 +229,7 @@ Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t n
   job.num_tokens = call.num_tokens;
   job.num_steps = static_cast<int32_t>(std::min<int64_t>(num_picks, call.num_tokens));
   job.valid = call.mask(valid);
+  job.weights = call.weights(weights);
   job.selected = call.selected(selected);
   job.picks = picks.mutable_data_ptr<int64_t>();
   job.width = num_picks;
@@ -224,6 +244,7 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
                                                  const std::optional<Tensor>& budget,
                                                  int64_t num_pivots,
                                                  const std::optional<Tensor>& pivot_counts,
+                                                 const std::optional<Tensor>& weights,
                                                  const std::optional<Tensor>& valid) {
   const DeviceGuard guard(features.get_device_index());
   const Call call(features);
@@ -247,6 +268,7 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
   const int64_t num_steps = std::min<int64_t>(num_kept - fewest, call.num_tokens);
   job.num_steps = all_keep_all ? 0 : static_cast<int32_t>(num_steps);
   job.valid = call.mask(valid);
+  job.weights = call.weights(weights);
   job.selects = true;
   job.ranking = {
       call.salience(salience),           job.valid, budgets, shares, call.num_tokens, width,

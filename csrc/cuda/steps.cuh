@@ -14,6 +14,7 @@
 #include "cuda/scan.cuh"
 #include "cuda/tensors.h"
 #include "shared/cosine.h"
+#include "shared/weights.h"
 
 namespace clasp::cuda {
 
@@ -26,6 +27,7 @@ inline constexpr int kFinishThreads = 256;
 struct Progress {
   float* norms;          // [B, N]
   float* covered;        // [B, N]
+  float* weights;        // [B, N], as weights_kernel writes them; null without weights
   uint8_t* free;         // [B, N]
   uint64_t* keys;        // [B, num_steps], the keys of the picks
   int32_t* num_picks;    // [B], at most num_steps
@@ -35,12 +37,14 @@ struct Progress {
   int32_t num_steps;
 
   // Takes the memory from `layout`.
-  static Progress in(Layout& layout, int64_t num_images, int32_t num_tokens, int32_t num_steps) {
+  static Progress in(Layout& layout, int64_t num_images, int32_t num_tokens, int32_t num_steps,
+                     bool is_weighted) {
     const int64_t tokens = num_images * num_tokens;
     const int64_t words = num_images * num_words(num_tokens);
     return {
         .norms = layout.add<float>(tokens),
         .covered = layout.add<float>(tokens),
+        .weights = is_weighted ? layout.add<float>(tokens) : nullptr,
         .free = layout.add<uint8_t>(tokens),
         .keys = layout.add<uint64_t>(num_images * num_steps),
         .num_picks = layout.add<int32_t>(num_images),
@@ -56,6 +60,9 @@ struct Progress {
     return {covered + first, free + first};
   }
   CLASP_DEVICE float* norms_of(unsigned slot) const { return norms + int64_t{slot} * num_tokens; }
+  CLASP_DEVICE float weight(unsigned slot, int32_t n) const {
+    return weights == nullptr ? kUnweighted : weights[int64_t{slot} * num_tokens + n];
+  }
   CLASP_DEVICE uint64_t* keys_of(unsigned slot) const { return keys + int64_t{slot} * num_steps; }
   CLASP_DEVICE KeptTokens kept_of(unsigned slot) const {
     const int32_t words = num_words(num_tokens);
@@ -165,7 +172,7 @@ __global__ __launch_bounds__(kStepThreads, kStepBlocks) void cover_kernel(
             warp_dot<T, kAligned>(features, features.row(image, n), features.row(image, other)),
             norms[n], norms[other]);
       },
-      progress.coverage(slot));
+      [&](int32_t n) { return progress.weight(slot, n); }, progress.coverage(slot));
   const uint64_t best = block.minimum([&](int) { return warp_best; });
   if (threadIdx.x == 0 && best != kRetired) {
     static_assert(sizeof(unsigned long long) == sizeof(uint64_t));

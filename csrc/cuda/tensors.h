@@ -7,6 +7,7 @@
 #include "shared/host_device.h"
 #include "shared/order.h"
 #include "shared/scalar.h"
+#include "shared/weights.h"
 
 namespace clasp::cuda {
 
@@ -54,6 +55,17 @@ struct Mask {
 
   CLASP_DEVICE bool at(int64_t image, int32_t n) const {
     return data == nullptr || data[image * image_stride + n * token_stride] != 0;
+  }
+};
+
+// [B, N]
+struct Weights {
+  const float* data;
+  int64_t image_stride;
+  int64_t token_stride;
+
+  CLASP_DEVICE float at(int64_t image, int32_t n) const {
+    return usable_weight(data[image * image_stride + n * token_stride]);
   }
 };
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cuda_on_host
+import oracle
 from arrays import SCALARS, at_end_of_page, decode, encode, random_mask
 from check_completion import certify, greedy, lattice, two_stages
 
@@ -31,6 +32,8 @@ ORDERS_OF_SCALARS = [
     *zip(("bfloat16", "float16", "bfloat16"), ORDERS, strict=True),
 ]
 SALIENCES = (0.0, -0.0, 1.5, -2.0, math.inf, -math.inf, math.nan)
+# Half of these count as 0, and the last two are equal.
+WEIGHTS = (1.0, 2.0, 3.0, 0.0, -0.0, -1.0, math.nan, 1e-20, 2.0**-50, math.inf, 3e38)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -96,17 +99,35 @@ def unaligned(features: Tensor) -> list[Tensor]:
     return [row.copy_(features) for row in rows]
 
 
-def complete(images: Images, selected: list[list[int]], count: int) -> list[list[int]]:
+def complete(
+    images: Images, selected: list[list[int]], count: int, weights: Tensor | None = None
+) -> list[list[int]]:
     given = torch.tensor(selected, dtype=torch.int64).reshape(len(selected), -1)
-    return OPS.complete_tokens(images.features, given, count, images.mask_tensor).tolist()
+    return OPS.complete_tokens(images.features, given, count, weights, images.mask_tensor).tolist()
 
 
-def assert_completes(images: Images, selected: list[list[int]], count: int) -> None:
-    picks = complete(images, selected, count)
+def assert_completes(
+    images: Images, selected: list[list[int]], count: int, weights: Tensor | None = None
+) -> None:
+    picks = complete(images, selected, count, weights)
     for image, values in enumerate(images.values):
         known = [n for n in selected[image] if 0 <= n < len(values)]
-        expected = greedy(values, known, count, images.mask(image))
+        expected = greedy_picks(images, image, known, count, weights)
         assert picks[image] == expected + [-1] * (count - len(expected)), image
+
+
+def greedy_picks(
+    images: Images, image: int, selected: list[int], count: int, weights: Tensor | None
+) -> list[int]:
+    values, mask = images.values[image], images.mask(image)
+    if weights is None:
+        return greedy(values, selected, count, mask)
+    one = slice(image, image + 1)
+    picks = oracle.complete_tokens(
+        *(torch.from_numpy(values)[None], torch.tensor([selected]), count),
+        *(weights[one], torch.tensor([mask])),
+    )
+    return [n for n in picks[0].tolist() if n >= 0]
 
 
 def assert_selects(
@@ -116,19 +137,40 @@ def assert_selects(
     budgets: list[int],
     shares: list[int],
     most_pivots: int,
+    weights: Tensor | None = None,
 ) -> None:
     """``width`` and ``most_pivots`` are the limits of the budgets and pivot counts per image."""
     indices, is_pivot, counts = OPS.select_tokens(
         *(images.features, torch.from_numpy(salience.astype(np.float32)), width),
-        *(torch.tensor(budgets), most_pivots, torch.tensor(shares), images.mask_tensor),
+        *(torch.tensor(budgets), most_pivots, torch.tensor(shares), weights, images.mask_tensor),
     )
     for i, values in enumerate(images.values):
         budget, share = min(max(budgets[i], 0), width), min(shares[i], max(most_pivots, 1))
         kept, pivots = two_stages(values, salience[i].tolist(), budget, share, images.mask(i))
+        if weights is not None:
+            picks = greedy_picks(images, i, pivots, budget - len(pivots), weights)
+            kept = sorted([*pivots, *picks])
         padding = width - len(kept)
         assert indices[i].tolist() == kept + [-1] * padding, i
         assert is_pivot[i].tolist() == [n in pivots for n in kept] + [False] * padding, i
         assert counts[i] == len(kept), i
+
+
+def weights_of(rng: np.random.Generator, images: Images) -> Tensor:
+    """Returns weights [B, N] that end where readable memory ends.
+
+    In the first image, they are equal but for the tokens that are not valid.
+    """
+    weights = rng.choice(WEIGHTS, images.valid.shape).astype(np.float32)
+    weights[0, images.valid[0]] = rng.choice(WEIGHTS)
+    return torch.from_numpy(at_end_of_page(weights))
+
+
+def in_other_layouts(weights: Tensor) -> list[Tensor]:
+    """Returns copies of the weights, transposed, and as every second column of a wider tensor."""
+    batch, tokens = weights.shape
+    views = [weights.new_empty(tokens, batch).T, weights.new_zeros(batch, 2 * tokens + 1)[:, 1::2]]
+    return [view.copy_(weights) for view in views]
 
 
 def lattices(rng: np.random.Generator, batch: int, num_tokens: int, dim: int) -> np.ndarray:
@@ -262,3 +304,111 @@ def test_tokens_that_are_equal_tie(design: str, scalar: str) -> None:
         images = Images.of(values, scalar, np.zeros((1, 70), bool))
         images.valid[0, [0, 69]] = True
         assert complete(images, [[34, 7, 66]], 2) == [[0, 69]]
+
+
+@each_scalar_in_an_order
+def test_completion_with_weights(design: str, scalar: str, order: str) -> None:
+    """From no to many tokens are selected before, which have weights too."""
+    rng = np.random.default_rng(21)
+    for num_tokens, count in ((1, 2), (31, 9), (67, 70)):
+        values = lattices(rng, 3, num_tokens, 24)
+        images = Images.of(values, scalar, rng.random((3, num_tokens)) < 0.9)
+        weights = weights_of(rng, images)
+        for selected in ([[]] * 3, rng.permuted([range(num_tokens)] * 3, axis=1)[:, :7].tolist()):
+            assert_completes(images, selected, count, weights)
+
+
+@each_scalar_in_an_order
+def test_both_stages_with_weights(design: str, scalar: str, order: str) -> None:
+    rng = np.random.default_rng(22)
+    budgets, shares = [12, 20, 0, 50, 9], [5, 1, 2, 2, 99]
+    images = Images.of(lattices(rng, 5, 45, 24), scalar, rng.random((5, 45)) < 0.8)
+    images.valid[3] = False
+    salience = rng.choice(SALIENCES, (5, 45))
+    assert_selects(images, salience, 20, budgets, shares, 20, weights_of(rng, images))
+
+
+@each_order
+@pytest.mark.parametrize("num_tokens", [129, 300])
+def test_weights_of_more_tokens_than_a_block_has_threads(
+    design: str, num_tokens: int, order: str
+) -> None:
+    rng = np.random.default_rng(23)
+    values = lattices(rng, 2, num_tokens, 8)
+    images = Images.of(values, "bfloat16", rng.random((2, num_tokens)) < 0.9)
+    weights = weights_of(rng, images)
+    assert_completes(images, [[0, 5]] * 2, 40, weights)
+    # A single token differs from the others, the first or the last.
+    for different in (0, num_tokens - 1):
+        images.valid[:, different] = True
+        for value in (0.0, 1.0):
+            weights[:] = 2.0
+            weights[1, different] = value
+            assert_completes(images, [[5], [-1]], 40, weights)
+
+
+def test_weights_of_the_larger_scan_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DESIGN, "matrix")
+    rng = np.random.default_rng(24)
+    images = Images.of(lattices(rng, 1, 1025, 8), "float32", rng.random((1, 1025)) < 0.9)
+    weights = torch.from_numpy(rng.choice(WEIGHTS, (1, 1025)).astype(np.float32))
+    assert_completes(images, [[3]], 4, weights)
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_equal_weights_change_no_bit(design: str, scalar: str) -> None:
+    rng = np.random.default_rng(25)
+    images = Images.of(rng.standard_normal((2, 70, 37)), scalar, rng.random((2, 70)) < 0.8)
+    selected = [[3, 8], [-1, -1]]
+    expected = complete(images, selected, 60)
+    for value in WEIGHTS:
+        weights = torch.full((2, 70), value)
+        weights[1] = 7.0
+        weights[~images.mask_tensor] = 0.5
+        assert complete(images, selected, 60, weights) == expected, value
+    # One number for all tokens, whatever their number.
+    one = torch.tensor(3.0).expand(2, 70)
+    assert complete(images, selected, 60, one) == expected
+    weights[0, images.valid[0].nonzero()[0][-1]] = 0.0
+    assert complete(images, selected, 60, weights) != expected
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_weighted_picks_are_certified(design: str, scalar: str) -> None:
+    rng = np.random.default_rng(26)
+    for dim in (1, 3, 200):
+        images = Images.of(rng.standard_normal((2, 45, dim)), scalar, rng.random((2, 45)) < 0.9)
+        weights = torch.from_numpy(rng.random((2, 45)).astype(np.float32))
+        weights[1, ::3] = torch.tensor(math.nan)
+        for selected in ([[4, 9]] * 2, [[-1]] * 2):
+            picks = complete(images, selected, 40, weights)
+            oracle.certify_completion(
+                *(images.features, torch.tensor(selected), torch.tensor(picks)),
+                *(weights, torch.from_numpy(images.valid)),
+            )
+
+
+def test_weights_in_any_layout_and_batch(design: str) -> None:
+    rng = np.random.default_rng(27)
+    images = Images.of(rng.standard_normal((4, 50, 16)), "float16", rng.random((4, 50)) < 0.9)
+    weights = weights_of(rng, images)
+    expected = complete(images, [[1]] * 4, 45, weights)
+    for view in in_other_layouts(weights):
+        assert complete(images, [[1]] * 4, 45, view) == expected
+    for image in range(4):
+        one = slice(image, image + 1)
+        alone = Images(images.features[one], images.values[one], images.valid[one])
+        assert complete(alone, [[1]], 45, weights[one]) == expected[image : image + 1]
+
+
+@pytest.mark.parametrize("scalar", SCALARS)
+def test_what_is_no_number_with_weights(design: str, scalar: str) -> None:
+    """It comes after every token with a weight, by index, and before those of weight 0."""
+    rng = np.random.default_rng(28)
+    values = lattice(rng, 40, 12)[None]
+    values[0, 4, 3], values[0, 9, 0], values[0, 20, 11] = math.nan, math.inf, -math.inf
+    images = Images.of(values, scalar)
+    weights = torch.from_numpy(rng.choice(WEIGHTS, (1, 40)).astype(np.float32))
+    weights[0, [4, 9, 20]] = torch.tensor([2.0**-50, 3.0, 1.0])
+    for selected in ([[]], [[0, 20]], [[4]], [[8, 30]]):
+        assert_completes(images, selected, 40, weights)

@@ -67,6 +67,8 @@ def test_kernels_have_no_races(
     torch.manual_seed(1)
     features, salience = torch.randn(2, 70, dim).to(dtype), torch.rand(2, 70)
     valid = torch.rand(2, 70) < 0.9
-    OPS.select_tokens(features, salience, 18, torch.tensor([18, 7]), 9, torch.tensor([9, 3]), valid)
-    OPS.complete_tokens(features, torch.tensor([[1, -1, 4]] * 2), 7, valid)
+    counts = (18, torch.tensor([18, 7]), 9, torch.tensor([9, 3]))
+    for weights in (None, torch.stack([torch.rand(70), torch.ones(70)])):
+        OPS.select_tokens(features, salience, *counts, weights, valid)
+        OPS.complete_tokens(features, torch.tensor([[1, -1, 4]] * 2), 7, weights, valid)
     assert not races(library)
