@@ -180,10 +180,16 @@ class Launcher {
   void cover(const Selected<Index>& selected, const Progress& progress, int64_t first, unsigned all,
              unsigned blocks) {
     const auto kernel =
-        is_aligned_ ? &cover_kernel<T, true, Index> : &cover_kernel<T, false, Index>;
+        is_weighted() ? cover_kernel_for<Index, true>() : cover_kernel_for<Index, false>();
     for (int32_t step = 0; step < job_.num_steps; ++step) {
       stream_.launch(kernel, all, kStepThreads, features_, selected, progress, first, blocks, step);
     }
+  }
+
+  template <class Index, bool kWeighted>
+  auto cover_kernel_for() const {
+    return is_aligned_ ? &cover_kernel<T, true, Index, kWeighted>
+                       : &cover_kernel<T, false, Index, kWeighted>;
   }
 
   // Without picks, no weights are needed.

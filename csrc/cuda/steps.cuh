@@ -60,8 +60,8 @@ struct Progress {
     return {covered + first, free + first};
   }
   CLASP_DEVICE float* norms_of(unsigned slot) const { return norms + int64_t{slot} * num_tokens; }
-  CLASP_DEVICE float weight(unsigned slot, int32_t n) const {
-    return weights == nullptr ? kUnweighted : weights[int64_t{slot} * num_tokens + n];
+  CLASP_DEVICE const float* weights_of(unsigned slot) const {
+    return weights + int64_t{slot} * num_tokens;
   }
   CLASP_DEVICE uint64_t* keys_of(unsigned slot) const { return keys + int64_t{slot} * num_steps; }
   CLASP_DEVICE KeptTokens kept_of(unsigned slot) const {
@@ -143,7 +143,7 @@ __global__ __launch_bounds__(kStepThreads) void prepare_kernel(Features<T> featu
 }
 
 // Step 0 compares with the initial tokens, each later step with the previous pick.
-template <class T, bool kAligned, class Index>
+template <class T, bool kAligned, class Index, bool kWeighted>
 __global__ __launch_bounds__(kStepThreads, kStepBlocks) void cover_kernel(
     Features<T> features, Selected<Index> selected, Progress progress, int64_t first_image,
     unsigned blocks_per_image, int32_t step) {
@@ -172,7 +172,8 @@ __global__ __launch_bounds__(kStepThreads, kStepBlocks) void cover_kernel(
             warp_dot<T, kAligned>(features, features.row(image, n), features.row(image, other)),
             norms[n], norms[other]);
       },
-      [&](int32_t n) { return progress.weight(slot, n); }, progress.coverage(slot));
+      [&](int32_t n) { return kWeighted ? progress.weights_of(slot)[n] : kUnweighted; },
+      progress.coverage(slot));
   const uint64_t best = block.minimum([&](int) { return warp_best; });
   if (threadIdx.x == 0 && best != kRetired) {
     static_assert(sizeof(unsigned long long) == sizeof(uint64_t));

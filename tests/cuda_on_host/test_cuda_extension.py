@@ -31,16 +31,21 @@ def extension() -> None:
     cuda_on_host.load()
 
 
-def complete(features: torch.Tensor, count: int) -> torch.Tensor:
+def complete(
+    features: torch.Tensor, count: int, weights: torch.Tensor | None = None
+) -> torch.Tensor:
     selected = torch.tensor([[3, -1]]).expand(len(features), 2)
-    return OPS.complete_tokens(features, selected, count, None)
+    return OPS.complete_tokens(features, selected, count, weights, None)
 
 
-def select(features: torch.Tensor, salience: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def select(
+    features: torch.Tensor, salience: torch.Tensor, weights: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
     """Calls select_tokens with budgets and pivot counts that vary by image and include budget 0."""
     images = torch.arange(len(features))
     budget = torch.where(images % 5 == 4, 9, images % 4 * 2)
-    return OPS.select_tokens(features, salience, 9, budget, 4, images % 4 + 1, salience > 0.1)
+    counts = (9, budget, 4, images % 4 + 1)
+    return OPS.select_tokens(features, salience, *counts, weights, salience > 0.1)
 
 
 def test_the_contract() -> None:
@@ -65,25 +70,34 @@ def test_the_contract() -> None:
             assert passed.count((op, design)) >= 10, (op, design)
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize(
     ("design", "batch", "tokens", "workspace"),
     [("matrix", 25, 60, 1 << 18), ("steps", 20, 100, 1 << 15)],
 )
 def test_waves_of_images(
-    design: str, batch: int, tokens: int, workspace: int, monkeypatch: pytest.MonkeyPatch
+    design: str,
+    batch: int,
+    tokens: int,
+    workspace: int,
+    weighted: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The images need more memory than the workspace has."""
     monkeypatch.setenv(DESIGN, design)
     monkeypatch.setenv("SIMT_WORKSPACE_BYTES", str(workspace))
     features, salience = torch.randn(batch, tokens, 5), torch.rand(batch, tokens)
+    weights = torch.rand(batch, tokens) if weighted else None
     bytes_an_image = 17 * tokens if design == "steps" else 4 * tokens**2
     assert 2 * workspace > batch * bytes_an_image > workspace
-    picks, kept = complete(features, 3), select(features, salience)
+    picks, kept = complete(features, 3, weights), select(features, salience, weights)
     for image in (batch // 2, batch - 1):
         here = slice(image, image + 1)
-        assert torch.equal(complete(features[here], 3), picks[here])
+        own = None if weights is None else weights[here]
+        assert torch.equal(complete(features[here], 3, own), picks[here])
         # The budget depends on the position of an image, so the image is repeated over the batch.
-        alone = select(features[here].expand(batch, -1, -1), salience[here].expand(batch, -1))
+        own = None if own is None else own.expand(batch, -1)
+        alone = select(features[here].expand(batch, -1, -1), salience[here].expand(batch, -1), own)
         for ours, whole in zip(alone, kept, strict=True):
             assert torch.equal(ours[image], whole[image])
 
@@ -110,8 +124,22 @@ def test_a_design_that_does_not_serve_is_refused(
     assert complete(features, 1).shape == (1, 1)
 
 
+def test_weights_that_are_not_usable_are_refused() -> None:
+    """Python checks its arguments; a direct call of the operator must stay in bounds too."""
+    features = torch.randn(2, 5, 4)
+    for weights in (
+        *(torch.rand(2, 4), torch.rand(1, 5), torch.rand(5), torch.rand(2, 5, 1)),
+        *(torch.rand(2, 5).double(), torch.rand(2, 5).half(), torch.ones(2, 5, dtype=torch.int32)),
+    ):
+        with pytest.raises(RuntimeError, match="weights has the wrong"):
+            complete(features, 2, weights)
+        with pytest.raises(RuntimeError, match="weights has the wrong"):
+            select(features, torch.rand(2, 5), weights)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("design", DESIGNS)
-def test_nothing_to_compare(design: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_to_compare(design: str, weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DESIGN, design)
     for shape in ((0, 5, 4), (2, 0, 4), (2, 5, 0)):
         features = torch.randn(shape)
@@ -119,9 +147,11 @@ def test_nothing_to_compare(design: str, monkeypatch: pytest.MonkeyPatch) -> Non
         expected = torch.full((batch, 3), -1)
         expected[:, :tokens] = torch.arange(tokens)[:3]
         nothing = torch.zeros(batch, 0, dtype=torch.int64)
-        assert torch.equal(OPS.complete_tokens(features, nothing, 3, None), expected)
+        # Without columns, all similarities are 0, so that the weights decide.
+        weights = torch.arange(9.0, 9.0 - tokens, -1).expand(batch, tokens) if weighted else None
+        assert torch.equal(OPS.complete_tokens(features, nothing, 3, weights, None), expected)
         kept, is_pivot, counts = OPS.select_tokens(
-            features, torch.zeros(batch, tokens), 3, None, 1, None, None
+            features, torch.zeros(batch, tokens), 3, None, 1, None, weights, None
         )
         assert torch.equal(kept, expected)
         assert torch.equal(counts, (expected >= 0).sum(1))
