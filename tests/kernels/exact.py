@@ -56,16 +56,28 @@ def unit_rows(features: Tensor) -> Tensor:
     return wide / norm.where(norm > 0, 1.0)
 
 
+# Worse than any coverage or negative gain: the tokens of weight 0.
+LAST = 1e300
+
+
 def certify_completion(
-    features: Tensor, selected: Tensor, picks: Tensor, valid: Tensor | None = None
+    features: Tensor,
+    selected: Tensor,
+    picks: Tensor,
+    weights: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> None:
     """As oracle.certify_completion, for features that are finite."""
-    tolerance = CERTIFICATE[features.dtype]
     batch, tokens = features.shape[:2]
     image = torch.arange(batch, device=features.device)
     unit = unit_rows(features)
     free = torch.ones(batch, tokens, dtype=torch.bool, device=features.device)
     free = free if valid is None else valid.clone()
+    weight = torch.ones_like(free) if weights is None else weights
+    weight = torch.where(weight >= 2.0**-50, weight.double(), 0.0).clamp(max=2.0**50)
+    most = weight.masked_fill(~free, -torch.inf).amax(1, keepdim=True)
+    is_equal = most <= weight.masked_fill(~free, torch.inf).amin(1, keepdim=True)
+    tolerance = CERTIFICATE[features.dtype] * torch.where(is_equal, 1.0, most)[:, 0]
     covered = unit.new_full((batch, tokens), -torch.inf)
 
     def select(chosen: Tensor, covered: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,10 +92,12 @@ def certify_completion(
         covered, free = select(chosen, covered, free)
     wrong = []
     for chosen in picks.unbind(1):
-        best = covered.masked_fill(~free, torch.inf).amin(1)
+        greed = -weight * (1 - covered.clamp(min=-1))
+        greed = torch.where(is_equal, covered, greed.masked_fill(weight == 0, LAST))
+        best = greed.masked_fill(~free, torch.inf).amin(1)
         slot = chosen.clamp(0, tokens - 1)[:, None]
         good = (chosen >= 0) & (chosen < tokens) & free.gather(1, slot)[:, 0]
-        good &= covered.gather(1, slot)[:, 0] <= best + tolerance
+        good &= greed.gather(1, slot)[:, 0] <= best + tolerance
         wrong.append(~torch.where(free.any(1), good, chosen == -1))
         covered, free = select(chosen, covered, free)
     if wrong:

@@ -19,9 +19,11 @@ TOLERANCE = {
 }
 
 
-def assert_right(op: str, size: large.Size, dtype: torch.dtype, device: str) -> None:
+def assert_right(
+    op: str, size: large.Size, dtype: torch.dtype, device: str, *, weighted: bool = False
+) -> None:
     """Against float64, or along its own choices where they decide, or against the reference."""
-    given = large.arguments(op, size, dtype, device)
+    given = large.arguments(op, size, dtype, device, weighted=weighted)
     if op == "fuse_layers":
         for normalize in (None, "l2", "rms"):
             given["normalize"] = normalize
@@ -35,11 +37,15 @@ def assert_right(op: str, size: large.Size, dtype: torch.dtype, device: str) -> 
         torch.testing.assert_close(salience.double(), expected, rtol=3e-5, atol=1e-7)
     elif op == "complete_tokens":
         (picks,) = run(op, given)
-        exact.certify_completion(given["features"], given["selected"], picks, given["valid"])
-        assert_equals_the_reference(op, large.arguments(op, size, dtype, device, exact=True))
+        exact.certify_completion(
+            given["features"], given["selected"], picks, given.get("weights"), given["valid"]
+        )
+        given = large.arguments(op, size, dtype, device, exact=True, weighted=weighted)
+        assert_equals_the_reference(op, given)
     elif op == "select_tokens":
         assert_selects(given)
-        assert_equals_the_reference(op, large.arguments(op, size, dtype, device, exact=True))
+        given = large.arguments(op, size, dtype, device, exact=True, weighted=weighted)
+        assert_equals_the_reference(op, given)
     elif op == "merge_tokens":
         given = large.arguments(op, size, dtype, device, exact=True)
         (merged,) = run(op, given)
@@ -59,13 +65,14 @@ def assert_equals_the_reference(op: str, given: dict[str, Any]) -> None:
 def assert_selects(given: dict[str, Any]) -> None:
     """Pivots, then the completion by the same backend, certified, then a sort by index."""
     features, salience, valid = given["features"], given["salience"], given["valid"]
+    weights = given.get("weights")
     indices, is_pivot, counts = run("select_tokens", given)
     tokens = features.shape[1]
     budget = given["budget"]
     shares = [min(max(s, 1), b) for s, b in zip(given["pivot_counts"], budget, strict=True)]
     pivots = select_pivots_of_the_reference(salience, shares, valid)
-    completion = complete_tokens(features, pivots, max(budget), valid=valid)
-    exact.certify_completion(features, pivots, completion, valid)
+    completion = complete_tokens(features, pivots, max(budget), weights=weights, valid=valid)
+    exact.certify_completion(features, pivots, completion, weights, valid)
     for image in range(features.shape[0]):
         of_image = pivots[image][pivots[image] >= 0]
         picks = completion[image][completion[image] >= 0][: budget[image] - len(of_image)]
@@ -86,9 +93,9 @@ def select_pivots_of_the_reference(
 
 
 def assert_images_are_independent(
-    op: str, size: large.Size, dtype: torch.dtype, device: str
+    op: str, size: large.Size, dtype: torch.dtype, device: str, *, weighted: bool = False
 ) -> None:
-    given = large.arguments(op, size, dtype, device)
+    given = large.arguments(op, size, dtype, device, weighted=weighted)
     together = run(op, given)
     last = size.batch - 1
     for images in ([0], [last], [last, 0, last // 2]):

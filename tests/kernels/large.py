@@ -42,6 +42,13 @@ class Maker:
     def tensor(self, values: list) -> Tensor:
         return torch.tensor(values, device=self.device)
 
+    def weights(self, batch: int, tokens: int) -> Tensor:
+        """[batch, tokens], some of them 0, and all equal in the last of several images."""
+        weights = self.rand(batch, tokens)
+        weights[:, 3::5] = 0
+        weights[1:][-1:] = 0.25
+        return weights
+
     def distinct(self, batch: int, tokens: int, width: int) -> Tensor:
         """[batch, width] distinct indices, those past ``tokens`` as -1."""
         order = self.rand(batch, max(tokens, width)).argsort(-1)[:, :width]
@@ -82,11 +89,13 @@ def arguments(
     seed: int = 0,
     ragged: bool = True,
     exact: bool = False,
+    weighted: bool = False,
 ) -> dict[str, Any]:
     """Those of a call with every option in use; all are passed by name.
 
     ``ragged``: counts are lists, one int per image; else ints, and a tensor on the device where one
-    is allowed. ``exact``: the features are those of :meth:`Maker.exact_features`.
+    is allowed. ``exact``: the features are those of :meth:`Maker.exact_features`. ``weighted``: the
+    ops of greedy completion have weights.
     """
     batch, tokens, dim = size
     make = Maker(seed, device)
@@ -98,6 +107,9 @@ def arguments(
 
     def valid() -> Tensor:
         return make.rand(batch, tokens) < 0.9
+
+    def weights() -> dict[str, Tensor]:
+        return {"weights": make.weights(batch, tokens)} if weighted else {}
 
     if op == "fuse_layers":
         # The class token is dropped by a view, as apply_clasp does.
@@ -121,14 +133,14 @@ def arguments(
     if op == "complete_tokens":
         selected = make.distinct(batch, tokens, 7)
         given = {"features": features(), "selected": selected, "num_tokens": budget}
-        return {**given, "valid": valid()}
+        return {**given, "valid": valid(), **weights()}
     if op == "select_tokens":
         given = {"features": features(), "salience": make.rand(batch, tokens)}
         if ragged:
             given |= {"budget": budgets, "pivot_counts": shares}
         else:
             given |= {"budget": budget, "pivot_counts": make.integers(1, 9, batch)}
-        return {**given, "valid": valid()}
+        return {**given, "valid": valid(), **weights()}
     if op == "gather_tokens":
         return {"tokens": features(), "indices": make.integers(-1, tokens, batch, budget)}
     if op == "merge_tokens":

@@ -42,8 +42,9 @@ def forced(request: pytest.FixtureRequest):
 def test_small_sizes_pass_on_the_cpu(forced, name, size, dtype) -> None:
     if problem := gpu_checks.problem(name, "cpu"):
         pytest.skip(problem)
-    gpu_checks.assert_right(name, size, dtype, "cpu")
-    gpu_checks.assert_images_are_independent(name, size, dtype, "cpu")
+    for weighted in (False, True):
+        gpu_checks.assert_right(name, size, dtype, "cpu", weighted=weighted)
+        gpu_checks.assert_images_are_independent(name, size, dtype, "cpu", weighted=weighted)
     gpu_checks.assert_same_bits_every_time(name, size, dtype, "cpu", times=2)
 
 
@@ -79,16 +80,33 @@ def test_the_certificate_accepts_what_the_oracle_picks() -> None:
     given = large.arguments("complete_tokens", large.Size(3, 13, 7), torch.float32, "cpu")
     picks = oracle.complete_tokens(**given)
     choice = given["features"], given["selected"]
-    exact.certify_completion(*choice, picks, given["valid"])
+    exact.certify_completion(*choice, picks, valid=given["valid"])
     for image, step in [(0, 0), (2, 3)]:
         for wrong in (-1, 13, -2, int(picks[image, step - 1]), int(given["selected"][image].max())):
             changed = picks.clone()
             changed[image, step] = wrong
             with pytest.raises(AssertionError, match="not certified"):
-                exact.certify_completion(*choice, changed, given["valid"])
+                exact.certify_completion(*choice, changed, valid=given["valid"])
     swapped = picks[:, [1, 0, *range(2, picks.shape[1])]]
     with pytest.raises(AssertionError, match="not certified"):
-        exact.certify_completion(*choice, swapped, given["valid"])
+        exact.certify_completion(*choice, swapped, valid=given["valid"])
+
+
+def test_the_certificate_of_weighted_picks_accepts_what_the_oracle_picks() -> None:
+    size = large.Size(3, 13, 7)
+    given = large.arguments("complete_tokens", size, torch.float32, "cpu", weighted=True)
+    given["weights"][0, 1:3] = torch.tensor([torch.nan, torch.inf])
+    picks = oracle.complete_tokens(**given)
+    choice = given["features"], given["selected"]
+    options = {"weights": given["weights"], "valid": given["valid"]}
+    exact.certify_completion(*choice, picks, **options)
+    unweighted = oracle.complete_tokens(**{**given, "weights": None})
+    assert torch.equal(unweighted[2], picks[2])  # of equal weights
+    for image in range(2):
+        changed = picks.clone()
+        changed[image] = unweighted[image]
+        with pytest.raises(AssertionError, match="not certified"):
+            exact.certify_completion(*choice, changed, **options)
 
 
 @pytest.mark.parametrize("name", large.OPS)

@@ -15,6 +15,8 @@ if not torch.cuda.is_available():
 
 DESIGNS = cuda("matrix", "steps")
 
+weighted_too = pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
+
 
 EQUAL = [large.Size(3, 576, 1024), large.Size(2, 2880, 1024)]
 
@@ -42,20 +44,41 @@ AT_ONCE = [
 ]
 
 
+@weighted_too
 @with_sizes(WAVES)
-def test_an_image_does_not_depend_on_its_wave(op, size, dtype) -> None:
-    gpu_checks.assert_images_are_independent(op, size, dtype, DEVICE)
+def test_an_image_does_not_depend_on_its_wave(op, size, dtype, weighted) -> None:
+    gpu_checks.assert_images_are_independent(op, size, dtype, DEVICE, weighted=weighted)
 
 
+@weighted_too
 @with_sizes([case for case in WAVES if case.values[1].batch < 10])
-def test_right_in_waves(op, size, dtype) -> None:
-    gpu_checks.assert_right(op, size, dtype, DEVICE)
+def test_right_in_waves(op, size, dtype, weighted) -> None:
+    gpu_checks.assert_right(op, size, dtype, DEVICE, weighted=weighted)
 
 
+# Of each block size of the scan.
+WEIGHTED = [large.Size(3, 576, 1024), large.Size(3, 2880, 63), large.Size(2, 8192, 64)]
+
+
+@with_sizes(each_that_fits(DESIGNS, WEIGHTED, DTYPES))
+def test_right_with_weights(op, size, dtype) -> None:
+    gpu_checks.assert_right(op, size, dtype, DEVICE, weighted=True)
+
+
+@with_sizes(each_that_fits(DESIGNS, WEIGHTED, DTYPES))
+def test_equal_weights_change_no_bit(op, size, dtype) -> None:
+    given = large.arguments(op, size, dtype, DEVICE)
+    expected = run(op, given)
+    weights = torch.full((size.batch, size.tokens), 0.3, device=DEVICE)
+    weights[~given["valid"]] = 2.0
+    assert_same_bits(run(op, {**given, "weights": weights}), expected)
+
+
+@weighted_too
 @pytest.mark.parametrize("ragged", [False, True])
 @with_sizes(WAVES + AT_ONCE)
-def test_takes_no_more_than_a_workspace(op, size, dtype, ragged) -> None:
-    given = large.arguments(op, size, dtype, DEVICE, ragged=ragged)
+def test_takes_no_more_than_a_workspace(op, size, dtype, ragged, weighted) -> None:
+    given = large.arguments(op, size, dtype, DEVICE, ragged=ragged, weighted=weighted)
     gpu_checks.assert_takes_no_more_than_a_workspace(op, given)
 
 
