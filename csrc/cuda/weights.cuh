@@ -1,4 +1,4 @@
-// Weights of tokens between the steps of the steps design.
+// Prepares weights for the steps design.
 #pragma once
 
 #include <cstdint>
@@ -12,9 +12,9 @@ namespace clasp::cuda {
 
 inline constexpr int kWeightThreads = 256;
 
-// Writes the usable weights of one image per block, [B, N], or kUnweighted for all tokens of an
-// image whose valid tokens have equal weights. A step could not decide that on its own, because its
-// blocks see only some tokens of an image.
+// Writes the usable weights [B, N] of a wave, or kUnweighted for all tokens of an image whose valid
+// tokens have equal weights. One block per image, because the blocks of a step see only some of the
+// tokens.
 static __global__ __launch_bounds__(kWeightThreads) void weights_kernel(Weights weights, Mask valid,
                                                                         int32_t num_tokens,
                                                                         int64_t first_image,
