@@ -89,6 +89,11 @@ CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "too many tokens for all similarities": [{"N": 8193}, {"N": 16384}, {"N": 16384, "M": 1}],
         "selected tokens at a stride that 16 does not divide": [{"P": 33}, {"P": 7, "N": 1024}],
         "a mask": [{"masked": True}, {"masked": True, "N": 1024}],
+        "weights": [{"weighted": True}, {"weighted": True, "N": 1024, "M": 7}],
+        "weights at a stride that 16 does not divide": [
+            {"weighted": True, "N": 577},
+            {"weighted": True, "N": 1000},
+        ],
     },
     "select_tokens": {
         "up to 1024 tokens": [{}, {"N": 1024}, {"R": 320}, {"R": 58, "P": 7}],
@@ -96,6 +101,7 @@ CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "too many tokens for all similarities": [{"N": 8208}, {"N": 16384, "R": 7}],
         "salience at a stride that 16 does not divide": [{"N": 577}, {"N": 1000, "R": 7}],
         "a budget for each image": [{"ragged": True}, {"ragged": True, "R": 7}],
+        "weights": [{"weighted": True}, {"weighted": True, "N": 1024, "R": 7}],
     },
 }
 

@@ -87,10 +87,12 @@ def complete_tokens(
     D: int = 1024,
     P: int = 32,
     M: int = 32,
+    weighted: bool = False,
     masked: bool = False,
 ) -> tuple[Any, ...]:
     features = meta(batch, N, D, scalar=scalar)
-    return features, indices(batch, P), M, mask(batch, N) if masked else None
+    weights = meta(batch, N, scalar=float32) if weighted else None
+    return features, indices(batch, P), M, weights, mask(batch, N) if masked else None
 
 
 @case
@@ -103,12 +105,14 @@ def select_tokens(
     R: int = 64,
     P: int = 32,
     ragged: bool = False,
+    weighted: bool = False,
     masked: bool = False,
 ) -> tuple[Any, ...]:
     features, salience = meta(batch, N, D, scalar=scalar), meta(batch, N, scalar=float32)
     per_image = indices(batch) if ragged else None
+    weights = meta(batch, N, scalar=float32) if weighted else None
     valid = mask(batch, N) if masked else None
-    return features, salience, R, per_image, P, per_image, valid
+    return features, salience, R, per_image, P, per_image, weights, valid
 
 
 @case
@@ -176,6 +180,7 @@ CASES: dict[str, list[Case]] = {
         *(complete_tokens(scalar=scalar) for scalar in FLOATS),
         *(complete_tokens(N=N) for N in (*TOKENS, 16384)),
         complete_tokens(N=8192, D=3584),
+        *(complete_tokens(N=N, weighted=True, masked=True) for N in (576, 2880, 8192, 16384)),
         complete_tokens(masked=True, D=1001),
         complete_tokens(P=0),
     ],
@@ -183,6 +188,7 @@ CASES: dict[str, list[Case]] = {
         *(select_tokens(scalar=scalar) for scalar in FLOATS),
         *(select_tokens(N=N) for N in (*TOKENS, 16384)),
         *(select_tokens(N=N, D=3584) for N in (2880, 16384)),
+        *(select_tokens(N=N, weighted=True) for N in (576, 8192, 16384)),
         select_tokens(ragged=True, masked=True, D=1001),
     ],
     "gather_tokens": [

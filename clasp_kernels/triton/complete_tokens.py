@@ -9,6 +9,7 @@ from torch import Tensor, int64
 from . import configs
 from .completion import complete
 from .coverage import Outputs, empty_tokens, write_token
+from .weights import usable_weights
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_padded", "num_selected", "num_picks"])
@@ -79,7 +80,11 @@ def _tokens_kernel(
 
 
 def complete_tokens(
-    features: Tensor, selected: Tensor, num_picks: int, valid: Tensor | None
+    features: Tensor,
+    selected: Tensor,
+    num_picks: int,
+    weights: Tensor | None,
+    valid: Tensor | None,
 ) -> Tensor:
     batch, num_tokens, dim = features.shape
     picks = features.new_empty((batch, num_picks), dtype=int64)
@@ -108,5 +113,6 @@ def complete_tokens(
         BLOCK_P=64,
         num_warps=block.num_warps,
     )
-    complete(features, tokens, Outputs(picks=picks), config)
+    usable = None if weights is None else usable_weights(weights, valid, config.padded)
+    complete(features, tokens, usable, Outputs(picks=picks), config)
     return picks

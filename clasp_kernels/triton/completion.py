@@ -27,6 +27,7 @@ from .completion_by_steps import complete_by_steps
 from .cosine import cosines
 from .coverage import SELECTED, TAKEN, UNCOVERED, Outputs, Tokens, write_selection
 from .order import index_of, ordered_bits, ranked
+from .weights import gain_ranks
 
 INTERPRETED = tl.constexpr(IN_INTERPRETER)
 
@@ -103,6 +104,7 @@ def _cover(p_covered, b_rank):
 @triton.jit
 def _pick(
     p_covered,  # [N'] of the image
+    p_weights,  # [N'] of the image, or None
     p_similarity,  # [N', N'] of the image
     p_picks,  # [M] of the image, or None
     num_steps,
@@ -117,8 +119,13 @@ def _pick(
     m_token = b_token < num_padded
     b_covered = tl.load(p_covered + b_token, mask=m_token, other=TAKEN, cache_modifier=".cg")
     num_steps = tl.minimum(num_steps, tl.sum((b_covered != TAKEN).to(tl.int32)))
+    if p_weights is not None:
+        b_weight = tl.load(p_weights + b_token, mask=m_token, other=0.0)
     for step in range(num_steps):
-        i_best = index_of(tl.min(ranked(b_covered, b_token)))
+        b_rank = b_covered
+        if p_weights is not None:
+            b_rank = gain_ranks(b_covered, b_weight)
+        i_best = index_of(tl.min(ranked(b_rank, b_token)))
         if p_picks is not None:
             tl.store(p_picks + step, i_best)
         p_row = p_similarity + i_best * num_padded + b_token
@@ -137,6 +144,7 @@ def _complete_kernel(
     p_flags,
     p_steps,  # [B], as is the next
     p_arrivals,
+    p_weights,  # [B, N'] or None
     p_similarity,  # [images in a wave, N', N'], or None: compare with selected tokens only
     p_picks,  # [B, R] or None
     p_indices,  # [B, R] or None
@@ -194,7 +202,11 @@ def _complete_kernel(
         if is_last:
             if p_picks is not None:
                 p_picks += i_image * num_slots
-            num_picked = _pick(p_covered, p_similarity, p_picks, num_steps, num_padded, TOKENS)
+            if p_weights is not None:
+                p_weights += i_image * num_padded
+            num_picked = _pick(
+                p_covered, p_weights, p_similarity, p_picks, num_steps, num_padded, TOKENS
+            )
             if p_picks is not None:
                 _end_picks(p_picks, num_picked, num_slots, BLOCK_OUT)
             else:
@@ -212,9 +224,16 @@ def _complete_kernel(
 
 
 def complete(
-    features: Tensor, tokens: Tokens, outputs: Outputs, config: configs.Completion
+    features: Tensor,
+    tokens: Tokens,
+    weights: Tensor | None,
+    outputs: Outputs,
+    config: configs.Completion,
 ) -> None:
-    """Makes ``tokens.steps`` picks and fills ``outputs``; overwrites ``tokens``."""
+    """Makes ``tokens.steps`` picks and fills ``outputs``; overwrites ``tokens``.
+
+    ``weights`` [B, N'] are of :func:`clasp_kernels.triton.weights.usable_weights`.
+    """
     slots = outputs.picks if outputs.picks is not None else outputs.indices
     assert slots is not None
     batch, num_slots = slots.shape
@@ -224,6 +243,7 @@ def complete(
         _complete_kernel[(images * config.num_pairs,)](
             features,
             *tokens,
+            weights,
             similarity,
             *outputs,
             num_tokens,
@@ -247,4 +267,4 @@ def complete(
         return
 
     compare(None, 0, batch)
-    complete_by_steps(features, tokens, outputs, num_slots, config)
+    complete_by_steps(features, tokens, weights, outputs, num_slots, config)

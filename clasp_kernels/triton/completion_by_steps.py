@@ -14,6 +14,7 @@ from . import configs
 from .cosine import cosines
 from .coverage import TAKEN, Outputs, Tokens, write_selection
 from .order import RETIRED, index_of, ordered_bits, rank_of, ranked
+from .weights import gain_ranks
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_padded", "num_keys", "step"])
@@ -21,6 +22,7 @@ def _step_kernel(
     p_features,  # [B, N, D]
     p_norm,  # [B, N'], as is the next
     p_covered,
+    p_weights,  # [B, N'] or None
     p_steps,  # [B]
     p_keys,  # [B, num_keys] int64, the key of the pick of each step
     num_tokens,
@@ -34,7 +36,7 @@ def _step_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Covers a block of tokens with the previous pick; its least covered token competes."""
+    """Covers a block of tokens with the previous pick; its best candidate competes."""
     num_blocks = tl.cdiv(num_tokens, BLOCK_N)
     i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
     b_token = tl.program_id(0) % num_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -71,7 +73,11 @@ def _step_kernel(
                 b_covered = tl.maximum(b_covered, ordered_bits(b_cosine))
                 b_covered = tl.where(b_token == i_taken, TAKEN, b_covered)
                 tl.store(p_covered, b_covered, mask=m_token)
-        tl.atomic_min(p_key, tl.min(ranked(b_covered, b_token)), sem="relaxed")
+        b_rank = b_covered
+        if p_weights is not None:
+            p_weight = p_weights + i_image * num_padded + b_token
+            b_rank = gain_ranks(b_covered, tl.load(p_weight, mask=m_token, other=0.0))
+        tl.atomic_min(p_key, tl.min(ranked(b_rank, b_token)), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["num_padded", "num_keys", "num_slots"])
@@ -110,7 +116,12 @@ def _end_kernel(
 
 
 def complete_by_steps(
-    features: Tensor, tokens: Tokens, outputs: Outputs, num_slots: int, config: configs.Completion
+    features: Tensor,
+    tokens: Tokens,
+    weights: Tensor | None,
+    outputs: Outputs,
+    num_slots: int,
+    config: configs.Completion,
 ) -> None:
     """As :func:`clasp_kernels.triton.completion.complete`, after the selected tokens are
     covered."""
@@ -125,6 +136,7 @@ def complete_by_steps(
             features,
             tokens.norm,
             tokens.covered,
+            weights,
             tokens.steps,
             keys,
             num_tokens,

@@ -135,6 +135,8 @@ def select_pivots(num_tokens: int, num_pivots: int) -> CountBlocks | SortBlocks:
 SIMILARITY_BYTES = 256 << 20
 # Number of tokens that are compacted by index at a time.
 SELECTION_BLOCK = 4096
+# Number of tokens whose weights are read at a time: 8 per thread.
+WEIGHTS_BLOCK = 1024
 
 
 class Completion(NamedTuple):

@@ -27,6 +27,13 @@ def ordered_bits(b_value):
 
 
 @triton.jit
+def from_ordered_bits(b_bits):
+    """The inverse of :func:`ordered_bits`."""
+    b_bits = tl.where(b_bits < 0, b_bits ^ _ALL_BUT_SIGN, b_bits)
+    return b_bits.to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def descending_rank(b_value, m_valid):
     """int32 ranks: the largest float32 first, then NaN, then invalid tokens."""
     b_rank = tl.where(b_value != b_value, RANK_OF_NAN, ~ordered_bits(b_value))

@@ -11,6 +11,7 @@ from . import configs
 from .completion import complete
 from .coverage import Outputs, empty_tokens, write_token
 from .ranking import counted_ranks, is_candidate, salience_keys
+from .weights import usable_weights
 
 
 @triton.jit
@@ -118,6 +119,7 @@ def select_tokens(
     budget: Tensor | None,
     num_pivots: int,
     pivot_counts: Tensor | None,
+    weights: Tensor | None,
     valid: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, num_tokens, dim = features.shape
@@ -154,5 +156,6 @@ def select_tokens(
         num_warps=block.num_warps,
     )
     outputs = Outputs(indices=indices, is_pivot=is_pivot, counts=counts)
-    complete(features, tokens, outputs, config)
+    usable = None if weights is None else usable_weights(weights, valid, config.padded)
+    complete(features, tokens, usable, outputs, config)
     return indices, is_pivot, counts

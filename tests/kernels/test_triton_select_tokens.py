@@ -7,7 +7,15 @@ import numpy
 import oracle
 import pytest
 import torch
-from inputs import DTYPES, exact_features, generator, random_features, random_mask
+from inputs import (
+    DTYPES,
+    dyadic_features,
+    exact_features,
+    exact_weights,
+    generator,
+    random_features,
+    random_mask,
+)
 from torch import Tensor
 
 from clasp_kernels import complete_tokens, select_tokens
@@ -38,6 +46,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Comp
 
     monkeypatch.setattr(configs, "completion", config)
     monkeypatch.setattr(configs, "SELECTION_BLOCK", 16)
+    monkeypatch.setattr(configs, "WEIGHTS_BLOCK", 16)
     for name in ("completion_tokens", "completion_step"):
         monkeypatch.setattr(configs, name, lambda dim, element_bytes: RowBlocks(16, 16, 1))
     return request.param
@@ -52,7 +61,14 @@ def select(device: str, features: Tensor, salience: Tensor, *counts, valid=None)
 def unchecked(device: str, features: Tensor, selected: Tensor, picks: int) -> Tensor:
     """complete_tokens without the checks of the public function, as on a GPU."""
     op = torch.ops.clasp_kernels.complete_tokens.triton
-    return op(features.to(device), selected.to(device), picks, None).cpu()
+    return op(features.to(device), selected.to(device), picks, None, None).cpu()
+
+
+def apart(values: Tensor) -> Tensor:
+    """Twice as far apart in every dimension."""
+    for dimension in range(values.dim()):
+        values = values.repeat_interleave(2, dimension)
+    return values[tuple(slice(None, None, 2) for _ in range(values.dim()))]
 
 
 @EVERY_WAY
@@ -112,7 +128,7 @@ def test_counts_that_nothing_clamped(device, way) -> None:
     features, salience = exact_features(12, 5, 20), torch.rand(5, 20, generator=generator(12))
     budget = torch.tensor([-3, 2**40, 7, 5, 7])
     shares = torch.tensor([2, 4, -(2**40), 2**40, 0])
-    given = (features, salience, 7, budget, 3, shares, None)
+    given = (features, salience, 7, budget, 3, shares, None, None)
     there = [value.to(device) if isinstance(value, Tensor) else value for value in given]
     expected = torch.ops.clasp_kernels.select_tokens.reference(*given)
     result = torch.ops.clasp_kernels.select_tokens.triton(*there)
@@ -182,18 +198,88 @@ def test_counts_and_masks_need_not_be_contiguous(device, way) -> None:
         features.cpu(), salience, *(count.tolist() for count in counts), valid=valid
     )
 
-    def apart(values: Tensor) -> Tensor:
-        """Twice as far apart in every dimension."""
-        for dimension in range(values.dim()):
-            values = values.repeat_interleave(2, dimension)
-        return values.to(device)[tuple(slice(None, None, 2) for _ in range(values.dim()))]
-
     result = torch.ops.clasp_kernels.select_tokens.triton(
-        apart(features), apart(salience), 9, apart(counts[0]), 3, apart(counts[1]), apart(valid)
+        *(apart(features), apart(salience), 9, apart(counts[0]), 3, apart(counts[1])),
+        *(None, apart(valid)),
     )
     assert torch.equal(result[0].cpu(), expected[0])
     assert torch.equal(result[1].cpu(), expected[1])
     assert torch.equal(result[2].cpu(), expected[2])
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("tokens", [17, 33])
+def test_weights(device, way, tokens) -> None:
+    """More than one block of them; one image has equal weights, one nothing selected."""
+    features = dyadic_features(tokens, 4, tokens)
+    weights = exact_weights(tokens, 4, tokens)
+    valid = random_mask(tokens, 4, tokens)
+    valid[3] = True
+    weights[2] = torch.where(valid[2], 3.0, weights[2])
+    selected = torch.tensor([[0, 16], [5, -1], [16, 3], [-1, -1]])
+    expected = oracle.complete_tokens(features, selected, 20, weights, valid)
+    picks = complete_tokens(
+        features.to(device),
+        selected.to(device),
+        20,
+        weights=apart(weights.to(device)),
+        valid=apart(valid.to(device)),
+    )
+    assert torch.equal(picks.cpu(), expected)
+    expected = oracle.complete_tokens(features, selected, 5, weights[:1].expand(4, -1))
+    picks = complete_tokens(
+        features.to(device), selected.to(device), 5, weights=weights.to(device)[:1].expand(4, -1)
+    )
+    assert torch.equal(picks.cpu(), expected)
+
+    salience = torch.rand(4, tokens, generator=generator(tokens))
+    counts = ([tokens // 2, 9, 3, tokens], [1, 4, 2, 3])
+    selection = select_tokens(
+        features.to(device),
+        salience.to(device),
+        *counts,
+        weights=weights.to(device),
+        valid=valid.to(device),
+    )
+    expected = oracle.select_tokens(features, salience, *counts, weights, valid=valid)
+    for part, right in zip(selection, expected, strict=True):
+        assert torch.equal(part.cpu(), right)
+
+
+@EVERY_WAY
+def test_equal_weights_change_no_bit(device, way) -> None:
+    features = random_features(13, 2, 20, 5, torch.float32).to(device)
+    features[0, 18] = NAN
+    selected = torch.tensor([[3], [-1]], device=device)
+    weights = torch.tensor([[0.3], [0.0]], device=device).expand(2, 20)
+    expected = complete_tokens(features, selected, 20)
+    assert torch.equal(complete_tokens(features, selected, 20, weights=weights), expected)
+
+
+@BY_TILES_OR_STEPS
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_weighted_picks_are_certified(device, way, dtype) -> None:
+    features = random_features(4, 2, 35, 9, dtype)
+    weights = torch.rand(2, 35, generator=generator(14)).to(dtype)
+    selected = torch.tensor([[34, -1, 2], [-1, -1, -1]])
+    picks = complete_tokens(
+        features.to(device), selected.to(device), 12, weights=weights.to(device)
+    ).cpu()
+    oracle.certify_completion(features, selected, picks, weights)
+
+
+@BY_TILES_OR_STEPS
+def test_weighted_garbage_ties_whatever_its_weights(device, way) -> None:
+    """It comes after what can be compared, before weight 0, and by index."""
+    features = random_features(9, 1, 20, 5, torch.float32)
+    features[0, [1, 16], 2] = torch.tensor([NAN, INF])
+    features[0, 7] = -INF
+    weights = torch.ones(1, 20)
+    weights[0, [1, 4, 7, 16]] = torch.tensor([0.25, 0.0, 2.0**-40, 2.0**40])
+    picks = complete_tokens(
+        features.to(device), torch.tensor([[0]]).to(device), 19, weights=weights.to(device)
+    )
+    assert picks[0, -4:].tolist() == [1, 7, 16, 4]
 
 
 @pytest.mark.parametrize("batch", [1, 5])
