@@ -8,7 +8,7 @@ from torch import Tensor, int64
 
 from . import configs
 from .completion import complete
-from .coverage import Outputs, empty_tokens, write_token
+from .coverage import Outputs, Tokens, empty_tokens, write_token
 from .weights import usable_weights
 
 
@@ -79,20 +79,15 @@ def _tokens_kernel(
         tl.store(p_arrivals + i_image, 0)
 
 
-def complete_tokens(
+def write_tokens(
     features: Tensor,
     selected: Tensor,
     num_picks: int,
-    weights: Tensor | None,
     valid: Tensor | None,
-) -> Tensor:
+    config: configs.Completion,
+) -> Tokens:
+    """Returns the state of each token before the first pick; there is at least one token."""
     batch, num_tokens, dim = features.shape
-    picks = features.new_empty((batch, num_picks), dtype=int64)
-    if picks.numel() == 0:
-        return picks
-    if num_tokens == 0:
-        return picks.fill_(-1)
-    config = configs.completion(num_tokens, dim, features.element_size())
     tokens = empty_tokens(features, config)
     block = configs.completion_tokens(dim, features.element_size())
     _tokens_kernel[(batch * triton.cdiv(config.padded, block.rows),)](
@@ -113,6 +108,26 @@ def complete_tokens(
         BLOCK_P=64,
         num_warps=block.num_warps,
     )
-    usable = None if weights is None else usable_weights(weights, valid, config.padded)
+    return tokens
+
+
+def complete_tokens(
+    features: Tensor,
+    selected: Tensor,
+    num_picks: int,
+    weights: Tensor | None,
+    valid: Tensor | None,
+) -> Tensor:
+    batch, num_tokens, dim = features.shape
+    picks = features.new_empty((batch, num_picks), dtype=int64)
+    if picks.numel() == 0:
+        return picks
+    if num_tokens == 0:
+        return picks.fill_(-1)
+    config = configs.completion(num_tokens, dim, features.element_size())
+    tokens = write_tokens(features, selected, num_picks, valid, config)
+    usable = None
+    if weights is not None:
+        usable = usable_weights(features, weights, valid, config.padded)
     complete(features, tokens, usable, Outputs(picks=picks), config)
     return picks

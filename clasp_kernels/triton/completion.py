@@ -20,16 +20,13 @@ import triton
 import triton.language as tl
 from torch import Tensor, int32
 
-from . import INTERPRETED as IN_INTERPRETER
 from . import configs
 from .arrival import arrives_last
 from .completion_by_steps import complete_by_steps
-from .cosine import cosines
 from .coverage import SELECTED, TAKEN, UNCOVERED, Outputs, Tokens, write_selection
 from .order import index_of, ordered_bits, ranked
+from .tiles import pair_of_blocks, tile_cosines
 from .weights import gain_ranks
-
-INTERPRETED = tl.constexpr(IN_INTERPRETER)
 
 
 @triton.jit
@@ -61,27 +58,18 @@ def _compare(
     b_column = i_column * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row_selected = (tl.load(p_flags + b_row) & SELECTED) != 0
     m_column_selected = (tl.load(p_flags + b_column) & SELECTED) != 0
-    b_row_norm = tl.load(p_norm + b_row)
-    b_column_norm = tl.load(p_norm + b_column)
-
-    p_row = (p_features + b_row.to(tl.int64) * stride_token)[:, None]
-    p_column = (p_features + b_column.to(tl.int64) * stride_token)[:, None]
-    m_row = (b_row < num_tokens)[:, None]
-    m_column = (b_column < num_tokens)[:, None]
-    b_dot = tl.zeros((BLOCK_N, BLOCK_N), tl.float32)
-    for first in range(0, D, BLOCK_D):
-        b_feature = first + tl.arange(0, BLOCK_D)[None, :]
-        m_feature = b_feature < D
-        b_offset = b_feature.to(tl.int64) * stride_feature
-        b_rows = tl.load(p_row + b_offset, mask=m_row & m_feature, other=0.0)
-        b_columns = tl.load(p_column + b_offset, mask=m_column & m_feature, other=0.0)
-        if INTERPRETED:
-            # The interpreter's dot of bfloat16 is garbage.
-            b_rows = b_rows.to(tl.float32)
-            b_columns = b_columns.to(tl.float32)
-        b_dot = tl.dot(b_rows, tl.trans(b_columns), b_dot, input_precision="ieee")
-
-    b_rank = ordered_bits(cosines(b_dot, b_row_norm[:, None], b_column_norm[None, :]))
+    b_cosine = tile_cosines(
+        p_features,
+        p_norm,
+        b_row,
+        b_column,
+        num_tokens,
+        stride_token,
+        stride_feature,
+        D,
+        BLOCK_D,
+    )
+    b_rank = ordered_bits(b_cosine)
     b_rank = tl.where(b_row[:, None] == b_column[None, :], TAKEN, b_rank)
     if p_similarity is not None:
         p_tile = p_similarity + b_row.to(tl.int64)[:, None] * num_padded + b_column[None, :]
@@ -166,11 +154,8 @@ def _complete_kernel(
     num_padded = num_blocks * BLOCK_N
     num_pairs = num_blocks * (num_blocks + 1) // 2
     i_in_wave = (tl.program_id(0) // num_pairs).to(tl.int64)
-    i_pair = tl.program_id(0) % num_pairs
     i_image = first_image + i_in_wave
-    # Pairs each block with itself, then with the next block cyclically, and so on up to half way.
-    i_row = i_pair % num_blocks
-    i_column = (i_row + i_pair // num_blocks) % num_blocks
+    i_row, i_column = pair_of_blocks(tl.program_id(0) % num_pairs, num_blocks)
 
     p_features += i_image * stride_image
     p_norm += i_image * num_padded

@@ -149,6 +149,14 @@ def complete_by_steps(
             BLOCK_D=step.columns,
             num_warps=step.num_warps,
         )
+    end_steps(tokens, keys, outputs, num_slots, config)
+
+
+def end_steps(
+    tokens: Tokens, keys: Tensor, outputs: Outputs, num_slots: int, config: configs.Completion
+) -> None:
+    """Fills ``outputs`` from the keys of the picks, or from the coverage after the last pick."""
+    batch, num_keys = keys.shape
     _end_kernel[(batch,)](
         tokens.covered,
         tokens.flags,

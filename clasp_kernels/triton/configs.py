@@ -194,6 +194,13 @@ def completion_step(dim: int, element_bytes: int) -> RowBlocks:
     return completion_tokens(dim, element_bytes)
 
 
+def covering_step(num_padded: int) -> RowBlocks:
+    """The candidates of a program, and the tokens that they represent at a time. Few candidates, so
+    that one image fills a good part of a GPU: each thread has 64 bytes of similarities in flight.
+    """
+    return RowBlocks(16, min(next_power_of_2(num_padded), 256), 8)
+
+
 # Compiling 64 layers takes seconds; 200 layers take a minute and spill registers. Models have
 # fewer.
 LAYERS_PER_LAUNCH = 64

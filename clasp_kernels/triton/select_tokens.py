@@ -156,6 +156,8 @@ def select_tokens(
         num_warps=block.num_warps,
     )
     outputs = Outputs(indices=indices, is_pivot=is_pivot, counts=counts)
-    usable = None if weights is None else usable_weights(weights, valid, config.padded)
+    usable = None
+    if weights is not None:
+        usable = usable_weights(features, weights, valid, config.padded)
     complete(features, tokens, usable, outputs, config)
     return indices, is_pivot, counts

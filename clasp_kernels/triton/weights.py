@@ -29,9 +29,11 @@ def _load(p_weights, p_valid, b_token, num_tokens, stride_weight, stride_valid):
     """Returns the weights of a block of tokens, within bounds, and which tokens are valid."""
     m_valid = b_token < num_tokens
     b_offset = b_token.to(tl.int64)
-    b_weight = tl.load(p_weights + b_offset * stride_weight, mask=m_valid, other=0.0)
-    # The comparison is also false for NaN.
-    b_weight = tl.where(b_weight >= _SMALLEST, tl.minimum(b_weight, _LARGEST), 0.0)
+    b_weight = tl.full(b_token.shape, 1.0, tl.float32)
+    if p_weights is not None:
+        b_weight = tl.load(p_weights + b_offset * stride_weight, mask=m_valid, other=0.0)
+        # The comparison is also false for NaN.
+        b_weight = tl.where(b_weight >= _SMALLEST, tl.minimum(b_weight, _LARGEST), 0.0)
     if p_valid is not None:
         m_valid = tl.load(p_valid + b_offset * stride_valid, mask=m_valid, other=0) != 0
     return b_weight, m_valid
@@ -39,7 +41,7 @@ def _load(p_weights, p_valid, b_token, num_tokens, stride_weight, stride_valid):
 
 @triton.jit(do_not_specialize=["num_tokens", "num_padded", "equal"])
 def _weights_kernel(
-    p_weights,  # [B, N]
+    p_weights,  # [B, N] or None: all equal
     p_valid,  # [B, N] bool or None
     p_usable,  # [B, N']
     num_tokens,
@@ -52,7 +54,8 @@ def _weights_kernel(
     BLOCK: tl.constexpr,
 ):
     i_image = tl.program_id(0).to(tl.int64)
-    p_weights += i_image * stride_weight_image
+    if p_weights is not None:
+        p_weights += i_image * stride_weight_image
     if p_valid is not None:
         p_valid += i_image * stride_valid_image
 
@@ -81,14 +84,19 @@ def _weights_kernel(
 
 
 def usable_weights(
-    weights: Tensor, valid: Tensor | None, num_padded: int, *, equal: float = UNWEIGHTED
+    features: Tensor,  # [B, N, D]
+    weights: Tensor | None,  # [B, N]; None: all equal
+    valid: Tensor | None,
+    num_padded: int,
+    *,
+    equal: float = UNWEIGHTED,
 ) -> Tensor:
     """Returns float32 weights [B, N'] within bounds; 0 if a token is not valid.
 
     In an image whose valid tokens all have the same weight, valid tokens get ``equal``.
     """
-    batch, num_tokens = weights.shape
-    usable = weights.new_empty((batch, num_padded), dtype=float32)
+    batch, num_tokens = features.shape[:2]
+    usable = features.new_empty((batch, num_padded), dtype=float32)
     _weights_kernel[(batch,)](
         weights,
         valid,
@@ -96,7 +104,7 @@ def usable_weights(
         num_tokens,
         num_padded,
         equal,
-        *weights.stride(),
+        *((0, 0) if weights is None else weights.stride()),
         *((0, 0) if valid is None else valid.stride()),
         BLOCK=configs.WEIGHTS_BLOCK,
         num_warps=4,
