@@ -95,6 +95,15 @@ CLASSES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"weighted": True, "N": 1000},
         ],
     },
+    "cover_tokens": {
+        "513 to 1024 tokens": [{}, {"N": 577}, {"N": 1000}, {"P": 64}, {"M": 320}, {"M": 1}],
+        "257 to 512 tokens": [{"N": 300}, {"N": 512, "M": 7}],
+        "too many tokens for all similarities": [{"N": 8193}, {"N": 16384}, {"N": 16384, "M": 7}],
+        "a mask": [{"masked": True}, {"masked": True, "N": 1024}],
+        "weights": [{"weighted": True}, {"weighted": True, "N": 1024, "M": 7}],
+        "a preference": [{"preferred": True}, {"preferred": True, "N": 1024, "M": 7}],
+        "a count for each image": [{"ragged": True}, {"ragged": True, "M": 7}],
+    },
     "select_tokens": {
         "up to 1024 tokens": [{}, {"N": 1024}, {"R": 320}, {"R": 58, "P": 7}],
         "up to 512 tokens": [{"N": 304}, {"N": 512, "R": 7}],

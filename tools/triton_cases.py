@@ -96,6 +96,28 @@ def complete_tokens(
 
 
 @case
+def cover_tokens(
+    batch: int,
+    *,
+    scalar: dtype = bfloat16,
+    N: int = 576,
+    D: int = 1024,
+    P: int = 32,
+    M: int = 32,
+    ragged: bool = False,
+    weighted: bool = False,
+    preferred: bool = False,
+    masked: bool = False,
+) -> tuple[Any, ...]:
+    features, counts = meta(batch, N, D, scalar=scalar), indices(batch) if ragged else None
+    weights, preference = (
+        meta(batch, N, scalar=float32) if given else None for given in (weighted, preferred)
+    )
+    valid = mask(batch, N) if masked else None
+    return features, indices(batch, P), M, counts, weights, preference, valid
+
+
+@case
 def select_tokens(
     batch: int,
     *,
@@ -183,6 +205,15 @@ CASES: dict[str, list[Case]] = {
         *(complete_tokens(N=N, weighted=True, masked=True) for N in (576, 2880, 8192, 16384)),
         complete_tokens(masked=True, D=1001),
         complete_tokens(P=0),
+    ],
+    "cover_tokens": [
+        *(cover_tokens(scalar=scalar) for scalar in FLOATS),
+        *(cover_tokens(N=N) for N in (*TOKENS, 16384)),
+        *(cover_tokens(N=16384, scalar=scalar, preferred=True) for scalar in FLOATS[::2]),
+        cover_tokens(N=2880, D=3584),
+        cover_tokens(N=2880, ragged=True, weighted=True, preferred=True, masked=True),
+        *(cover_tokens(N=N, masked=True, D=1001) for N in (576, 16384)),
+        cover_tokens(P=0, M=1),
     ],
     "select_tokens": [
         *(select_tokens(scalar=scalar) for scalar in FLOATS),

@@ -194,11 +194,25 @@ def completion_step(dim: int, element_bytes: int) -> RowBlocks:
     return completion_tokens(dim, element_bytes)
 
 
-def covering_step(num_padded: int) -> RowBlocks:
-    """The candidates of a program, and the tokens that they represent at a time. Few candidates, so
-    that one image fills a good part of a GPU: each thread has 64 bytes of similarities in flight.
+def covering(num_tokens: int, dim: int, element_bytes: int) -> Completion:
+    """As for completion, except for tiles that are computed again in each step. These are at most
+    64 wide, of half as many features at a time and one step more in flight, because a tile and the
+    gains that come of it take more registers."""
+    config = completion(num_tokens, dim, element_bytes)
+    if config.wave > 0:
+        return config
+    rows = min(config.rows, 64)
+    padded = -(-num_tokens // rows) * rows
+    columns = max(config.columns // 2, 16)
+    return Completion(rows, columns, padded, 0, num_warps=8, num_stages=4)
+
+
+def covering_step(tile_rows: int, num_padded: int) -> RowBlocks:
+    """The candidates of a program, and the tokens that they represent at a time: up to 64 bytes of
+    similarities in flight per thread. With few candidates, a few images fill a GPU; a program reads
+    its similarities in about the time of a launch. ``num_padded`` is a multiple of ``tile_rows``.
     """
-    return RowBlocks(16, min(next_power_of_2(num_padded), 256), 8)
+    return RowBlocks(min(tile_rows, 32), min(next_power_of_2(num_padded), 128), 8)
 
 
 # Compiling 64 layers takes seconds; 200 layers take a minute and spill registers. Models have

@@ -24,7 +24,7 @@ from .complete_tokens import write_tokens
 from .completion_by_steps import end_steps
 from .cosine import NOT_FINITE
 from .coverage import SELECTED, TAKEN, Outputs, Tokens
-from .order import RETIRED, index_of, ordered_bits, rank_of, ranked
+from .order import RETIRED, index_of, ordered_bits, ranked
 from .tiles import pair_of_blocks, tile_cosines
 from .weights import usable_weights
 
@@ -57,35 +57,26 @@ def _similarities(
 
 
 @triton.jit
-def _num_steps(p_counts, i_image, num_keys, stride_count):
-    num_steps = num_keys.to(tl.int64)
-    if p_counts is not None:
-        num_steps = tl.minimum(tl.load(p_counts + i_image * stride_count), num_steps)
-    return num_steps
-
-
-@triton.jit
 def _represent(p_best, b_similarity):
     """Takes the maximum of ``best`` and similarities, which have the order of their bits."""
     b_bits = b_similarity.to(tl.int32, bitcast=True)
     tl.atomic_max(p_best, b_bits, mask=b_bits > 0, sem="relaxed")
 
 
-@triton.jit(do_not_specialize=["num_tokens", "num_keys", "first_image"])
+@triton.jit(do_not_specialize=["num_tokens", "first_image"])
 def _similarity_kernel(
     p_features,  # [B, N, D]
     p_norm,  # [B, N']
     p_flags,  # [B, N']
     p_best,  # [B, N'] int32, the bits of float32
-    p_counts,  # [B] or None
+    p_steps,  # [B], the number of picks to make, if enough tokens are left
     p_similarity,  # [images in a wave, N', N'], or None: only update the best
     num_tokens,
-    num_keys,
     first_image,
     stride_image,
     stride_token,
     stride_feature,
-    stride_count,
+    stride_steps,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -100,7 +91,9 @@ def _similarity_kernel(
     b_column = i_column * BLOCK_N + tl.arange(0, BLOCK_N)
     p_flags += i_image * num_padded
     p_best += i_image * num_padded
-    if _num_steps(p_counts, i_image, num_keys, stride_count) > 0:
+    if p_similarity is not None:
+        p_similarity += i_in_wave * num_padded * num_padded
+    if tl.load(p_steps + i_image * stride_steps) > 0:
         b_similarity = _similarities(
             p_features + i_image * stride_image,
             p_norm + i_image * num_padded,
@@ -115,15 +108,14 @@ def _similarity_kernel(
         m_row_selected = (tl.load(p_flags + b_row) & SELECTED) != 0
         m_column_selected = (tl.load(p_flags + b_column) & SELECTED) != 0
         if p_similarity is not None:
-            p_similarity += i_in_wave * num_padded * num_padded
             p_tile = p_similarity + b_row.to(tl.int64)[:, None] * num_padded + b_column[None, :]
             tl.store(p_tile, b_similarity)
         b_represented = tl.where(m_row_selected[:, None], b_similarity, 0.0)
         _represent(p_best + b_column, tl.max(b_represented, axis=0))
         if i_row != i_column:
             if p_similarity is not None:
-                p_tile = p_similarity + b_column.to(tl.int64)[:, None] * num_padded
-                tl.store(p_tile + b_row[None, :], tl.trans(b_similarity))
+                p_tile = p_similarity + b_column.to(tl.int64)[:, None] * num_padded + b_row[None, :]
+                tl.store(p_tile, tl.trans(b_similarity))
             b_represented = tl.where(m_column_selected[None, :], b_similarity, 0.0)
             _represent(p_best + b_row, tl.max(b_represented, axis=1))
 
@@ -133,8 +125,8 @@ def _compete(p_key, p_preference, b_covered, b_gain, b_token):
     """``p_preference`` is that of the image, or None."""
     if p_preference is not None:
         b_gain *= tl.load(p_preference + b_token)
-    b_rank = tl.where(b_covered == TAKEN, TAKEN, ~ordered_bits(b_gain))
-    tl.atomic_min(p_key, tl.min(ranked(b_rank, b_token)), sem="relaxed")
+    b_key = tl.where(b_covered == TAKEN, RETIRED, ranked(~ordered_bits(b_gain), b_token))
+    tl.atomic_min(p_key, tl.min(b_key), sem="relaxed")
 
 
 @triton.jit(do_not_specialize=["num_padded", "num_keys", "first_image", "step"])
@@ -145,13 +137,13 @@ def _step_kernel(
     p_preference,  # or None
     p_best,  # before the previous pick
     p_next_best,  # after it
-    p_counts,  # [B] or None
+    p_steps,  # [B]
     p_keys,  # [B, num_keys] int64, the key of the pick of each step
     num_padded,
     num_keys,
     first_image,
     step,
-    stride_count,
+    stride_steps,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -170,9 +162,9 @@ def _step_kernel(
     p_next_best += i_image * num_padded
     p_key = p_keys + i_image * num_keys + step
 
-    if step < _num_steps(p_counts, i_image, num_keys, stride_count):
+    if step < tl.load(p_steps + i_image * stride_steps):
         previous = tl.load(p_key - 1, mask=step > 0, other=RETIRED)
-        has_previous = rank_of(previous) != TAKEN
+        has_previous = previous != RETIRED
         if (step == 0) | has_previous:
             i_taken = index_of(previous)
             # No other program reads the coverage of these tokens.
@@ -205,7 +197,7 @@ def _represent_kernel(
     p_norm,  # [B, N'], as are the next two
     p_covered,
     p_best,
-    p_counts,  # [B] or None
+    p_steps,  # [B]
     p_keys,  # [B, num_keys]
     num_tokens,
     num_keys,
@@ -213,7 +205,7 @@ def _represent_kernel(
     stride_image,
     stride_token,
     stride_feature,
-    stride_count,
+    stride_steps,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -223,9 +215,9 @@ def _represent_kernel(
     num_padded = num_blocks * BLOCK_N
     i_image = (tl.program_id(0) // num_blocks).to(tl.int64)
     b_token = tl.program_id(0) % num_blocks * BLOCK_N + tl.arange(0, BLOCK_N)
-    if step < _num_steps(p_counts, i_image, num_keys, stride_count):
+    if step < tl.load(p_steps + i_image * stride_steps):
         previous = tl.load(p_keys + i_image * num_keys + step - 1)
-        if rank_of(previous) != TAKEN:
+        if previous != RETIRED:
             i_taken = index_of(previous).to(tl.int32)
             # The pick's row of a whole tile, the only one in which the gains see it.
             b_row = i_taken // BLOCK_N * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -241,8 +233,8 @@ def _represent_kernel(
                 BLOCK_D,
             )
             b_taken = tl.where((b_row == i_taken)[:, None], b_similarity, 0.0)
-            p_best += i_image * num_padded + b_token
-            tl.store(p_best, tl.maximum(tl.load(p_best), tl.sum(b_taken, axis=0)))
+            p_block = p_best + i_image * num_padded + b_token
+            tl.store(p_block, tl.maximum(tl.load(p_block), tl.sum(b_taken, axis=0)))
             tl.store(p_covered + i_image * num_padded + b_token, TAKEN, mask=b_token == i_taken)
 
 
@@ -254,7 +246,7 @@ def _recomputing_step_kernel(
     p_weights,
     p_preference,  # or None
     p_best,
-    p_counts,  # [B] or None
+    p_steps,  # [B]
     p_keys,  # [B, num_keys]
     num_tokens,
     num_keys,
@@ -262,7 +254,7 @@ def _recomputing_step_kernel(
     stride_image,
     stride_token,
     stride_feature,
-    stride_count,
+    stride_steps,
     D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -277,9 +269,9 @@ def _recomputing_step_kernel(
         p_preference += i_image * num_padded
     p_best += i_image * num_padded
     p_key = p_keys + i_image * num_keys + step
-    if step < _num_steps(p_counts, i_image, num_keys, stride_count):
+    if step < tl.load(p_steps + i_image * stride_steps):
         previous = tl.load(p_key - 1, mask=step > 0, other=RETIRED)
-        if (step == 0) | (rank_of(previous) != TAKEN):
+        if (step == 0) | (previous != RETIRED):
             b_gain = tl.zeros((BLOCK_N,), tl.float32)
             for first in range(0, num_padded, BLOCK_N):
                 b_column = first + tl.arange(0, BLOCK_N)
@@ -316,7 +308,7 @@ def cover_tokens(
         return picks
     if num_tokens == 0:
         return picks.fill_(-1)
-    config = configs.completion(num_tokens, dim, features.element_size())
+    config = configs.covering(num_tokens, dim, features.element_size())
     tokens = write_tokens(features, selected, num_picks, valid, config)
     usable = usable_weights(features, weights, valid, config.padded, equal=1.0)
     preferred = None
@@ -341,7 +333,9 @@ def _pick(
     """Fills ``keys``. ``weights`` and ``preference`` are [B, N']."""
     batch, num_tokens, dim = features.shape
     num_keys = keys.shape[1]
-    stride_count = 0 if counts is None else counts.stride(0)
+    # Counts that are too large do no harm, because there are no more launches than keys.
+    steps = tokens.steps if counts is None else counts
+    stride_steps = steps.stride(0)
     # Two buffers, of which the steps read and write one in turn.
     bits = features.new_zeros((2, batch, config.padded), dtype=int32)
     best = bits.view(float32)
@@ -361,13 +355,12 @@ def _pick(
             tokens.norm,
             tokens.flags,
             bits[0],
-            counts,
+            steps,
             similarity,
             num_tokens,
-            num_keys,
             first,
             *features.stride(),
-            stride_count,
+            stride_steps,
             **tiles(),
         )
 
@@ -381,13 +374,13 @@ def _pick(
                     tokens.norm,
                     tokens.covered,
                     best[0],
-                    counts,
+                    steps,
                     keys,
                     num_tokens,
                     num_keys,
                     step,
                     *features.stride(),
-                    stride_count,
+                    stride_steps,
                     **tiles(),
                 )
             _recomputing_step_kernel[grid](
@@ -397,20 +390,20 @@ def _pick(
                 weights,
                 preference,
                 best[0],
-                counts,
+                steps,
                 keys,
                 num_tokens,
                 num_keys,
                 step,
                 *features.stride(),
-                stride_count,
+                stride_steps,
                 **tiles(),
             )
         return
 
     wave = min(config.wave, batch)
     similarity = features.new_empty((wave, config.padded, config.padded), dtype=float32)
-    gains = configs.covering_step(config.padded)
+    gains = configs.covering_step(config.rows, config.padded)
     for first in range(0, batch, wave):
         images = min(wave, batch - first)
         compare(similarity, first, images)
@@ -422,13 +415,13 @@ def _pick(
                 preference,
                 best[step % 2],
                 best[1 - step % 2],
-                counts,
+                steps,
                 keys,
                 config.padded,
                 num_keys,
                 first,
                 step,
-                stride_count,
+                stride_steps,
                 ROWS=gains.rows,
                 COLUMNS=gains.columns,
                 num_warps=gains.num_warps,
