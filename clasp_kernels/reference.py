@@ -141,8 +141,8 @@ def complete_tokens(
     features: Tensor,  # [B, N, D]
     selected: Tensor,  # [B, P], -1 where unused
     num_picks: int,
-    weights: Tensor | None,  # [B, N] float32
     valid: Tensor | None,  # [B, N] bool
+    weights: Tensor | None = None,  # [B, N] float32
 ) -> Tensor:
     batch, tokens = features.shape[:2]
     completion = features.new_full((batch, num_picks), -1, dtype=torch.int64)
@@ -250,8 +250,8 @@ def select_tokens(
     budget: Tensor | None,  # [B], clamped to 0..num_kept
     num_pivots: int,
     pivot_counts: Tensor | None,  # [B], clamped to 1..num_pivots and to the budget
-    weights: Tensor | None,  # [B, N] float32
     valid: Tensor | None,  # [B, N] bool
+    weights: Tensor | None = None,  # [B, N] float32
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens = salience.shape
     if budget is None:
@@ -265,7 +265,7 @@ def select_tokens(
     pivots = select_pivots(salience, num_pivots, pivot_counts, valid)  # [B, P]
     found = (pivots >= 0).sum(-1, keepdim=True)
     # Greedy picks do not depend on how many follow, so the surplus ones can be dropped.
-    completion = complete_tokens(features, pivots, num_kept, weights, valid)  # [B, R]
+    completion = complete_tokens(features, pivots, num_kept, valid, weights)  # [B, R]
     slot = torch.arange(num_kept, device=salience.device)
     completion = torch.where(slot < budget[:, None] - found, completion, -1)
 

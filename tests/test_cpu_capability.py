@@ -81,10 +81,10 @@ calls = {
     and clasp_kernels.complete_tokens(features, torch.tensor([[0]]), 2),
     "report": clasp_kernels.backend_report,
     "one image": lambda: torch.ops.clasp_kernels.complete_tokens(
-        features, torch.tensor([[0]]), 2, None, None
+        features, torch.tensor([[0]]), 2, None
     ),
     "several images": lambda: torch.ops.clasp_kernels.complete_tokens(
-        features.expand(4, -1, -1), torch.tensor([[0]] * 4), 2, None, None
+        features.expand(4, -1, -1), torch.tensor([[0]] * 4), 2, None
     ),
 }
 for _ in range(2):

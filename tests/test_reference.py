@@ -41,7 +41,7 @@ def test_is_a_fixed_point_of_forcing_it() -> None:
         from clasp_kernels import select_tokens
 
         selection = select_tokens(features, salience, 9, 4)
-    direct = reference.select_tokens(features, salience, 9, None, 4, None, None, None)
+    direct = reference.select_tokens(features, salience, 9, None, 4, None, None)
     torch.testing.assert_close(tuple(selection), direct)
 
 
@@ -60,7 +60,7 @@ def test_cuts_counts_as_the_kernel_does(num_tokens, budget, num_pivots, pivot_co
     features, salience = torch.randn(2, 9, 5), torch.rand(2, 9)
     counts = [None if c is None else torch.tensor(c) for c in (budget, pivot_counts)]
     op = torch.ops.clasp_kernels.select_tokens
-    arguments = (features, salience, num_tokens, counts[0], num_pivots, counts[1], None, None)
+    arguments = (features, salience, num_tokens, counts[0], num_pivots, counts[1], None)
     expected = op.default(*arguments)
     assert expected[0].shape == (2, num_tokens)
     torch.testing.assert_close(op.reference(*arguments), expected)

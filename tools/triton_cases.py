@@ -92,7 +92,7 @@ def complete_tokens(
 ) -> tuple[Any, ...]:
     features = meta(batch, N, D, scalar=scalar)
     weights = meta(batch, N, scalar=float32) if weighted else None
-    return features, indices(batch, P), M, weights, mask(batch, N) if masked else None
+    return features, indices(batch, P), M, mask(batch, N) if masked else None, weights
 
 
 @case
@@ -134,7 +134,7 @@ def select_tokens(
     per_image = indices(batch) if ragged else None
     weights = meta(batch, N, scalar=float32) if weighted else None
     valid = mask(batch, N) if masked else None
-    return features, salience, R, per_image, P, per_image, weights, valid
+    return features, salience, R, per_image, P, per_image, valid, weights
 
 
 @case

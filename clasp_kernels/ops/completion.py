@@ -76,15 +76,15 @@ def complete_tokens(
     )
     arguments.no_repeats("selected", selected)
     op = backends.overload("complete_tokens", features.device)
-    return op(features, selected, num_picks, usable, valid)
+    return op(features, selected, num_picks, valid, usable)
 
 
 def _fake(
     features: Tensor,
     selected: Tensor,
     num_picks: int,
-    weights: Tensor | None,
     valid: Tensor | None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     return features.new_empty((features.shape[0], num_picks), dtype=torch.int64)
 
@@ -92,8 +92,8 @@ def _fake(
 define_op(
     OpSpec(
         name="complete_tokens",
-        schema="(Tensor features, Tensor selected, SymInt num_picks, Tensor? weights, "
-        "Tensor? valid) -> Tensor",
+        schema="(Tensor features, Tensor selected, SymInt num_picks, Tensor? valid, "
+        "Tensor? weights=None) -> Tensor",
         reference=reference.complete_tokens,
         fake=_fake,
         cpu=True,

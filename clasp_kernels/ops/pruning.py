@@ -56,7 +56,7 @@ def prune_tokens(
     arguments.tensor("tokens", tokens, "B N D", FLOATS)
     arguments.tensor("features", features, "B N F", FLOATS)
     merge = arguments.flag("merge", merge)
-    checked = check_selection(arguments, features, salience, budget, pivot_counts, None, valid)
+    checked = check_selection(arguments, features, salience, budget, pivot_counts, valid)
     selection = Selection(*backends.overload("select_tokens", features.device)(*checked))
     # The public functions would check these indices again.
     if merge:

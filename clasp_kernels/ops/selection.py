@@ -88,7 +88,7 @@ def select_tokens(
     arguments.tensor("features", features, "B N D", FLOATS)
     usable = arguments.weights("weights", weights, "B N")
     arguments.choice("completion", completion, COMPLETIONS)
-    checked = check_selection(arguments, features, salience, budget, pivot_counts, usable, valid)
+    checked = check_selection(arguments, features, salience, budget, pivot_counts, valid, usable)
     if completion == "cover":
         return _select_covering(*checked)
     op = backends.overload("select_tokens", features.device)
@@ -101,8 +101,8 @@ def check_selection(
     salience: Tensor,
     budget: int | Sequence[int] | Tensor,
     pivot_counts: int | Sequence[int] | Tensor,
-    weights: Tensor | None,
     valid: Tensor | None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int, Tensor | None, int, Tensor | None, Tensor | None, Tensor | None]:
     """Checks the arguments and returns those of the torch op. Errors name ``arguments.op``.
 
@@ -112,7 +112,7 @@ def check_selection(
     arguments.mask("valid", valid, "B N")
     num_kept, budgets = arguments.count_per_image("budget", budget)
     num_pivots, pivots = arguments.share_per_image("pivot_counts", pivot_counts, num_kept)
-    return features, salience, num_kept, budgets, num_pivots, pivots, weights, valid
+    return features, salience, num_kept, budgets, num_pivots, pivots, valid, weights
 
 
 def _select_covering(
@@ -122,8 +122,8 @@ def _select_covering(
     budget: Tensor | None,
     num_pivots: int,
     pivot_counts: Tensor | None,
-    weights: Tensor | None,
     valid: Tensor | None,
+    weights: Tensor | None,
 ) -> Selection:
     """The two stages and the sort as ops of their own: the sort takes little next to covering."""
     batch, num_tokens = salience.shape
@@ -154,8 +154,8 @@ def _fake(
     budget: Tensor | None,
     num_pivots: int,
     pivot_counts: Tensor | None,
-    weights: Tensor | None,
     valid: Tensor | None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch = features.shape[0]
     return (
@@ -169,7 +169,7 @@ define_op(
     OpSpec(
         name="select_tokens",
         schema="(Tensor features, Tensor salience, SymInt num_kept, Tensor? budget, "
-        "SymInt num_pivots, Tensor? pivot_counts, Tensor? weights, Tensor? valid) "
+        "SymInt num_pivots, Tensor? pivot_counts, Tensor? valid, Tensor? weights=None) "
         "-> (Tensor, Tensor, Tensor)",
         reference=reference.select_tokens,
         fake=_fake,

@@ -115,8 +115,8 @@ def complete_tokens(
     features: Tensor,
     selected: Tensor,
     num_picks: int,
-    weights: Tensor | None,
     valid: Tensor | None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     batch, num_tokens, dim = features.shape
     picks = features.new_empty((batch, num_picks), dtype=int64)

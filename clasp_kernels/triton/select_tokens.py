@@ -119,8 +119,8 @@ def select_tokens(
     budget: Tensor | None,
     num_pivots: int,
     pivot_counts: Tensor | None,
-    weights: Tensor | None,
     valid: Tensor | None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, num_tokens, dim = features.shape
     indices = features.new_empty((batch, num_kept), dtype=torch.int64)

@@ -24,7 +24,7 @@ namespace {
 
 // features [B, N, D], selected [B, P], weights [B, N] -> [B, num_picks]
 Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t num_picks,
-                       const std::optional<Tensor>& weights, const std::optional<Tensor>& valid) {
+                       const std::optional<Tensor>& valid, const std::optional<Tensor>& weights) {
   const Batch images(features, "features");
   const int64_t B = features.size(0);
   const int64_t N = features.size(1);
@@ -54,8 +54,8 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
                                                  const std::optional<Tensor>& budget,
                                                  int64_t num_pivots,
                                                  const std::optional<Tensor>& pivot_counts,
-                                                 const std::optional<Tensor>& weights,
-                                                 const std::optional<Tensor>& valid) {
+                                                 const std::optional<Tensor>& valid,
+                                                 const std::optional<Tensor>& weights) {
   const Batch images(features, "features");
   const int64_t B = features.size(0);
   const int64_t N = features.size(1);

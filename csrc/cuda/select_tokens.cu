@@ -223,7 +223,7 @@ void launch(const Call& call, const Tensor& features, const Job& job) {
 
 // features [B, N, D], selected [B, P] -> [B, num_picks]
 Tensor complete_tokens(const Tensor& features, const Tensor& selected, int64_t num_picks,
-                       const std::optional<Tensor>& weights, const std::optional<Tensor>& valid) {
+                       const std::optional<Tensor>& valid, const std::optional<Tensor>& weights) {
   const DeviceGuard guard(features.get_device_index());
   const Call call(features);
   STD_TORCH_CHECK(num_picks >= 0, "num_picks must not be negative");
@@ -250,8 +250,8 @@ std::tuple<Tensor, Tensor, Tensor> select_tokens(const Tensor& features, const T
                                                  const std::optional<Tensor>& budget,
                                                  int64_t num_pivots,
                                                  const std::optional<Tensor>& pivot_counts,
-                                                 const std::optional<Tensor>& weights,
-                                                 const std::optional<Tensor>& valid) {
+                                                 const std::optional<Tensor>& valid,
+                                                 const std::optional<Tensor>& weights) {
   const DeviceGuard guard(features.get_device_index());
   const Call call(features);
   const Place place = Place::of(features);

@@ -35,7 +35,7 @@ def complete(
     features: torch.Tensor, count: int, weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     selected = torch.tensor([[3, -1]]).expand(len(features), 2)
-    return OPS.complete_tokens(features, selected, count, weights, None)
+    return OPS.complete_tokens(features, selected, count, None, weights)
 
 
 def select(
@@ -45,7 +45,7 @@ def select(
     images = torch.arange(len(features))
     budget = torch.where(images % 5 == 4, 9, images % 4 * 2)
     counts = (9, budget, 4, images % 4 + 1)
-    return OPS.select_tokens(features, salience, *counts, weights, salience > 0.1)
+    return OPS.select_tokens(features, salience, *counts, salience > 0.1, weights)
 
 
 def test_the_contract() -> None:
@@ -149,9 +149,9 @@ def test_nothing_to_compare(design: str, weighted: bool, monkeypatch: pytest.Mon
         nothing = torch.zeros(batch, 0, dtype=torch.int64)
         # Without columns, all similarities are 0, so that the weights decide.
         weights = torch.arange(9.0, 9.0 - tokens, -1).expand(batch, tokens) if weighted else None
-        assert torch.equal(OPS.complete_tokens(features, nothing, 3, weights, None), expected)
+        assert torch.equal(OPS.complete_tokens(features, nothing, 3, None, weights), expected)
         kept, is_pivot, counts = OPS.select_tokens(
-            features, torch.zeros(batch, tokens), 3, None, 1, None, weights, None
+            features, torch.zeros(batch, tokens), 3, None, 1, None, None, weights
         )
         assert torch.equal(kept, expected)
         assert torch.equal(counts, (expected >= 0).sum(1))

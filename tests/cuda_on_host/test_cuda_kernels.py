@@ -103,7 +103,7 @@ def complete(
     images: Images, selected: list[list[int]], count: int, weights: Tensor | None = None
 ) -> list[list[int]]:
     given = torch.tensor(selected, dtype=torch.int64).reshape(len(selected), -1)
-    return OPS.complete_tokens(images.features, given, count, weights, images.mask_tensor).tolist()
+    return OPS.complete_tokens(images.features, given, count, images.mask_tensor, weights).tolist()
 
 
 def assert_completes(
@@ -142,7 +142,7 @@ def assert_selects(
     """``width`` and ``most_pivots`` are the limits of the budgets and pivot counts per image."""
     indices, is_pivot, counts = OPS.select_tokens(
         *(images.features, torch.from_numpy(salience.astype(np.float32)), width),
-        *(torch.tensor(budgets), most_pivots, torch.tensor(shares), weights, images.mask_tensor),
+        *(torch.tensor(budgets), most_pivots, torch.tensor(shares), images.mask_tensor, weights),
     )
     for i, values in enumerate(images.values):
         budget, share = min(max(budgets[i], 0), width), min(shares[i], max(most_pivots, 1))

@@ -69,6 +69,6 @@ def test_kernels_have_no_races(
     valid = torch.rand(2, 70) < 0.9
     counts = (18, torch.tensor([18, 7]), 9, torch.tensor([9, 3]))
     for weights in (None, torch.stack([torch.rand(70), torch.ones(70)])):
-        OPS.select_tokens(features, salience, *counts, weights, valid)
-        OPS.complete_tokens(features, torch.tensor([[1, -1, 4]] * 2), 7, weights, valid)
+        OPS.select_tokens(features, salience, *counts, valid, weights)
+        OPS.complete_tokens(features, torch.tensor([[1, -1, 4]] * 2), 7, valid, weights)
     assert not races(library)

@@ -61,7 +61,7 @@ def select(device: str, features: Tensor, salience: Tensor, *counts, valid=None)
 def unchecked(device: str, features: Tensor, selected: Tensor, picks: int) -> Tensor:
     """complete_tokens without the checks of the public function, as on a GPU."""
     op = torch.ops.clasp_kernels.complete_tokens.triton
-    return op(features.to(device), selected.to(device), picks, None, None).cpu()
+    return op(features.to(device), selected.to(device), picks, None).cpu()
 
 
 def apart(values: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def test_counts_that_nothing_clamped(device, way) -> None:
     features, salience = exact_features(12, 5, 20), torch.rand(5, 20, generator=generator(12))
     budget = torch.tensor([-3, 2**40, 7, 5, 7])
     shares = torch.tensor([2, 4, -(2**40), 2**40, 0])
-    given = (features, salience, 7, budget, 3, shares, None, None)
+    given = (features, salience, 7, budget, 3, shares, None)
     there = [value.to(device) if isinstance(value, Tensor) else value for value in given]
     expected = torch.ops.clasp_kernels.select_tokens.reference(*given)
     result = torch.ops.clasp_kernels.select_tokens.triton(*there)
@@ -200,7 +200,7 @@ def test_counts_and_masks_need_not_be_contiguous(device, way) -> None:
 
     result = torch.ops.clasp_kernels.select_tokens.triton(
         *(apart(features), apart(salience), 9, apart(counts[0]), 3, apart(counts[1])),
-        *(None, apart(valid)),
+        apart(valid),
     )
     assert torch.equal(result[0].cpu(), expected[0])
     assert torch.equal(result[1].cpu(), expected[1])

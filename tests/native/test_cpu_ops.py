@@ -116,8 +116,8 @@ def arguments(**changes: Any) -> tuple[Any, ...]:
         "budget": None,
         "num_pivots": 2,
         "pivot_counts": None,
-        "weights": None,
         "valid": None,
+        "weights": None,
     }
     return tuple((values | changes).values())
 
@@ -159,11 +159,11 @@ def test_a_direct_call_with_a_selection_out_of_range_is_refused() -> None:
     features = torch.zeros(1, 5, 3)
     for wrong in (5, 2**40):
         with pytest.raises(RuntimeError, match="selected"):
-            OPS.complete_tokens(features, torch.tensor([[0, wrong]]), 2, None, None)
+            OPS.complete_tokens(features, torch.tensor([[0, wrong]]), 2, None)
         with pytest.raises(RuntimeError, match="selected"):
             OPS.cover_tokens(features, torch.tensor([[0, wrong]]), 2, None, None, None, None)
     # Any negative index is an unused slot, and a repeated index is selected once.
-    picks = OPS.complete_tokens(features, torch.tensor([[-(2**40), 0, 0, -1]]), 4, None, None)
+    picks = OPS.complete_tokens(features, torch.tensor([[-(2**40), 0, 0, -1]]), 4, None)
     assert picks.tolist() == [[1, 2, 3, 4]]
     selected = torch.tensor([[-(2**40), 0, 0, -1]])
     counts = torch.tensor([2**40])

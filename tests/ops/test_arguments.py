@@ -660,10 +660,10 @@ def test_values_that_are_not_checked_do_what_is_documented() -> None:
 
     for complete in (ops.complete_tokens.default, ops.complete_tokens.reference):
         for selected in ([1, 1], [1, -2]):
-            picked = complete(tokens, torch.tensor([selected]), 5, None, None)[0].tolist()
+            picked = complete(tokens, torch.tensor([selected]), 5, None)[0].tolist()
             assert sorted(picked) == [-1, 0, 2, 3, 4]
         with pytest.raises((RuntimeError, IndexError)):
-            complete(tokens, torch.tensor([[5]]), 5, None, None)
+            complete(tokens, torch.tensor([[5]]), 5, None)
 
     for cover in (ops.cover_tokens.default, ops.cover_tokens.reference):
         for selected in ([1, 1], [1, -2]):
