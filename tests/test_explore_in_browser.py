@@ -314,6 +314,8 @@ def test_a_token_under_the_pointer_shows_its_values(page):
     assert ": pivot. Salience " in page.text("#readout") and "coverage 1.00" in page.text(
         "#readout"
     )
+    page.press("#budget", LEFT)  # then these are no longer its values
+    assert page.text("#readout") == "Point at a token to read its values."
 
 
 def test_a_budget_of_several_images_counts_for_each(window, loaded, tmp_path):

@@ -159,6 +159,7 @@
     budgets[number] = Number(budget.value);
     stages[number] = chosen("stage");
     const heat = HEATS[chosen("heat")];
+    element("readout").textContent = "Point at a token to read its values.";
     showCategory(plan);
 
     const [stateNumber, salience, coverage] = frame();
@@ -238,7 +239,7 @@
     }
   }
 
-  picture.addEventListener("pointermove", (event) => {
+  function read(event) {
     const cell = event.target.closest(".cell");
     if (!cell) return;
     const token = Number(cell.dataset.token);
@@ -250,7 +251,9 @@
       text += `. Salience ${Math.round(100 * share)} % of the largest, coverage ${(maps[coverage][token] / 255).toFixed(2)}`;
     }
     element("readout").textContent = `${text}.`;
-  });
+  }
+  picture.addEventListener("pointermove", read);
+  picture.addEventListener("pointerdown", read);
   document.querySelector("form").addEventListener("input", show);
   document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   showPlan(0);
