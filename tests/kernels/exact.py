@@ -56,8 +56,15 @@ def unit_rows(features: Tensor) -> Tensor:
     return wide / norm.where(norm > 0, 1.0)
 
 
-# Worse than any coverage or negative gain: the tokens of weight 0.
-LAST = 1e300
+def usable_weights(weights: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights [B, N] within bounds, which are 1 for images whose valid tokens have equal ones, and
+    whether they have [B, 1]."""
+    usable = weights.double()
+    usable = torch.where(usable >= 2.0**-50, usable.clamp(max=2.0**50), 0.0)
+    counted = torch.ones_like(usable, dtype=torch.bool) if valid is None else valid
+    most = usable.masked_fill(~counted, -torch.inf).amax(1, keepdim=True)
+    least = usable.masked_fill(~counted, torch.inf).amin(1, keepdim=True)
+    return torch.where(most <= least, 1.0, usable), most <= least
 
 
 def certify_completion(
@@ -71,13 +78,11 @@ def certify_completion(
     batch, tokens = features.shape[:2]
     image = torch.arange(batch, device=features.device)
     unit = unit_rows(features)
+    given = unit.new_ones(batch, tokens) if weights is None else weights
+    weight, without = usable_weights(given, valid)
+    tolerance = CERTIFICATE[features.dtype] * weight.amax(1)
     free = torch.ones(batch, tokens, dtype=torch.bool, device=features.device)
     free = free if valid is None else valid.clone()
-    weight = torch.ones_like(free) if weights is None else weights
-    weight = torch.where(weight >= 2.0**-50, weight.double(), 0.0).clamp(max=2.0**50)
-    most = weight.masked_fill(~free, -torch.inf).amax(1, keepdim=True)
-    is_equal = most <= weight.masked_fill(~free, torch.inf).amin(1, keepdim=True)
-    tolerance = CERTIFICATE[features.dtype] * torch.where(is_equal, 1.0, most)[:, 0]
     covered = unit.new_full((batch, tokens), -torch.inf)
 
     def select(chosen: Tensor, covered: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,17 +97,58 @@ def certify_completion(
         covered, free = select(chosen, covered, free)
     wrong = []
     for chosen in picks.unbind(1):
-        greed = -weight * (1 - covered.clamp(min=-1))
-        greed = torch.where(is_equal, covered, greed.masked_fill(weight == 0, LAST))
-        best = greed.masked_fill(~free, torch.inf).amin(1)
+        order = -weight * (1 - covered.clamp(min=-1))
+        order = torch.where(without, covered, order.masked_fill(weight == 0, 1e30))
+        best = order.masked_fill(~free, torch.inf).amin(1)
         slot = chosen.clamp(0, tokens - 1)[:, None]
         good = (chosen >= 0) & (chosen < tokens) & free.gather(1, slot)[:, 0]
-        good &= greed.gather(1, slot)[:, 0] <= best + tolerance
+        good &= order.gather(1, slot)[:, 0] <= best + tolerance
         wrong.append(~torch.where(free.any(1), good, chosen == -1))
         covered, free = select(chosen, covered, free)
     if wrong:
         steps = torch.stack(wrong, 1).nonzero().tolist()
         assert not steps, f"not certified at [image, step] {steps[:5]}"
+
+
+def certify_cover(
+    features: Tensor,
+    selected: Tensor,
+    picks: Tensor,
+    num_tokens: int | list[int],
+    weights: Tensor,
+    preference: Tensor,
+    valid: Tensor,
+) -> None:
+    """As oracle.certify_cover, for features that are finite, and that images have as many picks as
+    they should."""
+    batch, tokens = features.shape[:2]
+    index = torch.arange(tokens, device=features.device)
+    weight, preferred = (usable_weights(given, valid)[0] for given in (weights, preference))
+    weight = weight.masked_fill(~valid, 0.0)
+    counts = [num_tokens] * batch if isinstance(num_tokens, int) else num_tokens
+    wrong = []
+    for image in range(batch):
+        unit = unit_rows(features[image])
+        similarity = (unit @ unit.T).clamp(min=0)
+        tolerance = CERTIFICATE[features.dtype] * preferred[image].amax() * weight[image].sum()
+        best, free = unit.new_zeros(tokens), valid[image].clone()
+        for chosen in selected[image].unbind():
+            row = similarity[chosen.clamp(0, tokens - 1)]
+            best = torch.where(chosen >= 0, best.maximum(row), best)
+            free &= index != chosen
+        for step, chosen in enumerate(picks[image].unbind()):
+            gain = preferred[image] * ((similarity - best).clamp(min=0) @ weight[image])
+            most = gain.masked_fill(~free, -torch.inf).amax()
+            slot = chosen.clamp(0, tokens - 1)
+            good = (chosen == slot) & free[slot] & (gain[slot] >= most - tolerance)
+            if step >= counts[image] or not free.any():
+                good = chosen == -1
+            if not good:
+                wrong.append([image, step])
+            if chosen >= 0:
+                best = best.maximum(similarity[slot])
+                free &= index != chosen
+    assert not wrong, f"not certified at [image, step] {wrong[:5]}"
 
 
 def merge_tokens(

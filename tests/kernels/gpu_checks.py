@@ -42,6 +42,10 @@ def assert_right(
         )
         given = large.arguments(op, size, dtype, device, exact=True, weighted=weighted)
         assert_equals_the_reference(op, given)
+    elif op == "cover_tokens":
+        (picks,) = run(op, given)
+        exact.certify_cover(**given, picks=picks)
+        assert_equals_the_reference(op, large.arguments(op, size, dtype, device, exact=True))
     elif op == "select_tokens":
         assert_selects(given)
         given = large.arguments(op, size, dtype, device, exact=True, weighted=weighted)
@@ -127,7 +131,7 @@ def assert_equal_tokens_tie(
     features = make.randn(*size).to(dtype)
     features[image, other] = features[image, one]
     kept, count = one[:, : min(8, tokens // 8)], min(64, tokens // 4)
-    if op == "complete_tokens":
+    if op != "select_tokens":
         (picks,) = run(op, {"features": features, "selected": kept, "num_tokens": count})
     else:
         salience = torch.zeros(batch, tokens, device=device).scatter(1, kept, 1.0)

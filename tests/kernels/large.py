@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from inputs import EXACT_ROWS, calls
+from inputs import DYADIC_ROWS, EXACT_ROWS, calls
 from torch import Tensor
 
 from clasp_kernels.backends import table
@@ -54,10 +54,13 @@ class Maker:
         order = self.rand(batch, max(tokens, width)).argsort(-1)[:, :width]
         return order.masked_fill(order >= tokens, -1)
 
-    def exact_features(self, batch: int, tokens: int, dim: int) -> Tensor:
+    def exact_features(
+        self, batch: int, tokens: int, dim: int, rows_of: list[list[int]] = EXACT_ROWS
+    ) -> Tensor:
         """float32 whose cosines are exact, full of ties: as inputs.exact_features, but wide. The
-        columns that are not 0 are spread over the whole of ``dim``."""
-        rows = self.tensor(EXACT_ROWS).float()
+        columns that are not 0 are spread over the whole of ``dim``. With DYADIC_ROWS, sums of
+        cosines are exact too."""
+        rows = self.tensor(rows_of).float()
         rows = rows[self.integers(0, len(rows), batch, tokens)]
         order = self.rand(*rows.shape).argsort(-1)
         signs = 1.0 - 2.0 * self.integers(0, 2, *rows.shape)
@@ -101,8 +104,8 @@ def arguments(
     make = Maker(seed, device)
     budget, budgets, shares = counts_for(tokens, batch)
 
-    def features() -> Tensor:
-        made = make.exact_features(*size) if exact else make.randn(*size)
+    def features(rows_of: list[list[int]] = EXACT_ROWS) -> Tensor:
+        made = make.exact_features(*size, rows_of) if exact else make.randn(*size)
         return made.to(dtype)
 
     def valid() -> Tensor:
@@ -110,6 +113,13 @@ def arguments(
 
     def weights() -> dict[str, Tensor]:
         return {"weights": make.weights(batch, tokens)} if weighted else {}
+
+    def weights_of_tokens() -> Tensor:
+        """Some are 0, and all of the last image are equal, as if it had none."""
+        whole = make.integers(0, 4, batch, tokens).float()
+        weights = whole if exact else whole * make.rand(batch, tokens)
+        weights[batch // 2 + 1 :] = 0.5
+        return weights
 
     if op == "fuse_layers":
         # The class token is dropped by a view, as apply_clasp does.
@@ -134,6 +144,10 @@ def arguments(
         selected = make.distinct(batch, tokens, 7)
         given = {"features": features(), "selected": selected, "num_tokens": budget}
         return {**given, "valid": valid(), **weights()}
+    if op == "cover_tokens":
+        given = {"features": features(DYADIC_ROWS), "selected": make.distinct(batch, tokens, 7)}
+        given |= {"num_tokens": budgets if ragged else budget, "weights": weights_of_tokens()}
+        return {**given, "preference": weights_of_tokens(), "valid": valid()}
     if op == "select_tokens":
         given = {"features": features(), "salience": make.rand(batch, tokens)}
         if ragged:

@@ -24,6 +24,7 @@ from inputs import calls, plain_calls
 
 INDICES = {
     "complete_tokens": "selected",
+    "cover_tokens": "selected",
     "gather_tokens": "indices",
     "merge_tokens": "indices",
     "fuse_layers": "category_ids",

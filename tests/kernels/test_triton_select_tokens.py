@@ -215,7 +215,8 @@ def test_weights(device, way, tokens) -> None:
     weights = exact_weights(tokens, 4, tokens)
     valid = random_mask(tokens, 4, tokens)
     valid[3] = True
-    weights[2] = torch.where(valid[2], 3.0, weights[2])
+    weights[2] = torch.where(valid[2], 0.0, 2.0)
+    weights[3, :13] = torch.tensor([1.0, *[0.0] * 11, 5.0])
     selected = torch.tensor([[0, 16], [5, -1], [16, 3], [-1, -1]])
     expected = oracle.complete_tokens(features, selected, 20, weights, valid)
     picks = complete_tokens(
