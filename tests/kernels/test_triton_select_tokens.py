@@ -249,12 +249,19 @@ def test_weights(device, way, tokens) -> None:
 
 @EVERY_WAY
 def test_equal_weights_change_no_bit(device, way) -> None:
-    features = random_features(13, 2, 20, 5, torch.float32).to(device)
+    """Not even where gains would tie. Weights of tokens that are not valid do not count."""
+    features = torch.ones(2, 20, 2, device=device)
+    features[:, :, 0] = 1e-9 * torch.arange(20, 0, -1, device=device)
+    features[:, 3] = torch.tensor([1.0, 0.0])
     features[0, 18] = NAN
-    selected = torch.tensor([[3], [-1]], device=device)
-    weights = torch.tensor([[0.3], [0.0]], device=device).expand(2, 20)
-    expected = complete_tokens(features, selected, 20)
-    assert torch.equal(complete_tokens(features, selected, 20, weights=weights), expected)
+    selected = torch.full((2, 1), 3, device=device)
+    weights = torch.tensor([[0.3], [0.0]], device=device).repeat(1, 20)
+    valid = torch.ones(2, 20, dtype=torch.bool, device=device)
+    weights[:, 17], valid[:, 17] = 5.0, False
+    expected = complete_tokens(features, selected, 20, valid=valid)
+    assert expected[:, 0].tolist() == [19, 19]
+    picks = complete_tokens(features, selected, 20, weights=weights, valid=valid)
+    assert torch.equal(picks, expected)
 
 
 @BY_TILES_OR_STEPS
