@@ -57,7 +57,6 @@ def _compare(
     b_row = i_row * BLOCK_N + tl.arange(0, BLOCK_N)
     b_column = i_column * BLOCK_N + tl.arange(0, BLOCK_N)
     m_row_selected = (tl.load(p_flags + b_row) & SELECTED) != 0
-    m_column_selected = (tl.load(p_flags + b_column) & SELECTED) != 0
     b_cosine = tile_cosines(
         p_features,
         p_norm,
@@ -77,6 +76,7 @@ def _compare(
     b_covering = tl.where(m_row_selected[:, None], b_rank, UNCOVERED)
     _cover(p_covered + b_column, tl.max(b_covering, axis=0))
     if i_row != i_column:
+        m_column_selected = (tl.load(p_flags + b_column) & SELECTED) != 0
         if p_similarity is not None:
             p_tile = p_similarity + b_column.to(tl.int64)[:, None] * num_padded + b_row[None, :]
             tl.store(p_tile, tl.trans(b_rank))

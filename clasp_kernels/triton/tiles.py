@@ -36,9 +36,6 @@ def tile_cosines(
 ):
     """Returns :func:`clasp_kernels.triton.cosine.cosines` of every row with every column; 0 where
     one is past the last token."""
-    b_row_norm = tl.load(p_norm + b_row)
-    b_column_norm = tl.load(p_norm + b_column)
-
     p_row = (p_features + b_row.to(tl.int64) * stride_token)[:, None]
     p_column = (p_features + b_column.to(tl.int64) * stride_token)[:, None]
     m_row = (b_row < num_tokens)[:, None]
@@ -55,4 +52,7 @@ def tile_cosines(
             b_rows = b_rows.to(tl.float32)
             b_columns = b_columns.to(tl.float32)
         b_dot = tl.dot(b_rows, tl.trans(b_columns), b_dot, input_precision="ieee")
+    # Loaded last, so that they take no registers meanwhile.
+    b_row_norm = tl.load(p_norm + b_row)
+    b_column_norm = tl.load(p_norm + b_column)
     return cosines(b_dot, b_row_norm[:, None], b_column_norm[None, :])
