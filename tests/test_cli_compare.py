@@ -177,9 +177,12 @@ def test_every_registered_rule_can_be_compared(tmp_path, one_run):
         ),
         (["--compare", "clasp,,dart"], "--compare must have one name between two commas"),
         (["--compare", "clasp,dart,clasp"], "must name each rule once, but clasp is named twice"),
-        (["--compare", "clasp,fastv"], "--compare must be rules, each one of clasp, attention, "),
+        (
+            ["--compare", "clasp,fastv"],
+            "--compare must be rules, each one of clasp, clasp_clusters, ",
+        ),
         (["--compare", "clasp", "--rule", "clasp"], "--rule and --compare exclude each other"),
-        (["--rule", "fastv"], "--rule must be one of clasp, attention, "),
+        (["--rule", "fastv"], "--rule must be one of clasp, clasp_clusters, "),
     ],
 )
 def test_a_wrong_list_of_rules_is_refused_before_a_model_is_loaded(monkeypatch, options, said):

@@ -35,7 +35,7 @@ def test_without_one_it_is_clasp(tmp_path, one_run):
 def test_a_name_that_no_rule_has_is_refused(tmp_path):
     result = clasp("ask", SCENE, QUESTION, "--rule", "fastv", "--out", tmp_path / "map.png")
     assert result.exit_code == 2
-    assert "--rule must be one of clasp, attention, " in message(result)
+    assert "--rule must be one of clasp, clasp_clusters, " in message(result)
     assert "got 'fastv'" in message(result)
     assert not (tmp_path / "map.png").exists()
 

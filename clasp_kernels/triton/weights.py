@@ -8,14 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor, float32
 
-from ..reference import LARGEST_WEIGHT, SMALLEST_WEIGHT
 from . import configs
 from .cosine import NOT_FINITE
 from .coverage import TAKEN
 from .order import RANK_OF_NAN, from_ordered_bits, ordered_bits
 
-_SMALLEST = tl.constexpr(SMALLEST_WEIGHT)
-_LARGEST = tl.constexpr(LARGEST_WEIGHT)
+_SMALLEST = tl.constexpr(2.0**-50)
+_LARGEST = tl.constexpr(2.0**50)
 # Stands for the weight of each token of an image whose weights are all equal: its picks are those
 # without weights.
 UNWEIGHTED = -1.0

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -42,6 +43,10 @@ def wide(tmp_path_factory):
     return load_image(path)
 
 
+def usual_alone(plan):
+    return replace(plan, schedules=(plan.schedules[plan.usual],), tokens=(plan.tokens[plan.usual],))
+
+
 @pytest.mark.parametrize("family", PROCESSORS)
 def test_selections_are_those_of_the_patched_model(family, model_of, wide):
     loaded = model_of(family)
@@ -54,16 +59,17 @@ def test_selections_are_those_of_the_patched_model(family, model_of, wide):
         plans.append(
             progressive_plan(most, loaded.model.config.get_text_config().num_hidden_layers)
         )
-    result = explore(tokens, plans, ("clasp", "divprune"))
+    plans = [usual_alone(plan) for plan in plans]
+    # A rule that uses salience, and one that uses the similarity to the prompt.
+    result = explore(tokens, plans, ("clasp", "cdpruner"))
     for plan in plans:
-        budget = len(plan.schedules) // 2
         for rule in result.rules:
-            with tokens.applied(plan.schedules[budget], rule) as handle:
+            with tokens.applied(plan.schedules[0], rule) as handle:
                 loaded.model.generate(
                     **prompt.inputs, categories=["general"], do_sample=False, max_new_tokens=1
                 )
                 record = handle.last
-            stages = result.of(plan.name, rule, "general", budget)
+            stages = result.of(plan.name, rule, "general", 0)
             for shown, stage in zip(stages, record.stages, strict=True):
                 kept, pivots = [], []
                 for start, row, is_pivot in zip(

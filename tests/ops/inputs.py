@@ -9,6 +9,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from clasp_kernels.triton import INTERPRETED
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Norms are integers, so a cosine is one correctly rounded quotient of small integers: the same in
@@ -79,6 +81,11 @@ def random_features(seed: int, batch: int, tokens: int, width: int, dtype: torch
 
 def random_mask(seed: int, *shape: int) -> Tensor:
     return torch.rand(*shape, generator=generator(seed)) < 0.7
+
+
+def dtypes_for(backend: str, seed: int) -> tuple[torch.dtype, ...]:
+    """All dtypes; for the interpreter, which is slow, one that the seed chooses."""
+    return (DTYPES[seed % 3],) if backend == "triton" and INTERPRETED else DTYPES
 
 
 seeds = st.integers(0, 2**31)

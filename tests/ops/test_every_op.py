@@ -279,6 +279,8 @@ def test_vmap_gives_what_single_calls_give(served: str, dim: int) -> None:
     torch._C._functorch._set_vmap_fallback_enabled(False)
     try:
         assert_same_bits(torch.vmap(call, in_dims=dim)(*inputs), tuple(expected))
+        if INTERPRETED and backends.forced_backend() == "triton":
+            return  # the rest is about the batching rule, which all backends share
         for index in range(len(names)):  # and each argument on its own
             one = [inputs[i] if i == index else made[0][name] for i, name in enumerate(names)]
             dims = tuple(dim if i == index else None for i in range(len(names)))
