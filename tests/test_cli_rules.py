@@ -43,5 +43,6 @@ def test_a_name_that_no_rule_has_is_refused(tmp_path):
 def test_help_names_the_rules():
     text = clasp("ask", "--help").stdout
     option = text[text.index("--rule") :]
-    for name in ("clasp", "attention", "divprune", "dart", "random", "uniform"):
-        assert name in rule_names() and name in option
+    assert len(rule_names()) >= 11
+    for name in rule_names():
+        assert name in option

@@ -104,8 +104,8 @@ def ask(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="How tokens are selected: clasp, or for comparison attention, divprune, dart, "
-            "random or uniform.",
+            help="How tokens are selected: clasp, or for comparison clasp_clusters, attention, "
+            "divprune, cenprune, cdpruner, scope, dart, visionzip, random or uniform.",
             show_default="clasp",
         ),
     ] = None,
@@ -255,7 +255,8 @@ def explore(
         bool,
         typer.Option(
             "--input-only",
-            help="Leave out schedules inside the LLM, which then does not run.",
+            help="Leave out schedules inside the LLM. It then runs once at most, for rules that "
+            "compare tokens with the prompt.",
         ),
     ] = False,
     out: Annotated[

@@ -70,8 +70,8 @@ def encoded(exploration: Exploration) -> dict[str, Any]:
             {"name": rule, "salience": find_rule(rule).uses_salience} for rule in exploration.rules
         ],
         "categories": [
-            {"name": name, "group": groups.index(exploration.groups[name])}
-            for name in exploration.categories
+            {"name": name, "group": groups.index(exploration.groups[name]), "scale": scale}
+            for name, scale in zip(exploration.categories, exploration.scales, strict=True)
         ],
         "plans": plans,
         "states": states.strings,

@@ -89,6 +89,8 @@ class Exploration:
     num_tokens: int
     rules: tuple[str, ...]
     categories: tuple[str, ...]
+    scales: tuple[float, ...]
+    """What each category multiplies a budget by."""
     plans: tuple[Plan, ...]
     groups: Mapping[str, str]
     """For each category, the first one with the same settings: both select alike."""
@@ -133,6 +135,7 @@ def explore(
         num_tokens=sum(prompt.counts),
         rules=tuple(rules),
         categories=profile.category_names,
+        scales=tuple(profile.categories[name].budget_scale for name in profile.category_names),
         plans=tuple(plans),
         groups=groups,
         stages=stages,
@@ -170,8 +173,12 @@ def _before_the_llm(prompt: PromptTokens) -> _Run:
         vision = handle.adapter.encode(prompt.model, prompt.inputs)
         salience = cache(vision.salience)
         salience()  # an adapter may need its patches for this
-        relevance = _relevance(prompt, handle)
     valid = valid_tokens(vision)
+
+    @cache
+    def relevance() -> torch.Tensor:
+        with prompt.applied(Schedule.input(1), "clasp") as handle:
+            return _relevance(prompt, handle)
 
     @cache
     def fused(category: str) -> torch.Tensor:
@@ -182,14 +189,17 @@ def _before_the_llm(prompt: PromptTokens) -> _Run:
         categories = [category] * len(prompt.counts)
         features = fused(category)
         counts = trial.counts(0, categories, vision.counts)
-        selection = trial.choose(features, salience, categories, counts, valid, lambda: relevance)
+        selection = trial.choose(features, salience, categories, counts, valid, relevance)
         return _stages(prompt, [(None, Choice(features, salience, None, selection))])
 
     return run
 
 
 def _relevance(prompt: PromptTokens, handle: ClaspHandle) -> torch.Tensor:
-    """Return the similarity of each token to the prompt, which no rule or category changes."""
+    """Return the similarity of each token to the prompt, which no rule or category changes.
+
+    It takes a prefill, because only that tells the prompt's text from its placeholders.
+    """
     seen: list[torch.Tensor] = []
 
     def watch(choice: Choice) -> None:

@@ -72,6 +72,8 @@ from clasp_kernels.models.selection import Choice, TokenSelector
 from clasp_kernels.models.staged import StagedPrefill
 from clasp_kernels.models.static import StaticLengths
 from clasp_kernels.models.stopwatch import Stopwatch
+from clasp_kernels.rules.relevance import text_direction
+from clasp_kernels.upload import upload
 
 # Set by prepare_inputs_for_generation if forward only has to call the original.
 _PREPARED = "clasp_prepared"
@@ -492,10 +494,11 @@ class ClaspRuntime:
             counts = self._selector.counts(last, image_categories, images.counts)
             check_logits_to_keep(inputs, images, counts)
 
-        def text() -> tuple[torch.Tensor, torch.Tensor]:
+        def text() -> torch.Tensor:
             is_text = instruction_columns(images, appended)
-            prompts = list(images.rows)
-            return embedded(inputs, is_text, embed, repeats)[prompts], is_text[prompts]
+            states = embedded(inputs, is_text, embed, repeats)
+            directions = text_direction(states, is_text.to(states.device))
+            return directions[upload(images.rows, states.device)]
 
         kept = self._selector.select(model, inputs, image_categories, text)
         positions = inputs.get("position_ids")

@@ -21,7 +21,8 @@ from clasp_kernels.models.layout import PromptImages, PrunedLayout
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.stopwatch import Stopwatch
 from clasp_kernels.policy import Profile, Schedule
-from clasp_kernels.rules import Rule, find_rule, prompt_relevance
+from clasp_kernels.rules import Rule, find_rule
+from clasp_kernels.rules.relevance import similarity_to
 from clasp_kernels.upload import upload
 
 
@@ -158,12 +159,11 @@ class TokenSelector:
         model: Any,
         inputs: Mapping[str, Any],
         categories: Sequence[str],
-        text: Callable[[], tuple[torch.Tensor, torch.Tensor]],
+        text: Callable[[], torch.Tensor],
     ) -> KeptTokens:
         """Encode the images and select the tokens that enter the decoder.
 
-        ``text`` returns the embeddings of each image's prompt [images, columns, text width], and
-        which of its columns hold text [images, columns].
+        ``text`` returns the direction of the text of each image's prompt [images, text width].
         """
         prunes = 0 in self.schedule.layers
         given = (inputs.get(name) for name in self.adapter.pixel_arguments)
@@ -187,8 +187,7 @@ class TokenSelector:
 
                 def relevance() -> torch.Tensor:
                     projected = self.adapter.project(model, vision.features)
-                    states, is_text = (value.to(projected.device) for value in text())
-                    return prompt_relevance(projected, states, is_text).to(device)
+                    return similarity_to(projected, text().to(projected.device)).to(device)
 
                 selection = self.choose(
                     fused, vision.salience, categories, counts, valid, relevance

@@ -32,7 +32,7 @@ from clasp_kernels.models.prefill import columns_with_features, feature_rows
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.selection import KeptTokens, TokenSelector
 from clasp_kernels.models.stopwatch import Stopwatch
-from clasp_kernels.rules import prompt_relevance
+from clasp_kernels.rules.relevance import similarity_to, text_direction
 from clasp_kernels.upload import upload
 
 # Layer arguments with an entry per column, and the dimension of the columns. Other arguments with
@@ -303,10 +303,9 @@ class StagedPrefill:
             def relevance() -> torch.Tensor:
                 is_text = instruction_columns(images, self._appended)
                 is_text = before.layout.take(is_text).to(hidden.device)
-                prompts = list(images.rows)
                 states = hidden[::repeats]
-                tokens = states.flatten(0, 1)[slots]
-                return prompt_relevance(tokens, states[prompts], is_text[prompts])
+                directions = text_direction(states, is_text)[upload(images.rows, hidden.device)]
+                return similarity_to(states.flatten(0, 1)[slots], directions)
 
             selection = self._selector.choose(
                 features, salience, self._categories, counts, valid, relevance

@@ -41,7 +41,8 @@ def complete_tokens(
     counts as larger than every finite one, so tokens with NaN or Inf are picked last.
 
     If all valid tokens of an image have the same weight, its picks are those without weights, to
-    the bit. Otherwise, tokens of weight 0 are picked last, the lowest index first. If nothing is
+    the bit. Otherwise, tokens of weight 0 are picked last, the lowest index first, even after
+    tokens with NaN or Inf. If nothing is
     selected, the first pick is the largest weight. A weight that is NaN, negative or below 2**-50
     counts as 0, and one above 2**50 as 2**50.
 

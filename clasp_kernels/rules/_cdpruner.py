@@ -33,7 +33,8 @@ def cdpruner(
     image, or 1 without a prompt. Each pick is the token with the largest variance that the kept
     ones leave unexplained, weighted by r squared: greedy maximization of the kernel's determinant.
     Where nothing is left but what the kept tokens explain, the order is by index. Ties, up to
-    rounding, go to the lower index; a token that is not finite is kept last.
+    rounding, go to the lower index; a token that is not finite, or whose square overflows float32,
+    is kept last.
 
     Needs features, and the prompt's relevance. Costs a matrix-vector product and a row of a
     Cholesky factor for each pick, in eager PyTorch: no op of this package fits.
@@ -62,15 +63,20 @@ def cdpruner(
     left = unit.any(-1).float()  # 1 for a unit vector, without rounding
     factor = unit.new_zeros(num_images, num_picks, num_tokens)
     image = torch.arange(num_images, device=features.device)
+
+    # Products and sums, because the rounding of a batched matrix product depends on the batch.
+    def weighted_sum(rows: Tensor, coefficients: Tensor, dim: int) -> Tensor:
+        return (rows * coefficients).sum(dim)
+
     for step in range(num_picks):
         explained = left <= _LEAST_VARIANCE
         gain = (quality.square() * left).masked_fill(explained | (quality == 0), 0.0)
         gain = gain.masked_fill(~finite, -1.0).masked_fill(~free, -2.0)
         chosen = gain.argmax(1)  # the first of equal ones
         picks[:, step] = chosen.where(free.any(1), -1)
-        free[image, chosen] = False
-        similarity = torch.einsum("bnd,bd->bn", unit, unit[image, chosen])
-        seen = torch.einsum("bkn,bk->bn", factor[:, :step], factor[image, :step, chosen])
+        free.scatter_(1, chosen[:, None], False)
+        similarity = weighted_sum(unit, unit[image, chosen][:, None], 2)
+        seen = weighted_sum(factor[:, :step], factor[image, :step, chosen][..., None], 1)
         variance = left[image, chosen].clamp_min(_LEAST_VARIANCE)
         row = (similarity - seen) / variance.sqrt()[:, None]
         row = row.masked_fill(explained[image, chosen][:, None], 0.0)

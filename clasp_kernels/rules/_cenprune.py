@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clasp_kernels import Selection, complete_tokens
 
-from ._selections import selection_of
+from ._selections import with_pivots
 from .registry import register_rule
 
 
@@ -26,9 +26,11 @@ def cenprune(
     The mean of an image's valid tokens is subtracted from them. A token's weight is the length of
     what is left, relative to the longest. Picks are greedy, by weight times distance to the kept
     tokens; the first pick is the token farthest from the mean. A token that is not finite counts
-    neither for the mean nor for the weights, and is kept last.
+    neither for the mean nor for the weights, and is kept last. So is one whose square overflows
+    float32.
 
-    Needs features alone. Costs one :func:`~clasp_kernels.complete_tokens` with weights.
+    Needs features alone. Costs one :func:`~clasp_kernels.complete_tokens` with weights, and one for
+    tokens that are not finite.
 
     Source: centred and weighted max-min pruning (Cen-Prune), from descriptions of it. The weight by
     distance from the mean is this package's reading.
@@ -39,7 +41,7 @@ def cenprune(
     tensor([[2, 3]])
     """
     rows = features.float()
-    counts = rows.isfinite().all(-1)
+    counts = rows.square().sum(-1).isfinite()
     if valid is not None:
         counts = counts & valid
     finite = rows.masked_fill(~counts[..., None], 0.0)
@@ -52,5 +54,6 @@ def cenprune(
         weights = weights / torch.where(most > 0, most, 1.0)
     nothing = torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
     num_picks = max(budget, default=0)
-    picks = complete_tokens(centred, nothing, num_picks, weights=weights, valid=valid)
-    return selection_of(picks, budget, 0)
+    picks = complete_tokens(centred, nothing, num_picks, weights=weights, valid=counts)
+    last = complete_tokens(centred, picks, num_picks, valid=valid)
+    return with_pivots(torch.cat([picks, last], 1), nothing, budget)

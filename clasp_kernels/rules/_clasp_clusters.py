@@ -48,7 +48,7 @@ def clasp_clusters(
     pivots = select_pivots(salience, [num_pivots(count) for count in budget], valid=valid)
     num_clusters = [count - num_pivots(count) for count in budget]
     seeds = complete_tokens(features, pivots, max(num_clusters, default=0), valid=valid)
-    if seeds.numel() == 0:
+    if seeds.numel() == 0 or features.shape[1] == 0:
         return with_pivots(pivots, pivots, budget)
     slot = torch.arange(seeds.shape[1], device=seeds.device)
     wanted = upload(num_clusters, seeds.device)[:, None]

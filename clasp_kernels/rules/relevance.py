@@ -27,14 +27,22 @@ def prompt_relevance(tokens: Tensor, text: Tensor, text_valid: Tensor | None = N
     >>> prompt_relevance(tokens, torch.tensor([[[3.0, 0.0]]]))
     tensor([[ 1.,  0., -1.]])
     """
+    return similarity_to(tokens, text_direction(text, text_valid))
+
+
+def text_direction(text: Tensor, text_valid: Tensor | None = None) -> Tensor:
+    """Return the mean of the unit vectors of ``text`` [B, T, D], [B, D] float32."""
     unit = functional.normalize(text.float(), dim=-1)
-    if text_valid is not None:
-        unit = unit.masked_fill(~text_valid[..., None], 0.0)
-        count = text_valid.sum(1).clamp_min(1)
-    else:
-        count = torch.full((len(text),), max(text.shape[1], 1), device=text.device)
-    direction = unit.sum(1) / count[:, None]  # [B, D]
-    return torch.einsum("bnd,bd->bn", functional.normalize(tokens.float(), dim=-1), direction)
+    if text_valid is None:
+        return unit.sum(1) / max(text.shape[1], 1)
+    unit = unit.masked_fill(~text_valid[..., None], 0.0)
+    return unit.sum(1) / text_valid.sum(1, keepdim=True).clamp_min(1)
+
+
+def similarity_to(tokens: Tensor, direction: Tensor) -> Tensor:
+    """Return the cosine of each of ``tokens`` [B, N, D] with each unit vector that ``direction``
+    [B, D] is the mean of, on average: [B, N] float32."""
+    return (functional.normalize(tokens.float(), dim=-1) @ direction[..., None])[..., 0]
 
 
 def as_weights(scores: Tensor | None, valid: Tensor | None) -> Tensor | None:
@@ -46,9 +54,11 @@ def as_weights(scores: Tensor | None, valid: Tensor | None) -> Tensor | None:
     if scores is None:
         return None
     scores = scores.float()
+    if scores.shape[1] == 0:
+        return scores
     counts = scores.isfinite() if valid is None else scores.isfinite() & valid
     low = scores.masked_fill(~counts, float("inf")).amin(1, keepdim=True)
     high = scores.masked_fill(~counts, float("-inf")).amax(1, keepdim=True)
     span = high - low
     scaled = torch.where(span > 0, (scores - low) / span, 1.0)
-    return scaled.nan_to_num(nan=0.0).clamp(0, 1)
+    return scaled.clamp(0, 1).masked_fill(scores.isnan(), 0.0)

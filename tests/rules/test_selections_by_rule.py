@@ -335,6 +335,45 @@ def test_clasp_clusters_fills_the_place_of_an_empty_cluster() -> None:
     assert len(set(kept(selection, 0))) == 8
 
 
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_no_tokens_with_a_budget_keep_none(name: str) -> None:
+    selection = rules.find_rule(name)(torch.zeros(1, 0, 4), torch.zeros(1, 0), [2])
+    assert selection.indices.tolist() == [[-1, -1]] and selection.counts.tolist() == [0]
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_what_is_not_finite_still_fills_the_budget(name: str) -> None:
+    features, salience, valid = images()
+    for value in (float("nan"), float("inf")):
+        bad = torch.full_like(features, value)
+        selection = rules.find_rule(name)(bad, salience, [12, 7, 1], valid=valid)
+        assert selection.counts.tolist() == [12, 7, 1]
+
+
+def test_cenprune_keeps_what_is_not_finite_last() -> None:
+    nan = float("nan")
+    features = torch.tensor([[[nan, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]]])
+    assert kept(rules.cenprune(features, torch.zeros(1, 4), [3]), 0) == [1, 2, 3]
+    features = torch.tensor([[[nan, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]])
+    assert kept(rules.cenprune(features, torch.zeros(1, 4), [1]), 0) == [1]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_cdpruner_beyond_the_rank_does_not_depend_on_the_batch(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(2, 144, 64, generator=generator)
+    relevance = torch.randn(2, 144, generator=generator)
+    together = rules.cdpruner(features, torch.zeros(2, 144), [72, 72], relevance=relevance)
+    alone = rules.cdpruner(features[:1], torch.zeros(1, 144), [72], relevance=relevance[:1])
+    assert kept(alone, 0) == kept(together, 0)
+
+
+def test_a_relevance_that_is_no_number_counts_as_0() -> None:
+    relevance = torch.tensor([[float("nan"), 0.5, 0.5, 0.5]])
+    selection = rules.cdpruner(torch.eye(4)[None], torch.zeros(1, 4), [1], relevance=relevance)
+    assert kept(selection, 0) == [1]
+
+
 def test_relevance_is_the_mean_cosine_with_the_text() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens, text = torch.randn(2, 9, 6, generator=generator), torch.randn(2, 5, 6)

@@ -185,11 +185,14 @@
     const inside = !element("stage-field").hidden;
     const share = percent(mean, data.largest);
     const each = data.tokens > data.largest ? " per image" : "";
-    element("budget-text").textContent = inside
+    // A category may take more or less than the budget; what is kept is said under the picture.
+    const factor = data.categories[category.selectedIndex].scale;
+    const scaled = factor === 1 ? "" : `, times ${factor} for ${category.value}`;
+    element("budget-text").textContent = (inside
       ? `mean ${mean} of ${data.largest} (${share})`
-      : `${mean} of ${data.largest} ${each ? "per image" : "tokens"} (${share})`;
+      : `${mean} of ${data.largest} ${each ? "per image" : "tokens"} (${share})`) + scaled;
     budget.setAttribute("aria-valuetext", (inside ? "mean over the LLM's layers: " : "") +
-      `${mean} of ${data.largest} tokens${each}, ${share}`);
+      `${mean} of ${data.largest} tokens${each}, ${share}${scaled}`);
     const uses = data.rules[rule.selectedIndex].salience;
     element("rule-note").textContent = uses ? "" : "This rule does not look at salience.";
     summarise(plan, state);
