@@ -36,8 +36,8 @@ def explore_page(
 ) -> str:
     """Return the HTML of the page.
 
-    ``name`` is the path of the image. Without ``progressive``, the LLM runs once at most. ``on_done``
-    is told how many selections are done, of how many.
+    ``name`` is the path of the image. Without ``progressive``, the LLM runs at most once.
+    ``on_done`` is told how many selections are done, of how many.
 
     Raises a UsageError if ``question`` is invalid, and a CommandError if the model cannot be
     pruned, or the places of its tokens are not known.
