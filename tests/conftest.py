@@ -138,6 +138,14 @@ def served(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture
+def own_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the selection rules that a test registers, as other tests share the process."""
+    from clasp_kernels.rules import registry
+
+    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+
+
+@pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Fill fresh allocations with NaN, or the largest integer, so unwritten outputs are detected.
 

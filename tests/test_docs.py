@@ -22,6 +22,7 @@ ENVIRONMENT = (DOCS / "environment.md").read_text()
 BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.usefixtures("own_rules")
 @pytest.mark.parametrize("page", [p for p in PAGES if BLOCK.search(p.read_text())], ids=str)
 def test_the_code_of_a_page_runs_and_gives_what_it_says(page: Path) -> None:
     names: dict[str, object] = {}

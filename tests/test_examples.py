@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from clasp_kernels.bundled import tiny_vlm_path
-from clasp_kernels.rules import registry
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 OTHERS = {"custom_profile", "custom_rule", "ops_only"}
@@ -110,10 +109,8 @@ def test_a_profile_and_a_router_of_ones_own(run: Callable[..., list[str]]) -> No
     ]
 
 
-def test_a_rule_of_ones_own_beside_the_others(
-    run: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
+@pytest.mark.usefixtures("own_rules")
+def test_a_rule_of_ones_own_beside_the_others(run: Callable[..., list[str]]) -> None:
     question, *lines = run("custom_rule")
     assert question == "What does the sign say?"
     answers = {line.split()[0]: line.split()[1] for line in lines}

@@ -92,11 +92,11 @@ def register_rule(
         ValueError: there is a rule of this name.
 
     >>> from clasp_kernels import select_tokens
-    >>> @register_rule("mostly_pivots")
-    ... def mostly_pivots(features, salience, budget, *, valid=None):
+    >>> @register_rule("nearly_all_pivots")
+    ... def nearly_all_pivots(features, salience, budget, *, valid=None):
     ...     return select_tokens(features, salience, budget, [b * 9 // 10 for b in budget],
     ...                          valid=valid)
-    >>> find_rule("mostly_pivots").uses_salience
+    >>> find_rule("nearly_all_pivots").uses_salience
     True
     """
 

@@ -15,15 +15,13 @@ from clasp_kernels import Selection, rules
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.models.selection import check_selection
 from clasp_kernels.policy import Schedule
-from clasp_kernels.rules import registry
 
 BATCH = {**prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4]), "pixel_values": images(2)}
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def seen(own_rules: None) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Register "spy", which keeps the last tokens, and record what it is given."""
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
     calls: list[tuple[Tensor, Tensor]] = []
 
     @rules.register_rule("spy")
@@ -108,9 +106,8 @@ def test_inside_the_decoder_too_a_rule_without_salience_gets_zeros(
 
 
 @pytest.fixture
-def relevant(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
+def relevant(own_rules: None) -> Iterator[list[Tensor]]:
     """Register "relevant", which keeps the most relevant tokens, and record the relevance."""
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
     given: list[Tensor] = []
 
     @rules.register_rule("relevant", uses_salience=False, uses_relevance=True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from interpreter import python
 from torch import Tensor
 
 from clasp_kernels import Selection, rules, select_tokens
-from clasp_kernels.rules import registry
 
 BUILT_IN = rules.rule_names()
 
@@ -397,7 +394,7 @@ def test_relevance_is_the_mean_cosine_with_the_text() -> None:
     )
 
 
-@pytest.mark.usefixtures("clean_registry")
+@pytest.mark.usefixtures("own_rules")
 def test_only_a_rule_that_uses_relevance_is_given_it() -> None:
     features, salience, _ = images()
     given = []
@@ -423,13 +420,7 @@ def test_uniform_takes_equal_steps() -> None:
     assert set(steps.tolist()) <= {4, 5}  # of 30 tokens, seven
 
 
-@pytest.fixture
-def clean_registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(registry, "_RULES", dict(registry._RULES))
-    yield
-
-
-@pytest.mark.usefixtures("clean_registry")
+@pytest.mark.usefixtures("own_rules")
 def test_a_name_is_registered_once() -> None:
     rules.register_rule("mine")(rules.uniform)
     assert rules.find_rule("mine").uses_salience
