@@ -24,7 +24,7 @@ COMPLETION_COLOR = (86, 180, 233)
 """The sky blue of Okabe and Ito."""
 
 KEPT = ("pivot: most attended", "completion: least covered")
-"""What the two frames mean for CLASP, in the words of a legend."""
+"""The legend of the two frames, for CLASP: of pivots, and of the other kept patches."""
 
 _INK = (28, 30, 34)
 _MUTED = (104, 108, 116)

@@ -27,7 +27,7 @@ _JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class PageText:
-    """What the page says beside the selections."""
+    """The texts of the page."""
 
     question: str
     image: str
@@ -53,7 +53,7 @@ def page(
         exploration: the selections.
         picture: the image as the model sees it.
         boxes: the tokens that have a place in the picture: number and (left, top, right, bottom).
-        text: what the page says.
+        text: the texts of the page.
     """
     data = {
         **encoded(exploration),

@@ -18,7 +18,7 @@ from clasp_kernels.policy import Profile, Schedule
 
 
 class TokenState(IntEnum):
-    """What happened to a visual token at a stage."""
+    """The state of a visual token after a stage."""
 
     GONE = 0
     """An earlier stage had dropped it."""
@@ -90,7 +90,7 @@ class Exploration:
     rules: tuple[str, ...]
     categories: tuple[str, ...]
     scales: tuple[float, ...]
-    """What each category multiplies a budget by."""
+    """The ``budget_scale`` of each category, which multiplies its budgets."""
     plans: tuple[Plan, ...]
     groups: Mapping[str, str]
     """For each category, the first one with the same settings: both select alike."""
@@ -190,7 +190,7 @@ def _before_the_llm(prompt: PromptTokens) -> _Run:
         features = fused(category)
         counts = trial.counts(0, categories, vision.counts)
         selection = trial.choose(features, salience, categories, counts, valid, relevance)
-        return _stages(prompt, [(None, Choice(features, salience, None, selection))])
+        return _stages(prompt, [(None, Choice(features, salience, relevance, selection))])
 
     return run
 
@@ -201,12 +201,7 @@ def _relevance(prompt: PromptTokens, handle: ClaspHandle) -> torch.Tensor:
     It takes a prefill, because only that tells the prompt's text from its placeholders.
     """
     seen: list[torch.Tensor] = []
-
-    def watch(choice: Choice) -> None:
-        assert choice.relevance is not None
-        seen.append(choice.relevance())
-
-    with handle.watched(watch):
+    with handle.watched(lambda choice: seen.append(choice.relevance())):
         _prefill(prompt, handle.profile.category_names[0])
     return seen[0]
 

@@ -50,7 +50,7 @@ class ClaspHandle:
 
     @property
     def selector(self) -> TokenSelector:
-        """What selects this model's tokens, with the settings that ``apply_clasp`` was given."""
+        """The selector of this model's tokens. It has the settings of the ``apply_clasp`` call."""
         return self._runtime.selector
 
     def watched(self, watch: Callable[[Choice], None]) -> AbstractContextManager[None]:

@@ -84,7 +84,7 @@ class Choice:
     """[images, N, D]."""
     salience: Callable[[], torch.Tensor]
     """Computes the scores, [images, N] float32."""
-    relevance: Callable[[], torch.Tensor] | None
+    relevance: Callable[[], torch.Tensor]
     """Computes the similarity to the prompt, [images, N] float32."""
     selection: Selection
     """The chosen tokens, by their place among the N."""
@@ -230,8 +230,8 @@ class TokenSelector:
         salience: Callable[[], torch.Tensor],
         categories: Sequence[str],
         counts: Sequence[int],
-        valid: torch.Tensor | None = None,
-        relevance: Callable[[], torch.Tensor] | None = None,
+        valid: torch.Tensor | None,
+        relevance: Callable[[], torch.Tensor],
     ) -> Selection:
         """Select ``counts`` tokens by the rule, or split into pivots and completion by each image's
         category. ``salience`` and ``relevance`` compute scores; they are only called for a rule
@@ -252,14 +252,14 @@ class TokenSelector:
         categories: Sequence[str],
         counts: Sequence[int],
         valid: torch.Tensor | None,
-        relevance: Callable[[], torch.Tensor] | None,
+        relevance: Callable[[], torch.Tensor],
     ) -> Selection:
         if self.rule is not None:
             if self.rule.uses_salience:
                 scores = salience()
             else:
                 scores = torch.zeros(features.shape[:2], device=features.device)
-            similar = relevance() if relevance and self.rule.uses_relevance else None
+            similar = relevance() if self.rule.uses_relevance else None
             selection = self.rule(features, scores, list(counts), relevance=similar, valid=valid)
             check_selection(self.rule.name, selection, counts, features.shape[1], valid)
             return selection

@@ -88,11 +88,11 @@ def select_tokens(
     arguments.tensor("features", features, "B N D", FLOATS)
     usable = arguments.weights("weights", weights, "B N")
     arguments.choice("completion", completion, COMPLETIONS)
-    checked = check_selection(arguments, features, salience, budget, pivot_counts, valid, usable)
+    checked = check_selection(arguments, features, salience, budget, pivot_counts, valid)
     if completion == "cover":
-        return _select_covering(*checked)
+        return _select_covering(*checked, usable)
     op = backends.overload("select_tokens", features.device)
-    return Selection(*op(*checked))
+    return Selection(*op(*checked, usable))
 
 
 def check_selection(
@@ -102,17 +102,13 @@ def check_selection(
     budget: int | Sequence[int] | Tensor,
     pivot_counts: int | Sequence[int] | Tensor,
     valid: Tensor | None,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor, int, Tensor | None, int, Tensor | None, Tensor | None, Tensor | None]:
-    """Checks the arguments and returns those of the torch op. Errors name ``arguments.op``.
-
-    ``weights`` are checked already.
-    """
+) -> tuple[Tensor, Tensor, int, Tensor | None, int, Tensor | None, Tensor | None]:
+    """Checks the arguments and returns those of the torch op. Errors name ``arguments.op``."""
     arguments.tensor("salience", salience, "B N", FLOATS)
     arguments.mask("valid", valid, "B N")
     num_kept, budgets = arguments.count_per_image("budget", budget)
     num_pivots, pivots = arguments.share_per_image("pivot_counts", pivot_counts, num_kept)
-    return features, salience, num_kept, budgets, num_pivots, pivots, valid, weights
+    return features, salience, num_kept, budgets, num_pivots, pivots, valid
 
 
 def _select_covering(

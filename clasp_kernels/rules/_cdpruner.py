@@ -52,22 +52,18 @@ def cdpruner(
     num_picks = min(max(budget, default=0), num_tokens)
     picks = torch.full((num_images, num_picks), -1, dtype=torch.int64, device=features.device)
     if picks.numel() == 0:
-        return selection_of(picks, budget, 0)
+        return selection_of(picks, budget)
     unit = functional.normalize(features.float(), dim=-1)
     finite = unit.isfinite().all(-1)
     unit = unit.masked_fill(~finite[..., None], 0.0)
     weights = as_weights(relevance, valid)
     quality = unit.new_ones(unit.shape[:2]) if weights is None else weights
     free = torch.ones_like(finite) if valid is None else valid.clone()
-    # Of each token: the variance that is left, and its row of the Cholesky factor so far.
-    left = unit.any(-1).float()  # 1 for a unit vector, without rounding
+    # The variance of each token that the kept ones leave unexplained: 1 at first, without rounding.
+    left = unit.any(-1).float()
+    # The Cholesky factor of the kernel without relevance: a row for each pick so far.
     factor = unit.new_zeros(num_images, num_picks, num_tokens)
     image = torch.arange(num_images, device=features.device)
-
-    # Products and sums, because the rounding of a batched matrix product depends on the batch.
-    def weighted_sum(rows: Tensor, coefficients: Tensor, dim: int) -> Tensor:
-        return (rows * coefficients).sum(dim)
-
     for step in range(num_picks):
         explained = left <= _LEAST_VARIANCE
         gain = (quality.square() * left).masked_fill(explained | (quality == 0), 0.0)
@@ -75,11 +71,12 @@ def cdpruner(
         chosen = gain.argmax(1)  # the first of equal ones
         picks[:, step] = chosen.where(free.any(1), -1)
         free.scatter_(1, chosen[:, None], False)
-        similarity = weighted_sum(unit, unit[image, chosen][:, None], 2)
-        seen = weighted_sum(factor[:, :step], factor[image, :step, chosen][..., None], 1)
+        # Products and sums, because the rounding of a batched matrix product depends on the batch.
+        similarity = (unit * unit[image, chosen][:, None]).sum(2)
+        seen = (factor[:, :step] * factor[image, :step, chosen][..., None]).sum(1)
         variance = left[image, chosen].clamp_min(_LEAST_VARIANCE)
         row = (similarity - seen) / variance.sqrt()[:, None]
         row = row.masked_fill(explained[image, chosen][:, None], 0.0)
         factor[:, step] = row
         left = (left - row.square()).clamp_min(0.0)
-    return selection_of(picks, budget, 0)
+    return selection_of(picks, budget)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clasp_kernels import Selection, complete_tokens
 
-from ._selections import with_pivots
+from ._selections import relative_to_largest, selection_of
 from .registry import register_rule
 
 
@@ -49,11 +49,9 @@ def cenprune(
     mean = finite.sum(1, keepdim=True) / counts.sum(1).clamp_min(1)[:, None, None]
     centred = rows - mean
     weights = centred.square().sum(-1).sqrt().masked_fill(~counts, 0.0)
-    if weights.shape[1]:
-        most = weights.amax(1, keepdim=True)
-        weights = weights / torch.where(most > 0, most, 1.0)
+    weights = relative_to_largest(weights, counts)
     nothing = torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
     num_picks = max(budget, default=0)
     picks = complete_tokens(centred, nothing, num_picks, weights=weights, valid=counts)
     last = complete_tokens(centred, picks, num_picks, valid=valid)
-    return with_pivots(torch.cat([picks, last], 1), nothing, budget)
+    return selection_of(torch.cat([picks, last], 1), budget)

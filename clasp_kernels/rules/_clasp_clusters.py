@@ -12,7 +12,7 @@ from clasp_kernels import Selection, complete_tokens, select_pivots
 from clasp_kernels.upload import upload
 
 from ._clasp import num_pivots
-from ._selections import with_pivots, without
+from ._selections import selection_of, without
 from .registry import register_rule
 
 _ROUNDS = 5
@@ -49,15 +49,13 @@ def clasp_clusters(
     num_clusters = [count - num_pivots(count) for count in budget]
     seeds = complete_tokens(features, pivots, max(num_clusters, default=0), valid=valid)
     if seeds.numel() == 0 or features.shape[1] == 0:
-        return with_pivots(pivots, pivots, budget)
+        return selection_of(pivots, budget, pivots)
     slot = torch.arange(seeds.shape[1], device=seeds.device)
     wanted = upload(num_clusters, seeds.device)[:, None]
     is_cluster = (seeds >= 0) & (slot < wanted)  # [B, K]
 
     unit = functional.normalize(features.float(), dim=-1)
-    members = without(
-        torch.ones_like(salience, dtype=torch.bool) if valid is None else valid, pivots
-    )
+    members = without(valid, pivots, features.shape[1])
     members = members & unit.isfinite().all(-1)
     unit = unit.masked_fill(~members[..., None], 0.0)
     width = unit.shape[-1]
@@ -73,7 +71,7 @@ def clasp_clusters(
     nearest = nearest.where(belongs.any(1), -1)
     kept = torch.cat([pivots, nearest], 1)
     more = complete_tokens(features, kept, seeds.shape[1], valid=valid)
-    return with_pivots(torch.cat([kept, more], 1), pivots, budget)
+    return selection_of(torch.cat([kept, more], 1), budget, pivots)
 
 
 def _belongs(

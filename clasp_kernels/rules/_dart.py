@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from clasp_kernels import Selection, select_pivots
 
-from ._selections import selection_of, with_pivots, without
+from ._selections import selection_of, without
 from .registry import register_rule
 
 _NUM_PIVOTS = 8
@@ -43,15 +43,14 @@ def dart(
     """
     num_images, num_tokens = salience.shape
     if num_images == 0 or num_tokens == 0 or max(budget) == 0:
-        return selection_of(salience.new_empty(num_images, 0, dtype=torch.int64), budget, 0)
+        return selection_of(salience.new_empty(num_images, 0, dtype=torch.int64), budget)
     # At least one token is added where the budget has room for more than a pivot.
     wanted = [min(_NUM_PIVOTS, max(1, count // 2)) if count else 0 for count in budget]
     pivots = select_pivots(salience, wanted, valid=valid)  # [B, P]
     unit = functional.normalize(features.float(), dim=-1)
     rows = unit.gather(1, pivots.clamp_min(0)[..., None].expand(-1, -1, unit.shape[-1]))
     likeness = rows @ unit.mT  # [B, P, N]
-    free = torch.ones_like(salience, dtype=torch.bool) if valid is None else valid.clone()
-    free = without(free, pivots)
+    free = without(valid, pivots, num_tokens)
     picks = [pivots]
     for turn in range(pivots.shape[1]):
         shares = [
@@ -59,6 +58,6 @@ def dart(
             for count, share in zip(budget, wanted, strict=True)
         ]
         least = select_pivots(-likeness[:, turn], shares, valid=free)
-        free = without(free, least)
+        free = without(free, least, num_tokens)
         picks.append(least)
-    return with_pivots(torch.cat(picks, dim=1), pivots, budget)
+    return selection_of(torch.cat(picks, dim=1), budget, pivots)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from clasp_kernels import Selection, complete_tokens
 
-from ._selections import selection_of, with_pivots
+from ._selections import selection_of
 from .registry import register_rule
 
 # Rows of similarities that exist at a time, so that memory does not grow with N * N.
@@ -43,11 +43,11 @@ def divprune(
     tensor([[0, 2]])
     """
     if features.shape[1] == 0:
-        return selection_of(features.new_empty(len(features), 0, dtype=torch.int64), budget, 0)
+        return selection_of(features.new_empty(len(features), 0, dtype=torch.int64), budget)
     first = _loneliest(features, valid)
     more = complete_tokens(features, first, max(budget, default=0), valid=valid)
     # There is no first token if none is finite.
-    return with_pivots(torch.cat([first, more], dim=1), first[:, :0], budget)
+    return selection_of(torch.cat([first, more], dim=1), budget)
 
 
 def _loneliest(features: Tensor, valid: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clasp_kernels import Selection, cover_tokens
 
-from ._selections import selection_of
+from ._selections import relative_to_largest, selection_of
 from .registry import register_rule
 
 
@@ -36,14 +36,9 @@ def scope(
     >>> scope(features, torch.tensor([[0.4, 0.5, 0.2, 0.3]]), [2]).indices
     tensor([[1, 2]])
     """
-    preference = salience.float()
-    if preference.shape[1]:
-        # Attention over thousands of tokens is small; what counts is its ratio.
-        known = preference.where(preference.isfinite(), 0.0)
-        if valid is not None:
-            known = known.masked_fill(~valid, 0.0)
-        most = known.amax(1, keepdim=True)
-        preference = preference / torch.where(most > 0, most, 1.0)
+    counts = salience.isfinite() if valid is None else salience.isfinite() & valid
+    # The attention over thousands of tokens is small, and only its ratio matters.
+    preference = relative_to_largest(salience.float(), counts)
     nothing = torch.empty(len(features), 0, dtype=torch.int64, device=features.device)
     picks = cover_tokens(features, nothing, list(budget), preference=preference, valid=valid)
-    return selection_of(picks, budget, 0)
+    return selection_of(picks, budget)

@@ -6,53 +6,54 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from clasp_kernels import Selection, select_pivots
 from clasp_kernels.upload import upload
 
 
-def selection_of(picks: Tensor, budget: Sequence[int], num_pivots: int) -> Selection:
+def selection_of(picks: Tensor, budget: Sequence[int], pivots: Tensor | None = None) -> Selection:
     """Return the first ``budget[b]`` picks of each image, in ascending order of index.
 
     Args:
-        picks: [B, M] int64, distinct indices, padded with -1.
+        picks: [B, M] int64, distinct indices, with -1 anywhere.
         budget: the number to keep of each image.
-        num_pivots: how many picks, from the first, are pivots.
+        pivots: [B, P] int64, the picks that are pivots, -1 where unused. None by default.
     """
     width = max(budget, default=0)
-    if picks.shape[1] < width:
-        missing = picks.new_full((len(picks), width - picks.shape[1]), -1)
-        picks = torch.cat([picks, missing], dim=1)
-    picks = picks[:, :width]
-    slots = torch.arange(width, device=picks.device)
-    kept = (slots < upload(list(budget), picks.device)[:, None]) & (picks >= 0)
+    found = picks >= 0
+    kept = found & (found.cumsum(1) <= upload(list(budget), picks.device)[:, None])
     last = torch.iinfo(torch.int64).max
-    order = picks.where(kept, last).argsort(dim=1)
-    indices = picks.where(kept, -1).gather(1, order)
-    is_pivot = (kept & (slots < num_pivots)).gather(1, order)
+    indices = picks.where(kept, last).sort(dim=1).values[:, :width]
+    indices = indices.masked_fill(indices == last, -1)
+    indices = functional.pad(indices, (0, width - indices.shape[1]), value=-1)
+    is_pivot = torch.zeros_like(indices, dtype=torch.bool)
+    if pivots is not None:
+        is_pivot = (indices[..., None] == pivots[:, None]).any(-1) & (indices >= 0)
     return Selection(indices, is_pivot, kept.sum(1))
 
 
-def with_pivots(picks: Tensor, pivots: Tensor, budget: Sequence[int]) -> Selection:
-    """Return the first ``budget[b]`` picks of each image, skipping -1; ``pivots`` are among them.
+def without(valid: Tensor | None, picks: Tensor, num_tokens: int) -> Tensor:
+    """Return which of the ``valid`` tokens are not among ``picks`` [B, M], [B, N] bool.
 
-    Args:
-        picks: [B, M] int64, distinct indices, with -1 anywhere.
-        pivots: [B, P] int64, -1 where unused.
-        budget: the number to keep of each image.
+    -1 in ``picks`` names no token. ``valid`` may be None, for all ``num_tokens`` tokens.
     """
-    order = (picks < 0).to(torch.int8).argsort(dim=1, stable=True)
-    selection = selection_of(picks.gather(1, order), budget, 0)
-    is_pivot = (selection.indices[..., None] == pivots[:, None, :]).any(-1)
-    return selection._replace(is_pivot=is_pivot & (selection.indices >= 0))
+    index = torch.arange(num_tokens, device=picks.device)
+    others = (index != picks[..., None]).all(1)
+    return others if valid is None else others & valid
 
 
-def without(free: Tensor, picks: Tensor) -> Tensor:
-    """Return ``free`` [B, N] without the tokens in ``picks`` [B, M], of which -1 names none."""
-    index = torch.arange(free.shape[1], device=free.device)
-    return free & (index != picks[..., None]).all(1)
+def relative_to_largest(values: Tensor, counts: Tensor) -> Tensor:
+    """Return ``values`` [B, N] divided by each image's largest one where ``counts`` [B, N] is True.
+
+    An image whose largest value is not positive is left as it is.
+    """
+    if values.shape[1] == 0:
+        return values
+    most = values.masked_fill(~counts, 0.0).amax(1, keepdim=True)
+    return values / torch.where(most > 0, most, 1.0)
 
 
 def best_of(scores: Tensor, budget: Sequence[int], valid: Tensor | None) -> Selection:
     """Return the ``budget[b]`` tokens of the highest scores [B, N], ties to the lower index."""
-    return selection_of(select_pivots(scores, list(budget), valid=valid), budget, 0)
+    return selection_of(select_pivots(scores, list(budget), valid=valid), budget)

@@ -10,7 +10,7 @@ from torch import Tensor
 from clasp_kernels import Selection, select_pivots
 from clasp_kernels.upload import upload
 
-from ._selections import with_pivots, without
+from ._selections import selection_of, without
 from .registry import register_rule
 
 
@@ -40,11 +40,10 @@ def visionzip(
     num_contextual = [(5 * count + 16) // 32 for count in budget]
     num_dominant = [count - own for count, own in zip(budget, num_contextual, strict=True)]
     dominant = select_pivots(salience, num_dominant, valid=valid)
-    free = torch.ones_like(salience, dtype=torch.bool) if valid is None else valid
-    free = without(free, dominant)
+    free = without(valid, dominant, salience.shape[1])
     place = free.cumsum(1) - 1
     wanted = upload(num_contextual, salience.device)[:, None]
     step = (free.sum(1, keepdim=True) // wanted.clamp_min(1)).clamp_min(1)
     is_target = (place % step == 0) & (place // step < wanted)
     contextual = select_pivots(is_target.float(), num_contextual, valid=free)
-    return with_pivots(torch.cat([dominant, contextual], 1), dominant, budget)
+    return selection_of(torch.cat([dominant, contextual], 1), budget, dominant)

@@ -195,9 +195,11 @@ def completion_step(dim: int, element_bytes: int) -> RowBlocks:
 
 
 def covering(num_tokens: int, dim: int, element_bytes: int) -> Completion:
-    """As for completion, except for tiles that are computed again in each step. These are at most
-    64 wide, of half as many features at a time and one step more in flight, because a tile and the
-    gains that come of it take more registers."""
+    """The tiles of :func:`completion`, or smaller ones if they are computed again in each step.
+
+    A tile and the gains that come of it take more registers. Smaller tiles have at most 64 rows and
+    half as many features at a time, with one step more in flight.
+    """
     config = completion(num_tokens, dim, element_bytes)
     if config.wave > 0:
         return config

@@ -120,7 +120,7 @@ def gain_ranks(b_covered, b_weight):
     """
     # The bound also serves tokens that nothing covers. Rounding can make a cosine less than -1.
     b_coverage = from_ordered_bits(tl.maximum(b_covered, _ORDERED_MINUS_ONE))
-    # Whatever their weights, tokens that cannot be compared tie. TAKEN is NaN here.
+    # Tokens without a finite similarity tie, whatever their weights. As a float, TAKEN is NaN.
     b_gain = tl.where(b_coverage < NOT_FINITE, b_weight * (1.0 - b_coverage), float("-inf"))
     b_rank = tl.where(b_weight == 0, _RANK_OF_WEIGHTLESS, ~ordered_bits(b_gain))
     return tl.where((b_weight < 0) | (b_covered == TAKEN), b_covered, b_rank)

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "algorithms/matrix.h"
+#include "algorithms/norms.h"
 #include "algorithms/weights.h"
 #include "algorithms/winner_tree.h"
 #include "shared/cosine.h"
@@ -126,10 +127,10 @@ class Completion {
     if (is_selected_[index]) return;
     void* buffer = row_storage_.empty() ? nullptr : &row_storage_[num_rows() * row_bytes()];
     const void* row = features_->contiguous(index, buffer);
-    float square;
-    dots_->squares(&row, 1, features_->num_columns, &square);
+    float norm;
+    compute_norms(*dots_, &row, 1, features_->num_columns, &norm);
     rows_.push_back(row);
-    row_norms_.push_back(std::sqrt(square));
+    row_norms_.push_back(norm);
     is_selected_[index] = true;
   }
 
@@ -321,9 +322,9 @@ class Completion {
     dots_->tile(loaded, num_tokens, rows_.data() + first, count, dim, ahead, num_ahead, dots);
     // Computed after the tile, because the tile overlaps arithmetic with the memory loads better.
     if (first == 0) {
-      float squares[kTileTokens];
-      dots_->squares(loaded, num_tokens, dim, squares);
-      for (int64_t t = 0; t < num_tokens; ++t) norms_[tokens[t]] = std::sqrt(squares[t]);
+      float norms[kTileTokens];
+      compute_norms(*dots_, loaded, num_tokens, dim, norms);
+      for (int64_t t = 0; t < num_tokens; ++t) norms_[tokens[t]] = norms[t];
     }
     for (int64_t t = 0; t < num_tokens; ++t) {
       const int64_t n = tokens[t];

@@ -12,12 +12,12 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
 
 #include "algorithms/matrix.h"
+#include "algorithms/norms.h"
 #include "algorithms/weights.h"
 #include "algorithms/winner_tree.h"
 #include "shared/order.h"
@@ -44,7 +44,8 @@ class Covering {
     if (num_picks == 0) return 0;
     set_tokens(features, valid);
     set_weights(weights, preference, features.num_rows, valid);
-    set_norms();
+    norms_.resize(num_tokens());
+    compute_norms(*dots_, rows_.data(), num_tokens(), dim_, norms_.data());
     cover_with_selected(features, selected, num_selected, parallel);
     is_candidate_.assign(num_tokens(), true);
     for (int64_t i = 0; i < num_selected; ++i) {
@@ -106,12 +107,6 @@ class Covering {
     }
   }
 
-  void set_norms() {
-    norms_.resize(num_tokens());
-    dots_->squares(rows_.data(), num_tokens(), dim_, norms_.data());
-    for (float& norm : norms_) norm = std::sqrt(norm);
-  }
-
   // best[n] = the largest similarity to a selected token, or 0.
   template <class Parallel>
   void cover_with_selected(const Matrix& features, const int64_t* selected, int64_t num_selected,
@@ -124,8 +119,7 @@ class Covering {
     for (int64_t i = 0; i < num_selected; ++i) {
       rows[i] = features.contiguous(selected[i], copies.data() + i * row_bytes_);
     }
-    dots_->squares(rows.data(), num_selected, dim_, norms.data());
-    for (float& norm : norms) norm = std::sqrt(norm);
+    compute_norms(*dots_, rows.data(), num_selected, dim_, norms.data());
     const int64_t num_tiles = (num_tokens() + kTileTokens - 1) / kTileTokens;
     parallel(num_tiles, [&](int64_t begin, int64_t end) {
       std::vector<float> similarities(kTileTokens * num_selected);

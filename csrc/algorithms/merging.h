@@ -10,6 +10,7 @@
 
 #include "algorithms/gathering.h"
 #include "algorithms/matrix.h"
+#include "algorithms/norms.h"
 #include "shared/scalar.h"
 #include "simd/kernels.h"
 
@@ -90,14 +91,10 @@ class Merging {
   template <class Parallel>
   void join(const Parallel& parallel) {
     if (joining_.empty()) return;
-    set_norms(kept_rows_.data(), static_cast<int64_t>(kept_rows_.size()), kept_norms_.data());
+    compute_norms(*dots_, kept_rows_.data(), static_cast<int64_t>(kept_rows_.size()),
+                  features_->num_columns, kept_norms_.data());
     parallel(static_cast<int64_t>(joining_.size()),
              [this](int64_t begin, int64_t end) { join_range(begin, end); });
-  }
-
-  void set_norms(const void* const* rows, int64_t count, float* norms) const {
-    dots_->squares(rows, count, features_->num_columns, norms);
-    for (int64_t i = 0; i < count; ++i) norms[i] = std::sqrt(norms[i]);
   }
 
   void join_range(int64_t begin, int64_t end) {
@@ -136,7 +133,9 @@ class Merging {
     float dots[kTileTokens * kMaxBlock];
     dots_->tile(rows, num_tokens, kept_rows_.data() + first, count, features_->num_columns, ahead,
                 num_ahead, dots);
-    if (first == 0) set_norms(rows, num_tokens, norms_.data() + begin);
+    if (first == 0) {
+      compute_norms(*dots_, rows, num_tokens, features_->num_columns, norms_.data() + begin);
+    }
     for (int64_t t = 0; t < num_tokens; ++t) {
       choose(begin + t, dots + t * count, first, count);
     }

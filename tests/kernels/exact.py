@@ -119,8 +119,7 @@ def certify_cover(
     preference: Tensor,
     valid: Tensor,
 ) -> None:
-    """As oracle.certify_cover, for features that are finite, and that images have as many picks as
-    they should."""
+    """As oracle.certify_cover, for finite features. Checks the number of picks too."""
     batch, tokens = features.shape[:2]
     index = torch.arange(tokens, device=features.device)
     weight, preferred = (usable_weights(given, valid)[0] for given in (weights, preference))

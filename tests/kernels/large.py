@@ -42,13 +42,6 @@ class Maker:
     def tensor(self, values: list) -> Tensor:
         return torch.tensor(values, device=self.device)
 
-    def weights(self, batch: int, tokens: int) -> Tensor:
-        """[batch, tokens], some of them 0, and all equal in the last of several images."""
-        weights = self.rand(batch, tokens)
-        weights[:, 3::5] = 0
-        weights[1:][-1:] = 0.25
-        return weights
-
     def distinct(self, batch: int, tokens: int, width: int) -> Tensor:
         """[batch, width] distinct indices, those past ``tokens`` as -1."""
         order = self.rand(batch, max(tokens, width)).argsort(-1)[:, :width]
@@ -111,14 +104,11 @@ def arguments(
     def valid() -> Tensor:
         return make.rand(batch, tokens) < 0.9
 
-    def weights() -> dict[str, Tensor]:
-        return {"weights": make.weights(batch, tokens)} if weighted else {}
-
     def weights_of_tokens() -> Tensor:
-        """Some are 0, and all of the last image are equal, as if it had none."""
+        """Some are 0. In the last of several images all are equal, as if it had none."""
         whole = make.integers(0, 4, batch, tokens).float()
         weights = whole if exact else whole * make.rand(batch, tokens)
-        weights[batch // 2 + 1 :] = 0.5
+        weights[1:][-1:] = 0.5
         return weights
 
     if op == "fuse_layers":
@@ -143,7 +133,8 @@ def arguments(
     if op == "complete_tokens":
         selected = make.distinct(batch, tokens, 7)
         given = {"features": features(), "selected": selected, "num_tokens": budget}
-        return {**given, "valid": valid(), **weights()}
+        given["valid"] = valid()
+        return {**given, "weights": weights_of_tokens()} if weighted else given
     if op == "cover_tokens":
         given = {"features": features(DYADIC_ROWS), "selected": make.distinct(batch, tokens, 7)}
         given |= {"num_tokens": budgets if ragged else budget, "weights": weights_of_tokens()}
@@ -154,7 +145,8 @@ def arguments(
             given |= {"budget": budgets, "pivot_counts": shares}
         else:
             given |= {"budget": budget, "pivot_counts": make.integers(1, 9, batch)}
-        return {**given, "valid": valid(), **weights()}
+        given["valid"] = valid()
+        return {**given, "weights": weights_of_tokens()} if weighted else given
     if op == "gather_tokens":
         return {"tokens": features(), "indices": make.integers(-1, tokens, batch, budget)}
     if op == "merge_tokens":

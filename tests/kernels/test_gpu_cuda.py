@@ -56,7 +56,7 @@ def test_right_in_waves(op, size, dtype, weighted) -> None:
     gpu_checks.assert_right(op, size, dtype, DEVICE, weighted=weighted)
 
 
-# Of each block size of the scan.
+# One number of tokens for each block size of the scan.
 WEIGHTED = [large.Size(3, 576, 1024), large.Size(3, 2880, 63), large.Size(2, 8192, 64)]
 
 

@@ -1,5 +1,5 @@
-"""What only the Triton kernels of cover_tokens have: tiles of similarities, waves of images, blocks
-of candidates, and similarities that are computed again in each step where they do not fit."""
+"""The Triton kernels of cover_tokens: tiles of similarities, waves of images, blocks of candidates,
+and similarities that do not fit and are computed again in each step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import oracle
 import pytest
+import small_tiles
 import torch
 from inputs import (
     DTYPES,
@@ -16,19 +17,15 @@ from inputs import (
     random_features,
     random_mask,
 )
+from small_tiles import apart, small
 from torch import Tensor
 
 from clasp_kernels import cover_tokens
 from clasp_kernels.triton import configs
-from clasp_kernels.triton.configs import Completion, RowBlocks
+from clasp_kernels.triton.configs import Completion
 
 OP = "cover_tokens"
 NAN, INF = float("nan"), float("inf")
-
-
-def small(wave: int) -> Completion:
-    """Tiles of 16 tokens and 16 features, so that a few tokens fill several of them."""
-    return Completion(rows=16, columns=16, padded=0, wave=wave, num_warps=1, num_stages=2)
 
 
 # All similarities of as many images as fit are stored, or none.
@@ -41,14 +38,7 @@ STORED_OR_NOT = pytest.mark.parametrize(
 
 @pytest.fixture
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Completion:
-    def config(num_tokens: int, dim: int, element_bytes: int) -> Completion:
-        return request.param._replace(padded=-(-num_tokens // 16) * 16)
-
-    monkeypatch.setattr(configs, "completion", config)
-    monkeypatch.setattr(configs, "completion_tokens", lambda *_: RowBlocks(16, 16, 1))
-    # More columns than rows, and not a divisor of the tokens.
-    monkeypatch.setattr(configs, "covering_step", lambda *_: RowBlocks(16, 32, 1))
-    monkeypatch.setattr(configs, "WEIGHTS_BLOCK", 16)
+    small_tiles.use(monkeypatch, request.param)
     return request.param
 
 
@@ -68,13 +58,6 @@ def everything(tokens: int, batch: int = 4) -> dict[str, Tensor]:
     weights[-1] = 3.0
     preference = exact_weights(tokens + 1, batch, tokens)
     return {"weights": weights, "preference": preference, "valid": valid}
-
-
-def apart(values: Tensor) -> Tensor:
-    """Twice as far apart in every dimension."""
-    for dimension in range(values.dim()):
-        values = values.repeat_interleave(2, dimension)
-    return values[tuple(slice(None, None, 2) for _ in range(values.dim()))]
 
 
 @EVERY_WAY

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy
 import oracle
 import pytest
+import small_tiles
 import torch
 from inputs import (
     DTYPES,
@@ -16,19 +17,15 @@ from inputs import (
     random_features,
     random_mask,
 )
+from small_tiles import apart, small
 from torch import Tensor
 
 from clasp_kernels import complete_tokens, select_tokens
 from clasp_kernels.triton import configs
-from clasp_kernels.triton.configs import Completion, RowBlocks
+from clasp_kernels.triton.configs import Completion
 
 OP = "select_tokens"
 NAN, INF = float("nan"), float("inf")
-
-
-def small(wave: int) -> Completion:
-    """Blocks of 16 tokens and 16 features, so that a few tokens fill several of them."""
-    return Completion(rows=16, columns=16, padded=0, wave=wave, num_warps=1, num_stages=2)
 
 
 # One launch for as many images as fit, or a launch a step.
@@ -41,14 +38,7 @@ BY_TILES_OR_STEPS = pytest.mark.parametrize(
 
 @pytest.fixture
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Completion:
-    def config(num_tokens: int, dim: int, element_bytes: int) -> Completion:
-        return request.param._replace(padded=-(-num_tokens // 16) * 16)
-
-    monkeypatch.setattr(configs, "completion", config)
-    monkeypatch.setattr(configs, "SELECTION_BLOCK", 16)
-    monkeypatch.setattr(configs, "WEIGHTS_BLOCK", 16)
-    for name in ("completion_tokens", "completion_step"):
-        monkeypatch.setattr(configs, name, lambda dim, element_bytes: RowBlocks(16, 16, 1))
+    small_tiles.use(monkeypatch, request.param)
     return request.param
 
 
@@ -62,13 +52,6 @@ def unchecked(device: str, features: Tensor, selected: Tensor, picks: int) -> Te
     """complete_tokens without the checks of the public function, as on a GPU."""
     op = torch.ops.clasp_kernels.complete_tokens.triton
     return op(features.to(device), selected.to(device), picks, None).cpu()
-
-
-def apart(values: Tensor) -> Tensor:
-    """Twice as far apart in every dimension."""
-    for dimension in range(values.dim()):
-        values = values.repeat_interleave(2, dimension)
-    return values[tuple(slice(None, None, 2) for _ in range(values.dim()))]
 
 
 @EVERY_WAY

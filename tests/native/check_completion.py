@@ -114,6 +114,15 @@ def lattice(rng: np.random.Generator, num_tokens: int, dim: int) -> np.ndarray:
     return features
 
 
+def random_call(
+    rng: np.random.Generator, num_tokens: int, most_selected: int
+) -> tuple[list[int], int, list[bool]]:
+    """Returns selected tokens, the number of picks, and which tokens are valid."""
+    most = min(num_tokens, most_selected)
+    selected = rng.permutation(num_tokens)[: rng.integers(0, most + 1)].tolist()
+    return selected, int(rng.integers(0, num_tokens + 3)), random_mask(rng, num_tokens)
+
+
 def check_exact_similarities_give_the_exact_picks(core: ModuleType, isa: str) -> None:
     rng = np.random.default_rng(1)
     worker = core.Worker(isa)
@@ -121,8 +130,7 @@ def check_exact_similarities_give_the_exact_picks(core: ModuleType, isa: str) ->
         num_tokens, dim = int(rng.integers(1, 50)), int(rng.integers(4, 40))
         features = lattice(rng, num_tokens, dim)
         scalar = SCALARS[trial % 3]
-        selected = rng.permutation(num_tokens)[: rng.integers(0, min(num_tokens, 20) + 1)].tolist()
-        count, valid = int(rng.integers(0, num_tokens + 3)), random_mask(rng, num_tokens)
+        selected, count, valid = random_call(rng, num_tokens, 20)
         encoded = at_end_of_page(encode(features, scalar))
         picks = worker.complete(encoded, scalar, selected, count, valid, 1)
         assert picks == greedy(features, selected, count, valid), trial
@@ -145,8 +153,7 @@ def check_exact_gains_give_the_exact_weighted_picks(core: ModuleType, isa: str) 
         num_tokens, dim = int(rng.integers(1, 80)), int(rng.integers(4, 40))
         features = lattice(rng, num_tokens, dim)
         scalar = SCALARS[trial % 3]
-        selected = rng.permutation(num_tokens)[: rng.integers(0, min(num_tokens, 20) + 1)].tolist()
-        count, valid = int(rng.integers(0, num_tokens + 3)), random_mask(rng, num_tokens)
+        selected, count, valid = random_call(rng, num_tokens, 20)
         weights = random_weights(rng, num_tokens)
         encoded = at_end_of_page(encode(features, scalar))
         picks = worker.complete(encoded, scalar, selected, count, valid, 1, weights)

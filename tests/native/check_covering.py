@@ -7,7 +7,7 @@ from types import ModuleType
 
 import numpy as np
 from arrays import SCALARS, at_end_of_page, decode, encode, random_mask
-from check_completion import lattice, random_weights, usable
+from check_completion import lattice, random_call, random_weights, usable
 
 # How far a similarity may be off.
 TOLERANCE = 1e-5
@@ -79,8 +79,7 @@ def check_exact_gains_give_the_exact_picks(core: ModuleType, isa: str) -> None:
         num_tokens, dim = int(rng.integers(1, 60)), int(rng.integers(4, 20))
         features = lattice(rng, num_tokens, dim)
         scalar = SCALARS[trial % 3]
-        selected = rng.permutation(num_tokens)[: rng.integers(0, min(num_tokens, 9) + 1)].tolist()
-        count, valid = int(rng.integers(0, num_tokens + 3)), random_mask(rng, num_tokens)
+        selected, count, valid = random_call(rng, num_tokens, 9)
         weights, preference = (random_weights(rng, num_tokens) for _ in range(2))
         encoded = at_end_of_page(encode(features, scalar))
         expected = greedy(features, selected, valid, weights, preference, num_tokens=count)
