@@ -5,6 +5,9 @@
 
 Servers, Ray workers and data loaders keep cores busy. A thread that an op calls may not run there
 for milliseconds, so several threads can be slower than one.
+
+Times are means. A call that takes about as long as the system's time slice is either interrupted,
+for several milliseconds, or not, so its median jumps between two values from run to run.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from table import duration, markdown_table
 from clasp_kernels import use_backend
 
 RECORDED = ROOT / "benchmarks" / "results" / "cpu" / "busy_machine.json"
-ROUNDS, CALLS = 10, 20
+ROUNDS, CALLS = 20, 20
 CASES = {
     "select_tokens": "1x2880x1024 float32 R320 P160 random",
     "attention_salience": "B1 T32 S640 float32 H32/32 d128",
@@ -41,14 +44,15 @@ CASES = {
 
 @dataclass(frozen=True)
 class BusyRow:
-    """Medians of one op, in microseconds."""
+    """One op on so many threads."""
 
     op: str
     case: str
     load: str
     """"idle", or "busy" with a busy process on each core."""
     threads: int
-    median_us: float
+    mean_us: float
+    """Microseconds."""
 
 
 @contextmanager
@@ -90,7 +94,7 @@ def measure(load: str, calls: int) -> list[BusyRow]:
                     torch.set_num_threads(threads)
                     times[threads] += seconds(call, calls)
         rows += [
-            BusyRow(op, name, load, threads, round(1e6 * statistics.median(taken), 2))
+            BusyRow(op, name, load, threads, round(1e6 * statistics.mean(taken), 2))
             for threads, taken in times.items()
         ]
     torch.set_num_threads(several)
@@ -101,7 +105,7 @@ def table(rows: list[BusyRow]) -> str:
     """A line for each op: one thread and several, idle and busy, and the ratio where it is busy."""
     lines = []
     for op, case in CASES.items():
-        times = {(row.load, row.threads): row.median_us for row in rows if row.op == op}
+        times = {(row.load, row.threads): row.mean_us for row in rows if row.op == op}
         one, *_, several = sorted({threads for _, threads in times})
         lines.append(
             [

@@ -265,6 +265,6 @@ def test_a_busy_machine_has_a_row_of_each_op_thread_count_and_load() -> None:
     finally:
         torch.set_num_threads(threads)
     assert {row.op for row in rows_found} == busy_machine.CASES.keys()
-    assert all(row.median_us > 0 for row in rows_found)
+    assert all(row.mean_us > 0 for row in rows_found)
     lines = busy_machine.table(rows_found).splitlines()
     assert len(lines) == 2 + len(busy_machine.CASES)

@@ -16,8 +16,9 @@ namespace clasp::cpu {
 class Lateness {
  public:
   // Records a parallel region; times in nanoseconds. `waited` is how long the caller waited for
-  // other threads after its own share. `late` is how much longer the region took than the longest
-  // run of another thread. If that thread ran all the time, nobody was late: its share was larger.
+  // other threads, before its own share and after it. `late` is how much longer the region took
+  // than the longest run of another thread. If that thread ran all the time, nobody was late: its
+  // share was larger.
   void observe(int64_t waited, int64_t late, int64_t now) {
     const int64_t lost = std::min(waited, late);
     if (lost <= kShortest) return;

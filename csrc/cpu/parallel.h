@@ -51,6 +51,7 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
     return;
   }
   const std::thread::id caller = std::this_thread::get_id();
+  int64_t caller_began = start;
   int64_t caller_finished = start;
   std::atomic<int64_t> longest_run = 0;  // of the other threads, in their shares
   std::exception_ptr error;
@@ -59,6 +60,7 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
     const KeepSubnormals keep;
     const bool is_caller = std::this_thread::get_id() == caller;
     const int64_t ran_before = is_caller ? 0 : running_in_nanoseconds();
+    if (is_caller) caller_began = now_in_nanoseconds();
     try {
       body(begin, end);
     } catch (...) {
@@ -72,7 +74,9 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
     }
   });
   const int64_t end = now_in_nanoseconds();
-  lateness.observe(end - caller_finished, end - start - longest_run, end);
+  // The caller waits before its share too, if another thread has not left the loop before yet.
+  const int64_t ran = caller_finished - caller_began;
+  lateness.observe(end - start - ran, end - start - longest_run, end);
   if (error) std::rethrow_exception(error);
 }
 
