@@ -50,6 +50,7 @@ def encoded(exploration: Exploration) -> dict[str, Any]:
             "layers": [layer or None for layer in plan.layers],
             "budgets": [round(tokens, 1) for tokens in plan.tokens],
             "usual": plan.usual,
+            # Empty for a rule that does not work in the plan.
             "frames": [
                 [
                     [
@@ -57,6 +58,7 @@ def encoded(exploration: Exploration) -> dict[str, Any]:
                         for budget in range(len(plan.schedules))
                     ]
                     for group in groups
+                    if (plan.name, rule, group, 0) in exploration.stages
                 ]
                 for rule in exploration.rules
             ],
@@ -67,7 +69,8 @@ def encoded(exploration: Exploration) -> dict[str, Any]:
         "tokens": exploration.num_tokens,
         "largest": exploration.plans[0].num_tokens,
         "rules": [
-            {"name": rule, "salience": find_rule(rule).uses_salience} for rule in exploration.rules
+            {"name": rule.name, "salience": rule.uses_salience, "pools": rule.pools}
+            for rule in map(find_rule, exploration.rules)
         ],
         "categories": [
             {"name": name, "group": groups.index(exploration.groups[name]), "scale": scale}

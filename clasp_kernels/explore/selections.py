@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from clasp_kernels import gather_tokens
 from clasp_kernels.explore.plans import Plan
 from clasp_kernels.models import ClaspHandle, apply_clasp
 from clasp_kernels.models.selection import Choice, rule_of, valid_tokens
 from clasp_kernels.policy import Profile, Schedule
+from clasp_kernels.rules import PooledSelection, find_rule, pool_tokens
 
 
 class TokenState(IntEnum):
@@ -95,7 +97,8 @@ class Exploration:
     groups: Mapping[str, str]
     """For each category, the first one with the same settings: both select alike."""
     stages: Mapping[tuple[str, str, str, int], tuple[ShownStage, ...]]
-    """By name of the plan, rule, group of the category, and number of the schedule."""
+    """By name of the plan, rule, group of the category, and number of the schedule. A rule that
+    works only before the LLM has none of another plan."""
 
     def of(self, plan: str, rule: str, category: str, budget: int) -> tuple[ShownStage, ...]:
         """Return the stages of one combination; ``budget`` is the number of the schedule."""
@@ -120,6 +123,7 @@ def explore(
         (plan, rule, category, budget)
         for plan in plans
         for rule in rules
+        if plan.name == "input" or not find_rule(rule).only_before_llm
         for category in dict.fromkeys(groups.values())
         for budget in range(len(plan.schedules))
     ]
@@ -184,12 +188,18 @@ def _before_the_llm(prompt: PromptTokens) -> _Run:
     def fused(category: str) -> torch.Tensor:
         return selector.fuse(vision, [category] * len(prompt.counts))
 
+    @cache
+    def places(rule: str) -> torch.Tensor | None:
+        return replace(selector, rule=rule_of(rule)).places(prompt.inputs)
+
     def run(schedule: Schedule, rule: str, category: str) -> tuple[ShownStage, ...]:
         trial = replace(selector, schedule=schedule, rule=rule_of(rule))
         categories = [category] * len(prompt.counts)
         features = fused(category)
         counts = trial.counts(0, categories, vision.counts)
-        selection = trial.choose(features, salience, categories, counts, valid, relevance)
+        selection = trial.choose(
+            features, salience, categories, counts, valid, relevance, places(rule)
+        )
         return _stages(prompt, [(None, Choice(features, salience, relevance, selection))])
 
     return run
@@ -243,6 +253,7 @@ def _stages(
         states = torch.full((sum(prompt.counts),), TokenState.GONE, dtype=torch.uint8)
         salience, coverage = torch.zeros(len(states)), torch.zeros(len(states))
         scores = choice.salience()
+        kept = _kept(choice)
         for image, (start, tokens) in enumerate(zip(prompt.starts, left, strict=True)):
             numbers = start + tokens
             picks = choice.selection.indices[image].cpu()
@@ -252,13 +263,23 @@ def _stages(
             states[numbers[picks]] = TokenState.COMPLETION
             states[numbers[picks[is_pivot]]] = TokenState.PIVOT
             salience[numbers] = scores[image, : len(tokens)].float().cpu().nan_to_num(0.0)
-            coverage[numbers] = _coverage(choice.features[image, : len(tokens)], picks)
+            coverage[numbers] = _coverage(
+                choice.features[image, : len(tokens)], kept[image, : len(picks)]
+            )
             left[image] = tokens[picks]
         stages.append(ShownStage(layer, states, salience, coverage))
     return tuple(stages)
 
 
-def _coverage(features: torch.Tensor, picks: torch.Tensor) -> torch.Tensor:
-    """Return the largest cosine similarity [N] of each token to one of ``picks``."""
-    unit = functional.normalize(features.float().cpu(), dim=-1)
-    return (unit @ unit[picks].T).amax(dim=1).nan_to_num(0.0)
+def _kept(choice: Choice) -> torch.Tensor:
+    """Return what the choice keeps of the features, [images, R, D]."""
+    selection = choice.selection
+    if isinstance(selection, PooledSelection):
+        return pool_tokens(choice.features, selection.groups, selection.indices.shape[1])
+    return gather_tokens(choice.features, selection.indices)
+
+
+def _coverage(features: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Return the largest cosine similarity [N] of each token [N, D] to one of ``kept`` [R, D]."""
+    unit, of_kept = (functional.normalize(each.float().cpu(), dim=-1) for each in (features, kept))
+    return (unit @ of_kept.T).amax(dim=1).nan_to_num(0.0)

@@ -17,7 +17,7 @@ from clasp_kernels.models.prefill import check_dtype
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.models.selection import TokenSelector, rule_of
 from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
-from clasp_kernels.rules import rule_names
+from clasp_kernels.rules import Rule, find_rule, rule_names
 
 _FUSE_INTO = ("projector", "selection")
 _POSITIONS = ("original", "compact")
@@ -89,13 +89,14 @@ def apply_clasp(
             "projector".
         positions: "original" keeps each token's position id; "compact" renumbers what remains.
         merge: replace each kept token by the mean of itself and the dropped tokens most similar to
-            it. Only possible before the decoder.
+            it. Only possible before the decoder, and not with a rule that averages tokens itself.
         salience_rows: the queries whose attention scores tokens inside the decoder: "last" is the
             prompt's last token, "instruction" is every token after the prompt's last image.
         completion_on: the features that compare tokens during completion inside the decoder:
             "hidden" is the hidden states there, "fused" the fused features of the vision tower.
         rule: the name of another selection rule (``clasp_kernels.rules``), at every stage. The
-            category then decides how layers are fused, and not how the budget is split.
+            category then decides how layers are fused, and not how the budget is split. "pool",
+            average pooling, is only possible before the decoder.
 
     A plain ``forward`` returns logits of the pruned length; ``handle.last.columns`` maps them to
     prompt columns. ``labels``, ``shift_labels`` and token types are pruned too. Any other argument
@@ -153,6 +154,7 @@ def apply_clasp(
     _check_choice("completion_on", completion_on, _COMPLETION_ON)
     if rule is not None:
         _check_choice("rule", rule, rule_names())
+        _check_rule(find_rule(rule), schedule, merge)
     if profile is None:
         profile = _default_profile(model, model_type)
     if not isinstance(profile, Profile):
@@ -334,6 +336,23 @@ def _check_inside(positions: str, merge: bool) -> None:
         raise ValueError(
             "merge must be False if a schedule drops tokens inside the decoder: hidden states "
             "there also encode positions, so they cannot be averaged"
+        )
+
+
+def _check_rule(rule: Rule, schedule: Schedule | None, merge: bool) -> None:
+    """Raise a ValueError for settings that do not work with a rule."""
+    if schedule is not None and any(schedule.layers) and rule.only_before_llm:
+        why = "averages tokens, and hidden states inside the decoder also encode positions"
+        if not rule.pools:
+            why = "uses the places of tokens, which it is only given before the decoder"
+        raise ValueError(
+            f"schedule must prune only before the decoder, as Schedule({{0: 64}}) does, with "
+            f"rule={rule.name!r}, which {why}; got {schedule!r}"
+        )
+    if merge and rule.pools:
+        raise ValueError(
+            f"merge must be False with rule={rule.name!r}, which averages tokens itself: every "
+            f"token is in a mean already"
         )
 
 

@@ -18,10 +18,11 @@ from clasp_kernels import (
 )
 from clasp_kernels.models.adapter import Adapter, VisionOutput
 from clasp_kernels.models.layout import PromptImages, PrunedLayout
+from clasp_kernels.models.places import token_places
 from clasp_kernels.models.records import StageRecord
 from clasp_kernels.models.stopwatch import Stopwatch
 from clasp_kernels.policy import Profile, Schedule
-from clasp_kernels.rules import Rule, find_rule
+from clasp_kernels.rules import PooledSelection, Rule, find_rule, pool_tokens
 from clasp_kernels.rules.relevance import similarity_to
 from clasp_kernels.upload import upload
 
@@ -86,7 +87,7 @@ class Choice:
     """Computes the scores, [images, N] float32."""
     relevance: Callable[[], torch.Tensor]
     """Computes the similarity to the prompt, [images, N] float32."""
-    selection: Selection
+    selection: Selection | PooledSelection
     """The chosen tokens, by their place among the N."""
 
 
@@ -166,6 +167,7 @@ class TokenSelector:
         ``text`` returns the direction of the text of each image's prompt [images, text width].
         """
         prunes = 0 in self.schedule.layers
+        places = self.places(inputs)
         given = (inputs.get(name) for name in self.adapter.pixel_arguments)
         device = next(pixels for pixels in given if pixels is not None).device
         with Stopwatch(device) as vision_stopwatch:
@@ -190,10 +192,14 @@ class TokenSelector:
                     return similarity_to(projected, text().to(projected.device)).to(device)
 
                 selection = self.choose(
-                    fused, vision.salience, categories, counts, valid, relevance
+                    fused, vision.salience, categories, counts, valid, relevance, places
                 )
                 indices, is_pivot = selection.indices, selection.is_pivot
-                if self.merge:
+                if isinstance(selection, PooledSelection):
+                    keep = partial(
+                        pool_tokens, groups=selection.groups, num_groups=indices.shape[1]
+                    )
+                elif self.merge:
                     keep = partial(merge_tokens, features=fused, indices=indices, valid=valid)
                 else:
                     keep = partial(gather_tokens, indices=indices)
@@ -224,6 +230,25 @@ class TokenSelector:
             normalize=self.profile.normalize,
         )
 
+    def places(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+        """Return where each token lies in its image, [images, N, 3] float32 on the CPU; None if the
+        rule does not use it.
+
+        Raises:
+            ValueError: a token has no place.
+        """
+        if self.rule is None or not self.rule.uses_places:
+            return None
+        places = token_places(self.adapter.groups(inputs), self.adapter.views(inputs))
+        unplaced = int(places.isnan().any(-1).sum())
+        if unplaced:
+            raise ValueError(
+                f"rule {self.rule.name!r} uses where tokens lie in the picture, but {unplaced} of "
+                f"the tokens that {self.profile.model_type} makes of these inputs have no place in "
+                f"it, such as CLS tokens: choose another rule"
+            )
+        return places
+
     def choose(
         self,
         features: torch.Tensor,
@@ -232,15 +257,18 @@ class TokenSelector:
         counts: Sequence[int],
         valid: torch.Tensor | None,
         relevance: Callable[[], torch.Tensor],
-    ) -> Selection:
+        places: torch.Tensor | None = None,
+    ) -> Selection | PooledSelection:
         """Select ``counts`` tokens by the rule, or split into pivots and completion by each image's
         category. ``salience`` and ``relevance`` compute scores; they are only called for a rule
-        that uses them.
+        that uses them. ``places`` is what :meth:`places` returned.
 
         Raises:
             TypeError, ValueError: the rule returned no selection of so many tokens.
         """
-        selection = self._selection(features, salience, categories, counts, valid, relevance)
+        selection = self._selection(
+            features, salience, categories, counts, valid, relevance, places
+        )
         if self.watch is not None:
             self.watch(Choice(features, salience, relevance, selection))
         return selection
@@ -253,15 +281,20 @@ class TokenSelector:
         counts: Sequence[int],
         valid: torch.Tensor | None,
         relevance: Callable[[], torch.Tensor],
-    ) -> Selection:
+        places: torch.Tensor | None,
+    ) -> Selection | PooledSelection:
         if self.rule is not None:
             if self.rule.uses_salience:
                 scores = salience()
             else:
                 scores = torch.zeros(features.shape[:2], device=features.device)
             similar = relevance() if self.rule.uses_relevance else None
-            selection = self.rule(features, scores, list(counts), relevance=similar, valid=valid)
-            check_selection(self.rule.name, selection, counts, features.shape[1], valid)
+            if places is not None:
+                places = places.to(features.device)
+            selection = self.rule(
+                features, scores, list(counts), relevance=similar, places=places, valid=valid
+            )
+            check_selection(self.rule, selection, counts, features.shape[1], valid)
             return selection
         pivots = [
             self.profile.pivot_count(name, count)
@@ -281,7 +314,7 @@ def valid_tokens(vision: VisionOutput) -> torch.Tensor | None:
 
 
 def check_selection(
-    rule: str,
+    rule: Rule,
     selection: object,
     counts: Sequence[int],
     num_tokens: int,
@@ -292,18 +325,25 @@ def check_selection(
     On a GPU only shapes and dtypes are checked, because reading values would synchronise.
 
     Raises:
-        TypeError, ValueError: ``selection`` is no Selection of ``counts`` tokens.
+        TypeError, ValueError: ``selection`` is no Selection of ``counts`` tokens, or no
+            PooledSelection although the rule pools.
     """
-    if not isinstance(selection, Selection):
-        raise TypeError(f"rule {rule!r} must return a Selection, got {type(selection).__name__}")
+    name, kind = rule.name, PooledSelection if rule.pools else Selection
+    if not isinstance(selection, kind):
+        raise TypeError(
+            f"rule {name!r} must return a {kind.__name__}, got {type(selection).__name__}"
+        )
     shape = (len(counts), max(counts))
-    for name, values, dtype in (
-        ("indices", selection.indices, torch.int64),
-        ("is_pivot", selection.is_pivot, torch.bool),
-    ):
-        if tuple(values.shape) != shape or values.dtype != dtype:
+    tensors = [
+        ("indices", selection.indices, shape, torch.int64),
+        ("is_pivot", selection.is_pivot, shape, torch.bool),
+    ]
+    if isinstance(selection, PooledSelection):
+        tensors.append(("groups", selection.groups, (len(counts), num_tokens), torch.int64))
+    for what, values, wanted, dtype in tensors:
+        if tuple(values.shape) != wanted or values.dtype != dtype:
             raise ValueError(
-                f"rule {rule!r} must return {name} of shape {list(shape)} and {dtype}, got "
+                f"rule {name!r} must return {what} of shape {list(wanted)} and {dtype}, got "
                 f"{list(values.shape)} and {values.dtype}"
             )
     if selection.indices.device.type != "cpu":
@@ -315,15 +355,43 @@ def check_selection(
         outside = tokens[tokens >= len(is_valid)].tolist() or tokens[~is_valid[tokens]].tolist()
         if outside:
             raise ValueError(
-                f"rule {rule!r} must keep valid tokens of an image, of which it has "
+                f"rule {name!r} must keep valid tokens of an image, of which it has "
                 f"{int(is_valid.sum())}, got {outside}"
             )
     kept = [int(row.ge(0).sum()) for row in selection.indices]
     if kept != list(counts):
-        raise ValueError(f"rule {rule!r} must keep {list(counts)} tokens of the images, got {kept}")
+        raise ValueError(f"rule {name!r} must keep {list(counts)} tokens of the images, got {kept}")
     for row, count in zip(selection.indices, counts, strict=True):
         if not bool((row[: count - 1] < row[1:count]).all()) or bool((row[:count] < 0).any()):
             raise ValueError(
-                f"rule {rule!r} must return ascending indices, padded with -1 at the end, got "
+                f"rule {name!r} must return ascending indices, padded with -1 at the end, got "
                 f"{row.tolist()}"
+            )
+    if isinstance(selection, PooledSelection):
+        _check_groups(name, selection, counts, valid)
+
+
+def _check_groups(
+    rule: str, selection: PooledSelection, counts: Sequence[int], valid: torch.Tensor
+) -> None:
+    """
+    Raises:
+        ValueError: a token is in a group that does not exist, padding is in one, or a kept token is
+            not in its own.
+    """
+    rows = zip(selection.groups, selection.indices, counts, valid, strict=True)
+    for groups, indices, count, is_valid in rows:
+        if bool((groups >= count).any()) or bool((groups < -1).any()):
+            raise ValueError(
+                f"rule {rule!r} must return groups from -1, for none, to {count - 1}, the last of "
+                f"the kept tokens, got {groups.unique().tolist()}"
+            )
+        padding = (groups.ge(0) & ~is_valid).nonzero()[:, 0].tolist()
+        if padding:
+            raise ValueError(f"rule {rule!r} must put only valid tokens in groups, got {padding}")
+        own = groups[indices[:count]]
+        if own.tolist() != list(range(count)):
+            raise ValueError(
+                f"rule {rule!r} must put each kept token in the group of its place, "
+                f"0..{count - 1} in turn, got {own.tolist()}"
             )

@@ -4,6 +4,7 @@ Each rule is this package's own implementation of a published rule. Its docstrin
 Importing this package registers the rules below; ``register_rule`` adds one.
 """
 
+from .pooling import PooledSelection, pool_tokens
 from .registry import Rule, RuleFunction, find_rule, register_rule, rule_names
 from .relevance import prompt_relevance
 
@@ -19,8 +20,10 @@ from ._scope import scope
 from ._dart import dart
 from ._visionzip import visionzip
 from ._controls import random, uniform
+from ._pool import pool
 
 __all__ = [
+    "PooledSelection",
     "Rule",
     "RuleFunction",
     "attention",
@@ -31,6 +34,8 @@ __all__ = [
     "dart",
     "divprune",
     "find_rule",
+    "pool",
+    "pool_tokens",
     "prompt_relevance",
     "random",
     "register_rule",

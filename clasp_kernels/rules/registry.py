@@ -10,11 +10,14 @@ from torch import Tensor
 
 from clasp_kernels import Selection
 
+from .pooling import PooledSelection
+
 
 class RuleFunction(Protocol):
     """Select ``budget[b]`` of the visual tokens of image b.
 
-    A rule that is registered with ``uses_relevance=True`` takes one more keyword, ``relevance``.
+    A rule that is registered with ``uses_relevance=True`` takes one more keyword, ``relevance``,
+    and one with ``uses_places=True`` takes ``places``.
     """
 
     def __call__(
@@ -24,7 +27,7 @@ class RuleFunction(Protocol):
         budget: Sequence[int],
         *,
         valid: Tensor | None = None,
-    ) -> Selection:
+    ) -> Selection | PooledSelection:
         """
         Args:
             features: [B, N, D]; float32, bfloat16 or float16.
@@ -36,7 +39,8 @@ class RuleFunction(Protocol):
         Returns:
             :class:`~clasp_kernels.Selection` as of :func:`~clasp_kernels.select_tokens`: ascending
             indices, padded with -1 where fewer than ``max(budget)`` are kept. ``is_pivot`` marks
-            the tokens that were kept for their salience.
+            the tokens that were kept for their salience. A rule that is registered with
+            ``pools=True`` returns a :class:`PooledSelection`.
         """
 
 
@@ -50,6 +54,16 @@ class Rule:
     """Whether the vision tower's attention has to be scored for it."""
     uses_relevance: bool = False
     """Whether it takes ``relevance``."""
+    uses_places: bool = False
+    """Whether it takes ``places``."""
+    pools: bool = False
+    """Whether it averages tokens."""
+
+    @property
+    def only_before_llm(self) -> bool:
+        """Whether it does not work at stages inside the LLM: it averages tokens, which is no use on
+        hidden states, or uses places, which no stage there is given."""
+        return self.pools or self.uses_places
 
     def __call__(
         self,
@@ -58,26 +72,47 @@ class Rule:
         budget: Sequence[int],
         *,
         relevance: Tensor | None = None,
+        places: Tensor | None = None,
         valid: Tensor | None = None,
-    ) -> Selection:
+    ) -> Selection | PooledSelection:
         """
         Args:
             relevance: [B, N], how relevant each token is to the prompt; None if it is not known.
-                Ignored by a rule that does not use it. The others are those of
-                :class:`RuleFunction`.
+            places: [B, N, 3], where each token lies, as :func:`register_rule` says.
+
+        Both are ignored by a rule that does not use them. The other arguments are those of
+        :class:`RuleFunction`.
+
+        Raises:
+            ValueError: the rule uses places, and ``places`` is None or has another shape.
         """
-        if not self.uses_relevance:
-            return self.function(features, salience, budget, valid=valid)
-        function: Callable[..., Selection] = self.function
-        return function(features, salience, budget, relevance=relevance, valid=valid)
+        given: dict[str, Tensor | None] = {}
+        if self.uses_relevance:
+            given["relevance"] = relevance
+        if self.uses_places:
+            shape = [*features.shape[:2], 3]
+            if places is None or list(places.shape) != shape:
+                got = None if places is None else list(places.shape)
+                raise ValueError(
+                    f"places must be given to rule {self.name!r}, the frame, y and x of each "
+                    f"token, {shape}, got {got}"
+                )
+            given["places"] = places
+        function: Callable[..., Selection | PooledSelection] = self.function
+        return function(features, salience, budget, valid=valid, **given)
 
 
 _RULES: dict[str, Rule] = {}
-_Function = TypeVar("_Function", bound=RuleFunction)
+_Function = TypeVar("_Function", bound=Callable[..., Selection | PooledSelection])
 
 
 def register_rule(
-    name: str, *, uses_salience: bool = True, uses_relevance: bool = False
+    name: str,
+    *,
+    uses_salience: bool = True,
+    uses_relevance: bool = False,
+    uses_places: bool = False,
+    pools: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Register a function as the rule ``name``, which ``apply_clasp(model, rule=name)`` then takes.
 
@@ -87,6 +122,13 @@ def register_rule(
             zeros, which saves scoring the attention.
         uses_relevance: True for a rule that takes the keyword ``relevance``, [B, N] float32: how
             similar each token is to the prompt (:func:`prompt_relevance`), or None.
+        uses_places: True for a rule that takes the keyword ``places``, [B, N, 3] float32: the frame
+            of each token, 0 in an image, and the y and x of its centre. The longer side of the
+            image is 1 long. Tokens of several views of an image have their places in the image.
+            Padding has any place. Such a rule works only before the LLM.
+        pools: True for a rule that returns a :class:`PooledSelection`, whose kept tokens become
+            means of groups. Such a rule works only before the LLM, where tokens have no position
+            yet.
 
     Raises:
         ValueError: there is a rule of this name.
@@ -103,7 +145,7 @@ def register_rule(
     def register(function: _Function) -> _Function:
         if name in _RULES:
             raise ValueError(f"name must be one that no rule has yet, got {name!r}")
-        _RULES[name] = Rule(name, function, uses_salience, uses_relevance)
+        _RULES[name] = Rule(name, function, uses_salience, uses_relevance, uses_places, pools)
         return function
 
     return register

@@ -22,6 +22,13 @@ def images(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, T
     return features, salience, valid
 
 
+def places(features: Tensor) -> Tensor:
+    """Places of the tokens in rows of 8."""
+    token = torch.arange(features.shape[1])
+    row = torch.stack([0 * token, (token // 8 + 0.5) / 8, (token % 8 + 0.5) / 8], -1)
+    return row.expand(len(features), -1, -1)
+
+
 def cosine(features: Tensor) -> Tensor:
     rows = features.double()
     norms = rows.norm(dim=-1, keepdim=True)
@@ -36,7 +43,9 @@ def kept(selection: Selection, image: int) -> list[int]:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_keeps_the_budget_of_valid_tokens_in_order(name: str) -> None:
     features, salience, valid = images()
-    selection = rules.find_rule(name)(features, salience, [12, 7, 1], valid=valid)
+    selection = rules.find_rule(name)(
+        features, salience, [12, 7, 1], places=places(features), valid=valid
+    )
     assert selection.indices.shape == selection.is_pivot.shape == (3, 12)
     assert selection.indices.dtype == torch.int64 and selection.is_pivot.dtype == torch.bool
     assert selection.counts.tolist() == [12, 7, 1]
@@ -51,7 +60,9 @@ def test_keeps_the_budget_of_valid_tokens_in_order(name: str) -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_a_budget_of_more_than_there_is_keeps_all(name: str) -> None:
     features, salience, valid = images()
-    selection = rules.find_rule(name)(features, salience, [50, 50, 50], valid=valid)
+    selection = rules.find_rule(name)(
+        features, salience, [50, 50, 50], places=places(features), valid=valid
+    )
     for image in range(3):
         assert kept(selection, image) == valid[image].nonzero().flatten().tolist()
 
@@ -60,7 +71,9 @@ def test_a_budget_of_more_than_there_is_keeps_all(name: str) -> None:
 @pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (2, 5, 3)])
 def test_nothing_to_select(name: str, shape: tuple[int, int, int]) -> None:
     features = torch.ones(shape)
-    selection = rules.find_rule(name)(features, torch.zeros(shape[:2]), [0] * shape[0])
+    selection = rules.find_rule(name)(
+        features, torch.zeros(shape[:2]), [0] * shape[0], places=places(features)
+    )
     assert selection.indices.shape == (shape[0], 0)
     assert selection.counts.tolist() == [0] * shape[0]
 
@@ -69,10 +82,14 @@ def test_nothing_to_select(name: str, shape: tuple[int, int, int]) -> None:
 def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     features, salience, valid = images()
     rule = rules.find_rule(name)
-    together = rule(features, salience, [12, 7, 5], valid=valid)
+    together = rule(features, salience, [12, 7, 5], places=places(features), valid=valid)
     for image, budget in enumerate([12, 7, 5]):
         part = slice(image, image + 1)
-        alone = rule(features[part], salience[part], [budget], valid=valid[part])
+        alone = rule(
+            *(features[part], salience[part], [budget]),
+            places=places(features[part]),
+            valid=valid[part],
+        )
         if name != "random":  # whose tokens depend on the shape of the batch
             assert kept(alone, 0) == kept(together, image)
 
@@ -82,8 +99,8 @@ def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
 def test_half_precision_that_is_exact_gives_the_same(name: str, dtype: torch.dtype) -> None:
     features, salience, valid = images()
     rule = rules.find_rule(name)
-    full = rule(features, salience, [9, 9, 9], valid=valid)
-    half = rule(features.to(dtype), salience, [9, 9, 9], valid=valid)
+    full = rule(features, salience, [9, 9, 9], places=places(features), valid=valid)
+    half = rule(features.to(dtype), salience, [9, 9, 9], places=places(features), valid=valid)
     assert torch.equal(full.indices, half.indices)
 
 
@@ -91,9 +108,10 @@ def test_half_precision_that_is_exact_gives_the_same(name: str, dtype: torch.dty
 def test_global_generators_are_left_alone(name: str) -> None:
     features, salience, valid = images()
     before = torch.get_rng_state()
-    first = rules.find_rule(name)(features, salience, [9, 9, 9], valid=valid)
+    rule, given = rules.find_rule(name), {"places": places(features), "valid": valid}
+    first = rule(features, salience, [9, 9, 9], **given)
     assert torch.equal(torch.get_rng_state(), before)
-    again = rules.find_rule(name)(features, salience, [9, 9, 9], valid=valid)
+    again = rule(features, salience, [9, 9, 9], **given)
     assert torch.equal(first.indices, again.indices)
 
 
@@ -161,7 +179,7 @@ def test_dart_adds_what_is_least_like_each_pivot_in_turn(budgets: list[int]) -> 
 
 def test_every_rule_is_exported_and_tested() -> None:
     assert set(BUILT_IN) <= set(rules.__all__)
-    assert len(BUILT_IN) == 11
+    assert len(BUILT_IN) == 12
 
 
 def relevance_of(seed: int) -> Tensor:
@@ -334,7 +352,9 @@ def test_clasp_clusters_fills_the_place_of_an_empty_cluster() -> None:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_no_tokens_with_a_budget_keep_none(name: str) -> None:
-    selection = rules.find_rule(name)(torch.zeros(1, 0, 4), torch.zeros(1, 0), [2])
+    selection = rules.find_rule(name)(
+        torch.zeros(1, 0, 4), torch.zeros(1, 0), [2], places=torch.zeros(1, 0, 3)
+    )
     assert selection.indices.tolist() == [[-1, -1]] and selection.counts.tolist() == [0]
 
 
@@ -343,7 +363,9 @@ def test_what_is_not_finite_still_fills_the_budget(name: str) -> None:
     features, salience, valid = images()
     for value in (float("nan"), float("inf")):
         bad = torch.full_like(features, value)
-        selection = rules.find_rule(name)(bad, salience, [12, 7, 1], valid=valid)
+        selection = rules.find_rule(name)(
+            bad, salience, [12, 7, 1], places=places(bad), valid=valid
+        )
         assert selection.counts.tolist() == [12, 7, 1]
 
 

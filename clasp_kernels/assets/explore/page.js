@@ -96,6 +96,7 @@
     return `${share < 10 && share % 1 ? share.toFixed(1) : Math.round(share)} %`;
   };
 
+  const works = (plan, number) => plan.frames[number].length > 0;
   for (const { name } of data.rules) rule.append(new Option(name, name));
   for (const { name } of data.categories) category.append(new Option(name, name));
   category.selectedIndex = Math.max(0, data.categories.findIndex(({ name }) => name === data.category));
@@ -111,6 +112,9 @@
     radios(element("plans"), "plan", ["Before the LLM", "Progressive, inside the LLM"], 0);
     element("plans").lastChild.firstChild.disabled = true;
     element("plan-note").textContent = data.noProgressive;
+  } else {
+    const only = data.rules.filter((_, number) => data.plans.some((plan) => !works(plan, number)));
+    if (only.length) element("plan-note").textContent = `Only before the LLM: ${only.map(({ name }) => name).join(", ")}.`;
   }
   radios(element("heats"), "heat", ["None", "Salience", "Coverage by what is kept"], 0);
   // Each schedule has budgets of its own, so each remembers where its slider was.
@@ -160,6 +164,10 @@
     stages[number] = chosen("stage");
     const heat = HEATS[chosen("heat")];
     element("readout").textContent = "Point at a token to read its values.";
+    data.rules.forEach((_, other) => { rule.options[other].disabled = !works(plan, other); });
+    data.plans.forEach((other, at) => {
+      element("plans").children[at].firstChild.disabled = !works(other, rule.selectedIndex);
+    });
     showCategory(plan);
 
     const [stateNumber, salience, coverage] = frame();
@@ -205,8 +213,11 @@
     const kept = completion.length + pivots.length;
     const layer = plan.layers[stages[shownPlan]];
     let text = layer === null ? "" : `After layer ${layer}: `;
-    text += `${kept} of ${data.tokens} tokens kept (${percent(kept, data.tokens)})`;
-    text += pivots.length
+    const { pools } = data.rules[rule.selectedIndex];
+    text += pools
+      ? `${data.tokens} tokens averaged into ${kept} (${percent(kept, data.tokens)})`
+      : `${kept} of ${data.tokens} tokens kept (${percent(kept, data.tokens)})`;
+    text += pools ? ". A frame marks the token whose place the mean of its group takes." : pivots.length
       ? `: ${pivots.length} pivot${pivots.length > 1 ? "s" : ""}, ${completion.length} completion.`
       : "; this rule marks none as pivots.";
     if (gone.length || layer !== null) text += ` Dropped here: ${dropped.length}, before: ${gone.length}.`;
@@ -214,8 +225,9 @@
     const hidden = [...completion, ...pivots].filter((token) => !placed.has(token)).length;
     if (hidden) text += ` ${hidden} of the kept have no place in the picture.`;
     element("summary").textContent = text;
-    element("completion-means").textContent = pivots.length
+    element("completion-means").textContent = pools ? "takes the mean of its group" : pivots.length
       ? "completion: kept for what pivots lack" : "kept, without pivots";
+    element("dropped-means").textContent = pools ? "averaged into another" : "dropped";
     element("legend-pivot").hidden = !pivots.length;
     element("legend-completion").hidden = !completion.length;
     element("numbers").textContent =
@@ -235,7 +247,8 @@
         (uses ? "" : " This rule does not use it.");
     } else if (heat === "coverage") {
       element("heat-means").textContent = "coverage: cosine 0 to 1 (square root of the distance)";
-      element("heat-note").textContent = "The cosine similarity of each token to the kept token most like it" +
+      element("heat-note").textContent = "The cosine similarity of each token to the " +
+        (data.rules[rule.selectedIndex].pools ? "mean" : "kept token") + " most like it" +
         (inside ? ", by hidden states after this layer." : ", by the fused vision features.");
     } else {
       element("heat-means").textContent = element("heat-note").textContent = "";
@@ -248,7 +261,11 @@
     const token = Number(cell.dataset.token);
     const [stateNumber, salience, coverage] = frame();
     const name = NAMES[states[stateNumber][token]];
-    let text = `Token ${token}: ${name === "gone" ? "dropped at an earlier stage" : name}`;
+    const means = { gone: "dropped at an earlier stage" };
+    if (data.rules[rule.selectedIndex].pools) {
+      Object.assign(means, { dropped: "averaged into another", completion: "takes the mean of its group" });
+    }
+    let text = `Token ${token}: ${means[name] ?? name}`;
     if (name !== "gone") {
       const share = (maps[salience][token] / 255) ** 2;
       text += `. Salience ${Math.round(100 * share)} % of the largest, coverage ${(maps[coverage][token] / 255).toFixed(2)}`;

@@ -130,8 +130,11 @@ class Idefics3Adapter:
         pixels = inputs["pixel_values"][..., :length, :length]
         images = pixels[_is_image(inputs["pixel_values"])]
         grids = [(1, 1)] * len(images)
-        if inputs.get("input_ids") is not None:
-            grids = _tile_grids(inputs["input_ids"], group.token_id, side**2)
+        input_ids = inputs.get("input_ids")
+        if input_ids is not None:
+            # generate may repeat a prompt, but not its images.
+            repeats = int((input_ids == group.token_id).sum()) // sum(group.counts)
+            grids = _tile_grids(input_ids[:: max(1, repeats)], group.token_id, side**2)
         views: list[View] = []
         first = 0
         for rows, columns in grids:
