@@ -247,15 +247,17 @@ def selection_picture(
     *,
     dropped: Sequence[Dropped] = (),
     below: bool = False,
+    kept: tuple[str, str] = KEPT,
 ) -> Image.Image:
     """Returns the image beside its overlay, with a title, a legend and caption lines.
 
     The overlay is placed below the image if ``below``, which suits wide images. ``dropped`` holds
     the stages that ``draw_selection`` was given. If there are several, the legend names each stage
-    and the number of patches it dropped.
+    and the number of patches it dropped. ``kept`` are the words of the legend for the frames of
+    pivots and of the other kept patches.
     """
     panel = image.convert("RGB").resize(overlay.size, Image.Resampling.LANCZOS)
-    legend = _Legend([f"{stage.when}: {len(stage.indices)}" for stage in dropped])
+    legend = _Legend([f"{stage.when}: {len(stage.indices)}" for stage in dropped], kept)
     right, down = (0, overlay.height + _MARGIN) if below else (overlay.width + _MARGIN, 0)
     pictures = overlay.width + right
     width = max(pictures, legend.least_width) + 2 * _MARGIN

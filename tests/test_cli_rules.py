@@ -5,6 +5,7 @@ import json
 import pytest
 from running import QUESTION, SCENE, clasp, message
 
+from clasp_kernels import visualize
 from clasp_kernels.rules import rule_names
 
 
@@ -40,9 +41,37 @@ def test_a_name_that_no_rule_has_is_refused(tmp_path):
     assert not (tmp_path / "map.png").exists()
 
 
+def test_the_legend_says_what_a_frame_means(tmp_path, one_run, monkeypatch):
+    seen = []
+
+    def spied(*_, kept, **__):
+        seen.append(kept[1])
+        return visualize.Image.new("RGB", (9, 9))
+
+    monkeypatch.setattr(visualize, "selection_picture", spied)
+    for rule in ("clasp", "divprune", "pool"):
+        result = clasp(
+            "ask", SCENE, QUESTION, "--keep", 9, "--rule", rule, "--out", tmp_path / "map.png"
+        )
+        assert result.exit_code == 0, result.output
+    assert seen == [
+        "completion: least covered", "kept for another reason", "takes the mean of its group"
+    ]  # fmt: skip
+
+
+def test_pooling_inside_the_llm_is_refused(tmp_path):
+    result = clasp(
+        "ask", SCENE, QUESTION, "--schedule", "2:72", "--rule", "pool", "--out",
+        tmp_path / "map.png",
+    )  # fmt: skip
+    assert result.exit_code == 1
+    assert "schedule must prune only before the decoder" in message(result)
+    assert "rule='pool', which averages tokens" in message(result)
+
+
 def test_help_names_the_rules():
     text = clasp("ask", "--help").stdout
     option = text[text.index("--rule") :]
-    assert len(rule_names()) >= 11
+    assert len(rule_names()) >= 12
     for name in rule_names():
         assert name in option

@@ -25,7 +25,7 @@ from clasp_kernels.policy import CategoryPolicy, Profile, Router, Schedule
 from clasp_kernels.rules import rule_names
 
 NUM_TOKENS = 144
-RULES = ("clasp", "attention", "divprune", "random")
+RULES = ("clasp", "attention", "divprune", "random", "pool")
 # Categories that differ in everything: layers, pivots and budget.
 PROFILE = Profile(
     "three categories",
@@ -216,6 +216,28 @@ def assert_covers(frame, features):
     difference = (torch.tensor(list(frame["coverage"]))[there] - expected).abs()
     assert float(difference.max()) < 0.6
     assert float(expected.min()) < 240  # the map has something to show
+
+
+def test_coverage_by_means_is_that_of_the_means(loaded, page):
+    """Of 144 tokens, 36 means are those of 2 x 2."""
+    with apply_clasp(loaded.model, profile=PROFILE) as handle, torch.inference_mode():
+        vision = handle.adapter.encode(loaded.model, inputs_of(loaded))
+    features = fuse_layers(vision.fused_layers, torch.tensor([0.2, 0.8]))[0].double()
+    means = torch.nn.functional.avg_pool2d(features.T.unflatten(1, (12, 12)), 2).flatten(1).T
+    unit, of_means = (torch.nn.functional.normalize(each, dim=-1) for each in (features, means))
+    expected = 255 * (unit @ of_means.T).amax(1).clamp(0, 1)
+    [frame] = page.frames("input", "pool", "general", 7)
+    assert float((torch.tensor(list(frame["coverage"])) - expected).abs().max()) < 0.6
+    assert sum(state >= 2 for state in frame["states"]) == 36
+    assert min(frame["coverage"]) < 250
+
+
+def test_a_rule_that_averages_tokens_is_on_the_page_before_the_llm_only(page):
+    names = [rule["name"] for rule in page.data["rules"]]
+    assert [rule["pools"] for rule in page.data["rules"]] == [name == "pool" for name in names]
+    for plan in page.data["plans"]:
+        for name, frames in zip(names, plan["frames"], strict=True):
+            assert len(frames) == (0 if (plan["name"], name) == ("progressive", "pool") else 3)
 
 
 def test_maps_inside_the_llm_are_of_their_own_stage(loaded):

@@ -116,9 +116,32 @@ def test_every_rule_shows_what_a_patched_model_keeps(page, loaded, rule):
     choose(page, "rule", rule)
     [(kept, pivots)] = kept_by_the_model(loaded, INPUT.schedules[7], rule, "ocr")
     assert cells(page) == (kept, pivots, [])
-    if not pivots:
+    if rule == "pool":
+        assert page.text("#summary") == (
+            "144 tokens averaged into 36 (25 %). "
+            "A frame marks the token whose place the mean of its group takes."
+        )
+        assert page.text("#legend-completion") == "takes the mean of its group"
+        assert page.text("#legend-dropped") == "averaged into another"
+    elif not pivots:
         assert page.text("#summary").endswith("this rule marks none as pivots.")
     assert page.run("return document.getElementById('legend-pivot').hidden") == (not pivots)
+
+
+def test_a_rule_that_works_only_before_the_llm_cannot_be_chosen_inside_it(page):
+    assert page.text("#plan-note") == "Only before the LLM: pool."
+    disabled = (
+        "return [...document.querySelectorAll('#plans input, #rule option')]"
+        ".filter(one => one.disabled).map(one => one.value)"
+    )
+    assert page.run(disabled) == []
+    page.run("document.querySelectorAll('#plans input')[1].click()")
+    assert page.run(disabled) == ["pool"]
+    page.run("document.querySelectorAll('#plans input')[0].click()")
+    choose(page, "rule", "pool")
+    assert page.run(disabled) == ["1"]
+    choose(page, "rule", "clasp")
+    assert page.run(disabled) == []
 
 
 def test_a_category_shows_its_own_selection_and_those_with_the_same_settings(page, loaded):

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from clasp_kernels.models.adapter import View
     from clasp_kernels.visualize import Box, Dropped
 
+#: What frames mean where rules differ in how they choose: only some know a completion.
+LEGEND = ("pivot: kept for its salience", "kept for another reason")
+#: What they mean where a rule averages tokens.
+_OF_MEANS = (LEGEND[0], "takes the mean of its group")
+
 # Up to this many views are put in one row.
 _ONE_ROW = 3
 # If patches would be smaller than _LEAST_PATCH pixels, their frames would hide their content. Then
@@ -87,8 +92,12 @@ def answer_picture(loaded: LoadedModel, comparison: Comparison) -> Image.Image:
 
     Raises NoPicture if the model's view is not known.
     """
-    from clasp_kernels.visualize import selection_picture
+    from clasp_kernels.rules import find_rule
+    from clasp_kernels.visualize import KEPT, selection_picture
 
+    kept = KEPT if comparison.rule == "clasp" else LEGEND
+    if find_rule(comparison.rule).pools:
+        kept = _OF_MEANS
     seen, drawn, dropped = overlay(loaded, comparison, size=576)
     return selection_picture(
         seen,
@@ -97,6 +106,7 @@ def answer_picture(loaded: LoadedModel, comparison: Comparison) -> Image.Image:
         caption(comparison),
         dropped=dropped,
         below=len(comparison.views) > 1 and drawn.width > 1.5 * drawn.height,
+        kept=kept,
     )
 
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 # The longer side of each picture on the page, in pixels.
 _SIZE = 432
-#: What frames mean where rules differ in how they choose: only some know a completion.
-LEGEND = ("pivot: kept for its salience", "kept for another reason")
 
 
 def chosen_rules(rule: str | None, compare: str | None) -> tuple[str, ...]:
@@ -172,4 +170,4 @@ def rules_picture(loaded: LoadedModel, comparisons: Sequence[Comparison]) -> Ima
     is_wide = cards[0].overlay.width > 1.5 * cards[0].overlay.height  # several views in a row
     columns = 2 if is_wide else 4 if len(cards) == 4 or len(cards) > 6 else 3
     stages = [stage.when for stage in first.stages]
-    return contact_sheet(cards, heading, columns=columns, stages=stages, kept=LEGEND)
+    return contact_sheet(cards, heading, columns=columns, stages=stages, kept=picture.LEGEND)
