@@ -105,7 +105,7 @@ def ask(
         typer.Option(
             metavar="NAME",
             help="How tokens are selected: clasp, or for comparison clasp_clusters, attention, "
-            "divprune, cenprune, cdpruner, scope, dart, visionzip, random or uniform.",
+            "divprune, cenprune, cdpruner, scope, dart, visionzip, random, uniform or pool.",
             show_default="clasp",
         ),
     ] = None,
