@@ -167,10 +167,10 @@ class TokenSelector:
         ``text`` returns the direction of the text of each image's prompt [images, text width].
         """
         prunes = 0 in self.schedule.layers
-        places = self.places(inputs)
         given = (inputs.get(name) for name in self.adapter.pixel_arguments)
         device = next(pixels for pixels in given if pixels is not None).device
         with Stopwatch(device) as vision_stopwatch:
+            places = self.places(inputs)  # first, because it may refuse
             vision = self.adapter.encode(model, inputs)
         device = vision.features.device
         counts = self.counts(0, categories, vision.counts)

@@ -28,11 +28,11 @@ def pool(
 ) -> PooledSelection:
     """Average neighbouring tokens, in as many cells of an image as its budget R.
 
-    An image is cut into bands of tokens in the order of (y, x, index), and each band into cells of
-    tokens in the order of (x, y, index). The number of bands is sqrt(R * height / width), rounded.
-    The bands share the R cells equally, the last ones taking one more where R does not divide.
-    Tokens are cut in proportion to the cells: none is empty, and within a band they differ by one
-    token at most. For 24 x 24 tokens, R = 144 is average pooling of 2 x 2, and R = 64 of 3 x 3.
+    An image of N tokens is cut into A = sqrt(R * height / width) bands, rounded, and each band into
+    cells. The first i bands have c = i * R // A cells and, in the order of (y, x, index),
+    c * N // R tokens. The first j of a band's k cells have, in the order of (x, y, index),
+    j * n // k of its n tokens. No cell is empty. For 24 x 24 tokens, R = 144 is average pooling of
+    2 x 2, and R = 64 of 3 x 3.
 
     The tokens of several views of an image, such as the whole and its tiles, are pooled by where
     they lie in the image. A video is pooled within its frames, which share R in proportion to their
@@ -74,7 +74,8 @@ def pool(
     share = (torch.cat([in_order, cells], dim=1).gather(1, later) - part).clamp_min(1)
 
     aspect = _extent(y, is_pooled) / _extent(x, is_pooled)
-    bands = (share * aspect).sqrt().round().nan_to_num(1.0).minimum(share).clamp_min(1).long()
+    # An image without tokens has NaN. Bands may outnumber cells: then some bands have none.
+    bands = (share * aspect).sqrt().round().nan_to_num(1.0, posinf=1.0).clamp_min(1).long()
     cell = _cut(part, share, y, x)
     band = ((cell + 1) * bands - 1) // share
     first, last = share * band // bands, share * (band + 1) // bands

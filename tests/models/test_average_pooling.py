@@ -25,7 +25,7 @@ from clasp_kernels.cli.picture import as_seen
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.models.places import token_places
 from clasp_kernels.models.selection import Choice, check_selection
-from clasp_kernels.models.specimens import SPECIMENS
+from clasp_kernels.models.specimens import SPECIMENS, VIDEO_TOKEN
 from clasp_kernels.policy import Schedule
 from clasp_kernels.rules import PooledSelection
 
@@ -285,6 +285,19 @@ def test_a_class_token_that_is_a_visual_token_is_refused_before_the_tower_runs(
         pytest.raises(ValueError, match=r"rule 'pool' uses where tokens lie .* but 1 of .* llava"),
     ):
         model(**inputs)
+
+
+def test_the_class_tokens_of_a_video_are_refused() -> None:
+    model = build("video_llava")
+    video, image = [VIDEO_TOKEN] * (4 * 37), [IMAGE_TOKEN] * 36
+    with apply_clasp(model, budget=9, rule="pool"):
+        with pytest.raises(ValueError, match=r"but 4 of the tokens that video_llava makes"):
+            model(
+                input_ids=torch.tensor([[3, *video, 7, *image, 8]]),
+                pixel_values_videos=images(4)[None],
+                pixel_values_images=images(1),
+            )
+        model(input_ids=torch.tensor([[3, *image, 8]]), pixel_values_images=images(1))
 
 
 def test_places_cost_other_rules_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
