@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from clasp_kernels import gather_tokens
 from clasp_kernels.explore.plans import Plan
 from clasp_kernels.models import ClaspHandle, apply_clasp
 from clasp_kernels.models.selection import Choice, rule_of, valid_tokens
@@ -253,7 +252,6 @@ def _stages(
         states = torch.full((sum(prompt.counts),), TokenState.GONE, dtype=torch.uint8)
         salience, coverage = torch.zeros(len(states)), torch.zeros(len(states))
         scores = choice.salience()
-        kept = _kept(choice)
         for image, (start, tokens) in enumerate(zip(prompt.starts, left, strict=True)):
             numbers = start + tokens
             picks = choice.selection.indices[image].cpu()
@@ -263,20 +261,19 @@ def _stages(
             states[numbers[picks]] = TokenState.COMPLETION
             states[numbers[picks[is_pivot]]] = TokenState.PIVOT
             salience[numbers] = scores[image, : len(tokens)].float().cpu().nan_to_num(0.0)
-            coverage[numbers] = _coverage(
-                choice.features[image, : len(tokens)], kept[image, : len(picks)]
-            )
+            features = choice.features[image, : len(tokens)]
+            coverage[numbers] = _coverage(features, _kept(choice, image, picks))
             left[image] = tokens[picks]
         stages.append(ShownStage(layer, states, salience, coverage))
     return tuple(stages)
 
 
-def _kept(choice: Choice) -> torch.Tensor:
-    """Return what the choice keeps of the features, [images, R, D]."""
-    selection = choice.selection
+def _kept(choice: Choice, image: int, picks: torch.Tensor) -> torch.Tensor:
+    """Return what the choice keeps of an image's features: those of its ``picks``, or means."""
+    features, selection = choice.features[image], choice.selection
     if isinstance(selection, PooledSelection):
-        return pool_tokens(choice.features, selection.groups, selection.indices.shape[1])
-    return gather_tokens(choice.features, selection.indices)
+        return pool_tokens(features[None], selection.groups[image, None], len(picks))[0]
+    return features[picks]
 
 
 def _coverage(features: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
