@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from clasp_kernels.explore.plans import Plan
 from clasp_kernels.models import ClaspHandle, apply_clasp
-from clasp_kernels.models.selection import Choice, rule_of, valid_tokens
+from clasp_kernels.models.selection import Choice, rules_of, valid_tokens
 from clasp_kernels.policy import Profile, Schedule
 from clasp_kernels.rules import PooledSelection, find_rule, pool_tokens
 
@@ -188,16 +188,17 @@ def _before_the_llm(prompt: PromptTokens) -> _Run:
         return selector.fuse(vision, [category] * len(prompt.counts))
 
     @cache
-    def places(rule: str) -> torch.Tensor | None:
-        return replace(selector, rule=rule_of(rule)).places(prompt.inputs)
+    def places(rule: str, category: str) -> torch.Tensor | None:
+        rules = rules_of(selector.profile, rule)
+        return replace(selector, rules=rules).places(prompt.inputs, [category])
 
     def run(schedule: Schedule, rule: str, category: str) -> tuple[ShownStage, ...]:
-        trial = replace(selector, schedule=schedule, rule=rule_of(rule))
+        trial = replace(selector, schedule=schedule, rules=rules_of(selector.profile, rule))
         categories = [category] * len(prompt.counts)
         features = fused(category)
         counts = trial.counts(0, categories, vision.counts)
         selection = trial.choose(
-            features, salience, categories, counts, valid, relevance, places(rule)
+            features, salience, categories, counts, valid, relevance, places(rule, category)
         )
         return _stages(prompt, [(None, Choice(features, salience, relevance, selection))])
 

@@ -15,9 +15,9 @@ from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.prefill import check_dtype
 from clasp_kernels.models.runtime import ClaspRuntime
-from clasp_kernels.models.selection import TokenSelector, rule_of
+from clasp_kernels.models.selection import TokenSelector, rules_of
 from clasp_kernels.policy import Profile, Router, RouterLike, Schedule
-from clasp_kernels.rules import Rule, find_rule, rule_names
+from clasp_kernels.rules import Rule, rule_names
 
 _FUSE_INTO = ("projector", "selection")
 _POSITIONS = ("original", "compact")
@@ -94,9 +94,10 @@ def apply_clasp(
             prompt's last token, "instruction" is every token after the prompt's last image.
         completion_on: the features that compare tokens during completion inside the decoder:
             "hidden" is the hidden states there, "fused" the fused features of the vision tower.
-        rule: the name of another selection rule (``clasp_kernels.rules``), at every stage. The
-            category then decides how layers are fused, and not how the budget is split. "pool",
-            average pooling, is only possible before the decoder.
+        rule: the name of a selection rule (``clasp_kernels.rules``), at every stage, for every
+            category. The default is the rule of each category in the profile, else "clasp". With
+            any other rule, the category decides how layers are fused, and not how the budget is
+            split. "pool", average pooling, is only possible before the decoder.
 
     A plain ``forward`` returns logits of the pruned length; ``handle.last.columns`` maps them to
     prompt columns. ``labels``, ``shift_labels`` and token types are pruned too. Any other argument
@@ -154,7 +155,6 @@ def apply_clasp(
     _check_choice("completion_on", completion_on, _COMPLETION_ON)
     if rule is not None:
         _check_choice("rule", rule, rule_names())
-        _check_rule(find_rule(rule), schedule, merge)
     if profile is None:
         profile = _default_profile(model, model_type)
     if not isinstance(profile, Profile):
@@ -176,6 +176,10 @@ def apply_clasp(
     tokenizer = _find_tokenizer(processor, model)
     if fuse_into is None:
         fuse_into = profile.fuse_into or "projector"
+    rules = rules_of(profile, rule)
+    for each in dict.fromkeys(rules.values()):
+        if each is not None:
+            _check_rule(each, schedule, merge)
     adapter = ADAPTERS[model_type](model, profile, fuse_into)
     check_dtype(model.dtype)
     num_layers = adapter.text_config.num_hidden_layers
@@ -203,7 +207,7 @@ def apply_clasp(
         merge,
         salience_rows,
         completion_on,
-        rule_of(rule),
+        rules,
     )
     runtime = ClaspRuntime(
         model,

@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Any
 
 from clasp_kernels._warn import warn_caller
-from clasp_kernels.models.adapter import Adapter
+from clasp_kernels.models.adapter import Adapter, VisionOutput
 from clasp_kernels.models.guards import guard_images
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.records import PrefillRecord
 from clasp_kernels.models.runtime import ClaspRuntime
 from clasp_kernels.models.selection import Choice, TokenSelector
-from clasp_kernels.policy import Profile
+from clasp_kernels.policy import Profile, Schedule
 
 
 class ClaspHandle:
@@ -57,7 +57,17 @@ class ClaspHandle:
         """Return a context manager in which ``watch`` is called after every selection, with its
         features and scores. Meant for looking at a few prompts: features are kept as long as
         ``watch`` keeps them."""
-        return self._runtime.watched(watch)
+        return self._runtime.selecting(watch=watch)
+
+    def on_encoded(self, vision: VisionOutput, tokens: int | float) -> AbstractContextManager[None]:
+        """Return a context manager in which prompts take ``vision`` for the output of the vision
+        tower, and keep ``tokens`` of each image, a number or a fraction, before the decoder.
+
+        It answers the same images many times: with ``adapter.encode`` once, every prompt after it
+        costs no vision tower. The images that prompts are given must be those of ``vision``, and
+        the schedule of this model must be one before the decoder.
+        """
+        return self._runtime.selecting(encoded=vision, schedule=Schedule.input(tokens))
 
     def remove(self) -> None:
         """Restore the model's original methods. A second call does nothing.

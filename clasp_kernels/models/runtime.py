@@ -68,7 +68,7 @@ from clasp_kernels.models.prefill import (
     prune_prompt,
 )
 from clasp_kernels.models.records import PrefillRecord
-from clasp_kernels.models.selection import Choice, TokenSelector
+from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.models.staged import StagedPrefill
 from clasp_kernels.models.static import StaticLengths
 from clasp_kernels.models.stopwatch import Stopwatch
@@ -143,8 +143,9 @@ class ClaspRuntime:
         return self._selector
 
     @contextmanager
-    def watched(self, watch: Callable[[Choice], None]) -> Iterator[None]:
-        before, self._selector = self._selector, replace(self._selector, watch=watch)
+    def selecting(self, **changes: Any) -> Iterator[None]:
+        """Change fields of the selector within a block."""
+        before, self._selector = self._selector, replace(self._selector, **changes)
         try:
             yield
         finally:

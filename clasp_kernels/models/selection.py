@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -91,13 +91,24 @@ class Choice:
     """The chosen tokens, by their place among the N."""
 
 
-def rule_of(name: str | None) -> Rule | None:
-    """Return the ``TokenSelector.rule`` of a rule's name: None for CLASP, which is the default.
+def rules_of(profile: Profile, name: str | None) -> dict[str, Rule | None]:
+    """Return the ``TokenSelector.rules``: the rule ``name``, or if that is None each category's own.
 
     Raises:
-        ValueError: there is no rule of this name.
+        ValueError: there is no rule of this name, or of a name in the profile.
     """
-    return None if name in (None, "clasp") else find_rule(name)
+    names = {
+        category: policy.rule if name is None else name
+        for category, policy in profile.categories.items()
+    }
+    try:
+        return {
+            category: None if rule in (None, "clasp") else find_rule(rule)
+            for category, rule in names.items()
+        }
+    except ValueError as error:
+        where = "" if name is not None else f"profile {profile.name!r}: "
+        raise ValueError(f"{where}{error}") from None
 
 
 @dataclass(frozen=True)
@@ -113,8 +124,10 @@ class TokenSelector:
     """The queries whose attention scores tokens inside the decoder: "last" or "instruction"."""
     completion_on: str
     """The features for completion inside the decoder: "hidden" or "fused"."""
-    rule: Rule | None = None
-    """The selection rule. None for CLASP with the profile's pivots."""
+    rules: Mapping[str, Rule | None]
+    """The selection rule of each category. None for CLASP with the profile's pivots."""
+    encoded: VisionOutput | None = None
+    """The output of the vision tower for the images of the next prompts; None to run it."""
     watch: Callable[[Choice], None] | None = None
     """Called after every selection."""
 
@@ -170,8 +183,8 @@ class TokenSelector:
         given = (inputs.get(name) for name in self.adapter.pixel_arguments)
         device = next(pixels for pixels in given if pixels is not None).device
         with Stopwatch(device) as vision_stopwatch:
-            places = self.places(inputs)  # first, because it may refuse
-            vision = self.adapter.encode(model, inputs)
+            places = self.places(inputs, categories)  # first, because it may refuse
+            vision = self.encoded or self.adapter.encode(model, inputs)
         device = vision.features.device
         counts = self.counts(0, categories, vision.counts)
         most = max(vision.counts)
@@ -230,20 +243,27 @@ class TokenSelector:
             normalize=self.profile.normalize,
         )
 
-    def places(self, inputs: Mapping[str, Any]) -> torch.Tensor | None:
-        """Return where each token lies in its image, [images, N, 3] float32 on the CPU; None if the
-        rule does not use it.
+    def places(
+        self, inputs: Mapping[str, Any], categories: Sequence[str]
+    ) -> torch.Tensor | None:
+        """Return where each token lies in its image, [images, N, 3] float32 on the CPU; None if no
+        rule of the ``categories`` uses it.
 
         Raises:
             ValueError: a token has no place.
         """
-        if self.rule is None or not self.rule.uses_places:
+        users = [
+            rule
+            for rule in (self.rules[name] for name in categories)
+            if rule is not None and rule.uses_places
+        ]
+        if not users:
             return None
         places = token_places(self.adapter.groups(inputs), self.adapter.views(inputs))
         unplaced = int(places.isnan().any(-1).sum())
         if unplaced:
             raise ValueError(
-                f"rule {self.rule.name!r} uses where tokens lie in the picture, but {unplaced} of "
+                f"rule {users[0].name!r} uses where tokens lie in the picture, but {unplaced} of "
                 f"the tokens that {self.profile.model_type} makes of these inputs have no place in "
                 f"it, such as CLS tokens: choose another rule"
             )
@@ -283,24 +303,93 @@ class TokenSelector:
         relevance: Callable[[], torch.Tensor],
         places: torch.Tensor | None,
     ) -> Selection | PooledSelection:
-        if self.rule is not None:
-            if self.rule.uses_salience:
+        rows: dict[Rule | None, list[int]] = {}
+        for row, name in enumerate(categories):
+            rows.setdefault(self.rules[name], []).append(row)
+        if len(rows) == 1:
+            [rule] = rows
+            return self._by_rule(
+                rule, features, salience, categories, counts, valid, relevance, places
+            )
+        salience, relevance = cache(salience), cache(relevance)
+        parts = []
+        for rule, mine in rows.items():
+            at = upload(mine, features.device)
+            part = self._by_rule(
+                rule,
+                features[at],
+                partial(_rows_of, salience, at),
+                [categories[row] for row in mine],
+                [counts[row] for row in mine],
+                None if valid is None else valid[at],
+                partial(_rows_of, relevance, at),
+                None if places is None else places[mine],
+            )
+            parts.append((at, part))
+        return _merged(parts, counts, features.shape[1])
+
+    def _by_rule(
+        self,
+        rule: Rule | None,
+        features: torch.Tensor,
+        salience: Callable[[], torch.Tensor],
+        categories: Sequence[str],
+        counts: Sequence[int],
+        valid: torch.Tensor | None,
+        relevance: Callable[[], torch.Tensor],
+        places: torch.Tensor | None,
+    ) -> Selection | PooledSelection:
+        if rule is not None:
+            if rule.uses_salience:
                 scores = salience()
             else:
                 scores = torch.zeros(features.shape[:2], device=features.device)
-            similar = relevance() if self.rule.uses_relevance else None
+            similar = relevance() if rule.uses_relevance else None
             if places is not None:
                 places = places.to(features.device)
-            selection = self.rule(
+            selection = rule(
                 features, scores, list(counts), relevance=similar, places=places, valid=valid
             )
-            check_selection(self.rule, selection, counts, features.shape[1], valid)
+            check_selection(rule, selection, counts, features.shape[1], valid)
             return selection
         pivots = [
             self.profile.pivot_count(name, count)
             for name, count in zip(categories, counts, strict=True)
         ]
         return select_tokens(features, salience(), list(counts), pivots, valid=valid)
+
+
+def _rows_of(scores: Callable[[], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    return scores()[rows]
+
+
+def _merged(
+    parts: Sequence[tuple[torch.Tensor, Selection | PooledSelection]],
+    counts: Sequence[int],
+    num_tokens: int,
+) -> Selection | PooledSelection:
+    """Put selections of some images each into one; the first of a part is the rows it is for.
+
+    If one of them pools tokens, the kept tokens of the others are groups of one token.
+    """
+    device = parts[0][1].indices.device
+    indices = torch.full((len(counts), max(counts)), -1, dtype=torch.int64, device=device)
+    is_pivot = torch.zeros_like(indices, dtype=torch.bool)
+    for rows, part in parts:
+        width = part.indices.shape[1]
+        indices[rows, :width] = part.indices
+        is_pivot[rows, :width] = part.is_pivot
+    merged = Selection(indices, is_pivot, upload(list(counts), device))
+    if not any(isinstance(part, PooledSelection) for _, part in parts):
+        return merged
+    kept = indices.where(indices >= 0, num_tokens)
+    groups = torch.full((len(counts), num_tokens + 1), -1, dtype=torch.int64, device=device)
+    groups.scatter_(1, kept, torch.arange(max(counts), device=device).expand_as(kept))
+    groups = groups[:, :num_tokens]
+    for rows, part in parts:
+        if isinstance(part, PooledSelection):
+            groups[rows] = part.groups
+    return PooledSelection(*merged, groups)
 
 
 def valid_tokens(vision: VisionOutput) -> torch.Tensor | None:

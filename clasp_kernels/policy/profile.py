@@ -13,6 +13,7 @@ A profile is a JSON file::
       "fuse_into": null,
       "categories": {
         "ocr":     {"layer_weights": "E", "pivot_ratio": 0.7, "budget_scale": 1.0},
+        "scene":   {"layer_weights": "D", "pivot_ratio": 0.5, "rule": "divprune"},
         "general": {"layer_weights": [0, 0, 0.25, 0.75], "pivot_ratio": 0.5}
       }
     }
@@ -32,7 +33,9 @@ A profile is a JSON file::
     At least ``general``. For each: ``layer_weights``, one number >= 0 per layer or a strategy
     letter from A (shallow) to E (deep); ``pivot_ratio`` in 0..1, the share of the budget given
     to pivot tokens (at least one pivot is always kept); ``budget_scale`` > 0 (default 1),
-    a factor on the budget of the category.
+    a factor on the budget of the category; ``rule`` (default null, for CLASP), the name of another
+    selection rule of ``clasp_kernels.rules``, which has no use for ``pivot_ratio``. The name is
+    looked up when the profile is applied.
 ``salience_layer``
     The vision layer whose attention scores the tokens: a negative index, or the relative depth,
     above 0, of its output. null (the default) is the layer whose output the model's projector was
@@ -84,12 +87,13 @@ class CategoryPolicy:
     """How one category fuses layers and splits the budget.
 
     >>> CategoryPolicy((0.25, 0.75), pivot_ratio=0.5)
-    CategoryPolicy(layer_weights=(0.25, 0.75), pivot_ratio=0.5, budget_scale=1.0)
+    CategoryPolicy(layer_weights=(0.25, 0.75), pivot_ratio=0.5, budget_scale=1.0, rule=None)
     """
 
     layer_weights: tuple[float, ...]
     pivot_ratio: float
     budget_scale: float = 1.0
+    rule: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,7 @@ class Profile:
                     "layer_weights": list(policy.layer_weights),
                     "pivot_ratio": policy.pivot_ratio,
                     "budget_scale": policy.budget_scale,
+                    **({} if policy.rule is None else {"rule": policy.rule}),
                 }
                 for name, policy in self.categories.items()
             },
@@ -320,7 +325,7 @@ def _check_format(value: object) -> int:
 
 def _policy_from_dict(field: str, entry: object, layers: Sequence[float]) -> CategoryPolicy:
     entry = as_mapping(field, entry)
-    known_fields(field, entry, ("layer_weights", "pivot_ratio", "budget_scale"))
+    known_fields(field, entry, ("layer_weights", "pivot_ratio", "budget_scale", "rule"))
     for name in ("layer_weights", "pivot_ratio"):
         if name not in entry:
             raise ValueError(f"{field} is missing field {name!r}")
@@ -332,7 +337,9 @@ def _policy_from_dict(field: str, entry: object, layers: Sequence[float]) -> Cat
                 f"letter {', '.join(STRATEGIES)}, got {weights!r}"
             )
         weights = strategy_weights(weights, len(layers))
-    return CategoryPolicy(weights, entry["pivot_ratio"], entry.get("budget_scale", 1.0))
+    return CategoryPolicy(
+        weights, entry["pivot_ratio"], entry.get("budget_scale", 1.0), entry.get("rule")
+    )
 
 
 def _check_policy(field: str, policy: object, layers: Sequence[float]) -> CategoryPolicy:
@@ -359,4 +366,6 @@ def _check_policy(field: str, policy: object, layers: Sequence[float]) -> Catego
     scale = finite_number(f"{field}.budget_scale", policy.budget_scale, "a number above 0")
     if scale <= 0.0:
         raise ValueError(f"{field}.budget_scale must be a number above 0, got {scale!r}")
-    return CategoryPolicy(checked, ratio, scale)
+    if policy.rule is not None and (not isinstance(policy.rule, str) or not policy.rule):
+        raise ValueError(f"{field}.rule must be null or the name of a rule, got {policy.rule!r}")
+    return CategoryPolicy(checked, ratio, scale, policy.rule)

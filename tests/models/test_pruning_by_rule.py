@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from clasp_kernels import Selection, rules
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.models.selection import check_selection
-from clasp_kernels.policy import Schedule
+from clasp_kernels.policy import Profile, Schedule
 
 BATCH = {**prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4]), "pixel_values": images(2)}
 
@@ -288,3 +289,54 @@ def test_what_a_rule_returns_is_checked(
         pytest.raises(error, match=f"rule 'spoiled' {message}"),
     ):
         model(**BATCH, categories="general")
+
+
+def ruled_profile(**rules: str) -> Profile:
+    """Return ``tiny_profile`` with the rules of some of its categories."""
+    profile = tiny_profile()
+    return replace(
+        profile,
+        categories={
+            name: replace(policy, rule=rules.get(name))
+            for name, policy in profile.categories.items()
+        },
+    )
+
+
+@pytest.mark.parametrize("schedule", [Schedule({0: 9}), Schedule({0: 20, 2: 9})])
+def test_each_prompt_of_a_batch_is_pruned_by_the_rule_of_its_category(schedule: Schedule) -> None:
+    model = tiny_llava()
+    # "spatial" has half the budget, so the selections of the batch differ in width too.
+    profile = ruled_profile(ocr="attention", spatial="cdpruner", counting="divprune")
+    names = ["ocr", "spatial", "general", "counting", "ocr"]
+    batch = {
+        **prompts(*[[1, 5 + n, "image", 7, 8] for n in range(5)]),
+        "pixel_values": images(5),
+    }
+
+    def kept(names: list[str], rule: str | None, profile: Profile) -> list[list[list[int]]]:
+        with apply_clasp(model, schedule=schedule, profile=profile, rule=rule) as handle:
+            model.generate(**batch, categories=names, max_new_tokens=1)
+            return [stage.indices.tolist() for stage in handle.last.stages]
+
+    together = kept(names, None, profile)
+    each = {name: kept([name] * 5, None, profile) for name in set(names)}
+    for stage, rows in enumerate(together):
+        for row, name in enumerate(names):
+            alone = each[name][stage][row]
+            assert rows[row] == alone + [-1] * (len(rows[row]) - len(alone)), (stage, name)
+    # Each category's rule is the one that apply_clasp would take by name.
+    plain = tiny_profile()
+    assert each["ocr"] == kept(["ocr"] * 5, "attention", plain)
+    assert each["spatial"] == kept(["spatial"] * 5, "cdpruner", plain)
+    assert each["general"] == kept(["general"] * 5, None, plain)
+    assert each["ocr"] != kept(["ocr"] * 5, None, plain)
+    # A rule by name goes before those of the profile.
+    assert kept(names, "clasp", profile) == kept(names, None, plain)
+
+
+def test_a_rule_of_the_profile_that_is_not_there_is_an_error_before_anything_runs() -> None:
+    model = tiny_llava()
+    with pytest.raises(ValueError, match=r"profile 'tiny':  rule must be .*'nothing'"):
+        apply_clasp(model, budget=9, profile=ruled_profile(ocr="nothing"))
+    apply_clasp(model, budget=9, profile=tiny_profile()).remove()  # the model is not patched

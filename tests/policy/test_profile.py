@@ -297,6 +297,14 @@ def test_save_and_load(tmp_path, changes):
     assert again.format == changes.get("format", 2)
 
 
+def test_a_category_may_have_a_rule(tmp_path):
+    Profile.from_dict(with_general(rule="divprune")).save(tmp_path / "profile.json")
+    assert Profile.load(tmp_path / "profile.json").categories["general"].rule == "divprune"
+    without = Profile.from_dict(with_general(rule=None))
+    assert without == Profile.from_dict(with_general())
+    assert "rule" not in without.to_dict()["categories"]["general"]  # older releases can read it
+
+
 def test_a_profile_does_not_change_with_what_it_was_made_from():
     categories = {"general": CategoryPolicy((1.0,), 0.5)}
     profile = Profile("n", "llava", (-1,), "s", categories)
@@ -384,6 +392,8 @@ def test_a_profile_does_not_change_with_what_it_was_made_from():
         (with_general(layer_weights=[0, 0]), r"numbers >= 0, at least one above 0, got \[0, 0\]"),
         (with_general(pivot_ratio=1.2), "general.pivot_ratio must be a number in 0..1, got 1.2"),
         (with_general(pivot_ratio="half"), "pivot_ratio must be a number in 0..1, got 'half'"),
+        (with_general(rule=""), "categories.general.rule must be null or the name of a .*, got ''"),
+        (with_general(rule=3), "categories.general.rule must be null or .*, got 3"),
         (with_general(budget_scale=0), "budget_scale must be a number above 0, got 0.0"),
         (with_general(budget_scale=math.inf), "budget_scale must be a number above 0, got inf"),
     ],
