@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -311,6 +312,120 @@ def explore(
             highlight=False,
             soft_wrap=True,
         )
+
+
+@app.command()
+def calibrate(
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA.jsonl",
+            help="A line for each question: image, question, answer, and if you like category.",
+        ),
+    ],
+    model: ModelName = None,
+    profile: ProfileFile = None,
+    budgets: Annotated[
+        str,
+        typer.Option(
+            metavar="R,...", help="Tokens kept per image: numbers, or fractions between 0 and 1."
+        ),
+    ] = "0.33,0.22,0.11",
+    rules: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Selection rules to try.")
+    ] = "clasp",
+    strategies: Annotated[
+        str, typer.Option(metavar="LETTER,...", help="Mixtures of vision layers to try.")
+    ] = "A,B,C,D,E",
+    ratios: Annotated[
+        str, typer.Option(metavar="P,...", help="Pivot ratios to try with the rule clasp.")
+    ] = "0,0.25,0.5,0.75,1",
+    score: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="How answers are scored: exact, vqa, relaxed (numbers within 5 %) or anls.",
+        ),
+    ] = "exact",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="At most N questions of each category, drawn at random; all if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Seed of --limit and of the statistics.")
+    ] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Longest answer, in tokens.")
+    ] = 16,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Ways to select that are answered at once.")
+    ] = 8,
+    out: Annotated[
+        str,
+        typer.Option(
+            metavar="JSON", help="Where to put the profile; maps and scores go beside it."
+        ),
+    ] = "out/profile.json",
+    device: Device = "auto",
+) -> None:
+    """Find the profile that your own questions prefer: for each category, how to select.
+
+    Every question is answered with every mixture of vision layers, pivot ratio and rule. A category
+    gets the best of them if it is significantly better than what the model's profile has now, and
+    keeps that otherwise. Stop with Ctrl-C at any time; the same command goes on.
+
+    [bold]Examples[/]
+
+    clasp calibrate questions.jsonl --model llava-hf/llava-1.5-7b-hf
+
+    clasp calibrate questions.jsonl --budgets 64,128 --rules clasp,cenprune --out mine.json
+
+    clasp calibrate chartqa.jsonl --score relaxed --limit 100
+    """
+    with reported_errors():
+        from clasp_kernels.cli import calibrate as command
+        from clasp_kernels.cli.rules import listed_rules
+
+        settings = command.Settings(
+            data=Path(data),
+            out=command.check_profile_path(out, not_over=(data, profile)),
+            budgets=command.parsed_budgets(budgets),
+            rules=listed_rules("--rules", rules),
+            strategies=command.parsed_strategies(strategies),
+            pivot_ratios=command.parsed_ratios(ratios),
+            scorer=command.checked_scorer(score),
+            limit=limit,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+        )
+        questions = command.read_data(data)
+        from clasp_kernels.cli.loading import load_model, load_profile
+
+        with spinner("Loading the model"):
+            chosen = load_profile(profile) if profile is not None else None
+            loaded = load_model(model, device)
+        with bar("Checking the questions") as on_done:
+            calibration = command.checked(loaded, settings, questions, chosen, on_done)
+        with command.opened_store(calibration) as store:
+            try:
+                with bar("Answering") as on_done:
+                    command.answer(calibration, store, on_done)
+            except command.Stopped as stopped:
+                print(stopped, file=sys.stderr)
+                raise typer.Exit(130) from None
+            with spinner("Comparing"):
+                choices = command.choices(calibration, store)
+                command.write_results(calibration, choices, store)
+        console = result_console()
+        console.print(command.choices_table(choices))
+        for line in command.summary(calibration, choices):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 @contextmanager
@@ -20,10 +27,26 @@ def spinner(first_step: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar, which is told how much is done, of how much. Silent without a terminal."""
+    """Show a bar, which is told how much is done, of how much. Silent without a terminal.
+
+    The time left counts from the first call: what was done before it took no time.
+    """
     console = Console(stderr=True)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     silent = not console.is_terminal  # it would still print a line break
     with Progress(*columns, console=console, transient=True, disable=silent) as progress:
         task = progress.add_task(what, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def show(done: int, total: int) -> None:
+            if progress.tasks[0].total is None:
+                progress.reset(task, total=total, completed=done)
+            progress.update(task, completed=done)
+
+        yield show

@@ -92,7 +92,7 @@ class Choice:
 
 
 def rules_of(profile: Profile, name: str | None) -> dict[str, Rule | None]:
-    """Return the ``TokenSelector.rules``: the rule ``name``, or if that is None each category's own.
+    """Return the ``TokenSelector.rules``: the rule ``name``, or each category's own if it is None.
 
     Raises:
         ValueError: there is no rule of this name, or of a name in the profile.

@@ -337,6 +337,6 @@ def test_each_prompt_of_a_batch_is_pruned_by_the_rule_of_its_category(schedule: 
 
 def test_a_rule_of_the_profile_that_is_not_there_is_an_error_before_anything_runs() -> None:
     model = tiny_llava()
-    with pytest.raises(ValueError, match=r"profile 'tiny':  rule must be .*'nothing'"):
+    with pytest.raises(ValueError, match=r"profile 'tiny': rule must be .*'nothing'"):
         apply_clasp(model, budget=9, profile=ruled_profile(ocr="nothing"))
     apply_clasp(model, budget=9, profile=tiny_profile()).remove()  # the model is not patched

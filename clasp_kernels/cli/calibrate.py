@@ -1,0 +1,453 @@
+"""``clasp calibrate``: check the data, have the model answer, and write profile and maps."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clasp_kernels._version import __version__
+from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, refusing_as
+from clasp_kernels.cli.files import check_readable
+from clasp_kernels.cli.loading import LoadedModel, load_image
+from clasp_kernels.cli.prompt import Prompt, prepare
+from clasp_kernels.policy import FALLBACK_CATEGORY, STRATEGIES, Profile, Router
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from clasp_kernels.calibrate import AnswerStore, CategoryChoice, Question, Sweep
+    from clasp_kernels.models import ClaspHandle
+
+OnDone = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of the command."""
+
+    data: Path
+    out: Path
+    budgets: tuple[int | float, ...]
+    rules: tuple[str, ...]
+    strategies: tuple[str, ...]
+    pivot_ratios: tuple[float, ...]
+    scorer: str
+    limit: int | None
+    seed: int
+    max_new_tokens: int
+    batch_size: int
+
+    @property
+    def folder(self) -> Path:
+        """Where answers, scores and maps go."""
+        return self.out.with_suffix(".calibration")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A checked calibration."""
+
+    settings: Settings
+    sweep: Sweep
+    questions: tuple[Question, ...]
+    manifest: dict[str, Any]
+    repeated: int
+    """Lines that repeat another, which are asked once."""
+    rerouted: int
+    """Questions whose category is given, and which the router would send elsewhere."""
+
+
+def read_data(path: str) -> list[Question]:
+    """Read the questions. Raises a UsageError that names the lines that cannot be used."""
+    from clasp_kernels.calibrate import read_questions
+
+    file = check_readable("DATA", path)
+    try:
+        return read_questions(file)
+    except ValueError as error:
+        raise UsageError(f"DATA: {path}: {error}") from None
+    except OSError as error:
+        raise CommandError(f"DATA: {path} cannot be read: {in_one_line(error)}") from None
+
+
+def check_profile_path(name: str, *, not_over: Sequence[str | None]) -> Path:
+    """Return the path of --out, if a profile and its folder can be written there."""
+    if not name:
+        raise UsageError("--out must name a file, got an empty argument")
+    path = Path(name)
+    if path.suffix.lower() != ".json":
+        raise UsageError(f"--out must be a .json file, as profiles are, got {name}")
+    if path.is_dir():
+        raise UsageError(f"--out {name} is a folder, not a file")
+    if any(read and path.exists() and os.path.samefile(path, read) for read in not_over):
+        raise UsageError(f"--out {name} would overwrite a file that is read")
+    return path
+
+
+def parsed_budgets(text: str) -> tuple[int | float, ...]:
+    """Return the budgets of a list with commas: counts, or fractions with a point.
+
+    >>> parsed_budgets("0.33, 64")
+    (0.33, 64)
+    """
+    budgets: list[int | float] = []
+    for part in _parts("--budgets", text):
+        try:
+            budget = int(part) if re.fullmatch(r"\d+", part) else float(part)
+        except ValueError:
+            budget = 0
+        if not (budget >= 1 if isinstance(budget, int) else 0 < budget < 1):
+            raise UsageError(
+                f"--budgets must be numbers of tokens, such as 64, or fractions between 0 and 1, "
+                f"such as 0.25, got {part!r}"
+            )
+        budgets.append(budget)
+    return tuple(budgets)
+
+
+def parsed_ratios(text: str) -> tuple[float, ...]:
+    """Return the pivot ratios of a list with commas.
+
+    >>> parsed_ratios("0,0.5,1")
+    (0.0, 0.5, 1.0)
+    """
+    ratios = []
+    for part in _parts("--ratios", text):
+        try:
+            ratio = float(part)
+        except ValueError:
+            ratio = -1.0
+        if not 0 <= ratio <= 1:
+            raise UsageError(f"--ratios must be numbers from 0 to 1, got {part!r}")
+        ratios.append(ratio)
+    return tuple(ratios)
+
+
+def parsed_strategies(text: str) -> tuple[str, ...]:
+    """Return the strategies of a list with commas.
+
+    >>> parsed_strategies("A,E")
+    ('A', 'E')
+    """
+    letters = _parts("--strategies", text)
+    for letter in letters:
+        if letter not in STRATEGIES:
+            raise UsageError(
+                f"--strategies must be letters of {', '.join(STRATEGIES)}, got {letter!r}"
+            )
+    return letters
+
+
+def checked_scorer(name: str) -> str:
+    """Return the name of a scorer."""
+    from clasp_kernels.calibrate import SCORERS
+
+    if name not in SCORERS:
+        raise UsageError(f"--score must be one of {', '.join(SCORERS)}, got {name!r}")
+    return name
+
+
+def _parts(option: str, text: str) -> tuple[str, ...]:
+    parts = tuple(part.strip() for part in text.split(","))
+    if not all(parts):
+        raise UsageError(f"{option} must be a list with one comma between entries, got {text!r}")
+    if len(set(parts)) < len(parts):
+        raise UsageError(f"{option} must name each entry once, got {text!r}")
+    return parts
+
+
+def checked(
+    loaded: LoadedModel,
+    settings: Settings,
+    questions: Sequence[Question],
+    profile: Profile | None,
+    on_done: OnDone = lambda done, total: None,
+) -> Calibration:
+    """Prepare every question once, so that what the model cannot take is named before it answers.
+
+    Raises a CommandError if the model cannot be pruned, and a UsageError for questions that it
+    cannot take.
+    """
+    from clasp_kernels.calibrate import Grid, Prepared, Sweep, limited
+    from clasp_kernels.calibrate.dataset import distinct, refuse
+    from clasp_kernels.models import apply_clasp
+
+    try:
+        handle: ClaspHandle = apply_clasp(loaded.model, profile=profile, processor=loaded.processor)
+    # TypeError: unsupported model class. RuntimeError: unsupported transformers.
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
+    handle.remove()
+    routed, rerouted = _routed(questions, handle.profile, settings.data)
+    asked = distinct(routed)
+    chosen = limited(asked, settings.limit, settings.seed)
+
+    def prompt_of(question: Question) -> Prompt:
+        return prepare(loaded, handle.adapter, load_image(question.image), question.text)
+
+    def prepared(question: Question) -> Prepared:
+        prompt = prompt_of(question)
+        return Prepared(
+            prompt.inputs,
+            lambda ids: loaded.processor.decode(ids, skip_special_tokens=True).strip(),
+        )
+
+    wrong: list[str] = []
+    most = 0
+    for number, question in enumerate(chosen):
+        on_done(number, len(chosen))
+        try:
+            most = max(most, *prompt_of(question).counts)
+        except CommandError as error:
+            wrong.append(f"line {question.line}: {error}")
+    try:
+        refuse(wrong)
+    except ValueError as error:
+        raise UsageError(f"DATA: {settings.data}: {error}") from None
+    for budget in settings.budgets:
+        if isinstance(budget, int) and budget >= most:
+            raise UsageError(
+                f"--budgets must be below {most}, the most visual tokens that {loaded.name} makes "
+                f"of an image here, got {budget}, which would prune nothing"
+            )
+    grid = Grid(handle.profile, settings.strategies, settings.pivot_ratios, settings.rules)
+    return Calibration(
+        settings,
+        Sweep(
+            loaded.model,
+            loaded.processor,
+            grid,
+            settings.budgets,
+            prepared,
+            settings.max_new_tokens,
+            settings.batch_size,
+        ),
+        tuple(chosen),
+        _manifest(loaded, settings, chosen, handle.profile),
+        repeated=len(routed) - len(asked),
+        rerouted=rerouted,
+    )
+
+
+def _routed(
+    questions: Sequence[Question], profile: Profile, data: Path
+) -> tuple[list[Question], int]:
+    """Return the questions with a category each, and how many given ones the router contradicts."""
+    from clasp_kernels.calibrate.dataset import refuse, routed
+
+    known = ", ".join(profile.category_names)
+    try:
+        refuse(
+            [
+                f"line {question.line}: category must be one of {known}, got {question.category!r}"
+                for question in questions
+                if question.category is not None and question.category not in profile.categories
+            ]
+        )
+    except ValueError as error:
+        raise UsageError(f"DATA: {data}: {error}") from None
+
+    def route(prompts: list[str]) -> list[str]:
+        names = Router().route(prompts)
+        return [name if name in profile.categories else FALLBACK_CATEGORY for name in names]
+
+    given = [question for question in questions if question.category is not None]
+    elsewhere = zip(given, route([question.text for question in given]), strict=True)
+    return routed(questions, route), sum(name != each.category for each, name in elsewhere)
+
+
+def _manifest(
+    loaded: LoadedModel, settings: Settings, questions: Sequence[Question], profile: Profile
+) -> dict[str, Any]:
+    """Return what the answers depend on. How they are scored is not in it: that can be changed."""
+    return {
+        "package version": __version__,
+        "model": loaded.name,
+        "weights": _fingerprint(loaded.model),
+        "dtype": str(loaded.model.dtype),
+        "device": loaded.model.device.type,
+        "profile": profile.to_dict(),
+        "budgets": list(settings.budgets),
+        "rules": list(settings.rules),
+        "strategies": list(settings.strategies),
+        "pivot ratios": list(settings.pivot_ratios),
+        "longest answer": settings.max_new_tokens,
+        "batch size": settings.batch_size,
+        "number of questions": len(questions),
+        "questions": sha256(" ".join(question.key for question in questions).encode()).hexdigest(),
+    }
+
+
+def _fingerprint(model: Any) -> str:
+    """Return a hash of a few values of every parameter: other weights have another one."""
+    import torch
+
+    digest = sha256()
+    for name, parameter in model.named_parameters():
+        some = parameter.detach().flatten()[:16].to("cpu", torch.float32)
+        digest.update(f"{name} {list(parameter.shape)} {some.tolist()}".encode())
+    return digest.hexdigest()
+
+
+class Stopped(Exception):
+    """The user stopped the command. The message says what is kept."""
+
+
+def answer(calibration: Calibration, store: AnswerStore, on_done: OnDone) -> None:
+    """Have the model answer what the store lacks.
+
+    Raises Stopped after Ctrl-C, and a CommandError if the model fails.
+    """
+    sweep, questions = calibration.sweep, calibration.questions
+    total = sweep.size(questions)
+    try:
+        with refusing_as("the model cannot answer"):
+            sweep.run(questions, store, lambda done: on_done(done, total))
+    except KeyboardInterrupt:
+        raise Stopped(
+            f"Stopped. {len(store.answers)} of {total} answers are kept in {store.folder}; the "
+            f"same command goes on from there."
+        ) from None
+
+
+@contextmanager
+def opened_store(calibration: Calibration) -> Iterator[AnswerStore]:
+    """Open the answers of this calibration. Raises a CommandError if they are those of another."""
+    from clasp_kernels.calibrate import AnswerStore, OtherCalibration
+
+    folder = calibration.settings.folder
+    try:
+        store = AnswerStore(folder, calibration.manifest)
+    except OtherCalibration as error:
+        raise CommandError(
+            f"{folder} has the answers of another calibration: {error}. Choose another --out, or "
+            f"delete that folder"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise CommandError(
+            f"the answers cannot be kept in {folder}: {in_one_line(error)}"
+        ) from None
+    with store:
+        yield store
+
+
+def choices(calibration: Calibration, store: AnswerStore) -> list[CategoryChoice]:
+    """Score the answers and decide for each category."""
+    from clasp_kernels.calibrate import choose
+
+    settings = calibration.settings
+    return choose(
+        calibration.questions,
+        calibration.sweep.grid,
+        settings.budgets,
+        store.answers,
+        settings.scorer,
+        seed=settings.seed,
+    )
+
+
+def write_results(
+    calibration: Calibration, choices: Sequence[CategoryChoice], store: AnswerStore
+) -> None:
+    """Write maps, scores and report, and last the profile."""
+    from clasp_kernels.calibrate import calibrated_profile
+    from clasp_kernels.calibrate.heatmap import category_page, overview_page
+    from clasp_kernels.calibrate.results import write_answers, write_scores
+
+    settings, grid = calibration.settings, calibration.sweep.grid
+    profile = calibrated_profile(
+        grid,
+        choices,
+        name=settings.out.stem,
+        data=settings.data.name,
+        budgets=settings.budgets,
+        scorer=settings.scorer,
+    )
+    try:
+        write_answers(
+            settings.folder / "answers.csv",
+            calibration.questions,
+            grid,
+            settings.budgets,
+            store.answers,
+            settings.scorer,
+        )
+        write_scores(settings.folder / "scores.csv", choices, settings.budgets)
+        for choice in choices:
+            page = category_page(choice, grid, settings.budgets)
+            page.save(settings.folder / f"heatmap_{_file_name(choice.category)}.png")
+        heading = f"Mean scores of {settings.data.name}, by category"
+        overview_page(choices, grid, heading).save(settings.folder / "heatmaps.png")
+        report = "\n".join(f"- {line}" for line in summary(calibration, choices)[:-1])
+        (settings.folder / "report.md").write_text(
+            f"# {profile.name}\n\n{profile.source}.\n\n{report}\n", encoding="utf-8"
+        )
+        draft = settings.out.with_suffix(".tmp")
+        profile.save(draft)
+        os.replace(draft, settings.out)
+    except OSError as error:
+        raise CommandError(
+            f"the results cannot be written to {settings.folder}: {in_one_line(error)}"
+        ) from None
+
+
+def _file_name(category: str) -> str:
+    return re.sub(r"[^\w-]", "_", category)
+
+
+def summary(calibration: Calibration, choices: Sequence[CategoryChoice]) -> list[str]:
+    """Return the decisions in sentences, what the user should know about the data, and the files.
+
+    A sentence about a category begins with its name.
+    """
+    from clasp_kernels.calibrate.results import in_words
+
+    settings = calibration.settings
+    lines = in_words(choices, calibration.sweep.grid.profile.category_names)
+    if calibration.repeated:
+        lines.append(f"Lines that repeat another one and were asked once: {calibration.repeated}.")
+    if calibration.rerouted:
+        lines.append(
+            f"Questions for which the router finds another category than the data gives: "
+            f"{calibration.rerouted}. In use, such prompts get what was found for the router's "
+            f"category."
+        )
+    lines.append(f"Profile: {settings.out}; maps, scores and answers: {settings.folder}")
+    return lines
+
+
+def choices_table(choices: Sequence[CategoryChoice]) -> Table:
+    """Return a table with a row for each category."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("category", no_wrap=True)
+    for heading in ("questions", "default", "best", "difference", "95 %"):
+        table.add_column(heading, justify="right")
+    table.add_column("choice")
+    for choice in choices:
+        shown = choice.best if choice.is_kept else choice.chosen
+        row = [choice.category, f"{choice.questions}"]
+        row += [_percent(choice.default.score), _percent(shown.score)]
+        if shown is choice.default:
+            row += ["", ""]
+        else:
+            low, high = shown.difference_interval
+            row += [f"{100 * shown.difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"]
+        chosen = Text("default") if choice.is_kept else Text(shown.cell.name, style="bold")
+        table.add_row(*row, chosen)
+    return table
+
+
+def _percent(score: float) -> str:
+    return f"{100 * score:.1f}"
