@@ -30,6 +30,7 @@ PARTS = {
     "rules": {"ops", "upload"},
     "models": {"ops", "backends", "policy", "rules", "upload"},
     "explore": {"models", "policy", "rules", "bundled"},
+    "calibrate": {"models", "policy"},
 }
 # Modules without further imports, which any part may import.
 LEAVES = {"_integers", "_version", "_warn", "_with_torch"}

@@ -158,8 +158,22 @@ def routed(
 
 
 def distinct(questions: Sequence[Question]) -> list[Question]:
-    """Return the questions without repetitions: asking twice would count chance twice."""
-    return list({question.key: question for question in reversed(questions)}.values())[::-1]
+    """Return the questions without repetitions: asking twice would count chance twice.
+
+    Raises:
+        ValueError: a repetition has other answers; the message names the lines.
+    """
+    first: dict[str, Question] = {}
+    wrong = []
+    for question in questions:
+        before = first.setdefault(question.key, question)
+        if (before.answers, before.scorer) != (question.answers, question.scorer):
+            wrong.append(
+                f"line {question.line}: it asks what line {before.line} asks, but has another "
+                f"answer or score: all right answers must be one list in one line"
+            )
+    refuse(wrong)
+    return list(first.values())
 
 
 def limited(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:

@@ -97,7 +97,9 @@ def tested(
         mean = each.mean(0)
         reach = critical * scale / max(1, len(each))
         at_least = draws - torch.searchsorted(largest, statistic - _ROUNDING)
-        answers.append(Differences(mean, mean - reach, mean + reach, (1 + at_least) / (1 + draws)))
+        answers.append(
+            Differences(mean, mean - reach, mean + reach, (1 + at_least.double()) / (1 + draws))
+        )
     return answers
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from clasp_kernels._version import __version__
 from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, refusing_as
-from clasp_kernels.cli.files import check_readable
+from clasp_kernels.cli.files import check_readable, is_same_file
 from clasp_kernels.cli.loading import LoadedModel, load_image
 from clasp_kernels.cli.prompt import Prompt, prepare
 from clasp_kernels.policy import FALLBACK_CATEGORY, STRATEGIES, Profile, Router
@@ -71,11 +71,19 @@ def read_data(path: str) -> list[Question]:
 
     file = check_readable("DATA", path)
     try:
-        return read_questions(file)
-    except ValueError as error:
-        raise UsageError(f"DATA: {path}: {error}") from None
+        with _naming(file):
+            return read_questions(file)
     except OSError as error:
         raise CommandError(f"DATA: {path} cannot be read: {in_one_line(error)}") from None
+
+
+@contextmanager
+def _naming(data: Path) -> Iterator[None]:
+    """Turn a ValueError about lines of the data into a UsageError that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(f"DATA: {data}: {error}") from None
 
 
 def check_profile_path(name: str, *, not_over: Sequence[str | None]) -> Path:
@@ -87,7 +95,7 @@ def check_profile_path(name: str, *, not_over: Sequence[str | None]) -> Path:
         raise UsageError(f"--out must be a .json file, as profiles are, got {name}")
     if path.is_dir():
         raise UsageError(f"--out {name} is a folder, not a file")
-    if any(read and path.exists() and os.path.samefile(path, read) for read in not_over):
+    if any(read and is_same_file(name, read) for read in not_over):
         raise UsageError(f"--out {name} would overwrite a file that is read")
     return path
 
@@ -186,8 +194,9 @@ def checked(
     except (TypeError, ValueError, RuntimeError) as error:
         raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
     handle.remove()
-    routed, rerouted = _routed(questions, handle.profile, settings.data)
-    asked = distinct(routed)
+    routed, elsewhere = _routed(questions, handle.profile, settings.data)
+    with _naming(settings.data):
+        asked = distinct(routed)
     chosen = limited(asked, settings.limit, settings.seed)
 
     def prompt_of(question: Question) -> Prompt:
@@ -208,10 +217,8 @@ def checked(
             most = max(most, *prompt_of(question).counts)
         except CommandError as error:
             wrong.append(f"line {question.line}: {error}")
-    try:
+    with _naming(settings.data):
         refuse(wrong)
-    except ValueError as error:
-        raise UsageError(f"DATA: {settings.data}: {error}") from None
     for budget in settings.budgets:
         if isinstance(budget, int) and budget >= most:
             raise UsageError(
@@ -233,18 +240,18 @@ def checked(
         tuple(chosen),
         _manifest(loaded, settings, chosen, handle.profile),
         repeated=len(routed) - len(asked),
-        rerouted=rerouted,
+        rerouted=sum(question.line in elsewhere for question in chosen),
     )
 
 
 def _routed(
     questions: Sequence[Question], profile: Profile, data: Path
-) -> tuple[list[Question], int]:
-    """Return the questions with a category each, and how many given ones the router contradicts."""
+) -> tuple[list[Question], set[int]]:
+    """Return the questions with a category each, and the lines whose own the router contradicts."""
     from clasp_kernels.calibrate.dataset import refuse, routed
 
     known = ", ".join(profile.category_names)
-    try:
+    with _naming(data):
         refuse(
             [
                 f"line {question.line}: category must be one of {known}, got {question.category!r}"
@@ -252,16 +259,19 @@ def _routed(
                 if question.category is not None and question.category not in profile.categories
             ]
         )
-    except ValueError as error:
-        raise UsageError(f"DATA: {data}: {error}") from None
 
     def route(prompts: list[str]) -> list[str]:
         names = Router().route(prompts)
         return [name if name in profile.categories else FALLBACK_CATEGORY for name in names]
 
     given = [question for question in questions if question.category is not None]
-    elsewhere = zip(given, route([question.text for question in given]), strict=True)
-    return routed(questions, route), sum(name != each.category for each, name in elsewhere)
+    names = route([question.text for question in given]) if given else []
+    elsewhere = {
+        question.line
+        for question, name in zip(given, names, strict=True)
+        if name != question.category
+    }
+    return routed(questions, route), elsewhere
 
 
 def _manifest(

@@ -74,7 +74,7 @@ def check_writable(name: str, *, not_over: tuple[str | None, ...] = (), page: bo
             raise OSError("it is a pipe or a socket")
         if not os.access(there, os.W_OK):
             raise OSError(f"no permission to write {there}")
-        read = next((one for one in not_over if one and _is_same_file(name, one)), None)
+        read = next((one for one in not_over if one and is_same_file(name, one)), None)
     except ImportError:
         raise
     except Exception as error:  # Pillow's formats raise errors of many types
@@ -89,7 +89,8 @@ def _check_page(path: Path) -> None:
         raise ValueError("the suffix of a page must be .html or .htm")
 
 
-def _is_same_file(name: str, other: str) -> bool:
+def is_same_file(name: str, other: str) -> bool:
+    """Return whether both exist and are one file."""
     return os.path.exists(name) and os.path.exists(other) and os.path.samefile(name, other)
 
 

@@ -1,0 +1,161 @@
+"""``clasp calibrate`` with models of every family: one encoding an image, and true answers."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from processors import PROCESSORS, save_checkpoint, skip_what_is_not_loaded
+from running import SCENE
+
+from clasp_kernels.calibrate import AnswerStore, Question
+from clasp_kernels.calibrate.store import AnswerKey
+from clasp_kernels.cli.calibrate import Calibration, Settings, checked
+from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
+from clasp_kernels.cli.prompt import prepare
+from clasp_kernels.models import apply_clasp
+
+#: Families that differ in everything: a grid and a projector, and packed patches in windows.
+USUAL = ("llava", "qwen2_5_vl")
+FAMILIES = [
+    family if family in USUAL else pytest.param(family, marks=pytest.mark.deep)
+    for family in PROCESSORS
+]
+BUDGETS = (3, 0.4)
+
+
+@pytest.fixture(scope="module")
+def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedModel]:
+    def load(family: str) -> LoadedModel:
+        skip_what_is_not_loaded(family)
+        folder = tmp_path_factory.mktemp(family)
+        save_checkpoint(family, folder)
+        return load_model(str(folder), "cpu")
+
+    return load
+
+
+def questions_in(folder: Path) -> list[Question]:
+    """Return two questions about one image, and between them one about another."""
+    shutil.copy(SCENE, folder / "a.png")
+    with Image.open(SCENE) as scene:
+        scene.convert("RGB").rotate(90).resize((300, 100)).save(folder / "b.png")
+    return [
+        Question(number, folder / name, name, text, ("two",), category)
+        for number, (name, text, category) in enumerate(
+            [
+                ("a.png", "what is in the picture", "counting"),
+                ("b.png", "how many circles are there", "counting"),
+                ("a.png", "how many circles are there", "general"),
+            ]
+        )
+    ]
+
+
+def calibration_in(folder: Path, loaded: LoadedModel, **changes: Any) -> Calibration:
+    settings = Settings(
+        data=folder / "data.jsonl",
+        out=folder / "profile.json",
+        **{
+            "budgets": BUDGETS,
+            "rules": ("clasp", "cdpruner"),
+            "strategies": ("A",),
+            "pivot_ratios": (0.0, 1.0),
+            "scorer": "exact",
+            "limit": None,
+            "seed": 0,
+            "max_new_tokens": 3,
+            "batch_size": 3,
+            **changes,
+        },
+    )
+    return checked(loaded, settings, questions_in(folder), None)
+
+
+def answers_of(calibration: Calibration, folder: Path) -> dict[AnswerKey, str]:
+    with AnswerStore(folder, calibration.manifest) as store:
+        calibration.sweep.run(calibration.questions, store)
+        return dict(store.answers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_are_those_of_a_patched_model_and_images_are_encoded_once(
+    family: str, model_of: Callable[[str], LoadedModel], tmp_path: Path
+) -> None:
+    loaded = model_of(family)
+    calibration = calibration_in(tmp_path, loaded)
+    grid, questions = calibration.sweep.grid, calibration.questions
+    encoded: list[int] = []
+    tower = loaded.model.get_encoder(modality="image")
+    tower.register_forward_pre_hook(lambda *_: encoded.append(1))
+    found = answers_of(calibration, tmp_path / "store")
+    times = len(encoded)
+    cells = grid.cells("counting")
+    assert len(cells) == 4  # the default, two pivot ratios, and another rule
+    assert len(found) == len(questions) * len(BUDGETS) * len(cells)
+
+    profile = grid.sweep_profile(["counting", "general"])
+    calls: dict[str, int] = {}  # of the tower for one prompt with an image, which may have tiles
+    with apply_clasp(loaded.model, budget=BUDGETS[1], profile=profile) as handle:
+        for question in questions:
+            prompt = prepare(loaded, handle.adapter, load_image(question.image), question.text)
+            for cell in grid.cells(question.category or ""):
+                encoded.clear()
+                with torch.inference_mode():
+                    ids = loaded.model.generate(
+                        **prompt.inputs,
+                        categories=[grid.category(question.category or "", cell)],
+                        do_sample=False,
+                        max_new_tokens=3,
+                    )
+                calls[question.image_hash] = len(encoded)
+                new = ids[0, prompt.inputs["input_ids"].shape[1] :]
+                answer = loaded.processor.decode(new, skip_special_tokens=True).strip()
+                key = AnswerKey(question.key, str(BUDGETS[1]), cell.name)
+                assert found[key] == answer, (question.text, cell.name)
+    assert times == sum(calls.values())
+    assert len(set(found.values())) > 1  # the test would see a wrong selection
+
+
+def test_a_run_that_goes_on_answers_as_one_that_was_not_stopped(
+    model_of: Callable[[str], LoadedModel], tmp_path: Path
+) -> None:
+    loaded = model_of("llava")
+    kind = type(loaded.model)
+    calibration = calibration_in(tmp_path, loaded, batch_size=2)
+    whole = answers_of(calibration, tmp_path / "whole")
+    folder = tmp_path / "stopped"
+
+    class Stop(Exception):
+        pass
+
+    def stop_after(count: int) -> Callable[[int], None]:
+        def on_done(done: int) -> None:
+            if done >= count:
+                raise Stop
+
+        return on_done
+
+    total = calibration.sweep.size(calibration.questions)
+    assert total == len(whole)
+    for count in (1, total // 2, total - 1):
+        with AnswerStore(folder, calibration.manifest) as store, pytest.raises(Stop):
+            calibration.sweep.run(calibration.questions, store, stop_after(count))
+    assert type(loaded.model) is kind  # it is not patched any more
+    calls: list[int] = []
+    with AnswerStore(folder, calibration.manifest) as store:
+        calibration.sweep.run(calibration.questions, store, calls.append)
+        assert store.answers == whole
+    assert calls[-1] == total and calls == sorted(calls)
+    lines = (folder / "answers.jsonl").read_text().splitlines()
+    assert len(lines) == len(set(lines)) == total  # nothing was answered twice
+    # Nothing is left to do, and so nothing is encoded.
+    tower = loaded.model.get_encoder(modality="image")
+    hook = tower.register_forward_pre_hook(lambda *_: pytest.fail("it was encoded again"))
+    assert answers_of(calibration, folder) == whole
+    hook.remove()
