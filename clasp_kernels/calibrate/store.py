@@ -11,7 +11,6 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -29,14 +28,8 @@ class AnswerKey(NamedTuple):
     """``Cell.name``."""
 
 
-@dataclass(frozen=True)
 class OtherCalibration(ValueError):
-    """The folder holds the answers of another calibration."""
-
-    differences: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "; ".join(self.differences)
+    """The folder holds the answers of another calibration. The message says what differs."""
 
 
 class AnswerStore:
@@ -91,13 +84,13 @@ class AnswerStore:
             names = [*before, *(name for name in manifest if name not in before)]
         except (ValueError, TypeError):
             raise ValueError(f"{path} is damaged") from None
-        differences = tuple(
+        differences = [
             f"{name} was {_short(before.get(name))}, and is {_short(manifest.get(name))} now"
             for name in names
             if before.get(name) != manifest.get(name)
-        )
+        ]
         if differences:
-            raise OtherCalibration(differences)
+            raise OtherCalibration("; ".join(differences))
 
     def _read(self) -> None:
         path = self.folder / _ANSWERS
