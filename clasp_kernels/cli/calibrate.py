@@ -319,7 +319,10 @@ def answer(calibration: Calibration, store: AnswerStore, on_done: OnDone) -> Non
     sweep, questions = calibration.sweep, calibration.questions
     total = sweep.size(questions)
     try:
-        with refusing_as("the model cannot answer"):
+        with refusing_as(
+            f"the model cannot answer (what it has answered is kept in {store.folder}; a smaller "
+            f"--batch-size needs less memory)"
+        ):
             sweep.run(questions, store, lambda done: on_done(done, total))
     except KeyboardInterrupt:
         raise Stopped(

@@ -63,10 +63,16 @@ class ClaspHandle:
         """Return a context manager in which prompts take ``vision`` for the output of the vision
         tower, and keep ``tokens`` of each image, a number or a fraction, before the decoder.
 
-        It answers the same images many times: with ``adapter.encode`` once, every prompt after it
-        costs no vision tower. The images that prompts are given must be those of ``vision``, and
-        the schedule of this model must be one before the decoder.
+        It answers about the same images many times: after one ``adapter.encode``, no prompt costs
+        the vision tower. The images that prompts are given must be those of ``vision``.
+
+        Raises:
+            ValueError: this model drops tokens inside the decoder.
         """
+        if self.selector.stages:
+            raise ValueError(
+                f"the schedule must be one before the decoder, got {self.selector.schedule!r}"
+            )
         return self._runtime.selecting(encoded=vision, schedule=Schedule.input(tokens))
 
     def remove(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from PIL import Image
 from processors import PROCESSORS, save_checkpoint, skip_what_is_not_loaded
 from running import SCENE
 
-from clasp_kernels.calibrate import AnswerStore, Question
+from clasp_kernels.calibrate import AnswerStore, Prepared, Question
 from clasp_kernels.calibrate.store import AnswerKey
 from clasp_kernels.cli.calibrate import Calibration, Settings, checked
 from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
 from clasp_kernels.cli.prompt import prepare
 from clasp_kernels.models import apply_clasp
+from clasp_kernels.policy import Schedule
 
 #: Families that differ in everything: a grid and a projector, and packed patches in windows.
 USUAL = ("llava", "qwen2_5_vl")
@@ -120,6 +122,40 @@ def test_answers_are_those_of_a_patched_model_and_images_are_encoded_once(
                 assert found[key] == answer, (question.text, cell.name)
     assert times == sum(calls.values())
     assert len(set(found.values())) > 1  # the test would see a wrong selection
+
+
+def test_pixels_that_a_processor_makes_differently_are_encoded_again(
+    model_of: Callable[[str], LoadedModel], tmp_path: Path
+) -> None:
+    loaded = model_of("llava")
+    sweep = calibration_in(tmp_path, loaded).sweep
+    questions = [replace(question, category="counting") for question in questions_in(tmp_path)[::2]]
+    assert questions[0].image_hash == questions[1].image_hash
+
+    def by_text(question: Question) -> Prepared:
+        prepared = sweep.prepare(question)
+        if question.text != questions[0].text:
+            prepared.inputs["pixel_values"].mul_(-1)
+        return prepared
+
+    def answers(questions: list[Question], name: str) -> list[str]:
+        with AnswerStore(tmp_path / name, {}) as store:
+            replace(sweep, prepare=by_text).run(questions, store)
+            return list(store.answers.values())
+
+    apart = [replace(question, image_hash=question.text) for question in questions]
+    assert answers(questions, "together") == answers(apart, "apart")
+
+
+def test_an_encoded_image_needs_a_schedule_before_the_decoder(
+    model_of: Callable[[str], LoadedModel],
+) -> None:
+    model = model_of("llava").model
+    with (
+        apply_clasp(model, schedule=Schedule({2: 4})) as handle,
+        pytest.raises(ValueError, match=r"must be one before the decoder, got Schedule\(\{2: 4"),
+    ):
+        handle.on_encoded(None, 4)
 
 
 def test_a_run_that_goes_on_answers_as_one_that_was_not_stopped(
