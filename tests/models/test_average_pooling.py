@@ -24,7 +24,8 @@ from clasp_kernels.cli.loading import LoadedModel
 from clasp_kernels.cli.picture import as_seen
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.models.places import token_places
-from clasp_kernels.models.selection import Choice, check_selection
+from clasp_kernels.models.selection import Choice
+from clasp_kernels.models.selection_checks import check_selection
 from clasp_kernels.models.specimens import SPECIMENS, VIDEO_TOKEN
 from clasp_kernels.policy import Schedule
 from clasp_kernels.rules import PooledSelection

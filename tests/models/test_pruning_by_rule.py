@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clasp_kernels import Selection, rules
 from clasp_kernels.models import apply_clasp
-from clasp_kernels.models.selection import check_selection
+from clasp_kernels.models.selection_checks import check_selection
 from clasp_kernels.policy import Profile, Schedule
 
 BATCH = {**prompts([1, 5, "image", 7, 8], [1, "image", 3, 2, 9, 4]), "pixel_values": images(2)}
@@ -333,6 +333,26 @@ def test_each_prompt_of_a_batch_is_pruned_by_the_rule_of_its_category(schedule: 
     assert each["ocr"] != kept(["ocr"] * 5, None, plain)
     # A rule by name goes before those of the profile.
     assert kept(names, "clasp", profile) == kept(names, None, plain)
+
+
+def test_a_rule_that_averages_tokens_leaves_the_other_prompts_of_a_batch_alone() -> None:
+    model = tiny_llava()
+    profile = ruled_profile(ocr="pool", counting="divprune")
+    names = ["general", "ocr", "counting"]
+    batch = {**prompts(*[[1, 5 + n, "image", 7, 8] for n in range(3)]), "pixel_values": images(3)}
+    given: list[Tensor] = []
+    watching = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: given.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with apply_clasp(model, budget=9, profile=profile):
+        model(**batch, categories=names)
+        for name in names:
+            model(**batch, categories=name)
+    watching.remove()
+    together, *each = given
+    for row, alone in enumerate(each):
+        assert together[row].equal(alone[row]), names[row]
+    assert not each[0][1].equal(each[1][1])  # averaging the second image is not keeping its tokens
 
 
 def test_a_rule_of_the_profile_that_is_not_there_is_an_error_before_anything_runs() -> None:
