@@ -23,6 +23,8 @@ from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.cli.loading import LoadedModel
 from clasp_kernels.cli.picture import as_seen
 from clasp_kernels.models import apply_clasp
+from clasp_kernels.models.adapter import VisualGroup
+from clasp_kernels.models.families._views import grid_view
 from clasp_kernels.models.places import token_places
 from clasp_kernels.models.selection import Choice
 from clasp_kernels.models.selection_checks import check_selection
@@ -189,6 +191,19 @@ def test_places_are_the_same_in_every_view_of_an_image(family: str) -> None:
             fit = torch.linalg.lstsq(line, color[picture, None]).solution
             assert float(fit[0]) > 40
             assert float((line @ fit - color[picture, None]).abs().max()) < 12
+
+
+def test_the_view_with_the_most_tokens_has_the_shape_of_the_image() -> None:
+    # The whole image, squeezed to a square, and its tiles; and two images in one view.
+    whole = grid_view(torch.zeros(3, 8, 8), 2, 2, first_token=0)
+    tiles = grid_view(torch.zeros(3, 8, 16), 2, 4, first_token=4)
+    both = grid_view(torch.zeros(3, 8, 8), 2, 2, first_token=12)
+    group = VisualGroup("image", "pixel_values", IMAGE_TOKEN, (12, 2, 2))
+    first, upper, lower = token_places([group], [whole, tiles, both]).tolist()
+    columns = [0.125, 0.375, 0.625, 0.875]
+    assert first[:4] == [[0, y, x] for y in (0.125, 0.375) for x in (0.25, 0.75)]
+    assert first[4:] == [[0, y, x] for y in (0.125, 0.375) for x in columns]
+    assert upper[:2] == lower[:2] == [[0, 0.25, 0.25], [0, 0.25, 0.75]]
 
 
 @pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "internvl"])
