@@ -122,7 +122,7 @@ def test_every_rule_shows_what_a_patched_model_keeps(page, loaded, rule):
             "A frame marks the token whose place the mean of its group takes."
         )
         assert page.text("#legend-completion") == "takes the mean of its group"
-        assert page.text("#legend-dropped") == "averaged into another"
+        assert page.text("#dropped-means") == "averaged into another"
     elif not pivots:
         assert page.text("#summary").endswith("this rule marks none as pivots.")
     assert page.run("return document.getElementById('legend-pivot').hidden") == (not pivots)
