@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 from running import SCENE, clasp, message
 from write_questions import write_questions
 
@@ -23,6 +25,7 @@ import clasp_kernels
 from clasp_kernels.calibrate import Grid, read_questions
 from clasp_kernels.calibrate.sweep import Sweep
 from clasp_kernels.cli import calibrate as command
+from clasp_kernels.cli import progress
 from clasp_kernels.cli.loading import load_model
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import Profile, strategy_weights
@@ -240,6 +243,8 @@ def process(data: Path, out: Path) -> subprocess.Popen[bytes]:
             *("--batch-size", "1", "--out", str(out)),
         ],
         env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"},
+        # A shell's background job ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -304,6 +309,16 @@ def test_ctrl_c_during_an_answer(
     assert result.exit_code == 130
     assert message(result).startswith("Stopped. 6 of 24 answers are kept in ")
     assert not out.exists()
+
+
+def test_the_bar_has_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=120)
+    monkeypatch.setattr(progress, "Console", lambda **_: console)
+    with progress.bar("Answering") as on_done:
+        on_done(500, 1000)
+        on_done(501, 1000)
+    assert re.search(r"501/1000.*\d+:\d\d.*left", shown.getvalue())
 
 
 def test_the_grid_is_the_default_of_the_command() -> None:

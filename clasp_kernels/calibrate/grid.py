@@ -97,7 +97,5 @@ class Grid:
 
 
 def _is_same(policy: CategoryPolicy, other: CategoryPolicy) -> bool:
-    rules = policy.rule or CLASP, other.rule or CLASP
-    if rules[0] != rules[1] or policy.layer_weights != other.layer_weights:
-        return False
-    return rules[0] != CLASP or policy.pivot_ratio == other.pivot_ratio
+    one, two = (replace(each, rule=each.rule or CLASP) for each in (policy, other))
+    return one == two

@@ -445,7 +445,7 @@ def choices_table(choices: Sequence[CategoryChoice]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("category", no_wrap=True)
-    for heading in ("questions", "default", "best", "difference", "95 %"):
+    for heading in ("asked", "default", "best", "difference", "95 %"):
         table.add_column(heading, justify="right")
     table.add_column("choice")
     for choice in choices:
