@@ -25,6 +25,7 @@ import clasp_kernels
 from clasp_kernels.calibrate import Grid, read_questions
 from clasp_kernels.calibrate.sweep import Sweep
 from clasp_kernels.cli import calibrate as command
+from clasp_kernels.cli import calibrate_options as options
 from clasp_kernels.cli import progress
 from clasp_kernels.cli.loading import load_model
 from clasp_kernels.models import apply_clasp
@@ -199,7 +200,9 @@ def test_bad_data_is_named_before_anything_is_answered(tmp_path: Path, bad: Any,
         (("--budgets", "1.5"), "--budgets must be .* got '1.5'"),
         (("--budgets", "nan"), "--budgets must be .* got 'nan'"),
         (("--budgets", "3,,4"), "--budgets must be a list with one comma between entries"),
-        (("--budgets", "3,3"), "--budgets must name each entry once"),
+        (("--budgets", "3,03"), "--budgets must name each entry once"),
+        (("--ratios", "0,0.0"), "--ratios must name each entry once"),
+        (("--strategies", "A,A"), "--strategies must name each entry once"),
         (("--budgets", "144"), "--budgets must be below 144, the most visual tokens"),
         (("--ratios", "2"), "--ratios must be numbers from 0 to 1, got '2'"),
         (("--strategies", "F"), "--strategies must be letters of A, B, C, D, E, got 'F'"),
@@ -323,5 +326,5 @@ def test_the_bar_has_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_grid_is_the_default_of_the_command() -> None:
     grid = Grid(Profile.for_model_type("llava"))
-    assert command.parsed_strategies("A,B,C,D,E") == grid.strategies
-    assert command.parsed_ratios("0,0.25,0.5,0.75,1") == grid.pivot_ratios
+    assert options.parsed_strategies("A,B,C,D,E") == grid.strategies
+    assert options.parsed_ratios("0,0.25,0.5,0.75,1") == grid.pivot_ratios

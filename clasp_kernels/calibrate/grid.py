@@ -28,7 +28,7 @@ class Cell:
     def name(self) -> str:
         if self.strategy is None:
             return "default"
-        ratio = "" if self.pivot_ratio is None else f" {self.pivot_ratio:g}"
+        ratio = "" if self.pivot_ratio is None else f" {self.pivot_ratio:.12g}"
         return f"{self.rule} {self.strategy}{ratio}"
 
 

@@ -389,16 +389,17 @@ def calibrate(
     """
     with reported_errors():
         from clasp_kernels.cli import calibrate as command
+        from clasp_kernels.cli import calibrate_options as options
         from clasp_kernels.cli.rules import listed_rules
 
-        settings = command.Settings(
+        settings = options.Settings(
             data=Path(data),
-            out=command.check_profile_path(out, not_over=(data, profile)),
-            budgets=command.parsed_budgets(budgets),
+            out=options.check_profile_path(out, not_over=(data, profile)),
+            budgets=options.parsed_budgets(budgets),
             rules=listed_rules("--rules", rules),
-            strategies=command.parsed_strategies(strategies),
-            pivot_ratios=command.parsed_ratios(ratios),
-            scorer=command.checked_scorer(score),
+            strategies=options.parsed_strategies(strategies),
+            pivot_ratios=options.parsed_ratios(ratios),
+            scorer=options.checked_scorer(score),
             limit=limit,
             seed=seed,
             max_new_tokens=max_new_tokens,

@@ -16,7 +16,8 @@ from running import SCENE
 
 from clasp_kernels.calibrate import AnswerStore, Prepared, Question
 from clasp_kernels.calibrate.store import AnswerKey
-from clasp_kernels.cli.calibrate import Calibration, Settings, checked
+from clasp_kernels.cli.calibrate import Calibration, checked
+from clasp_kernels.cli.calibrate_options import Settings
 from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
 from clasp_kernels.cli.prompt import prepare
 from clasp_kernels.models import apply_clasp
