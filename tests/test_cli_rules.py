@@ -6,6 +6,8 @@ import pytest
 from running import QUESTION, SCENE, clasp, message
 
 from clasp_kernels import visualize
+from clasp_kernels.bundled import tiny_vlm_path
+from clasp_kernels.policy import Profile
 from clasp_kernels.rules import rule_names
 
 
@@ -31,6 +33,25 @@ def test_without_one_it_is_clasp(tmp_path, one_run):
     result = clasp("ask", SCENE, QUESTION, "--out", tmp_path / "map.png", "--json")
     answer = json.loads(result.stdout)
     assert answer["rule"] == "clasp" and any(answer["is_pivot"]) and not all(answer["is_pivot"])
+
+
+def test_the_rule_of_the_profile_selects_unless_another_is_named(tmp_path, one_run):
+    data = Profile.load(tiny_vlm_path() / "clasp_profile.json").to_dict()
+    data["format"] = 2
+    data["categories"]["ocr"]["rule"] = "uniform"
+    Profile.from_dict(data).save(tmp_path / "profile.json")
+
+    def asked(*options):
+        result = clasp(
+            "ask", SCENE, QUESTION, "--keep", 9, "--profile", tmp_path / "profile.json", *options,
+            "--out", tmp_path / "map.png", "--json",
+        )  # fmt: skip
+        answer = json.loads(result.stdout)
+        return answer["rule"], answer["indices"] == list(range(15, 144, 16))
+
+    assert asked() == ("uniform", True)
+    assert asked("--rule", "clasp") == ("clasp", False)
+    assert asked("--category", "scene") == ("clasp", False)
 
 
 def test_a_name_that_no_rule_has_is_refused(tmp_path):

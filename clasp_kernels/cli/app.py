@@ -107,7 +107,7 @@ def ask(
             metavar="NAME",
             help="How tokens are selected: clasp, or for comparison clasp_clusters, attention, "
             "divprune, cenprune, cdpruner, scope, dart, visionzip, random, uniform or pool.",
-            show_default="clasp",
+            show_default="the profile's, else clasp",
         ),
     ] = None,
     compare: Annotated[

@@ -108,7 +108,7 @@ def compare(
     keep: int | Schedule,
     profile: Profile | None = None,
     category: str | None = None,
-    rule: str = "clasp",
+    rule: str | None = None,
     max_new_tokens: int = 32,
     on_step: Callable[[str], None] = lambda step: None,
 ) -> Comparison:
@@ -117,7 +117,7 @@ def compare(
         loaded,
         image,
         question,
-        rules=(rule,),
+        rules=None if rule is None else (rule,),
         keep=keep,
         profile=profile,
         category=category,
@@ -132,7 +132,7 @@ def compare_rules(
     image: Image.Image,
     question: str,
     *,
-    rules: Sequence[str],
+    rules: Sequence[str] | None,
     keep: int | Schedule,
     profile: Profile | None = None,
     category: str | None = None,
@@ -141,7 +141,8 @@ def compare_rules(
 ) -> tuple[Comparison, ...]:
     """Ask with all visual tokens and with those that each rule keeps; warm up all, then time them.
 
-    ``rules`` are names of rules of ``clasp_kernels.rules``. ``keep`` is the number of tokens kept
+    ``rules`` are names of rules of ``clasp_kernels.rules``; None is the one that the profile has
+    for the category. ``keep`` is the number of tokens kept
     before the LLM, or a schedule. The comparisons, one for each rule, share the answer with all
     tokens.
 
@@ -150,8 +151,10 @@ def compare_rules(
     """
     model = loaded.model
     # Apply once for the checks, so that an unsupported model is refused before any work.
-    with _applied(loaded, 1, profile, rules[0]) as handle:
+    with _applied(loaded, 1, profile, None if rules is None else rules[0]) as handle:
         name, reason = categorise(question, category, handle.profile)
+        if rules is None:
+            rules = (handle.profile.categories[name].rule or "clasp",)
         prompt = prepare(loaded, handle.adapter, image, question)
     num_tokens = prompt.visual_tokens
     num_layers: int = model.config.get_text_config().num_hidden_layers
@@ -275,7 +278,7 @@ def categorise(question: str, category: str | None, profile: Profile) -> tuple[s
 
 
 def _applied(
-    loaded: LoadedModel, keep: int | Schedule, profile: Profile | None, rule: str
+    loaded: LoadedModel, keep: int | Schedule, profile: Profile | None, rule: str | None
 ) -> ClaspHandle:
     from clasp_kernels.models import apply_clasp
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 _SIZE = 432
 
 
-def chosen_rules(rule: str | None, compare: str | None) -> tuple[str, ...]:
-    """Return the rules of --rule or --compare, which exclude each other; CLASP if neither is given.
+def chosen_rules(rule: str | None, compare: str | None) -> tuple[str, ...] | None:
+    """Return the rules of --rule or --compare, which exclude each other; None if neither is given.
 
     Raises a UsageError if a name is unknown, empty or repeated.
     """
     if compare is None:
-        return (_known("--rule", "clasp" if rule is None else rule),)
+        return None if rule is None else (_known("--rule", rule),)
     if rule is not None:
         raise UsageError(
             "--rule and --compare exclude each other: --rule selects by one rule, --compare by "

@@ -19,8 +19,8 @@ A profile is a JSON file::
     }
 
 ``format``
-    Version of this layout, 2. Version 1 can be read too; it has neither relative depths nor
-    ``fuse_into``.
+    Version of this layout, 2. Version 1 can be read too; it has no relative depths, ``fuse_into``
+    or ``rule``.
 ``name``, ``source``
     Name of the profile, and how its values were found. Both are only shown to people.
 ``model_type``
@@ -147,6 +147,11 @@ class Profile:
                 f"categories must contain {FALLBACK_CATEGORY!r}, where unmatched prompts go; "
                 f"it has: {', '.join(map(str, checked)) or 'nothing'}"
             )
+        for name, policy in checked.items():
+            if policy.rule is not None and self.format == 1:
+                raise ValueError(
+                    f"categories.{name}.rule needs format 2, got {policy.rule!r} in format 1"
+                )
         object.__setattr__(self, "categories", checked)
 
     @classmethod

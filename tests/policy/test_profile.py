@@ -393,6 +393,10 @@ def test_a_profile_does_not_change_with_what_it_was_made_from():
         (with_general(pivot_ratio=1.2), "general.pivot_ratio must be a number in 0..1, got 1.2"),
         (with_general(pivot_ratio="half"), "pivot_ratio must be a number in 0..1, got 'half'"),
         (with_general(rule=""), "categories.general.rule must be null or the name of a .*, got ''"),
+        (
+            {**with_general(rule="scope"), "format": 1},
+            "categories.general.rule needs format 2, got 'scope' in format 1",
+        ),
         (with_general(rule=3), "categories.general.rule must be null or .*, got 3"),
         (with_general(budget_scale=0), "budget_scale must be a number above 0, got 0.0"),
         (with_general(budget_scale=math.inf), "budget_scale must be a number above 0, got inf"),
