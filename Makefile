@@ -23,6 +23,8 @@ CPP_FILES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -
 # In the environment, every import of transformers would import it too.
 TORCHAO = $(VENV)/torchao
 WHEEL_TOOLS = $(VENV)/wheel-tools
+# Laid over the environment, which keeps its own releases for every other test.
+LMMS_EVAL = $(VENV)/lmms-eval
 # The environment that builds the documentation.
 DOCS := build/docs
 COMPAT = $(PY) tools/compat.py --overlays $(VENV)/transformers --workers $(WORKERS)
@@ -37,7 +39,7 @@ $(PACKAGE): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-deep compat bench lint format compile-check wheel lock clean FORCE
+.PHONY: help demo docs test test-deep test-engines compat bench lint format compile-check wheel lock clean FORCE
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +65,10 @@ test-deep: $(PACKAGE)  ## What digs deeper than `make test`: builds, emulators, 
 	$(PY) -m pip install -qq --no-deps --target $(TORCHAO) --upgrade torchao==0.18.0
 	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py \
 	    tests/models/families/test_ecosystem.py -k "quantised or torchao"
+
+test-engines: $(PACKAGE)  ## Test the integrations with the engines: installs lmms-eval beside the environment
+	$(PY) -m pip install -qq --no-deps --target $(LMMS_EVAL) --upgrade -r tests/integrations/lmms-eval.txt
+	PYTHONPATH=$(LMMS_EVAL) $(PY) -m pytest tests/integrations $(ARGS)
 
 compat: $(PACKAGE)  ## Test with every supported transformers (RELEASES='oldest 5.23.0' to choose)
 	$(COMPAT) $(RELEASES)

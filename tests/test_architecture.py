@@ -31,6 +31,7 @@ PARTS = {
     "models": {"ops", "backends", "policy", "rules", "upload"},
     "explore": {"models", "policy", "rules", "bundled"},
     "calibrate": {"models", "policy"},
+    "integrations": {"models", "policy"},
 }
 # Modules without further imports, which any part may import.
 LEAVES = {"_integers", "_version", "_warn", "_with_torch"}
@@ -56,6 +57,13 @@ def test_imports_point_one_way(part: str) -> None:
     for path in files:
         imported = set(parts_imported_by(path))
         assert imported <= PARTS[part] | LEAVES | {part}, path
+
+
+def test_nothing_imports_an_integration() -> None:
+    package = ROOT / "clasp_kernels"
+    own = package / "integrations"
+    for path in package.rglob("*.py"):
+        assert own in path.parents or "integrations" not in parts_imported_by(path), path
 
 
 def parts_imported_by(path: Path) -> Iterator[str]:

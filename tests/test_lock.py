@@ -18,7 +18,13 @@ except ModuleNotFoundError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-EXTRAS: dict[str, list[str]] = PYPROJECT["project"]["optional-dependencies"]
+# Of the extra `all`. The others are engines, which pin requirements of their own.
+ENGINES = {"lmms-eval"}
+EXTRAS: dict[str, list[str]] = {
+    name: extra
+    for name, extra in PYPROJECT["project"]["optional-dependencies"].items()
+    if name not in ENGINES
+}
 LOCK = [
     Requirement(line)
     for line in (ROOT / "requirements.lock").read_text().splitlines()

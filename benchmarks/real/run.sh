@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's tables, for CLASP and every rule: real models on public benchmarks, in lmms-eval.
 #
-#   benchmarks/real/run.sh                         # the paper's three models, on a GPU, for days
+#   benchmarks/real/run.sh                         # the paper's three models; takes long
 #   benchmarks/real/run.sh llava-1.5-7b            # one of them
 #   benchmarks/real/run.sh --dry-run               # only print the commands
 #   benchmarks/real/run.sh bundled --device cpu    # a rehearsal in minutes, without downloads
