@@ -86,8 +86,21 @@ def test_model_args_prune_as_apply_clasp_does(given: Any, meant: Any) -> None:
     assert harness.handle.last is not None and handle.last is not None
     stages = [stage.indices.tolist() for stage in harness.handle.last.stages]
     assert stages == [stage.indices.tolist() for stage in handle.last.stages]
-    # The harness's tokenizer reads the prompt for the router.
     assert harness.handle.last.categories == ("counting",)
+
+
+def test_the_tokenizer_of_the_harness_reads_the_prompts(monkeypatch: Any) -> None:
+    harness = PrunedModel(budget=16)
+    read = []
+    decode = harness.tokenizer.decode
+
+    def decode_and_note(ids: Any, **kwargs: Any) -> Any:
+        read.append(decode(ids, **kwargs))
+        return read[-1]
+
+    monkeypatch.setattr(harness.tokenizer, "decode", decode_and_note)
+    harness.model.generate(**inputs(), max_new_tokens=1)
+    assert any("How many circles" in text for text in read)
 
 
 def test_a_profile_is_a_path(tmp_path: Path) -> None:

@@ -42,10 +42,7 @@ def task(tmp_path_factory: Any) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_cache_of_others(tmp_path: Path, monkeypatch: Any) -> None:
-    """Let `datasets`, which has read the variable already, write nothing into the home folder."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
 
 
 def load(name: str, model_args: str, simple: bool = False) -> Any:
