@@ -13,6 +13,7 @@ import pytest
 from harness_task import NAME, write_task
 from PIL import Image
 from processors import save_checkpoint
+from real.settings import TASKS
 from transformers import AutoProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from clasp_kernels import apply_clasp
@@ -89,6 +90,15 @@ def test_the_harness_finds_the_models_by_name() -> None:
             pruned = models.get_model(name, force_simple=simple)
             assert issubclass(pruned, models.get_model(own, force_simple=simple))
             assert pruned.is_simple == simple
+
+
+def test_the_tables_name_tasks_and_metrics_of_the_harness() -> None:
+    index = TaskManager("ERROR").task_index
+    for name, table_task in TASKS.items():
+        if name != NAME:  # the local one
+            described = Path(index[name]["yaml_path"]).read_text()
+            for metric in table_task.metrics:
+                assert f"metric: {metric}\n" in described, (name, metric)
 
 
 @pytest.mark.parametrize(
