@@ -31,6 +31,8 @@ if (here / f"{rule}.dies").exists():
     sys.exit(3)
 if (here / f"{rule}.stays_silent").exists():
     sys.exit(0)
+if (here / f"{rule}.scores_an_error").exists():
+    print("ERROR - Error out of memory in generating", file=sys.stderr)
 accuracy = 0.8 if given["--model"] == "llava_hf" else 0.6
 folder = pathlib.Path(given["--output_path"], "weights")
 folder.mkdir(parents=True)
@@ -141,9 +143,13 @@ def test_what_is_finished_is_not_run_again(harness: Path, capfd: Any) -> None:
 
 @pytest.mark.parametrize(
     ("ending", "message"),
-    [("stays_silent", "wrote no results"), ("scores_nothing", "has no number for exact_match")],
+    [
+        ("stays_silent", "wrote no results"),
+        ("scores_nothing", "has no number for exact_match"),
+        ("scores_an_error", "scored an empty answer where generate failed"),
+    ],
 )
-def test_no_score_is_a_failure_though_the_harness_exits_with_0(
+def test_no_valid_score_is_a_failure_though_the_harness_exits_with_0(
     ending: str, message: str, harness: Path, capfd: Any
 ) -> None:
     (harness / f"divprune.{ending}").touch()

@@ -19,6 +19,8 @@ from real.table import MANIFEST, RESULT, score, table
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "real"
 LOG = "log.txt"
+# What the harness's own LLaVA logs when it does so; the pruned one stops.
+_SCORED_AN_ERROR = " in generating"
 # The local task, which a script writes.
 SCENES = "clasp_scenes"
 PACKAGES = ("clasp-kernels", "lmms_eval", "transformers", "torch")
@@ -99,6 +101,8 @@ def _run(model: Model, row: Row, task: str, out: Path, options: argparse.Namespa
 
 def _take(task: str, folder: Path) -> str:
     """Make the harness's results the finished one. Return what is wrong with them, if anything."""
+    if _SCORED_AN_ERROR in (folder / LOG).read_text(errors="replace"):
+        return "the harness scored an empty answer where generate failed"
     written = sorted((folder / "harness").rglob("*_results.json"))
     if not written:
         return "the harness wrote no results"
