@@ -13,6 +13,7 @@ splits the token budget into pivots and completion.
 from clasp_kernels.policy.categories import CATEGORIES, FALLBACK_CATEGORY
 from clasp_kernels.policy.layers import TowerLayers
 from clasp_kernels.policy.profile import CategoryPolicy, Profile
+from clasp_kernels.policy.prototype_router import PrototypeRouter
 from clasp_kernels.policy.router import Route, Router, RouterLike, route_prompts
 from clasp_kernels.policy.schedule import Schedule
 from clasp_kernels.policy.strategies import STRATEGIES, strategy_weights
@@ -23,6 +24,7 @@ __all__ = [
     "STRATEGIES",
     "CategoryPolicy",
     "Profile",
+    "PrototypeRouter",
     "Route",
     "Router",
     "RouterLike",

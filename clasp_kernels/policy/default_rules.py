@@ -1,7 +1,8 @@
-"""The default router's rules: phrases and weights, in the layout that ``Router`` takes.
+"""The default router's rules: patterns of words and weights, in the layout that ``Router`` takes.
 
-Rough meaning of the weights: 4, the phrase decides the category ("how many"); 3, it usually does;
-2, it is a hint; 1, it only breaks ties. Remaining ties go to the category listed first.
+Rough meaning of the weights: from 12 on, the pattern decides the category even if the question
+names other things; 7 to 11, it decides; 4 to 6, it usually does; 2 to 3, it is a hint; 1, it only
+breaks ties. Remaining ties go to the category listed first.
 """
 
 from __future__ import annotations
@@ -9,223 +10,1277 @@ from __future__ import annotations
 from typing import Any
 
 
-def _each(weight: float, phrases: str) -> dict[str, float]:
-    """Return the comma-separated phrases, each with the same weight."""
-    return {" ".join(phrase.split()): weight for phrase in phrases.split(",")}
+def _each(weight: float, patterns: str) -> dict[str, float]:
+    """Return the comma-separated patterns, each with the same weight."""
+    return dict.fromkeys(_list(patterns), weight)
 
+
+def _list(patterns: str) -> list[str]:
+    """Return the comma-separated patterns."""
+    return [" ".join(pattern.split()) for pattern in patterns.split(",")]
+
+
+def _words(words: str) -> list[str]:
+    """Return the words of a class."""
+    return words.split()
+
+
+_CLASSES = {
+    "function": _words(
+        """
+        a an the this that these those my your his her its our their is are was were be been being
+        am do does did has have had having can could would should will shall may might must of in
+        on at by for from to with without into onto off about as than like and or but nor if
+        whether while because so what which who whom whose where when why how it he she they i you
+        we me him them us there here not no any some each every both either neither all most more
+        less under over above below behind between beside near inside outside around across along
+        against through towards toward until during before after then else please just
+        """
+    ),
+    "be": _words(
+        """
+        is are was were be been being am
+        """
+    ),
+    "do": _words(
+        """
+        do does did
+        """
+    ),
+    "have": _words(
+        """
+        has have had
+        """
+    ),
+    "which": _words(
+        """
+        what which
+        """
+    ),
+    "det": _words(
+        """
+        a an the this that these those my your his her its our their any some
+        """
+    ),
+    "the": _words(
+        """
+        the this that these those my your his her its our their
+        """
+    ),
+    "this": _words(
+        """
+        this these that those such
+        """
+    ),
+    "it": _words(
+        """
+        it this that he she they these those there
+        """
+    ),
+    "kind": _words(
+        """
+        kind kinds type types sort sorts kinda sorta category class variety
+        """
+    ),
+    "picture": _words(
+        """
+        image images picture pictures photo photos photograph photographs pic pics shot shots
+        snapshot snapshots painting paintings drawing drawings illustration illustrations artwork
+        artworks scene scenes snap snaps sketch sketches view views
+        """
+    ),
+    "number": _words(
+        """
+        two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+        sixteen seventeen eighteen nineteen twenty thirty forty fifty hundred dozen couple pair
+        zero
+        """
+    ),
+    "person": _words(
+        """
+        person persons man mans woman womans boy boys girl girls guy guys lady ladies kid kids
+        child childs player players worker workers driver drivers rider riders chef chefs waiter
+        waiters dancer dancers singer singers baby babies toddler toddlers cyclist cyclists skier
+        skiers surfer surfers student students teacher teachers nurse nurses doctor doctors bride
+        brides groom grooms athlete athletes he she they men women people children someone anyone
+        everyone him her them
+        """
+    ),
+    "whole": _words(
+        """
+        weather weathers season seasons mood moods atmosphere atmospheres setting settings event
+        events occasion occasions activity activities scenario scenarios environment environments
+        venue venues vibe vibes ambience ambiences ambiance ambiances genre genres scenery
+        sceneries landscape landscapes surrounding surroundings gathering gatherings celebration
+        celebrations festivity festivities ceremony ceremonies backdrop backdrops climate climates
+        locale locales occurrence occurrences feeling feelings impression impressions storyline
+        storylines
+        """
+    ),
+    "place": _words(
+        """
+        kitchen kitchens bedroom bedrooms bathroom bathrooms classroom classrooms office offices
+        restaurant restaurants hospital hospitals airport airports station stations museum museums
+        library libraries supermarket supermarkets stadium stadiums street streets park parks
+        beach beaches forest forests desert deserts mountain mountains city cities town towns
+        countryside countrysides village villages farm farms garden gardens harbour harbours
+        harbor harbors workshop workshops factory factories warehouse warehouses cafe cafes bar
+        bars pub pubs shop shops store stores market markets bakery bakeries gym gyms garage
+        garages church churches temple temples mosque mosques cathedral cathedrals school schools
+        laboratory laboratories lab labs playground playgrounds zoo zoos aquarium aquariums
+        greenhouse greenhouses orchard orchards vineyard vineyards jungle jungles meadow meadows
+        field fields valley valleys canyon canyons lake lakes river rivers ocean oceans sea seas
+        seaside seasides coast coasts island islands highway highways motorway motorways road
+        roads alley alleys square squares plaza plazas courtyard courtyards balcony balconies
+        rooftop rooftops theatre theatres theater theaters cinema cinemas hotel hotels lobby
+        lobbies hallway hallways corridor corridors basement basements attic attics nursery
+        nurseries studio studios salon salons barbershop barbershops casino casinos arena arenas
+        court courts pool pools rink rinks track tracks slope slopes resort resorts campsite
+        campsites cemetery cemeteries graveyard graveyards castle castles palace palaces
+        construction constructions quarry quarries mine mines port ports dock docks marina marinas
+        pier piers bridge bridges tunnel tunnels subway subways suburb suburbs slum slums downtown
+        downtowns backyard backyards patio patios terrace terraces room rooms dormitory
+        dormitories bookstore bookstores pharmacy pharmacies laundry laundries laundromat
+        laundromats mall malls bazaar bazaars canteen canteens cafeteria cafeterias diner diners
+        nightclub nightclubs club clubs stage stages auditorium auditoriums gallery galleries barn
+        barns stable stables swamp swamps tundra tundras savanna savannas savannah savannahs plain
+        plains rainforest rainforests woodland woodlands wilderness wildernesses clinic clinics
+        ward wards courtroom courtrooms prison prisons cell cells spaceship spaceships cockpit
+        cockpits cabin cabins operating operatings terminal terminals
+        """
+    ),
+    "event": _words(
+        """
+        wedding weddings concert concerts parade parades picnic picnics festival festivals meeting
+        meetings ceremony ceremonies celebration celebrations party parties funeral funerals
+        graduation graduations protest protests demonstration demonstrations march marches rally
+        rallies conference conferences lecture lectures race races marathon marathons match
+        matches tournament tournaments carnival carnivals birthday birthdays barbecue barbecues
+        bbq bbqs banquet banquets dinner dinners christening christenings baptism baptisms auction
+        auctions interview interviews exhibition exhibitions fair fairs performance performances
+        rehearsal rehearsals recital recitals reunion reunions procession processions riot riots
+        strike strikes storm storms flood floods earthquake earthquakes wildfire wildfires
+        eruption eruptions halloween halloweens christmas christmases easter easters thanksgiving
+        thanksgivings
+        """
+    ),
+    "weather": _words(
+        """
+        sunny cloudy rainy raining snowing snowy overcast foggy misty windy stormy hazy drizzling
+        sunset sunrise dawn dusk noon midday midnight night nighttime daytime daylight twilight
+        morning evening afternoon summer winter autumn rain snow fog indoors outdoors indoor
+        outdoor urban rural sunshine thunderstorm
+        """
+    ),
+    "entry": _words(
+        """
+        date dates price prices cost costs subtotal subtotals tax taxes balance balances fee fees
+        fare fares percentage percentages percent percents share shares value values score scores
+        speed speeds temperature temperatures reading readings address addresses website websites
+        url urls email emails phone phones telephone telephones headline headlines heading
+        headings subheading subheadings slogan slogans motto mottos brand brands logo logos
+        caption captions title titles subtitle subtitles author authors publisher publishers
+        editor editors sender senders recipient recipients addressee addressees sponsor sponsors
+        manufacturer manufacturers label labels expiry expiries expiration expirations deadline
+        deadlines salary salaries revenue revenues profit profits income incomes expenditure
+        expenditures budget budgets sale sales discount discounts rate rates interest interests
+        dosage dosages dose doses version versions serial serials barcode barcodes code codes
+        password passwords username usernames hashtag hashtags channel channels platform platforms
+        flight flights departure departures arrival arrivals destination destinations field fields
+        entry entries footnote footnotes footer footers header headers paragraph paragraphs
+        signature signatures designation designations postcode postcodes zip zips invoice invoices
+        reference references registration registrations licence licences license licenses jersey
+        jerseys percentile percentiles gpa gpas grade grades isbn isbns edition editions chapter
+        chapters page pages volume volumes duration durations year years month months weekday
+        weekdays digit digits inscription inscriptions notification notifications surname surnames
+        nickname nicknames initial initials abbreviation abbreviations acronym acronyms spelling
+        spellings axis axises legend legends tick ticks unit units currency currencies
+        denomination denominations figure figures statistic statistics population populations
+        unemployment unemployments gdp gdps median medians average averages mean means maximum
+        maximums minimum minimums peak peaks range ranges turnover turnovers output outputs
+        emission emissions vote votes ranking rankings rank ranks bill bills receipt receipts
+        kilocalorie kilocalories sodium sodiums deposit deposits rent rents premium premiums
+        allowance allowances vat vats tip tips warranty warranties pulse pulses pressure pressures
+        voltage voltages frequency frequencies mileage mileages odometer odometers altitude
+        altitudes cholesterol mph wifi kcal kwh
+        """
+    ),
+    "medium": _words(
+        """
+        sign signs label labels poster posters page pages document documents letter letters form
+        forms receipt receipts bill bills invoice invoices ticket tickets menu menus banner
+        banners board boards screen screens display displays chart charts graph graphs table
+        tables plot plots newspaper newspapers magazine magazines book books cover covers note
+        notes memo memos contract contracts certificate certificates passport passports card cards
+        envelope envelopes package packages packaging packagings sticker stickers tag tags plaque
+        plaques billboard billboards whiteboard whiteboards blackboard blackboards chalkboard
+        chalkboards slide slides screenshot screenshots app apps website websites spreadsheet
+        spreadsheets calendar calendars timetable timetables schedule schedules clock clocks watch
+        watches gauge gauges meter meters dial dials thermometer thermometers odometer odometers
+        speedometer speedometers logo logos tattoo tattoos brochure brochures leaflet leaflets
+        flyer flyers pamphlet pamphlets cheque cheques check checks statement statements report
+        reports article articles paragraph paragraphs headline headlines diploma diplomas
+        prescription prescriptions scoreboard scoreboards keyboard keyboards signpost signposts
+        nameplate nameplates nametag nametags badge badges barcode barcodes histogram histograms
+        infographic infographics legend legends axis axises diagram diagrams map maps dashboard
+        dashboards subtitle subtitles comic comics speech speeches bubble bubbles tombstone
+        tombstones gravestone gravestones stamp stamps coin coins banknote banknotes voucher
+        vouchers coupon coupons manual manuals agenda agendas minutes minuteses footnote footnotes
+        column columns row rows cell cells
+        """
+    ),
+    "written": _words(
+        """
+        written printed painted engraved inscribed stamped listed stated displayed mentioned noted
+        recorded reported indicated entered typed handwritten scribbled jotted chalked labelled
+        advertised announced quoted spelled spelt carved embroidered scrawled given specified
+        credited cited plotted titled dated priced charged billed scheduled
+        """
+    ),
+    "unit": _words(
+        """
+        kilometres kilometers km miles metres meters degrees percent percentage dollars euros
+        pounds cents bucks grams grammes kg kilos kilograms mg ml litres liters tonnes tons units
+        votes points minutes seconds hours days nights visitors respondents employees subscribers
+        followers likes views comments shares medals goals copies barrels megawatts kwh watts
+        volts inhabitants residents tourists households cases deaths births patients jobs users
+        downloads stars milligrams ounces oz feet inches mph years months weeks servings million
+        billion thousand credits unread notifications messages
+        """
+    ),
+    "plotted": _words(
+        """
+        country countries year years month months quarter quarters week weeks day days decade
+        decades company companies department departments region regions sector sectors group
+        groups segment segments bar bars slice slices series serieses category categories brand
+        brands team teams candidate candidates party parties product products item items city
+        cities state states age ages district districts industry industries subject subjects
+        player players student students employee employees continent continents nation nations
+        weekday weekdays supplier suppliers branch branches course courses fuel fuels
+        """
+    ),
+    "extreme": _words(
+        """
+        highest lowest most least largest smallest biggest greatest fewest maximum minimum peak
+        top best worst steepest longest shortest cheapest dearest second third fastest slowest
+        higher lower more fewer less greater
+        """
+    ),
+    "look": _words(
+        """
+        colour colours shape shapes material materials pattern patterns texture textures size
+        sizes expression expressions hairstyle hairstyles hair hairs outfit outfits clothing
+        clothings clothes clotheses fabric fabrics gender genders pose poses posture postures
+        condition conditions state states design designs footwear footwears finish finishes shade
+        shades hue hues emotion emotions attire attires garment garments garb garbs costume
+        costumes dress dresses shirt shirts hat hats coat coats jacket jackets shoe shoes
+        """
+    ),
+    "colour": _words(
+        """
+        red green blue yellow black white brown orange purple pink grey golden gold silver beige
+        turquoise violet maroon navy cream crimson teal
+        """
+    ),
+    "state": _words(
+        """
+        open closed shut empty full clean dirty broken wet dry ripe unripe old young wooden
+        striped round smiling asleep awake large small tall short long big tiny huge thick thin
+        fat skinny heavy bald bearded barefoot blonde lit unlit rusty shiny dull cracked intact
+        torn folded crumpled sliced whole cooked raw burnt burning melted frozen transparent
+        opaque soft hard smooth rough plain patterned spotted checkered plastic metal metallic
+        leather glass damaged dented chipped scratched worn new modern antique bright dark happy
+        sad angry surprised scared tired bored crying laughing frowning standing sitting lying
+        running walking sleeping eating jumping swimming flying moving parked male female adult
+        alive dead blurry sharp curly straight square circular rectangular triangular oval locked
+        loose tied untied painted carved woven inflated deflated crowded visible blooming pregnant
+        injured naked fresh rotten mouldy moldy switched steel stone concrete wool cotton silk
+        denim paved fluffy furry hairy shaved matching identical different similar same
+        blindfolded muddy bent flat stained peeling faded inflatable leafy bare
+        """
+    ),
+    "thing": _words(
+        """
+        animal animals vehicle vehicles fruit fruits vegetable vegetables object objects item
+        items food foods bird birds insect insects bug bugs flower flowers plant plants tree trees
+        instrument instruments tool tools furniture furnitures device devices appliance appliances
+        drink drinks beverage beverages toy toys dish dishes car cars boat boats ship ships
+        aircraft aircrafts plane planes fish fishes creature creatures mammal mammals snake snakes
+        dog dogs cat cats cheese cheeses bread breads cake cakes meat meats pet pets utensil
+        utensils gadget gadgets accessory accessories topping toppings weapon weapons machine
+        machines dessert desserts sauce sauces shellfish shellfishes mushroom mushrooms fungus
+        funguses spider spiders butterfly butterflies breed breeds hairdo hairdos sheep deer
+        cattle jewellery jewelry
+        """
+    ),
+    "hold": _words(
+        """
+        wearing holding carrying doing eating drinking riding using pulling pushing throwing
+        cooking pouring reaching touching grabbing playing painting cutting chewing dressed
+        dragging lifting hiding catching kicking selling feeding petting walking flying making
+        preparing wrapped covered decorated filled shaped coloured stuffed wear wears hold holds
+        carry carries
+        """
+    ),
+    "prep": _words(
+        """
+        behind between beside under underneath beneath below above near inside outside around atop
+        across along against among amongst amid within opposite beyond over left right next
+        adjacent alongside by on upon in off closest nearest farthest furthest closer nearer
+        facing surrounding touching
+        """
+    ),
+    "placed": _words(
+        """
+        standing sitting lying located positioned placed situated hanging leaning resting parked
+        seated mounted found visible kept stored hidden hiding perched attached floating stacked
+        tucked seen lurking growing sits stands lies hangs lurks rests sat stuck
+        """
+    ),
+    "fact": _words(
+        """
+        origin origins purpose purposes function functions usage usages habitat habitats diet
+        diets lifespan lifespans ingredient ingredients nutrient nutrients vitamin vitamins
+        protein proteins health healths benefit benefits disease diseases illness illnesses
+        symptom symptoms treatment treatments cure cures remedy remedies cause causes effect
+        effects reason reasons law laws force forces principle principles theory theories
+        hypothesis hypothesises formula formulas equation equations history histories century
+        centuries era eras culture cultures tradition traditions religion religions meaning
+        meanings symbolism symbolisms significance significances inventor inventors discoverer
+        discoverers capital capitals species specieses genus genuses predator predators prey preys
+        ecosystem ecosystems adaptation adaptations trait traits chemical chemicals compound
+        compounds reaction reactions solution solutions energy energies process processes
+        phenomenon phenomenons mechanism mechanisms advice advices recipe recipes danger dangers
+        hazard hazards consequence consequences outcome outcomes implication implications
+        conclusion conclusions evidence evidences motive motives intention intentions joke jokes
+        irony ironies pun puns moral morals lesson lessons inspiration inspirations myth myths
+        legend legends civilisation civilisations civilization civilizations dynasty dynasties
+        composer composers painter painters sculptor sculptors architect architects philosopher
+        philosophers scientist scientists physicist physicists advantage advantages disadvantage
+        disadvantages difference differences property properties hormone hormones gland glands
+        antidote antidotes allergy allergies allergen allergens diagnosis diagnosises deficiency
+        deficiencies bacterium bacteriums virus viruses parasite parasites pest pests climate
+        climates molecule molecules isotope isotopes particle particles acid acids organism
+        organisms relationship relationships likelihood likelihoods probability probabilities
+        algorithm algorithms complexity complexities explanation explanations technique techniques
+        procedure procedures precaution precautions orbit orbits planet planets constellation
+        constellations galaxy galaxies angle angles circumference circumferences hypotenuse
+        hypotenuses slope slopes derivative derivatives integral integrals quotient quotients
+        """
+    ),
+    "made": _words(
+        """
+        invented discovered built founded created designed painted composed wrote written directed
+        constructed established erected sculpted developed introduced formed domesticated
+        originated manufactured patented released published born
+        """
+    ),
+    "generic": _words(
+        """
+        usually typically normally generally commonly often traditionally mostly originally
+        historically naturally ever rarely frequently probably possibly likely supposedly actually
+        still
+        """
+    ),
+    "business": _words(
+        """
+        store stores shop shops company companies hotel hotels restaurant restaurants street
+        streets team teams product products magazine magazines newspaper newspapers airline
+        airlines book books movie movies author authors doctor doctors patient patients school
+        schools bank banks station stations song songs app apps user users channel channels ship
+        ships boat boats customer customers road roads client clients employee employees bookshop
+        bookshops cafe cafes pub pubs business businesses firm firms organisation organisations
+        university universities museum museums album albums band bands artist artists game games
+        venue venues tram trams bus buses train trains
+        """
+    ),
+    "near": _words(
+        """
+        behind between beside under underneath beneath below above near atop across alongside
+        opposite beyond next adjacent closest nearest farthest furthest closer nearer facing
+        surrounding inside against left right
+        """
+    ),
+    "count": _words(
+        """
+        one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+        sixteen seventeen eighteen nineteen twenty thirty forty fifty hundred dozen <number>
+        """
+    ),
+    "digits": _words(
+        """
+        <number> <year>
+        """
+    ),
+    "glyph": _words(
+        """
+        number numbers letter letters word words text texts digit digits symbol symbols name names
+        phrase phrases message messages character characters slogan slogans logo logos time times
+        date dates year years price prices sentence sentences
+        """
+    ),
+    "sold": _words(
+        """
+        sold exported imported produced made won earned scored recorded reported spent shipped
+        ordered billed charged born registered enrolled voted visited
+        """
+    ),
+    "shown": _words(
+        """
+        shows show showed recorded records reached saw had got sold sells earned received spent
+        produced exported imported won scored registered experienced contributes contributed
+        accounts accounted makes made leads led ranks ranked tops topped grew dropped declined
+        spends spend uses use consumes consumed buys bought sees emits emitted receives attracts
+        attracted
+        """
+    ),
+    "role": _words(
+        """
+        author authors publisher publishers editor editors sender senders recipient recipients
+        addressee addressees sponsor sponsors manufacturer manufacturers director directors artist
+        artists photographer photographers illustrator illustrators narrator narrators speaker
+        speakers signatory signatories candidate candidates employer employers landlord landlords
+        tenant tenants buyer buyers seller sellers supplier suppliers vendor vendors payee payees
+        insured insureds patient patients applicant applicants contact contacts chairman chairmans
+        chairperson chairpersons secretary secretaries
+        """
+    ),
+    "way": _words(
+        """
+        work works function operate help protect move fly swim hunt survive reproduce communicate
+        defend form grow carry produce make get stay keep know affect differ travel breathe digest
+        absorb convert
+        """
+    ),
+    "how": _words(
+        """
+        how why
+        """
+    ),
+    "mark": _words(
+        """
+        bar bars line lines slice slices curve curves segment segments wedge wedges column columns
+        dot dots series serieses stack stacks candle candles box boxes
+        """
+    ),
+    "habit": _words(
+        """
+        lay lays hibernate hibernates migrate migrates bite bites sting stings hunt hunts breed
+        breeds sleep mate mates shed sheds bloom blooms flower bear breathe molt camouflage swim
+        fly live
+        """
+    ),
+    "famous": _words(
+        """
+        president presidents king kings queen queens emperor emperors actor actors actress
+        actresses singer singers politician politicians scientist scientists inventor inventors
+        character characters player players athlete athletes celebrity celebrities leader leaders
+        founder founders composer composers explorer explorers philosopher philosophers saint
+        saints god gods goddess goddesses
+        """
+    ),
+    "science": _words(
+        """
+        mammal mammals reptile reptiles amphibian amphibians vertebrate vertebrates invertebrate
+        invertebrates conductor conductors insulator insulators carnivore carnivores herbivore
+        herbivores omnivore omnivores photosynthesis photosynthesises evaporation evaporations
+        condensation condensations erosion erosions friction frictions gravity gravities magnetism
+        magnetisms inertia inertias momentum momentums acceleration accelerations velocity
+        velocities density densities refraction refractions reflection reflections mutation
+        mutations allele alleles genotype genotypes phenotype phenotypes gene genes chromosome
+        chromosomes hormone hormones enzyme enzymes mitosis mitosises meiosis meiosises
+        respiration respirations osmosis osmosises diffusion diffusions circuit circuits
+        resistance resistances current currents catalyst catalysts oxidation oxidations ion ions
+        electron electrons proton protons neutron neutrons nucleus nucleuses atom atoms fertilizer
+        fertilizers pollination pollinations pollinator pollinators nectar nectars hibernation
+        hibernations migration migrations camouflage camouflages evolution evolutions fossil
+        fossils mineral minerals sediment sediments magma magmas tectonic tectonics eclipse
+        eclipses equinox equinoxes latitude latitudes longitude longitudes tide tides treaty
+        treaties revolution revolutions empire empires colony colonies monarchy monarchies
+        democracy democracies constitution constitutions amendment amendments inflation inflations
+        currency currencies etymology etymologies synonym synonyms antonym antonyms metaphor
+        metaphors adjective adjectives noun nouns verb verbs area areas perimeter perimeters
+        circumference circumferences hypotenuse hypotenuses radius radiuses diameter diameters
+        volume volumes probability probabilities fraction fractions polynomial polynomials theorem
+        theorems proof proofs bone bones muscle muscles organ organs gland glands artery arteries
+        vein veins lung lungs liver livers kidney kidneys element elements metal metals nonmetal
+        nonmetals alloy alloys polymer polymers solvent solvents solute solutes mixture mixtures
+        algorithm algorithms
+        """
+    ),
+    "act": _words(
+        """
+        release releases absorb absorbs use uses need needs require requires produce produces make
+        makes cause causes convert protect protects help helps lay lays attract attracts prevent
+        prevents store stores transmit break breaks last lasts cost weigh develop digest excrete
+        secrete emit spread hatch pollinate evolve react dissolve expand contract rust burn
+        conduct evaporate condense orbit rotate erupt differ matter taste smell hurt kill harm fix
+        treat cure celebrate worship believe speak export import invade rule govern signify
+        symbolise mean imply suggest change improve reduce increase compare apply relate benefit
+        damage serve heal rot spoil keep
+        """
+    ),
+    "judged": _words(
+        """
+        ok okay normal safe possible common rare expensive valuable accurate authentic genuine
+        suitable effective efficient sustainable biodegradable recyclable waterproof compatible
+        contagious serious treatable curable fatal endangered domesticated native invasive
+        perennial annual true false sound valid logical reasonable fair ethical justified historic
+        antique fake useful useless reusable microwaveable flammable explosive radioactive acidic
+        alkaline soluble magnetic conductive healthy nutritious fattening addictive abnormal sick
+        ill dying infected contaminated ready related famous real fictional successful
+        """
+    ),
+    "group": _words(
+        """
+        group groups crowd crowds herd herds flock flocks team teams audience audiences queue
+        queues family families pack packs swarm swarms gathering gatherings party parties line
+        lines band bands crew crews class classes
+        """
+    ),
+    "modal": _words(
+        """
+        would could should might may must shall will
+        """
+    ),
+    "ask": _words(
+        """
+        what which who whom whose where when why how is are was were do does did has have had can
+        could would should will may might must describe caption summarise list read count locate
+        find point mark segment identify name explain tell give show write generate transcribe
+        translate extract calculate compute estimate compare convert turn draw highlight detect
+        outline provide state determine solve predict suggest recommend spell label tally
+        enumerate add sum check guess narrate paint put type copy create make design compose help
+        box pinpoint define infer work figure indicate whats wheres look
+        """
+    ),
+}
 
 _COUNTING = {
-    # Outweighs other phrases in the question: "how many colours", "how many words".
-    **_each(7, "how many"),
-    **_each(4, "number of, total of, count, counting, how numerous"),
-    **_each(3, "amount of, quantity of, exactly one, exactly two, exactly three, exactly four"),
+    **_each(
+        14,
+        """
+        how many, how numerous, headcount, head count, tally, tot up, number pls, how mny
+        """,
+    ),
+    **_each(
+        13,
+        """
+        how large|big|small is the|this ~ <group>, size of the|this ~ <group>,
+        crowd|group|herd|flock|team size, is there a|another ~ second|third|fourth|another|other,
+        is there another, is there only, other ones|kids|people too,
+        how often|frequently does|do the|it ~ occur|appear|show, how often,
+        occurs|appears most often, occur|appear ~ times, figure for, in all, all told, combined,
+        a second|third, twice|double as many, half|a ~ dozen, are all <count>, lone|sole|solitary,
+        <be> ~ alone, just|only <count>, how plentiful, count up, <be> ~ all here,
+        how many of them, in what number, a pair|trio|quartet, number ~ odd|even, add up to,
+        <count> or <count>, <count> or more|fewer|less, one or several|many|more|two,
+        no more|fewer|less than
+        """,
+    ),
+    **_each(
+        12,
+        """
+        <which> ~ <have>|holds|contains the most|fewest|least, enough ~ for the <count>,
+        population of ~ on|in, how often the|does the letter|word, count how,
+        more ~ or <det>? ~ more, holds the most, a ~ or a group
+        """,
+    ),
+    **_each(
+        11,
+        """
+        is|are there ~ more|fewer|less than a|an? <count>, is|are there ~ <count>,
+        is|are there exactly|only|just|at|about|around|nearly ~ <count>, more|fewer than <count>,
+        exactly|only|just|least|most <count>, is|are there more|fewer|less, are there as many,
+        <number>|<digits> of them, as many ~ as, there more of, ^number of,
+        a|the|exact|total|same number of, outnumber, outnumbers, most numerous, <be> ~ numerous,
+        more ~ than, fewer ~ than, <have> more, <have> fewer, just|only the one
+        """,
+    ),
+    **_each(
+        9,
+        """
+        ^count, count, counting, counted, enumerate, the ~ number of, number of, total of,
+        same|equal|exact|odd|even number, equal numbers, equally numerous, a count
+        """,
+    ),
+    **_each(
+        7,
+        """
+        amount of, quantity of, in number, numbers of, as many, greatest|largest|smallest number,
+        there are <count>, do|can you|i see|spot|count <count>, <be> all <number>,
+        either|all|both of the <number>, more than one, number ~ left, just one, how much of the,
+        only one, a single, number ~ <be>, numbering, ^total, equally many, <have> <count>
+        """,
+    ),
+    **_each(
+        4,
+        """
+        several, multiple, a total, altogether, in total, pair of, couple of, count of
+        """,
+    ),
     **_each(
         3,
         """
-        are there two, are there three, are there four, are there five, are there six,
-        are there only two, are there only three, are there more than, are there fewer than,
-        are there less than, is there more than one, is there only one, is there just one,
-        more than one, at least two, at least three, at most two
+        <count>, fewer, number, most of the, majority
         """,
     ),
-    **_each(2, "several, multiple, a single, tally"),
 }
 
 _OCR = {
     **_each(
-        4,
+        16,
         """
-        read, reads, written, what number is on, what number is written, number on, numbers on,
-        what time, what speed, speed limit, what team, which team, title of, name of the book,
-        what word, which word, words on, word on, text on, text in, text, ocr, transcribe,
-        spelled, spell, caption reads, license plate, licence plate, phone number, serial number,
-        jersey number, what letter, which letter, letters on, letter on, letters are, letters,
-        what letters, what date, what year, what price, how much does, how much is,
-        what percentage, what brand, which brand, brand name, brand of, website, url, email,
-        what is the name of this, name of the store, name of the shop, name of the company,
-        name of the airline, name of the restaurant, name of the hotel, name of the street,
-        name of the product, name of the team, name of the magazine, name of the newspaper,
-        reference ocr
+        how many ~ <unit>, how many ~ did, how many ~ <sold>,
+        how much <do>|is|are|was|were ~ cost, how many <det>? ~ <be> ~ <sold>
         """,
     ),
     **_each(
-        3,
+        13,
         """
-        say, says, saying, said, printed, labeled, labelled, inscription, engraved, headline,
-        street name, expiration date, alcohol content, bar chart, pie chart, line chart, chart,
-        graph, table shows, axis, legend, x axis, y axis, receipt, invoice, total amount,
-        document, logo, number, numbers, digits, digit, author, display show, displayed
+        ^which ~ <mark> of the ~ is the ~ <extreme>, <which> ~ <mark> <be> the ~ <extreme>,
+        jot|note|write down, how far is it to, <medium> point|points to, what unit,
+        ingredients|items|names|prices ~ listed, the text ~ in|on|at, notifications
         """,
     ),
-    **_each(2, "sign, label, word, words, letter, menu, page, brand, price, clock show, watch"),
-    **_each(1, "book, poster, screen, billboard, name, title, date, plate, scoreboard"),
+    **_each(
+        12,
+        """
+        transcribe, transcribed, ocr, transcription, according to <the> ~ <medium>, as per,
+        per the ~ <medium>, to whom <be>|does ~ addressed|sent|written|made|issued|payable,
+        what|which ~ <glyph> <be> ~ on|in|at|above|below|under|printed|written|shown,
+        what <do> <it> ~ say|says|read, what <do> <the> ~ <medium> say|says|read|show|list,
+        type up|out, type it|this up|out, read out|off|aloud|me, read the|this|that|what|it,
+        in the legend, the legend, which step comes|is, humidity|temperature|forecast shown|on,
+        <medium> for$, <which> ~ <entry> is it for, copy|transcribe the, copy out, ^copy,
+        more|less|higher|lower|greater|fewer than <count> <unit>|percent|dollars|euros,
+        which of the listed, how long is the ~ guarantee|warranty|contract,
+        what is the <fact> ~ in the ~ <medium>, in the table,
+        <entry> more|less|higher|lower|over|above|under than
+        """,
+    ),
+    **_each(
+        11,
+        """
+        <written> on|in|at|under|for <det>? ~ <medium>, <which> ~ <be> ~ <written>,
+        what|which ~ size <be> ~ <written>, ^what is the ~ amount due, what is the total,
+        what is the ~ total, the total$, amount due|owed|paid|payable,
+        total ~ due|amount|cost|price|bill, <which> ~ number <be>|<do>,
+        <which> ~ <be> ~ ticked|checked|underlined|circled|highlighted|marked|listed|crossed,
+        what hours|days|dates, hours|opening|closing time|times|hours,
+        caption under|below|of|says, net weight, second|third ~ highest|lowest|largest|smallest,
+        <digits> ~ highest|lowest, highest|lowest ~ <entry>, which ~ listed,
+        the instructions say|tell, instructions tell
+        """,
+    ),
+    **_each(
+        9,
+        """
+        read, reads, spell, spells, spelled, spelt, misspelled, handwriting, handwritten, written,
+        who wrote|signed|sent|issued|authored|published, to whom, from whom,
+        name of the|this ~ <business>, say|says|said on|in|about|under|at,
+        name ~ on|printed|listed,
+        what|it|they|sign|label|text|that|caption|bubble|she|he|this say|says|said, surname,
+        <which> ~ <plotted> ~ <have>|<be>|<do>|<shown> the|a|its ~ <extreme>, <which> <business>,
+        <which> ~ <plotted> ~ <have>|<be>|<do>|<shown> ~ <extreme>, what time <be>|does|do|did,
+        <which> ~ <shown> the|their|its ~ <extreme>, <which> ~ group <be>|<do>|<shown>,
+        the most|least$, <fact> ~ <written> on|in|at
+        """,
+    ),
+    **_each(
+        8,
+        """
+        <which> ~ <entry>, what <be> <det>? ~ <entry>, ^<det>? ~ <entry>$,
+        ^<det>? ~ <entry> on|in|of|for|at|from|to|listed|shown|printed, when <do>|<be>,
+        in|on|by|for|since|from|until|during|at <which> ~ <plotted>, addressed to, signed by,
+        issued by, <be> ~ <written>, say|says, <extreme> ~ <entry>, <entry> in <year>,
+        the ~ <entry> on|in|for|of|at, <entry> ~ <written>, how much <do>|is|are|was|were,
+        <written> on|in|at|under|for|by|as, tell|give|extract ~ <entry>, who is the ~ <role>,
+        who <be> ~ <written>, <which> ~ <plotted> ~ <shown>, <glyph> <be> ~ on
+        """,
+    ),
+    **_each(
+        7,
+        """
+        what time, <colour> <mark>, <mark> represent|show|stand|indicate, ^list,
+        <colour> ~ <mark> ~ <shown>
+        """,
+    ),
+    **_each(
+        6,
+        """
+        text, printed, title of, letters, letter, words, word, brand, url, number on, numbers on,
+        license|licence plate, plate number, phone|serial|jersey|bib|tail|flight|house number,
+        model|part|page|bus|train|route|line|platform|lot|batch|account|order|invoice number,
+        most|least ~ expensive|cheap|popular|common|sold, cheapest, dearest, priciest,
+        at their|its highest|lowest, filled in, inscription, axis, receipt, invoice, menu item,
+        what year, what date, jotted, misspelling, typo, extract, parse, digits,
+        <digits> ~ <unit>, does the ~ <medium> ~ show|say|mention|list|read|state|give|contain,
+        mention|mentions, how long is the ~ <entry>,
+        increase|decrease|rise|fall|drop|grow|change between|from|over, who published, gate and,
+        boarding, track number, forecast, in step <count>, step <count>, underlined, ticked,
+        circled, author of the, list the ~ printed|written|listed
+        """,
+    ),
+    **_each(
+        4,
+        """
+        saying, said, labelled, engraved, headline, chart, graph, plot, document, logo, numbers,
+        displayed, due, expire, expires, expiry, expired, wrote, trend, increase, decrease,
+        increased, decreased, rose, fell, percentage, percent, cost, costs, price, priced, total,
+        stated, listed, when, according to, scoreboard, deadline, sales, revenue, the ~ <entry>,
+        open|close|closes|opens on|at, in <year>, show|shows <digits>, scanned, cheaper, dearer,
+        name on, appears on
+        """,
+    ),
+    **_each(
+        2.5,
+        """
+        <medium>, <entry>, <year>, <written>, <digits>, name, names
+        """,
+    ),
+    **_each(
+        1,
+        """
+        screen, list
+        """,
+    ),
 }
 
 _KNOWLEDGE = {
     **_each(
-        4,
+        16,
         """
-        why, explain, reason, reasons, calculate, compute, infer, deduce, predict, how come,
-        purpose of, what would happen, what will happen, what might happen, what could happen,
-        what happened before, what happens if, what is the capital of, capital of,
-        arithmetic question, in what year was, who invented, who wrote, who painted,
-        which country is, what country is, based on the, correct answer, solve, conclude,
-        conclusion, evidence, hypothesis, is it legal, what can you infer, can be inferred,
-        translated into, translate, translation, is it appropriate to, python code, code,
-        famous for, known for
+        if i|we|you|one|someone, comes|come next, next in the sequence|series,
+        where was|were ~ born|made|invented|founded|built, where was|were the ~ who|that,
+        right of way, mean|means that
+        """,
+    ),
+    **_each(
+        15,
+        """
+        how many calories|kcal,
+        where do|does|did|can ~ live|come|grow|originate|nest|buy|get|find,
+        where can|could|should|would i|we|you|one, where do <thing>, where do ~ like,
+        where <do> <det> ~ live|come|grow|originate, where ~ <be> <det>? ~ native|found ~ nature,
+        where do <the>? ~ originally|usually|naturally|normally
+        """,
+    ),
+    **_each(
+        14,
+        """
+        name of the famous, what gives, is it bad|ok|okay|fine|normal|good|safe if,
+        which is denser|heavier|stronger|hotter|faster|harder|warmer|colder|safer|healthier,
+        which movie|film|book|game|show|series is, chemical reaction, english for|word,
+        does <it> ~ need, need ~ of sun|water|light, what year did, event in history, in history,
+        usually|normally|typically ~ have, sign of, legs do|does an|a, most famous,
+        currency of the country, countries border,
+        contain gluten|nuts|dairy|milk|sugar|alcohol|protein|caffeine|vitamin, should the <person>
+        """,
+    ),
+    **_each(
+        13,
+        """
+        why, how come, what if, for what, what <do> ~ mean|means, what <do> <it> ~ mean|means,
+        how do i|you|we|they|people|these|those|such, how can|could|would|might|should, how to,
+        what <modal> ~ happen, what|which|who|where <modal>, what <modal> <det>? ~ happen|be|do,
+        what|which <det>? ~ <fact> ~ <modal>, which ~ <modal>, how <modal>, what for, used for
+        """,
+    ),
+    **_each(
+        12,
+        """
+        difference between, how tall|old|big|large|long|deep|high|heavy can|do|does|will|would,
+        <which> ~ <do> <det>? ~ <act>, what <do> <det>? ~ <act>, example of,
+        story|trick|science|idea|meaning|history|message|reason behind,
+        who wears|uses|eats|needs|makes|buys, and|or how do|does, how old|long|much would|will
+        """,
+    ),
+    **_each(
+        11,
+        """
+        scientific|latin|botanical|chemical name,
+        write|compose|create|make|draft|invent <det>? ~
+        story|poem|letter|email|essay|code|script|song|haiku|review|recipe|quiz|tweet|reply
+        """,
+    ),
+    **_each(
+        10,
+        """
+        explain, calculate, compute, infer, deduce, predict, inferred, deduced, concluded,
+        conclude, used to|in|as, use it|this|that|these|them for, stand|stands for, for$,
+        come|comes|came|coming from, originate, originates, originated, originally, native to,
+        happens|happen if|when|next|to, happen, happens,
+        how is|are|was|were <det>? ~ made|built|formed|produced|created|cooked|prepared|powered,
+        how <do> <det>? ~ <way>, how <do> <det>? ~ <thing>, what eats, who <made>, who first,
+        when was|were <det>? ~ <made>, year was|were <det>? ~ <made>, good for, bad for,
+        safe to|for, harmful, poisonous, venomous, toxic, edible, dangerous, healthy, unhealthy,
+        healthier, nutritious, vegan, vegetarian, allergic, allergies, legal, illegal,
+        appropriate, worth, <which> ~ <fact>, what <be> <det>? ~ <fact>, what ~ <fact> <be>|<do>,
+        what <kind> of ~ <fact>, <fact> of,
+        can|may i|we|you|one|my|people|someone ~ eat|use|drink|touch|keep|grow|wear|put|reuse|take,
+        can my ~ eat|have|drink, made by, famous for, known for|as, rich in, belong|belongs to,
+        <generic>, which of these|the|those|following ~ can, translate, translated, translation,
+        in real life, in the wild, how long does|do|did|will|would|can|should|have,
+        how much does|do an|a ~ weigh, feed|feeds|live|lives on, what <do> <det>? ~ eat, python,
+        html, css, code, recipe, poem, essay, joke, funny, humour, ironic, sarcastic, meme,
+        which|what country|city|region|culture|religion is|are|does|did <the>, solve, solving,
+        should i|we, what should, write ~ story|letter|email|code|script|program|essay|poem|song
+        """,
+    ),
+    **_each(
+        9,
+        """
+        best for, gluten, protein, caffeine, vitamin, contain <fact>, dish contain, food contain,
+        how often do|should|can|must|to, <thing> like this|that|these|those,
+        a|an ~ like this|that|these|those, like this$, needs|need less|more|most|least,
+        typical for|of, tell us|me about the ~ <fact>|temperature,
+        what battle|war|treaty|revolution,
+        which battle|war|treaty|revolution|sea|river|mountain|ocean|empire, flow|flows into,
+        in carpentry|medicine|cooking|physics|chemistry|biology|mathematics|reality|general,
+        adult ~ <thing>, tell which|whether|how, look like in
+        """,
+    ),
+    **_each(
+        8,
+        """
+        <do> <det>? ~ <habit>, what can i|we|you|one ~ cook|make|do|bake|use,
+        boiling|melting|freezing point, best|right|proper|easiest|correct way,
+        is my ~ sick|broken|dying|ok|okay, sick, ill, infected, history, get rid of, how old <do>,
+        how old can, goes|go ~ with, <do> <det>? ~ <act>, <be> <it>|<the> ~ <judged>,
+        <be> ~ <judged>, can <it> be, can <the> ~ be, do i|we need|have, i need for,
+        ideas|tips|ways|facts|questions|reasons|suggestions|alternatives,
+        ^name a|an|some|three|two, enough ~ to, moral, message of the, refer|refers to <science>,
+        based on <this>, amendment, do people|humans|animals|plants,
+        <which> ~ makes|make|causes|cause, what|which team won, estimate
+        """,
+    ),
+    **_each(
+        7,
+        """
+        <det> ~ <fact>, <modal> ~ be, most likely, likely to, reason, how <do>, ^<modal>,
+        symbolise, symbolises, meaning, significance, recommend, suggest, suggests, imply,
+        implies, advice, tips, fix, repair, treat, cure, prevent, cause, causes, caused, affect,
+        affects, help|helps it|them|him|her|the|plants|animals, adapted, survive, survives,
+        evolve, evolved, scientific, which state, which ocean, which continent, capital of,
+        landmark, correct answer, what kind of person, compare, magnetic, kinetic, electric,
+        chemical, physics, biology, chemistry, photosynthesis, in common, classified, classify,
+        considered, statement, statements, complete the, wrong with, go|goes|pair|pairs with,
+        taste, tastes, smell, weigh, weighs, experiment, conduct, conducts, float, sink, rust,
+        melt, dissolve, boil, freeze, burn, react, reacts, what is the point, do next,
+        <be> supposed|meant to, responsible for, symbol of, arithmetic, work out, enough ~ for,
+        afford, works, <this> kind|type|sort of, animals|things|ones like, cost to, how fast,
+        how hot, <how>$, continued, continue, endangered, extinct, discovered, called in,
+        <made> by, someone|people <modal>|usually, <be> it ~ to|that, do about|with,
+        which of these|the ~ is|are a|an|the, who is the ~ <famous>, which of <the> following,
+        <science>
+        """,
+    ),
+    **_each(
+        4.5,
+        """
+        <modal>, <fact>, if, because, such, how, painted by, directed by, artwork, movie, film,
+        actor, celebrity, wrong, who is this|that, called, mean, means, idea, ideas, plan, better,
+        difference, change, grow, grows, produce, produces, doctor, represent, medicine, work,
+        live, lives, sum, probably, likely, invented, represents
         """,
     ),
     **_each(
         3,
         """
-        used for, what can this be used, function of, which property, properties, cause, caused,
-        causes, most likely, likely to, how does this work, how is this made, scientific name,
-        species, breed, calories, nutrients, vitamin, history, historical, invented, directed by,
-        which of these states, which of the following, which state, which ocean, which continent,
-        artwork, landmark, temperature is higher, magnetic force, kinetic energy, chemical,
-        solution, organism, adaptation, food chain, food web, ecosystem, genotype, offspring,
-        allele, experiment, thermal energy, trait, fossil, rock, planet, colony, how can,
-        how could, how might, should, meaning of, symbolize, symbolise, advice, recipe,
-        difference between, advantage, what kind of person, relationship between
+        famous, popular, invention, traditional, typical, culture, country, solution, real
         """,
     ),
-    # Questions about recognising landmarks, films or people.
-    **_each(3, "is this an image of, is this a picture of, is this a photo of"),
-    **_each(
-        3,
-        """
-        how does, how do, energy, particle, particles, probability, statement, population,
-        climate, adapted, adaptations, predator, prey, producer, consumer, professional
-        """,
-    ),
-    **_each(2, "because, suggest, imply, implies, would, might, famous, popular, who is this"),
-    **_each(1, "if, could, probably, country, invention, event"),
 }
 
 _SPATIAL = {
-    **_each(6, "^where, which side, what side, on which side, which corner, what corner"),
     **_each(
-        4,
+        14,
         """
-        where, position of, location of, located, left of,
-        right of, left side of, right side of, relative to, bounding box, coordinates,
-        which direction, what direction, locate, point to, in which part, which part of the,
-        how far, closest to, nearest to, farthest from
+        bounding box, bbox, coordinates, ^where, whereabouts, draw ~ box, box around|round, where,
+        return ~ box, its ~ box, locate, pinpoint, ^point, point to|at|out, ^segment, ^outline,
+        ^highlight, ^box, ^detect, xmin, refer|refers to, region, regions,
+        return|give|output|provide|predict ~ bounding boxes|box,
+        give|return|output|provide me? the ~ box|boxes|polygon, bounding boxes,
+        what is that next|behind|under|on|above|beside|near, leaning on|against, sitting on$,
+        <placed> on$, standing in the, who is <placed>, where do|does the
+        """,
+    ),
+    **_each(
+        10,
+        """
+        what|which side|corner|direction|way|end|half|part|hand, ^mark, ^find, mask, segment,
+        <which> ~ <be> ~ <near>, who <be> ~ <near>, what|who <be> ~ <placed> <prep>, position of,
+        what|who <be> <prep> <det>, what|who <be> directly|right|just|immediately <prep>,
+        what|which ~ <thing> <be> ~ <near>, what can be seen <prep>, location of, located,
+        what|who lies|stands|sits|hangs|separates|surrounds|lurks, how far, relative to,
+        with respect to, in relation to, left or right, right or left, above or below,
+        in front of or behind, what <be> in between|front, what <have> been placed|put, oriented,
+        orientation, arranged, arrangement, positioned, leftmost, stands|sits in|behind,
+        rightmost, topmost, bottommost, uppermost, towards|toward or away, towards ~ or away,
+        <placed> <near>, in the ~ left|right, hand side, on|at|under|behind|from|beside <which>,
+        north|south|east|west of, north|east|west|south or, piece of ~ <near>, <thing> <near>
+        """,
+    ),
+    **_each(
+        9,
+        """
+        ^is|are <det> ~ over|inside the, on what <be>|do|does, what part of the,
+        which part of the, in|at the ~ corner, leaning against
+        """,
+    ),
+    **_each(
+        6,
+        """
+        <be> <det>? ~ <near>, in the middle
+        """,
+    ),
+    **_each(
+        5,
+        """
+        in front of, behind, above, below, underneath, under, beneath, next to, beside, between,
+        on top of, adjacent to, opposite, to|on|at the ~ left|right, left of, right of, left side,
+        right side, at the top|bottom|back|front|end, top of, bottom of, closer, farther, nearer,
+        nearest, closest, farthest, furthest, facing, surrounding, surrounded by, alongside,
+        towards, toward, parallel, perpendicular, foreground, background, in the middle|centre,
+        left to right, heading, across from, distance, <placed> <prep>, on <the> ~ left|right
         """,
     ),
     **_each(
         3,
         """
-        in front of, behind, above, below, underneath, under, beneath, next to, beside, between,
-        on top of, beyond, adjacent to, opposite, to the left, to the right, on the left,
-        on the right, on the left side, on the right side, left or right, right or left,
-        at the top, at the bottom, upper, lower, top of, bottom of, on top or, closer, farther,
-        nearer, nearest, closest, facing, surrounding, surrounded by, hanging from, hanging over
+        left, right, near, outside, inside, within, around, over, top, bottom, corner, against,
+        along, among, hanging, on what, in what, side, front, edge, direction, spot, far
         """,
     ),
     **_each(
-        2,
+        1.5,
         """
-        left, right, near, inside, outside, around, over, top, bottom, corner, foreground,
-        background, center of, centre of, middle of, standing on, sitting on, on the table,
-        on the wall, on the ground, on what, in what, ^what is on the, ^what is in the,
-        ^who is on the, ^who is in the
+        in|on|at the
         """,
     ),
-    **_each(1, "beneath it, side, front, edge, direction, spot"),
 }
 
 _SCENE = {
     **_each(
-        4,
+        15,
         """
-        describe, caption, description, summarize, summarise, summary, what is happening,
-        what is going on, what is shown, what is this a picture of, what does the image show,
-        what does the picture show, what does this image show, tell me about, tell me a bit about,
-        what kind of scene, what type of scene, what scene, which scene, which room, what room,
-        what type of room, what kind of room, what place is this, which place is this,
-        what place is it, which place is it, what time of day, what is in the picture,
-        what is in the image, explain what, explain the image, explain the picture,
-        explain the scene, what kind of place, what type of place, overall, indoors or outdoors,
-        indoors, outdoors, indoor, outdoor, mood, atmosphere, setting, weather, time of day,
-        season, place of, daytime, nighttime, night time, day time, what event, what occasion
+        where <be>|was|could <this>|it|the ~ <picture>? ~ taken|shot|captured, ^what is$,
+        ^what is there$, ^what is shown|seen|depicted|pictured$, ^what do you see|notice$,
+        ^what can be seen$, ^what can you see|notice$,
+        write|give|suggest|generate|compose|create|invent|find ~ title|caption|headline,
+        write|give|suggest|generate|compose|create|add|with a|an|some|me ~
+        title|caption|headline|captions,
+        up with ~ title|caption, up with a|an ~ title|caption, ^headline <the>,
+        people|they ~ doing, where <be> <the> ~ <picture>, scene$,
+        good|better|fitting|suitable ~ caption|title, you caption|title|describe this|it,
+        ^what you|i see$, story of the ~ <picture>, ^where is this$,
+        the|this ~ <picture> black and white, black and white
         """,
     ),
     **_each(
-        3,
+        14,
         """
-        scene, environment, what do you see, what can you see, in a few words, in one sentence,
-        in detail, day or night, what season, sunny, cloudy, rainy, raining, snowing, overcast,
-        what sport, which sport, what game is being played, taken at night, taken during the day,
-        landscape, scenery, story, theme, place is this, place is it, kind of area, photo taken,
-        picture taken
+        have|has a|an ~ style|mood|vibe|feel, a|an ~ style$,
+        what is|are everyone|everybody ~ doing, in the mountains|city|countryside or,
+        by the sea|or ~ sea
         """,
     ),
-    **_each(4, "^a photo of, ^a picture of, ^an image of"),  # a caption to be completed
+    **_each(
+        13,
+        """
+        describe, caption for, captions, ^caption, write ~ caption, description, describing,
+        summarise, summary, alt text, <be> ~ happening, going on, taking place, happening,
+        describes <the> ~ <picture>, <picture> caption, sum <the>? ~ up, a|the ~ caption,
+        what <do> <this>|it|the ~ <picture> show|shows|depict|portray|capture|convey|represent,
+        what <do> this show|depict, tell me ~ about, about <the> ~ <picture>, how is the weather,
+        what is <the> ~ <picture> of|about|showing, explain what|this|the ~ <picture>,
+        time of day, time of year, title for, <whole> <picture>, sentence|paragraph about,
+        whole|entire ~ <picture>, sentences about, <picture> shows, <picture> in|into ~ words,
+        looking at here, looking at$, <picture> as a whole, in general, <picture> ~ overall,
+        what <kind>? of? place|room|scene|area|location, in a nutshell
+        """,
+    ),
+    **_each(
+        11,
+        """
+        show|shows|depict|depicts|showing a|an ~ <place>|<event>
+        """,
+    ),
+    **_each(
+        10,
+        """
+        <which> <kind>? of? ~ <whole>, <be> the ~ <whole>, indoors, season of, sort of day,
+        outdoors, indoor, outdoor, mood, atmosphere, weather, season, what|which event|occasion,
+        <which> ~ place is this|it, <which> ~ room is this|it, <kind> of ~ <whole>|<event>,
+        <kind> <event>|<place>|<whole>, <kind> of ~ <place>|<place> is|was this|it, overall,
+        impression, overview, gist, in a|one|few sentence|sentences, in|into ~ words, depict,
+        depicts, depicting, depicted, portray, portrays, vibe, scene category, as a whole,
+        <picture> ~ taken|captured|shot, was this taken, set in, setting,
+        is|was it|this|that ~ <weather>, day or night, what|which sport|game
+        """,
+    ),
+    **_each(
+        8,
+        """
+        is it ~ dark|light|day|night|cold|hot|warm ~ outside,
+        is it dark|light|cold|hot|warm|windy|calm, <be> the sky, sky clear|cloudy|blue|overcast,
+        just rained, outside$, peaceful, chaotic, crowded or, aerial view, holiday is|are,
+        <be> they ~ at a|an|the <event>|<place>, <be> they having a|an,
+        people at a|an <event>|<place>, a photo|picture|image of a ~ <place>
+        """,
+    ),
+    **_each(
+        7,
+        """
+        is|was this|it|that <det> ~ <place>|<event>,
+        look|looks|feel|feels like <det>? ~ <weather>, look|looks like <det>? ~ <place>|<event>,
+        <weather> or, ^<det>? ~ <picture> of, what do|can you see, everything you see,
+        celebrating, celebration, celebrated, scene, story, narrate, <weather>$, at a glance,
+        <whole> of the, people|they|everyone|crowd doing, <place> or <det>? ~ <place>,
+        sentence ~ describes, <event> or
+        """,
+    ),
+    **_each(
+        4,
+        """
+        environment, in detail, detailed, landscape, scenery, theme, style, genre, lighting,
+        event, occasion, festival, activity, place, <whole>, <event>, <weather>, festive, cosy,
+        tone, candid, feel
+        """,
+    ),
     **_each(
         2,
         """
-        kitchen, bedroom, bathroom, living room, classroom, office, restaurant, hospital, airport,
-        station, museum, library, supermarket, stadium, street, park, beach, forest, desert,
-        mountain, city, countryside, village, farm, wedding, concert, parade, picnic, festival,
-        meeting, ceremony, celebration
+        <place>, day, night, <picture>, room
         """,
     ),
-    **_each(2, "activity, kitchen or, bedroom or, urban, rural, night, morning, evening, party"),
-    **_each(1, "look like in, weather like, feel, vibe, style"),
 }
 
 _ATTRIBUTE = {
     **_each(
+        14,
+        """
+        how <do> <det>? ~ look|looks, what <be> <det>? ~ made of, <which> ~ <be> <det>? ~ made of,
+        what ~ breed, <colour>$, <state>$
+        """,
+    ),
+    **_each(
+        13,
+        """
+        can you spot|see|find|notice a|an|any,
+        describe the ~ <look>|colour|clothes|clothing|outfit|appearance, describe <det> ~ <person>
+        """,
+    ),
+    **_each(
+        11,
+        """
+        what|who <be> <det>? ~ looking at, left|right handed, clock or, or ~ mirror, <be> it a|an,
+        what <be> inside|in the|his|her, what covers, <which> ~ <be> <det>? ~ <hold>, the make of,
+        look|looks ~ or
+        """,
+    ),
+    **_each(
+        10,
+        """
+        <which> ~ colour, colour of, colours of, <which> shape, what pattern, <which> ~ material,
+        made of, made out of, same colour, what|which size, how big, how tall, how large, how old,
+        <which> ~ <look>, what <be> the ~ material, material of, what breed,
+        name of <this> ~ <thing>, called ~ <thing>
+        """,
+    ),
+    **_each(
+        7,
+        """
+        colour, coloured, shape, pattern, <be> the ~ <look>, <which> ~ <kind> of, <be> ~ made of,
+        <which> ~ <thing>, <be> <det>? ~ wearing|holding|carrying, wearing, holding, carrying,
+        is|are there a|an|any|some|no, do|can you|i see|spot|notice|find a|an|any,
+        <be> <det>? ~ <colour>, <be> <det>? ~ <state>, look|looks|looking ~ <state>, dressed,
+        <be> <det>? ~ doing, what|which one, what is this|that|it$, what are these|those|they$,
+        ^what is it, ^what is this|that, does|do <the> ~ contain|have|show a|an|any
+        """,
+    ),
+    **_each(
         4,
         """
-        what color, what colour, which color, which colour, color of, colour of, colors, colours,
-        what shape, which shape, shape of, made of, made from, made out of, what material,
-        which material, what pattern, same color, same colour, what size, how big, how tall,
-        how large, how old
+        material, <colour> or, <state> or, or ~ <colour>, or ~ <state>, made from,
+        what is this|that|it, what are these|those|they, identify, name the, contain, contains,
+        present, visible, appear, appears, exist, exists, missing, appearance, <look>,
+        does|do <det> ~ have, <have> on, look like, looks like, is|are there, <do> <det> ~ look,
+        on or off, <be> <det>? ~ <hold>, be seen
         """,
     ),
     **_each(
         3,
         """
-        color, colour, shape, material, pattern, what kind of, what type of, what sort of,
-        which kind of, which type of, wearing, what animal, which animal, what is this,
-        what is that, what are these, what are those, what is it, what fruit, what vegetable,
-        what vehicle, what object, what item, what food, what gender, is there a, is there an,
-        is there any, are there any, are there some, do you see, can you see, does it look,
-        what is the man, what is the woman, what is the person, what is the boy, what is the girl,
-        holding, identify, name the, is this an image of a, is this a picture of a,
-        is this a photo of a, does the image contain, does the picture contain, exist, exists,
-        present, visible, appear, appears, contain, open or, closed, empty or, on or off, wet or,
-        dirty
-        """,
-    ),
-    # A colour or a state as the last word is what the question asks for. Words that are also
-    # things are left out: "where is the square", "where is the orange".
-    **_each(
-        4,
-        """
-        red$, green$, blue$, yellow$, black$, white$, brown$, purple$, pink$, gray$,
-        grey$, open$, closed$, empty$, full$, clean$, dirty$, broken$, wet$, dry$, ripe$, old$,
-        young$, wooden$, striped$, round$, smiling$, asleep$, large$, small$,
-        tall$, short$
+        left|right hand|arm|leg|foot|eye|shoulder|hands
         """,
     ),
     **_each(
-        2,
+        2.5,
         """
-        red, green, blue, yellow, black, white, brown, orange, purple, pink, gray, grey, large,
-        small, big, tall, short, long, round, square, striped, wooden, metal, plastic, is there,
-        are there, which animal is, who is, which one, what is the, what are the, kind of,
-        type of, open, smiling, broken, clean, old, young
+        <colour>, <state>, <kind> of, <hold>, <thing>
         """,
     ),
-    **_each(1, "is, are, does, do, what, who, which, has, have, can"),
+    **_each(
+        1,
+        """
+        open, any, who is, what is the, is, are, was, were, does, do, did, what, who, which, has,
+        have, can, on$, off$
+        """,
+    ),
 }
 
+_GENERAL = {
+    **_each(
+        20,
+        """
+        ^what do you think$, ^are you, ^who are you, ^who made you, assistance, anyone there,
+        ^go on$, ^go ahead$, ^continue$, ^what can you do, ^do you speak|remember|like|have,
+        ^help$, ^try again$, ^your name, ^what is your name, ^how are you, ^can you help,
+        ^never mind, ^forget it, ^keep going$, ^and$, ^any thoughts, a question about, be helpful,
+        ^see images|pictures|photos$, ^with <det> ~ <picture>$, have a ~ question, been ~ helpful,
+        ^with this|that|it|something$, about yourself, your opinion, ^this|the|my ~ <picture>$,
+        that is all, cheers, nice one, what else$, take a look, look at this$, ^look$,
+        much appreciated, appreciate, ^good|morning|afternoon|evening$,
+        ^good morning|afternoon|evening|day, any feedback, helpful, ^do something, ^for me$,
+        start$, ^begin$, i am back, so much$, ^can|could|would|will you look|check|see, ^look at,
+        ^check this|it|that, ^have a look, ^see the|my|this ~ <picture>, ^you are,
+        which|what model are you, able to understand|see|read|process,
+        your answer|answers|opinion|thoughts|view|help|name|reply|response|time,
+        ^what do you make of, that is not right|correct|true|it,
+        that is wrong|right|great|good|fine|enough|interesting, you are wrong|right|welcome,
+        ready, upload, ^let is continue|move|start|go,
+        ^can|could we|i continue|start|ask|go|proceed|try, can i ask, i ask you, ^more$,
+        i understand$, i do not understand, makes sense, another|wrong|next ~ <picture>,
+        ^i have|will|send|sent|attached|uploaded a|an|the|my|another ~ <picture>,
+        ^have a ~ <picture>, send another, understand ~ german|french|english, do you understand,
+        ^is anybody|anyone there, good|great|nice|well job|work|bot|done, do you agree,
+        what is next$, ^next$, say that again, elaborate, are you sure, any other comments,
+        some help, assist, attached ~ file|picture|image|photo, how can you ~ help,
+        what are you able, i have ~ question|questions, have some|a|another ~ question|questions,
+        ^some|a ~ question|questions$, well done, start over, ^wait$, ^do it again, answer me
+        """,
+    ),
+}
+
+_SPELLING = {
+    "color": "colour",
+    "colors": "colour",
+    "colours": "colour",
+    "colour": "colour",
+    "colored": "coloured",
+    "gray": "grey",
+    "center": "centre",
+    "whats": "what is",
+    "wats": "what is",
+    "wat": "what",
+    "wot": "what",
+    "wheres": "where is",
+    "whos": "who is",
+    "hows": "how is",
+    "whens": "when is",
+    "theres": "there is",
+    "thats": "that is",
+    "its": "its",
+    "isnt": "is not",
+    "isn": "is not",
+    "aren": "are not",
+    "arent": "are not",
+    "wasn": "was not",
+    "doesn": "does not",
+    "doesnt": "does not",
+    "don": "do not",
+    "dont": "do not",
+    "didn": "did not",
+    "hasn": "has not",
+    "haven": "have not",
+    "couldn": "could not",
+    "wouldn": "would not",
+    "shouldn": "should not",
+    "won": "will not",
+    "cant": "can not",
+    "cannot": "can not",
+    "re": "are",
+    "r": "are",
+    "u": "you",
+    "ur": "your",
+    "pls": "please",
+    "plz": "please",
+    "wanna": "want to",
+    "gonna": "going to",
+    "gimme": "give me",
+    "lemme": "let me",
+    "rn": "now",
+    "summarize": "summarise",
+    "symbolize": "symbolise",
+    "symbolizes": "symbolises",
+    "humor": "humour",
+    "humorous": "funny",
+    "labeled": "labelled",
+    "coords": "coordinates",
+    "pics": "pictures",
+    "descibe": "describe",
+    "discribe": "describe",
+    "wich": "which",
+    "whereabout": "whereabouts",
+}
+
+_OPENINGS = _list(
+    """
+    and, so, but, or, ok, okay, hi, hey, hello, well, now, then, also, oh, hmm, hm, yes, no,
+    right, great, cool, nice, thanks, thank you, please, kindly, just, quick question, question,
+    anyway, not, sorry, first, finally, actually, really, exactly, out of curiosity, honestly,
+    perhaps, perfect, lovely, good, i see, interesting, got it, alright, all right, again, next,
+    yeah, yep, can|could|would|will you ~ tell|show|give|help|let me|us?, you,
+    can|could|would you, are you able to, would you mind, be so kind as to, i would|d like you to,
+    as to, tell me|us if|whether?, let me|us know if|whether?, show me, give me, help me,
+    help me out, help us, do you ~ know if|whether?, you ~ know if|whether?, know if|whether?,
+    happen to know, any idea if|whether?, any clue if|whether?, i wonder if|whether?,
+    wonder if|whether?, i was|am wondering if|whether?, wondering if|whether?,
+    i am|would|d be? curious if|whether?, curious if|whether?,
+    i ~ want|need|like|love to know|hear|learn|see|understand if|whether?,
+    want|need|like|love to know|learn|find if|whether?,
+    i am ~ trying to ~ see|tell|find|work|figure out?, i can not ~ tell|see|say if|whether?,
+    can not ~ tell|see|say if|whether?, not sure if|whether?, check if|whether?, see if|whether?,
+    find out if|whether?, say if|whether?, i need, i need you to, i want, i want you to, i d like,
+    i would like, let is, try to, i do not know if|whether?, do not know if|whether?,
+    would you say, do you think, in your opinion, is it true|correct that, is it the case that,
+    am i right that, can you make out, as far as you can tell, judging by|from the ~ <picture>,
+    based on the|this ~ <picture>, according to the|this ~ <picture>,
+    in|on|from|for|at the|this ~ <picture>, looking at the|this ~ <picture>,
+    from what you can see, given the|this ~ <picture>, if you look at the|this ~ <picture>,
+    one more thing, last one, whether, if you can, if possible, human, user, my question is,
+    the question is, here is
+    """
+)
+
+_ASIDES = _list(
+    """
+    answer, answers, respond, reply, choose, select the ~ option|answer|letter, select one, pick,
+    use a single, give your answer, keep it, keep the answer, be brief, be concise,
+    no explanation, one word, yes or no, provide a short answer, provide the ~ letter|option,
+    your answer, give a short answer, give a one word, give the letter, only the letter,
+    just the letter, option letter, no need to
+    """
+)
+
+_NEUTRAL = _list(
+    """
+    in|on|from|within <the> ~ <picture>, in|on|from|within a|an ~ <picture>,
+    shown|pictured|seen|depicted|displayed|visible|appearing in|on <the> ~ <picture>, all right,
+    right now, left over, single word or phrase,
+    not|without count|counting|read|reading|describe|describing|explain|explaining
+    """
+)
+
 DEFAULT_RULES: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "fallback": "general",
+    "spelling": _SPELLING,
+    "classes": _CLASSES,
+    "openings": _OPENINGS,
+    "asides": _ASIDES,
     "categories": {
         "counting": _COUNTING,
         "ocr": _OCR,
@@ -233,42 +1288,7 @@ DEFAULT_RULES: dict[str, Any] = {
         "spatial": _SPATIAL,
         "scene": _SCENE,
         "attribute": _ATTRIBUTE,
+        "general": _GENERAL,
     },
-    "neutral": [
-        # Instructions on the form of the answer.
-        "single word or phrase",
-        "one word",
-        "single word",
-        "a word or phrase",
-        "few words",
-        "answer with",
-        "option is letter",
-        "letter from the given choices",
-        "please answer yes or no",
-        "answer yes or no",
-        "given choices",
-        "short answer",
-        # Negations.
-        "not count",
-        "not counting",
-        "without counting",
-        "not read",
-        "without reading",
-        "not describe",
-        "without describing",
-        "not explain",
-        "without explaining",
-        # References to the picture itself.
-        "in the image",
-        "in this image",
-        "in the picture",
-        "in this picture",
-        "in the photo",
-        "in this photo",
-        "of the image",
-        "of the picture",
-        "all right",
-        "right now",
-        "left over",
-    ],
+    "neutral": _NEUTRAL,
 }

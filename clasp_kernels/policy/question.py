@@ -39,6 +39,15 @@ def find_question(prompt: str) -> str:
     >>> find_question("<image>\\nNice map. Where is it?\\nA. left\\nB. right\\nAnswer by letter.")
     'Where is it?'
     """
+    text = user_text(prompt)
+    if "?" in text:
+        sentences = _SENTENCE_END.split(text)
+        text = " ".join(sentence for sentence in sentences if "?" in sentence)
+    return text.strip()
+
+
+def user_text(prompt: str) -> str:
+    """Return the last user turn, without image tokens, options and quotations."""
     text = last_user_turn(_without_runs(prompt) if len(prompt) > _MAX_CHARACTERS else prompt)
     if "<" in text:
         for token in _IMAGE_TOKENS:
@@ -53,14 +62,12 @@ def find_question(prompt: str) -> str:
         text = _after(_QUESTION_HEADER, text)
         text = _before(_OPTIONS_HEADER, text)
         text = _before(_OCR_HINT, text)
-    text = _without_options(text)
+    if "B" in text:
+        text = _without_options(text)
     if not text.isascii():
         text = text.translate(_STRAIGHT_QUOTES)
     if '"' in text or "'" in text:
         text = _QUOTED.sub(" ", text)
-    if "?" in text:
-        sentences = _SENTENCE_END.split(text)
-        text = " ".join(sentence for sentence in sentences if "?" in sentence)
     return text.strip()
 
 

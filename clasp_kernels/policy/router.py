@@ -1,23 +1,37 @@
-"""The default router: weighted phrases, no model, a few microseconds per prompt.
+"""The default router: weighted patterns of words, no model, some microseconds per prompt.
 
-The question in a prompt (see ``question``) is split into words, and every phrase of the rules that
-occurs in it adds its weight to its category. Phrases match longest first and do not overlap, so
-"number of" can mean counting while "number on" means reading. Phrases after a relative pronoun
-("the car *that is left of the bus*") count half, because they identify a thing rather than ask
-something. The category with the highest sum wins; a tie goes to the one listed first in the rules.
+The last user turn of a prompt is found and split into clauses (see ``turns`` and ``clauses``).
+Every pattern of the rules that occurs in a clause adds its weight to its category. Where patterns
+overlap, the heaviest counts, so "how many colours" is counting. The clauses that ask count in full
+and those beside them less. Within a clause, words after a relative pronoun ("the car *that is left
+of the bus*") count half, because they identify a thing rather than ask something. To this, every
+word adds its learned weights (see ``word_weights``). The category with the highest sum wins; a tie
+goes to the one listed first in the rules.
 
 Rules are data::
 
     {
-      "format": 1,
+      "format": 2,
       "fallback": "general",
-      "categories": {"counting": {"how many": 4, "count": 3}, "scene": {"describe": 3}},
+      "spelling": {"color": "colour", "whats": "what is"},
+      "classes": {"function": ["the", "of"], "place": ["kitchen", "street"], "ask": ["what"]},
+      "openings": ["please", "can you tell me"],
+      "asides": ["answer with"],
+      "categories": {"counting": {"how many": 4}, "scene": {"^describe": 3, "<place>": 2}},
       "neutral": ["single word"]
     }
 
-A ``neutral`` phrase adds no weight, but its words cannot match another phrase. "^" before a phrase
-anchors it to the start of the question, "$" after a phrase to the end: "red$" matches in "Is the
-left car red?".
+``patterns`` describes how a pattern is written. ``spelling`` is applied to words first. ``neutral``
+patterns are left out of a clause, and ``openings`` at its start. A sentence with a clause that
+starts with one of ``asides`` is ignored. The class "ask" holds the words that start a clause that
+asks, the class "function" those that are not modifiers of a noun.
+
+"words" may hold a table of word weights; the default router has one, ``Router(DEFAULT_RULES)`` has
+none.
+
+Rules of format 1 hold "format", "fallback", "categories" and "neutral" only, and their patterns are
+plain words with "^" and "$". The text is one clause, the sentences with a question mark. Patterns
+match longest first, and the words of a neutral pattern cannot match another one.
 """
 
 from __future__ import annotations
@@ -37,17 +51,30 @@ from clasp_kernels.policy._fields import (
     write_json,
 )
 from clasp_kernels.policy.categories import FALLBACK_CATEGORY
+from clasp_kernels.policy.clauses import Clause, ClauseReader
 from clasp_kernels.policy.default_rules import DEFAULT_RULES
-from clasp_kernels.policy.question import find_question
+from clasp_kernels.policy.patterns import END, FUNCTION_CLASS, START, PatternIndex, Rule
+from clasp_kernels.policy.question import find_question, user_text
+from clasp_kernels.policy.word_weights import WordWeights, default_words
 
 RouterLike = Callable[[list[str]], Sequence[str]]
 """The interface of a router: takes prompts, returns one category name per prompt."""
 
-ROUTER_FORMAT = 1
+ROUTER_FORMAT = 2
+_READ_FORMATS = (1, 2)
+_FIELDS = {
+    1: ("format", "fallback", "categories", "neutral"),
+    2: (
+        *("format", "fallback", "spelling", "classes", "openings", "asides"),
+        *("categories", "neutral", "words"),
+    ),
+}
 _WORD = re.compile(r"[^\W_]+")
 _CLITICS = {"s": "is", "re": "are"}  # the word split off at the apostrophe of "what's"
 _RELATIVE_PRONOUNS = frozenset({"that", "which", "who", "whose"})
 _RELATIVE_DISCOUNT = 0.5
+_ASK_CLASS = "ask"
+_MAX_WORDS = 2  # words that an explanation names beside the patterns
 
 
 @dataclass(frozen=True)
@@ -60,18 +87,6 @@ class Route:
 
     category: str
     reason: str
-
-
-class _Node:
-    """A node of the trie of phrases: the words that may follow, and the phrase that ends here."""
-
-    __slots__ = ("category", "following", "phrase", "weight")
-
-    def __init__(self) -> None:
-        self.following: dict[str, _Node] = {}
-        self.phrase: str | None = None
-        self.category: str | None = None  # None for a neutral phrase
-        self.weight = 0.0
 
 
 class Router:
@@ -88,67 +103,108 @@ class Router:
     """
 
     def __init__(self, rules: Mapping[str, Any] | None = None) -> None:
+        words = default_words() if rules is None else None
         rules = as_mapping("router rules", DEFAULT_RULES if rules is None else rules)
-        known_fields("router rules", rules, ("format", "fallback", "categories", "neutral"))
-        if as_int(rules.get("format")) != ROUTER_FORMAT:
+        version = as_int(rules.get("format"))
+        if version not in _READ_FORMATS:
+            known_fields("router rules", rules, _FIELDS[ROUTER_FORMAT])
             raise ValueError(
-                f"format must be {ROUTER_FORMAT}, the version this package reads, "
+                f"format must be 1 or {ROUTER_FORMAT}, the versions this package reads, "
                 f"got {rules.get('format')!r}"
             )
+        known_fields("router rules", rules, _FIELDS[version])
+        self._format = version
         self._fallback = rules.get("fallback", FALLBACK_CATEGORY)
         if not isinstance(self._fallback, str) or not self._fallback:
             raise ValueError(f"fallback must be a category name, got {self._fallback!r}")
-        neutral = rules.get("neutral", [])
-        if not isinstance(neutral, Sequence) or isinstance(neutral, str):
-            raise ValueError(f"neutral must be a list of phrases, got {neutral!r}")
+        self._spelling = {
+            _string(f"spelling[{word!r}]", word): _string(f"spelling[{word!r}]", spelled)
+            for word, spelled in as_mapping("spelling", rules.get("spelling", {})).items()
+        }
+        self._classes = {
+            name: _strings(f"classes.{name}", words)
+            for name, words in as_mapping("classes", rules.get("classes", {})).items()
+        }
+        self._lists = {
+            field: _strings(field, rules.get(field, []), "phrases")
+            for field in ("openings", "asides", "neutral")
+        }
+        self._patterns = PatternIndex(self._classes)
         self._rules: dict[str, dict[str, float]] = {}
-        self._neutral = list(neutral)
-        self._phrases = _Node()
-        for category, phrases in as_mapping("categories", rules.get("categories")).items():
+        for category, patterns in as_mapping("categories", rules.get("categories")).items():
             field = f"categories.{category}"
             self._rules[category] = {}
-            for phrase, weight in as_mapping(field, phrases).items():
-                weight = finite_number(f"{field}[{phrase!r}]", weight, "a number above 0")
+            for pattern, weight in as_mapping(field, patterns).items():
+                weight = finite_number(f"{field}[{pattern!r}]", weight, "a number above 0")
                 if weight <= 0:
-                    raise ValueError(f"{field}[{phrase!r}] must be a number above 0, got {weight}")
-                self._add(field, phrase, category, weight)
-                self._rules[category][phrase] = weight
+                    raise ValueError(f"{field}[{pattern!r}] must be a number above 0, got {weight}")
+                self._add(self._patterns, field, Rule(pattern, category, weight))
+                self._rules[category][pattern] = weight
+        self._categories = (
+            *(name for name in self._rules if name != self._fallback),
+            self._fallback,
+        )
         if not self._rules:
             raise ValueError("categories must hold at least one category with phrases")
-        for phrase in self._neutral:
-            self._add("neutral", phrase, None, 0.0)
+        others = {field: PatternIndex(self._classes) for field in self._lists}
+        if version == 1:
+            others["neutral"] = self._patterns
+        for field, index in others.items():
+            for pattern in self._lists[field]:
+                self._add(index, field, Rule(pattern, None, 0.0))
+        self._function = frozenset(self._classes.get(FUNCTION_CLASS, ()))
+        self._words = WordWeights(rules["words"]) if "words" in rules else words
+        unknown = set(self._words.categories if self._words else ()) - set(self.categories)
+        if unknown:
+            raise ValueError(
+                f"words.categories must be among {', '.join(self.categories)}, "
+                f"got {', '.join(sorted(unknown))}"
+            )
+        self._no_scores = dict.fromkeys(self._categories, 0.0)
+        self._bias = self._no_scores | (self._words.bias if self._words else {})
+        self._reader = ClauseReader(
+            self._spelling, frozenset(self._classes.get(_ASK_CLASS, ())), **others
+        )
 
     @property
     def categories(self) -> tuple[str, ...]:
         """Every category that the router can return, in tie-breaking order, the fallback last."""
-        return (*(name for name in self._rules if name != self._fallback), self._fallback)
+        return self._categories
 
     def route(self, prompts: Iterable[str]) -> list[str]:
         """Return the category of each prompt."""
-        return [self._decide(prompt)[0] for prompt in _check_prompts(prompts)]
+        return [self._decide(self._clauses(prompt))[0] for prompt in check_prompts(prompts)]
 
     __call__ = route
 
     def explain(self, prompt: str) -> Route:
-        """Return the category of one prompt, and the phrases that decided it."""
-        [prompt] = _check_prompts([prompt])
-        category, matches = self._decide(prompt)
-        winning = [(node.phrase, weight) for node, weight in matches if node.category == category]
-        if not winning:
+        """Return the category of one prompt, and the patterns and words that decided it."""
+        [prompt] = check_prompts([prompt])
+        clauses = self._clauses(prompt)
+        category, matches = self._decide(clauses)
+        evidence = [
+            (weight, repr(rule.pattern)) for rule, weight in matches if rule.category == category
+        ]
+        if self._words is not None:
+            told = {word for _, pattern in evidence for word in _words(pattern)}
+            leads = [lead for lead in self._words.leads(clauses, category) if lead[1] not in told]
+            evidence += [(lead, f"the word {word!r}") for lead, word in leads[:_MAX_WORDS]]
+        telling = max((weight for weight, _ in evidence), default=0.0) / 2
+        if telling <= 0:
             return Route(category, "no phrase of the rules matched")
-        # Leave out phrases of small weight, such as "is", which only broke a tie.
-        telling = max(weight for _, weight in winning) / 2
-        phrases = [repr(phrase) for phrase, weight in winning if weight >= telling]
-        return Route(category, f"matched {', '.join(phrases)}")
+        # Leave out what weighs little, such as "is", which only broke a tie.
+        reasons = dict.fromkeys(reason for weight, reason in evidence if weight >= telling)
+        return Route(category, f"matched {', '.join(reasons)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rules in the layout that the constructor takes."""
-        return {
-            "format": ROUTER_FORMAT,
-            "fallback": self._fallback,
-            "categories": {name: dict(phrases) for name, phrases in self._rules.items()},
-            "neutral": list(self._neutral),
+        rules: dict[str, Any] = {
+            "categories": {name: dict(found) for name, found in self._rules.items()}
         }
+        rules |= {"spelling": dict(self._spelling), "classes": dict(self._classes), **self._lists}
+        rules |= {"format": self._format, "fallback": self._fallback}
+        found = {field: rules[field] for field in _FIELDS[self._format] if field in rules}
+        return found | ({"words": self._words.to_dict()} if self._words else {})
 
     @classmethod
     def load(cls, path: str | Path) -> Router:
@@ -169,51 +225,55 @@ class Router:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _add(self, field: str, phrase: object, category: str | None, weight: float) -> None:
-        words = _words(phrase) if isinstance(phrase, str) else []
-        if not isinstance(phrase, str) or not words:
-            raise ValueError(f"{field}: a phrase must hold at least one word, got {phrase!r}")
-        node = self._phrases
-        for word in ["^"] * phrase.startswith("^") + words + ["$"] * phrase.endswith("$"):
-            node = node.following.setdefault(word, _Node())
-        if node.phrase is not None:
+    def _add(self, index: PatternIndex, field: str, rule: Rule) -> None:
+        pattern = rule.pattern
+        if not isinstance(pattern, str) or not _words(pattern):
+            raise ValueError(f"{field}: a phrase must hold at least one word, got {pattern!r}")
+        if self._format == 1:
+            words = " ".join(_words(pattern))
+            pattern = "^" * pattern.startswith("^") + words + "$" * pattern.endswith("$")
+        try:
+            other = index.add(pattern, rule)
+        except ValueError as error:
+            raise ValueError(f"{field}: phrase {rule.pattern!r}: {error}") from None
+        if other is not None:
             raise ValueError(
-                f"{field}: phrase {phrase!r} repeats {node.phrase!r} of "
-                f"{node.category or 'neutral'}"
+                f"{field}: phrase {rule.pattern!r} repeats {other.pattern!r} of "
+                f"{other.category or 'neutral'}"
             )
-        node.phrase, node.category, node.weight = phrase, category, weight
 
-    def _decide(self, prompt: str) -> tuple[str, list[tuple[_Node, float]]]:
-        words = ["^", *_words(find_question(prompt)), "$"]
-        matches: list[tuple[_Node, float]] = []
-        position, discount = 0, 1.0
-        while position < len(words):
-            if position > 1 and words[position] in _RELATIVE_PRONOUNS:
-                discount = _RELATIVE_DISCOUNT
-            node, length = self._longest(words, position)
-            if node is not None and node.category is not None:
-                matches.append((node, node.weight * discount))
-            position += length
-        scores = dict.fromkeys(self._rules, 0.0)
-        for node, weight in matches:
-            if node.category is not None:
-                scores[node.category] += weight
+    def _clauses(self, prompt: str) -> list[Clause]:
+        if self._format == 1:
+            return [Clause([START, *_words(find_question(prompt)), END], 1.0)]
+        return self._reader.read(user_text(prompt))
+
+    def _decide(self, clauses: list[Clause]) -> tuple[str, list[tuple[Rule, float]]]:
+        matches: list[tuple[Rule, float]] = []
+        search = self._patterns.longest if self._format == 1 else self._patterns.heaviest
+        scores = dict(self._bias if clauses else self._no_scores)
+        for words, weight in clauses:
+            relative = self._relative(words)
+            for _, _, start, _, rule in search(words):
+                if rule.category is not None:
+                    added = rule.weight * weight
+                    if start >= relative:
+                        added *= _RELATIVE_DISCOUNT
+                    matches.append((rule, added))
+                    scores[rule.category] += added
+        if self._words is not None:
+            self._words.add(clauses, scores)
         best = max(scores, key=scores.__getitem__)  # max returns the first of equals
         return (best if scores[best] > 0 else self._fallback), matches
 
-    def _longest(self, words: list[str], position: int) -> tuple[_Node | None, int]:
-        """Return the longest phrase that starts at ``position``, and how many words to advance."""
-        found, length = None, 1
-        node = self._phrases.following.get(words[position])
-        end = position + 1
-        while node is not None:
-            if node.phrase is not None:
-                found, length = node, end - position
-            if end == len(words):
-                break
-            node = node.following.get(words[end])
-            end += 1
-        return found, length
+    def _relative(self, words: list[str]) -> int:
+        """Return where the first relative clause starts, or the number of words."""
+        if _RELATIVE_PRONOUNS.isdisjoint(words):
+            return len(words)
+        for position in range(2, len(words)):
+            # "In which year" and "tell me which" ask.
+            if words[position] in _RELATIVE_PRONOUNS and words[position - 1] not in self._function:
+                return position
+        return len(words)
 
 
 def route_prompts(
@@ -224,7 +284,7 @@ def route_prompts(
     >>> route_prompts(lambda prompts: ["ocr"] * len(prompts), ["Read it."], known=["ocr"])
     ['ocr']
     """
-    prompts = _check_prompts(prompts)
+    prompts = check_prompts(prompts)
     answers = router(prompts)
     if isinstance(answers, (str, bytes)) or not isinstance(answers, Iterable):
         name = getattr(router, "__name__", type(router).__name__)
@@ -243,12 +303,25 @@ def route_prompts(
     return answers
 
 
+def _string(field: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{field} must be a word, got {value!r}")
+    return value
+
+
+def _strings(field: str, value: object, what: str = "words") -> list[Any]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ValueError(f"{field} must be a list of {what}, got {value!r}")
+    return list(value)
+
+
 def _words(text: str) -> list[str]:
     words = _WORD.findall(text.casefold())
     return [_CLITICS.get(word, word) for word in words]
 
 
-def _check_prompts(prompts: Iterable[str]) -> list[str]:
+def check_prompts(prompts: Iterable[str]) -> list[str]:
+    """Return the prompts as a list, or raise a TypeError that says which one is no string."""
     if isinstance(prompts, (str, bytes)):
         raise TypeError("prompts must be a list of strings, got one string; pass [prompt]")
     checked = list(prompts)

@@ -82,6 +82,8 @@ _ATTRIBUTE_END = re.compile(
     r"[\"'](?:,\s{0,3}[\"']?(?:content|value|text)[\"']?\s{0,3}[:=]\s{0,3}[\"']?)?"
 )
 _NAME = re.compile(r"(?:^|(?<=\s))\**([^\W\d_]\w{0,19})\**[ \t]*:\**")
+# What every marker of a turn contains.
+_SIGN = re.compile(r"[<\[:\uff1a\n]|assistant")
 _COLON_AFTER = re.compile(r" ?:")
 _FULL_WIDTH = {"\uff1a": ":", "\uff5c": "|", "\uff01": "!", "\uff1f": "?", "\u3002": "."}
 _TOOL_RESULT = re.compile(r"\s*<\|?(?:tool|function|observation)")
@@ -130,7 +132,7 @@ def last_user_turn(prompt: str) -> str:
     >>> last_user_turn("Is this a cat?</s>Yes.</s>Where is it?</s>")
     ''
     """
-    if not any(sign in prompt for sign in ("<", "[", ":", "\uff1a", "\n", "assistant")):
+    if not _SIGN.search(prompt):
         return prompt
     text = _without_thoughts(prompt.replace("\r\n", "\n"))
     if not text.isascii():
