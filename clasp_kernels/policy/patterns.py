@@ -168,6 +168,8 @@ class PatternIndex:
         Of equally heavy matches that overlap, the longer wins, then the earlier.
         """
         every = self._matches(words)
+        if len(every) < 2:
+            return every
         every.sort()
         found: list[Match] = []
         taken = 0  # one bit per word
@@ -183,19 +185,23 @@ class PatternIndex:
         words = [word if word in known else _OTHER for word in words]
         count = len(words)
         found: list[Match] = []
-        first_moves = self._start.moves
+        first = self._start
         for start, word in enumerate(words):
-            state = first_moves[word] if word in first_moves else self._move(self._start, word)
-            end = start + 1
+            state: _State | None = first
+            end = start
             while state is not None:
+                try:  # almost always there, and one lookup
+                    state = state.moves[word]
+                except KeyError:
+                    state = self._move(state, word)
+                if state is None:
+                    break
+                end += 1
                 if state.rule is not None:
                     found.append((state.rank, start - end, start, end, state.rule))
                 if end == count:
                     break
                 word = words[end]
-                moves = state.moves
-                state = moves[word] if word in moves else self._move(state, word)
-                end += 1
         return found
 
     def _move(self, state: _State, word: str) -> _State | None:

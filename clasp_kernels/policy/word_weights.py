@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib import resources
+from itertools import repeat
 from typing import Any
 
 from clasp_kernels.policy._fields import as_mapping, finite_number, known_fields, read_json
@@ -79,9 +80,9 @@ class WordWeights:
 
     def add(self, clauses: Sequence[Clause], scores: dict[str, float]) -> None:
         """Add to ``scores`` what the words of ``clauses`` weigh, without the bias."""
-        known = self._packed
+        packed = self._packed.get
         for words, weight in clauses:
-            total = sum([known[word] for word in words if word in known])
+            total = sum(map(packed, words, repeat(0)))
             scale = weight * self.scale(len(words))
             for category, value in zip(self.categories, self._unpacked(total), strict=True):
                 scores[category] += scale * value
