@@ -187,15 +187,15 @@ class PatternIndex:
         found: list[Match] = []
         first = self._start
         for start, word in enumerate(words):
-            state: _State | None = first
-            end = start
-            while state is not None:
+            state, end = first, start
+            while True:
                 try:  # almost always there, and one lookup
-                    state = state.moves[word]
+                    following = state.moves[word]
                 except KeyError:
-                    state = self._move(state, word)
-                if state is None:
+                    following = self._move(state, word)
+                if following is None:
                     break
+                state = following
                 end += 1
                 if state.rule is not None:
                     found.append((state.rank, start - end, start, end, state.rule))
