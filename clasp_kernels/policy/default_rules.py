@@ -203,30 +203,34 @@ _CLASSES = {
         allowance allowances vat vats tip tips warranty warranties pulse pulses pressure pressures
         voltage voltages frequency frequencies mileage mileages odometer odometers altitude
         altitudes cholesterol mph wifi kcal kwh
+        nationality nationalities forename forenames
         """
     ),
     "medium": _words(
         """
         sign signs label labels poster posters page pages document documents letter letters form
-        forms receipt receipts bill bills invoice invoices ticket tickets menu menus banner
-        banners board boards screen screens display displays chart charts graph graphs table
-        tables plot plots newspaper newspapers magazine magazines book books cover covers note
-        notes memo memos contract contracts certificate certificates passport passports card cards
-        envelope envelopes package packages packaging packagings sticker stickers tag tags plaque
-        plaques billboard billboards whiteboard whiteboards blackboard blackboards chalkboard
-        chalkboards slide slides screenshot screenshots app apps website websites spreadsheet
-        spreadsheets calendar calendars timetable timetables schedule schedules clock clocks watch
-        watches gauge gauges meter meters dial dials thermometer thermometers odometer odometers
-        speedometer speedometers logo logos tattoo tattoos brochure brochures leaflet leaflets
-        flyer flyers pamphlet pamphlets cheque cheques check checks statement statements report
-        reports article articles paragraph paragraphs headline headlines diploma diplomas
-        prescription prescriptions scoreboard scoreboards keyboard keyboards signpost signposts
-        nameplate nameplates nametag nametags badge badges barcode barcodes histogram histograms
-        infographic infographics legend legends axis axises diagram diagrams map maps dashboard
-        dashboards subtitle subtitles comic comics speech speeches bubble bubbles tombstone
-        tombstones gravestone gravestones stamp stamps coin coins banknote banknotes voucher
-        vouchers coupon coupons manual manuals agenda agendas minutes minuteses footnote footnotes
-        column columns row rows cell cells
+        forms receipt receipts bill bills invoice invoices ticket tickets menu menus banner banners
+        board boards screen screens display displays chart charts graph graphs table tables plot
+        plots newspaper newspapers magazine magazines book books cover covers note notes memo memos
+        contract contracts certificate certificates passport passports card cards envelope
+        envelopes package packages packaging packagings sticker stickers tag tags plaque plaques
+        billboard billboards whiteboard whiteboards blackboard blackboards chalkboard chalkboards
+        slide slides screenshot screenshots app apps website websites spreadsheet spreadsheets
+        calendar calendars timetable timetables schedule schedules clock clocks watch watches gauge
+        gauges meter meters dial dials thermometer thermometers odometer odometers speedometer
+        speedometers logo logos tattoo tattoos brochure brochures leaflet leaflets flyer flyers
+        pamphlet pamphlets cheque cheques check checks statement statements report reports article
+        articles paragraph paragraphs headline headlines diploma diplomas prescription
+        prescriptions scoreboard scoreboards keyboard keyboards signpost signposts nameplate
+        nameplates nametag nametags badge badges barcode barcodes histogram histograms infographic
+        infographics legend legends axis axises diagram diagrams map maps dashboard dashboards
+        subtitle subtitles comic comics speech speeches bubble bubbles tombstone tombstones
+        gravestone gravestones stamp stamps coin coins banknote banknotes voucher vouchers coupon
+        coupons manual manuals agenda agendas minutes minuteses footnote footnotes column columns
+        row rows cell cells thermostat thermostats altimeter altimeters barometer barometers
+        signboard signboards noticeboard noticeboards postcard postcards telegram telegrams
+        correspondence letterhead ledger ledgers wristband wristbands packet packets sachet sachets
+        departures paperback paperbacks bookmark popup popups
         """
     ),
     "written": _words(
@@ -422,7 +426,8 @@ _CLASSES = {
     "sold": _words(
         """
         sold exported imported produced made won earned scored recorded reported spent shipped
-        ordered billed charged born registered enrolled voted visited
+        ordered billed charged born registered enrolled voted visited employed hired killed rented
+        delivered downloaded manufactured built vaccinated admitted arrested
         """
     ),
     "shown": _words(
@@ -443,6 +448,7 @@ _CLASSES = {
         tenant tenants buyer buyers seller sellers supplier suppliers vendor vendors payee payees
         insured insureds patient patients applicant applicants contact contacts chairman chairmans
         chairperson chairpersons secretary secretaries
+        applicants customers payer drawer
         """
     ),
     "way": _words(
@@ -543,6 +549,29 @@ _CLASSES = {
         would could should might may must shall will
         """
     ),
+    "core": _words(
+        """
+        purpose function functions role point use uses origin origins habitat habitats diet
+        lifespan benefit benefits cause causes reason meaning significance symbolism history
+        mechanism advantage advantages disadvantage disadvantages effect effects importance
+        etymology chemistry physics
+        """
+    ),
+    "coded": _words(
+        """
+        jersey bib phone serial telephone tail flight house room account order model part page bus
+        route platform lot batch gate seat track plate car coach customer invoice policy ticket
+        passport license licence registration reference tracking contact fax extension version
+        chapter section table locker
+        """
+    ),
+    "print": _words(
+        """
+        book books novel novels paperback hardback article articles letter note notes report email
+        emails message messages memo card postcard review comment tweet post foreword headline
+        caption pamphlet leaflet column textbook
+        """
+    ),
     "ask": _words(
         """
         what which who whom whose where when why how is are was were do does did has have had can
@@ -560,7 +589,8 @@ _COUNTING = {
     **_each(
         14,
         """
-        how many, how numerous, headcount, head count, tally, tot up, number pls, how mny
+        how many, how numerous, headcount, head count, ^total <thing>, tally, tot up, number pls,
+        how mny
         """,
     ),
     **_each(
@@ -601,7 +631,8 @@ _COUNTING = {
         9,
         """
         ^count, count, counting, counted, enumerate, the ~ number of, number of, total of,
-        same|equal|exact|odd|even number, equal numbers, equally numerous, a count
+        same|equal|exact|odd|even number, equal numbers, equally numerous, a count, ratio of,
+        there are fewer|more, i|he|she|they say|says|said|counted|get|got <count>
         """,
     ),
     **_each(
@@ -609,8 +640,8 @@ _COUNTING = {
         """
         amount of, quantity of, in number, numbers of, as many, greatest|largest|smallest number,
         there are <count>, do|can you|i see|spot|count <count>, <be> all <number>,
-        either|all|both of the <number>, more than one, number ~ left, just one, how much of the,
-        only one, a single, number ~ <be>, numbering, ^total, equally many, <have> <count>
+        there is <count>, either|all|both of the <number>, more than one, number ~ left, just one,
+        how much of the, only one, a single, number ~ <be>, numbering, equally many, <have> <count>
         """,
     ),
     **_each(
@@ -629,10 +660,24 @@ _COUNTING = {
 
 _OCR = {
     **_each(
+        17,
+        """
+        how many ~ does|do|did the|this|it ~
+        state|list|mention|report|claim|specify|quote|say|promise|advertise|record
+        """,
+    ),
+    **_each(
         16,
         """
         how many ~ <unit>, how many ~ did, how many ~ <sold>,
-        how much <do>|is|are|was|were ~ cost, how many <det>? ~ <be> ~ <sold>
+        how much <do>|is|are|was|were ~ cost, how many <det>? ~ <be> ~ <sold>,
+        <count> or <count> <unit>, where is ~ flight|train|bus going|headed|bound
+        """,
+    ),
+    **_each(
+        14,
+        """
+        ^does|do the ~ caption
         """,
     ),
     **_each(
@@ -640,7 +685,15 @@ _OCR = {
         """
         ^which ~ <mark> of the ~ is the ~ <extreme>, <which> ~ <mark> <be> the ~ <extreme>,
         jot|note|write down, how far is it to, <medium> point|points to, what unit,
-        ingredients|items|names|prices ~ listed, the text ~ in|on|at, notifications
+        ingredients|items|names|prices ~ listed, the text ~ in|on|at, notifications,
+        <coded> number, who wrote|authored|published the|this|that ~ <print>,
+        error|zip|post|country|area|dialling|booking|access|discount|promo|tracking code,
+        confirmation|product|voucher|verification|order|postal|status code, error message,
+        subject line, quantity|amount of ~ <sold>, sell|sells|sold|selling|going for$,
+        legend entry|label|item, under|in which heading|section|chapter|paragraph|row,
+        leftmost|rightmost|topmost|first|last|top|bottom label|value|number|entry|word|digit,
+        setting|option|mode|tab ~ <be> ~ picked|selected|chosen|set|enabled|ticked,
+        on|at|from which platform|page|track|gate|line|date|day
         """,
     ),
     **_each(
@@ -656,7 +709,10 @@ _OCR = {
         more|less|higher|lower|greater|fewer than <count> <unit>|percent|dollars|euros,
         which of the listed, how long is the ~ guarantee|warranty|contract,
         what is the <fact> ~ in the ~ <medium>, in the table,
-        <entry> more|less|higher|lower|over|above|under than
+        <entry> more|less|higher|lower|over|above|under than,
+        <be> the number <digits>, a <number> or a? <number>, is that|this|it a <number>,
+        how fast|much|long|high does it|the ~ show|say|read|state|give|list|display,
+        size|weight|amount|price|word|words <be>? on the ~ label|tag|ticket|receipt|packet|sticker
         """,
     ),
     **_each(
@@ -670,7 +726,9 @@ _OCR = {
         what hours|days|dates, hours|opening|closing time|times|hours,
         caption under|below|of|says, net weight, second|third ~ highest|lowest|largest|smallest,
         <digits> ~ highest|lowest, highest|lowest ~ <entry>, which ~ listed,
-        the instructions say|tell, instructions tell
+        the instructions say|tell, instructions tell,
+        what <do> the ~ <medium> ~ charge|give|state|recommend|advise|promise|claim|tell|advertise,
+        <be> the ~ word|words|phrase, characters on the
         """,
     ),
     **_each(
@@ -684,7 +742,9 @@ _OCR = {
         <which> ~ <plotted> ~ <have>|<be>|<do>|<shown> the|a|its ~ <extreme>, <which> <business>,
         <which> ~ <plotted> ~ <have>|<be>|<do>|<shown> ~ <extreme>, what time <be>|does|do|did,
         <which> ~ <shown> the|their|its ~ <extreme>, <which> ~ group <be>|<do>|<shown>,
-        the most|least$, <fact> ~ <written> on|in|at
+        the most|least$, <fact> ~ <written> on|in|at, what is it showing|reading|displaying,
+        <medium> ~ showing|reading, make out who|what, signed|wrote ~ it to,
+        <glyph> on the ~ <medium>, did the ~ <role>, dotted|dashed|solid ~ <mark>
         """,
     ),
     **_each(
@@ -749,21 +809,38 @@ _OCR = {
 
 _KNOWLEDGE = {
     **_each(
+        24,
+        """
+        borrowed|derived|descended from, why, how come, landmark|monument ~ located
+        """,
+    ),
+    **_each(
+        18,
+        """
+         how often|frequently do|should|can|must|may i|we|you|one
+        """,
+    ),
+    **_each(
         16,
         """
         if i|we|you|one|someone, comes|come next, next in the sequence|series,
         where was|were ~ born|made|invented|founded|built, where was|were the ~ who|that,
-        right of way, mean|means that
+        right of way, mean|means that, who was|is ~ <famous> when|at|in,
+        illegal|legal|allowed|permitted ~ to,
+        where <be> <it> ~ cultivated|grown|mined|farmed|spoken|harvested|domesticated,
+        where do|does|did|can <it> ~ live|come|grow|originate|nest|spend|breed|migrate|hibernate,
+        where do|does|did <the> ~ spend|nest|breed|hibernate|migrate,
+        poisonous|venomous|toxic|harmful|dangerous|safe to|for|on|in|around
         """,
     ),
     **_each(
         15,
         """
-        how many calories|kcal,
-        where do|does|did|can ~ live|come|grow|originate|nest|buy|get|find,
+        how many calories|kcal, where do|does|did|can ~ live|come|grow|originate|nest|buy|get|find,
         where can|could|should|would i|we|you|one, where do <thing>, where do ~ like,
         where <do> <det> ~ live|come|grow|originate, where ~ <be> <det>? ~ native|found ~ nature,
-        where do <the>? ~ originally|usually|naturally|normally
+        where do <the>? ~ originally|usually|naturally|normally,
+        <which> <be> <det>? ~ <core> of|for|behind, lay|lays|laying eggs
         """,
     ),
     **_each(
@@ -775,13 +852,16 @@ _KNOWLEDGE = {
         does <it> ~ need, need ~ of sun|water|light, what year did, event in history, in history,
         usually|normally|typically ~ have, sign of, legs do|does an|a, most famous,
         currency of the country, countries border,
-        contain gluten|nuts|dairy|milk|sugar|alcohol|protein|caffeine|vitamin, should the <person>
+        contain gluten|nuts|dairy|milk|sugar|alcohol|protein|caffeine|vitamin, should the <person>,
+        by ~ standards, what|which gas|chemical|nutrient|acid <do>,
+        states|countries|cities|continents <be> ~ farthest|furthest|closest|nearest,
+        abbreviation|acronym|term|idiom ~ mean|means
         """,
     ),
     **_each(
         13,
         """
-        why, how come, what if, for what, what <do> ~ mean|means, what <do> <it> ~ mean|means,
+        what if, for what, what <do> ~ mean|means, what <do> <it> ~ mean|means,
         how do i|you|we|they|people|these|those|such, how can|could|would|might|should, how to,
         what <modal> ~ happen, what|which|who|where <modal>, what <modal> <det>? ~ happen|be|do,
         what|which <det>? ~ <fact> ~ <modal>, which ~ <modal>, how <modal>, what for, used for
@@ -793,7 +873,11 @@ _KNOWLEDGE = {
         difference between, how tall|old|big|large|long|deep|high|heavy can|do|does|will|would,
         <which> ~ <do> <det>? ~ <act>, what <do> <det>? ~ <act>, example of,
         story|trick|science|idea|meaning|history|message|reason behind,
-        who wears|uses|eats|needs|makes|buys, and|or how do|does, how old|long|much would|will
+        who wears|uses|eats|needs|makes|buys, and|or how do|does, how old|long|much would|will,
+        ^eat|drink|cook|freeze|wash|reuse|recycle|keep|touch|pet it|this|that|them|these,
+        eat|drink it|this|that|them ~ raw, war|battle|revolution|conflict broke|break,
+        run|runs on, split it|this|that, owns, <which> <kind> of ~ <be> formed|caused|made by,
+        event|law|theory|factor explains|explain, does everyone|everybody|each owe|pay
         """,
     ),
     **_each(
@@ -815,8 +899,8 @@ _KNOWLEDGE = {
         how <do> <det>? ~ <way>, how <do> <det>? ~ <thing>, what eats, who <made>, who first,
         when was|were <det>? ~ <made>, year was|were <det>? ~ <made>, good for, bad for,
         safe to|for, harmful, poisonous, venomous, toxic, edible, dangerous, healthy, unhealthy,
-        healthier, nutritious, vegan, vegetarian, allergic, allergies, legal, illegal,
-        appropriate, worth, <which> ~ <fact>, what <be> <det>? ~ <fact>, what ~ <fact> <be>|<do>,
+        healthier, nutritious, vegan, vegetarian, allergic, allergies, legal, illegal, appropriate,
+        worth, <which> ~ <fact>, what <be> <det>? ~ <fact>, what ~ <fact> <be>|<do>,
         what <kind> of ~ <fact>, <fact> of,
         can|may i|we|you|one|my|people|someone ~ eat|use|drink|touch|keep|grow|wear|put|reuse|take,
         can my ~ eat|have|drink, made by, famous for, known for|as, rich in, belong|belongs to,
@@ -825,14 +909,16 @@ _KNOWLEDGE = {
         how much does|do an|a ~ weigh, feed|feeds|live|lives on, what <do> <det>? ~ eat, python,
         html, css, code, recipe, poem, essay, joke, funny, humour, ironic, sarcastic, meme,
         which|what country|city|region|culture|religion is|are|does|did <the>, solve, solving,
-        should i|we, what should, write ~ story|letter|email|code|script|program|essay|poem|song
+        should i|we, what should, write ~ story|letter|email|code|script|program|essay|poem|song,
+        as its|their capital, mean|means for|in|to|when, made up of, chemically, biologically,
+        medically, economically, scientifically, technically, legally, calories in
         """,
     ),
     **_each(
         9,
         """
         best for, gluten, protein, caffeine, vitamin, contain <fact>, dish contain, food contain,
-        how often do|should|can|must|to, <thing> like this|that|these|those,
+        how often to|should, <thing> like this|that|these|those,
         a|an ~ like this|that|these|those, like this$, needs|need less|more|most|least,
         typical for|of, tell us|me about the ~ <fact>|temperature,
         what battle|war|treaty|revolution,
@@ -877,6 +963,12 @@ _KNOWLEDGE = {
         """,
     ),
     **_each(
+        6,
+        """
+        from$
+        """,
+    ),
+    **_each(
         4.5,
         """
         <modal>, <fact>, if, because, such, how, painted by, directed by, artwork, movie, film,
@@ -895,6 +987,25 @@ _KNOWLEDGE = {
 
 _SPATIAL = {
     **_each(
+        20,
+        """
+        ^y <number>$
+        """,
+    ),
+    **_each(
+        18,
+        """
+        where would|do|should i|you|we click|tap|press|swipe|drag
+        """,
+    ),
+    **_each(
+        16,
+        """
+        draw|put|place a|an|the ~ rectangle|circle|box|frame|polygon|outline|ring|marker|dot,
+        in|at|towards <which> ~ corner|side|half|quadrant|edge
+        """,
+    ),
+    **_each(
         14,
         """
         bounding box, bbox, coordinates, ^where, whereabouts, draw ~ box, box around|round, where,
@@ -903,7 +1014,8 @@ _SPATIAL = {
         return|give|output|provide|predict ~ bounding boxes|box,
         give|return|output|provide me? the ~ box|boxes|polygon, bounding boxes,
         what is that next|behind|under|on|above|beside|near, leaning on|against, sitting on$,
-        <placed> on$, standing in the, who is <placed>, where do|does the
+        <placed> on$, standing in the, who is <placed>, where do|does the,
+        <which> ~ <be> ~ immediately|directly|just outside|inside|above|below|behind
         """,
     ),
     **_each(
@@ -919,7 +1031,8 @@ _SPATIAL = {
         orientation, arranged, arrangement, positioned, leftmost, stands|sits in|behind,
         rightmost, topmost, bottommost, uppermost, towards|toward or away, towards ~ or away,
         <placed> <near>, in the ~ left|right, hand side, on|at|under|behind|from|beside <which>,
-        north|south|east|west of, north|east|west|south or, piece of ~ <near>, <thing> <near>
+        north|south|east|west of, north|east|west|south or, piece of ~ <near>, <thing> <near>,
+        built|placed|put|mounted|sitting|lying|standing|painted upon, upon$
         """,
     ),
     **_each(
@@ -963,6 +1076,12 @@ _SPATIAL = {
 
 _SCENE = {
     **_each(
+        16,
+        """
+        <which> ~ style <be> <det> ~ <picture>, or in the wild, zoo or in
+        """,
+    ),
+    **_each(
         15,
         """
         where <be>|was|could <this>|it|the ~ <picture>? ~ taken|shot|captured, ^what is$,
@@ -983,7 +1102,8 @@ _SCENE = {
         """
         have|has a|an ~ style|mood|vibe|feel, a|an ~ style$,
         what is|are everyone|everybody ~ doing, in the mountains|city|countryside or,
-        by the sea|or ~ sea
+        by the sea|or ~ sea, at|in a|an|the ~ <place>|<event> or, how would|do|might you describe,
+        middle of the day|night|winter|summer|afternoon, getting dark|late|light
         """,
     ),
     **_each(
@@ -999,6 +1119,13 @@ _SCENE = {
         whole|entire ~ <picture>, sentences about, <picture> shows, <picture> in|into ~ words,
         looking at here, looking at$, <picture> as a whole, in general, <picture> ~ overall,
         what <kind>? of? place|room|scene|area|location, in a nutshell
+        """,
+    ),
+    **_each(
+        12,
+        """
+        ^what happened$, gathered here|for|to,
+        <which> <kind>? of? terrain|biome|neighbourhood|neighborhood
         """,
     ),
     **_each(
@@ -1059,17 +1186,43 @@ _SCENE = {
 
 _ATTRIBUTE = {
     **_each(
+        20,
+        """
+        ^is|are|does the ~ inside|in|within the ~ bounding box|box
+        """,
+    ),
+    **_each(
+        16,
+        """
+        any sign|signs|trace|hint of, how would|do|might you describe <det> ~ <look>
+        """,
+    ),
+    **_each(
+        15,
+        """
+        <colour>$
+        """,
+    ),
+    **_each(
         14,
         """
         how <do> <det>? ~ look|looks, what <be> <det>? ~ made of, <which> ~ <be> <det>? ~ made of,
-        what ~ breed, <colour>$, <state>$
+        what ~ breed
         """,
     ),
     **_each(
         13,
         """
         can you spot|see|find|notice a|an|any,
-        describe the ~ <look>|colour|clothes|clothing|outfit|appearance, describe <det> ~ <person>
+        describe the ~ <look>|colour|clothes|clothing|outfit|appearance, describe <det> ~ <person>,
+        colour is|are used|chosen for, describe <det> ~ <look>, best describes|describe the ~ <look>
+        """,
+    ),
+    **_each(
+        12,
+        """
+        what|which organism <be>$, what|which organism <be> shown|pictured|this|that|it,
+        what|which creature <be>, <state>$, shut|open|closed|locked|unlocked$
         """,
     ),
     **_each(
@@ -1086,7 +1239,15 @@ _ATTRIBUTE = {
         <which> ~ colour, colour of, colours of, <which> shape, what pattern, <which> ~ material,
         made of, made out of, same colour, what|which size, how big, how tall, how large, how old,
         <which> ~ <look>, what <be> the ~ material, material of, what breed,
-        name of <this> ~ <thing>, called ~ <thing>
+        name of <this> ~ <thing>, called ~ <thing>,
+        name of it|this|that$
+        """,
+    ),
+    **_each(
+        8,
+        """
+        <be> the ~ button|icon|toggle|slider|checkbox ~ greyed|grey|enabled|disabled|pressed|active,
+        <have>|is got on
         """,
     ),
     **_each(
@@ -1133,14 +1294,21 @@ _ATTRIBUTE = {
 
 _GENERAL = {
     **_each(
+        32,
+        """
+        why did|do|are you ~ stop|answer|say|think|change|refuse|ignore,
+        why did you ~ stop|answer|say, ^what now$, can you do with, that is it from|all, model am i
+        """,
+    ),
+    **_each(
         20,
         """
         ^what do you think$, ^are you, ^who are you, ^who made you, assistance, anyone there,
         ^go on$, ^go ahead$, ^continue$, ^what can you do, ^do you speak|remember|like|have,
-        ^help$, ^try again$, ^your name, ^what is your name, ^how are you, ^can you help,
+        ^try again$, ^your name, ^what is your name, ^how are you, ^can you help,
         ^never mind, ^forget it, ^keep going$, ^and$, ^any thoughts, a question about, be helpful,
         ^see images|pictures|photos$, ^with <det> ~ <picture>$, have a ~ question, been ~ helpful,
-        ^with this|that|it|something$, about yourself, your opinion, ^this|the|my ~ <picture>$,
+        ^with this|that|it|something|one$, about yourself, your opinion, ^this|the|my ~ <picture>$,
         that is all, cheers, nice one, what else$, take a look, look at this$, ^look$,
         much appreciated, appreciate, ^good|morning|afternoon|evening$,
         ^good morning|afternoon|evening|day, any feedback, helpful, ^do something, ^for me$,
@@ -1160,6 +1328,12 @@ _GENERAL = {
         some help, assist, attached ~ file|picture|image|photo, how can you ~ help,
         what are you able, i have ~ question|questions, have some|a|another ~ question|questions,
         ^some|a ~ question|questions$, well done, start over, ^wait$, ^do it again, answer me
+        """,
+    ),
+    **_each(
+        8,
+        """
+        ^help$
         """,
     ),
 }
@@ -1228,18 +1402,22 @@ _SPELLING = {
 
 _OPENINGS = _list(
     """
-    and, so, but, or, ok, okay, hi, hey, hello, well, now, then, also, oh, hmm, hm, yes, no,
-    right, great, cool, nice, thanks, thank you, please, kindly, just, quick question, question,
-    anyway, not, sorry, first, finally, actually, really, exactly, out of curiosity, honestly,
-    perhaps, perfect, lovely, good, i see, interesting, got it, alright, all right, again, next,
-    yeah, yep, can|could|would|will you ~ tell|show|give|help|let me|us?, you,
-    can|could|would you, are you able to, would you mind, be so kind as to, i would|d like you to,
-    as to, tell me|us if|whether?, let me|us know if|whether?, show me, give me, help me,
-    help me out, help us, do you ~ know if|whether?, you ~ know if|whether?, know if|whether?,
-    happen to know, any idea if|whether?, any clue if|whether?, i wonder if|whether?,
-    wonder if|whether?, i was|am wondering if|whether?, wondering if|whether?,
-    i am|would|d be? curious if|whether?, curious if|whether?,
-    i ~ want|need|like|love to know|hear|learn|see|understand if|whether?,
+    and, so, but, or, ok, okay, hi, hey, hello, well, now, then, also, oh, hmm, hm, yes, no, right,
+    great, cool, nice, thanks, thank you, please, kindly, just, quick question, question, anyway,
+    not, sorry, first, finally, actually, really, exactly, out of curiosity, honestly, perhaps,
+    sorry to bother|disturb|ask|trouble you?, would you happen to know if|whether?,
+    i would|d be ~ grateful|thankful|obliged if you could|would ~ tell|show|give me?,
+    i would|d ~ appreciate it if you could|would ~ tell|show|give me?,
+    would|could it be possible to ~ tell|say, is it possible to ~ tell|say if|whether?,
+    any chance you can|could ~ tell|give|show me?, if you could|would ~ tell|show|give me?,
+    perfect, lovely, good, i see, interesting, got it, alright, all right, again, next, yeah, yep,
+    can|could|would|will you ~ tell|show|give|help|let me|us?, you, can|could|would you,
+    are you able to, would you mind, be so kind as to, i would|d like you to, as to,
+    tell me|us if|whether?, let me|us know if|whether?, show me, give me, help me, help me out,
+    help us, do you ~ know if|whether?, you ~ know if|whether?, know if|whether?, happen to know,
+    any idea if|whether?, any clue if|whether?, i wonder if|whether?, wonder if|whether?,
+    i was|am wondering if|whether?, wondering if|whether?, i am|would|d be? curious if|whether?,
+    curious if|whether?, i ~ want|need|like|love to know|hear|learn|see|understand if|whether?,
     want|need|like|love to know|learn|find if|whether?,
     i am ~ trying to ~ see|tell|find|work|figure out?, i can not ~ tell|see|say if|whether?,
     can not ~ tell|see|say if|whether?, not sure if|whether?, check if|whether?, see if|whether?,
@@ -1248,10 +1426,9 @@ _OPENINGS = _list(
     would you say, do you think, in your opinion, is it true|correct that, is it the case that,
     am i right that, can you make out, as far as you can tell, judging by|from the ~ <picture>,
     based on the|this ~ <picture>, according to the|this ~ <picture>,
-    in|on|from|for|at the|this ~ <picture>, looking at the|this ~ <picture>,
-    from what you can see, given the|this ~ <picture>, if you look at the|this ~ <picture>,
-    one more thing, last one, whether, if you can, if possible, human, user, my question is,
-    the question is, here is
+    in|on|from|for|at the|this ~ <picture>, looking at the|this ~ <picture>, from what you can see,
+    given the|this ~ <picture>, if you look at the|this ~ <picture>, one more thing, last one,
+    whether, if you can, if possible, human, user, my question is, the question is, here is
     """
 )
 
@@ -1269,8 +1446,8 @@ _NEUTRAL = _list(
     """
     in|on|from|within <the> ~ <picture>, in|on|from|within a|an ~ <picture>,
     shown|pictured|seen|depicted|displayed|visible|appearing in|on <the> ~ <picture>, all right,
-    right now, left over, single word or phrase,
-    not|without count|counting|read|reading|describe|describing|explain|explaining
+    right now, left over, single word or phrase, from this|that|your|my angle,
+    not|without coordinates|count|counting|read|reading|describe|describing|explain|explaining
     """
 )
 
