@@ -39,9 +39,8 @@ def test_labelled_set_is_large_balanced_and_without_repeats():
         assert min(map(categories.count, set(CATEGORIES) - {"general"})) >= 15
 
 
-# The aim on "held_out" is 0.93, and 0.85 in every category. The floors are what is reached, rounded
-# down: `benchmarks/router.py` prints it.
-@pytest.mark.parametrize(("split", "floor"), [("dev", 0.95), ("held_out", 0.87)])
+# The floors of "held_out" are the targets. `benchmarks/router.py` prints what is reached.
+@pytest.mark.parametrize(("split", "floor"), [("dev", 0.95), ("held_out", 0.93)])
 def test_accuracy_on_labelled_prompts(split, floor):
     assert accuracy([row for row in LABELLED if row["split"] == split]) >= floor
 
@@ -49,7 +48,7 @@ def test_accuracy_on_labelled_prompts(split, floor):
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_no_category_is_left_behind(category):
     held_out = [r for r in LABELLED if r["split"] == "held_out" and r["category"] == category]
-    assert accuracy(held_out) >= 0.60
+    assert accuracy(held_out) >= 0.85
 
 
 def seconds_to_route(prompts, repeats=9):
