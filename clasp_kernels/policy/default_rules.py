@@ -147,6 +147,7 @@ _CLASSES = {
         plains rainforest rainforests woodland woodlands wilderness wildernesses clinic clinics
         ward wards courtroom courtrooms prison prisons cell cells spaceship spaceships cockpit
         cockpits cabin cabins operating operatings terminal terminals
+        hall halls ballroom ballrooms chapel chapels
         """
     ),
     "event": _words(
@@ -534,7 +535,9 @@ _CLASSES = {
         perennial annual true false sound valid logical reasonable fair ethical justified historic
         antique fake useful useless reusable microwaveable flammable explosive radioactive acidic
         alkaline soluble magnetic conductive healthy nutritious fattening addictive abnormal sick
-        ill dying infected contaminated ready related famous real fictional successful
+        ill dying infected contaminated ready related famous real fictional successful kosher halal
+        organic overweight underweight obese hereditary fireproof overpriced deciduous evergreen
+        nocturnal migratory hypoallergenic
         """
     ),
     "group": _words(
@@ -587,6 +590,12 @@ _CLASSES = {
 
 _COUNTING = {
     **_each(
+        18,
+        """
+        how many did they|he|she|we|you put|use|plant|catch|eat|build|place|leave
+        """,
+    ),
+    **_each(
         14,
         """
         how many, how numerous, headcount, head count, ^total <thing>, tally, tot up, number pls,
@@ -632,7 +641,8 @@ _COUNTING = {
         """
         ^count, count, counting, counted, enumerate, the ~ number of, number of, total of,
         same|equal|exact|odd|even number, equal numbers, equally numerous, a count, ratio of,
-        there are fewer|more, i|he|she|they say|says|said|counted|get|got <count>
+        there are fewer|more, i|he|she|they say|says|said|counted|get|got <count>,
+        ^pairs of
         """,
     ),
     **_each(
@@ -830,7 +840,8 @@ _KNOWLEDGE = {
         where <be> <it> ~ cultivated|grown|mined|farmed|spoken|harvested|domesticated,
         where do|does|did|can <it> ~ live|come|grow|originate|nest|spend|breed|migrate|hibernate,
         where do|does|did <the> ~ spend|nest|breed|hibernate|migrate,
-        poisonous|venomous|toxic|harmful|dangerous|safe to|for|on|in|around
+        poisonous|venomous|toxic|harmful|dangerous|safe to|for|on|in|around,
+        <which> <kind> of ~ <be> formed|caused|obtained|extracted|produced
         """,
     ),
     **_each(
@@ -855,7 +866,8 @@ _KNOWLEDGE = {
         contain gluten|nuts|dairy|milk|sugar|alcohol|protein|caffeine|vitamin, should the <person>,
         by ~ standards, what|which gas|chemical|nutrient|acid <do>,
         states|countries|cities|continents <be> ~ farthest|furthest|closest|nearest,
-        abbreviation|acronym|term|idiom ~ mean|means
+        abbreviation|acronym|term|idiom ~ mean|means,
+        too <state> for, made up of, mean|means for
         """,
     ),
     **_each(
@@ -864,7 +876,9 @@ _KNOWLEDGE = {
         what if, for what, what <do> ~ mean|means, what <do> <it> ~ mean|means,
         how do i|you|we|they|people|these|those|such, how can|could|would|might|should, how to,
         what <modal> ~ happen, what|which|who|where <modal>, what <modal> <det>? ~ happen|be|do,
-        what|which <det>? ~ <fact> ~ <modal>, which ~ <modal>, how <modal>, what for, used for
+        what|which <det>? ~ <fact> ~ <modal>, which ~ <modal>, how <modal>, what for, used for,
+        write|draft|compose me|us|him|her a|an ~ story|letter|email|poem|song|script|reply|essay,
+        write|draft|compose me|us a|an ~ answer|message|note|response
         """,
     ),
     **_each(
@@ -910,8 +924,9 @@ _KNOWLEDGE = {
         html, css, code, recipe, poem, essay, joke, funny, humour, ironic, sarcastic, meme,
         which|what country|city|region|culture|religion is|are|does|did <the>, solve, solving,
         should i|we, what should, write ~ story|letter|email|code|script|program|essay|poem|song,
-        as its|their capital, mean|means for|in|to|when, made up of, chemically, biologically,
-        medically, economically, scientifically, technically, legally, calories in
+        mean|means in|to|when, as its|their capital, mean|means in|to|when, chemically,
+        biologically, medically, economically, scientifically, technically, legally, calories in,
+        hemisphere, blood type, food chain|web, boil|boiling|melting|freezing temperature
         """,
     ),
     **_each(
@@ -987,6 +1002,13 @@ _KNOWLEDGE = {
 
 _SPATIAL = {
     **_each(
+        24,
+        """
+        on|under|behind|beside|against|above <which> ~ <be> the ~
+        standing|sitting|lying|hanging|parked|perched
+        """,
+    ),
+    **_each(
         20,
         """
         ^y <number>$
@@ -1028,11 +1050,12 @@ _SPATIAL = {
         what|who lies|stands|sits|hangs|separates|surrounds|lurks, how far, relative to,
         with respect to, in relation to, left or right, right or left, above or below,
         in front of or behind, what <be> in between|front, what <have> been placed|put, oriented,
-        orientation, arranged, arrangement, positioned, leftmost, stands|sits in|behind,
-        rightmost, topmost, bottommost, uppermost, towards|toward or away, towards ~ or away,
-        <placed> <near>, in the ~ left|right, hand side, on|at|under|behind|from|beside <which>,
+        orientation, arranged, arrangement, positioned, leftmost, stands|sits in|behind, rightmost,
+        topmost, bottommost, uppermost, towards|toward or away, towards ~ or away, <placed> <near>,
+        in the ~ left|right, hand side, on|at|under|behind|from|beside <which>,
         north|south|east|west of, north|east|west|south or, piece of ~ <near>, <thing> <near>,
-        built|placed|put|mounted|sitting|lying|standing|painted upon, upon$
+        built|placed|put|mounted|sitting|lying|standing|painted upon, upon$, ^circle, ^encircle,
+        ^annotate, ^delineate, ^crop, ^frame the|this|that|each|every, ^put a|an ~ around|round|on
         """,
     ),
     **_each(
@@ -1192,6 +1215,12 @@ _ATTRIBUTE = {
         """,
     ),
     **_each(
+        18,
+        """
+        following best? describes|describe the ~ <look>
+        """,
+    ),
+    **_each(
         16,
         """
         any sign|signs|trace|hint of, how would|do|might you describe <det> ~ <look>
@@ -1222,7 +1251,8 @@ _ATTRIBUTE = {
         12,
         """
         what|which organism <be>$, what|which organism <be> shown|pictured|this|that|it,
-        what|which creature <be>, <state>$, shut|open|closed|locked|unlocked$
+        what|which creature <be>, <state>$, shut|open|closed|locked|unlocked$,
+        what|which make|model of, got on her|his|their|its|him
         """,
     ),
     **_each(
@@ -1241,6 +1271,12 @@ _ATTRIBUTE = {
         <which> ~ <look>, what <be> the ~ material, material of, what breed,
         name of <this> ~ <thing>, called ~ <thing>,
         name of it|this|that$
+        """,
+    ),
+    **_each(
+        9,
+        """
+        <have> <it> got a|an|any|some, <have> <the> ~ got a|an|any|some
         """,
     ),
     **_each(
@@ -1297,7 +1333,8 @@ _GENERAL = {
         32,
         """
         why did|do|are you ~ stop|answer|say|think|change|refuse|ignore,
-        why did you ~ stop|answer|say, ^what now$, can you do with, that is it from|all, model am i
+        why did you ~ stop|answer|say, ^what now$, can you do with, that is it from|all, model am i,
+        ^with this one$
         """,
     ),
     **_each(
@@ -1404,7 +1441,9 @@ _OPENINGS = _list(
     """
     and, so, but, or, ok, okay, hi, hey, hello, well, now, then, also, oh, hmm, hm, yes, no, right,
     great, cool, nice, thanks, thank you, please, kindly, just, quick question, question, anyway,
-    not, sorry, first, finally, actually, really, exactly, out of curiosity, honestly, perhaps,
+    not, sorry, first, finally, actually, really, exactly, out of curiosity, honestly,
+    my ~ asks|asked|wonders|wondered if|whether?, my ~ wants|wanted to know if|whether?,
+    my ~ keeps asking if|whether?, i think|believe|guess|suppose|reckon, perhaps,
     sorry to bother|disturb|ask|trouble you?, would you happen to know if|whether?,
     i would|d be ~ grateful|thankful|obliged if you could|would ~ tell|show|give me?,
     i would|d ~ appreciate it if you could|would ~ tell|show|give me?,
@@ -1447,6 +1486,7 @@ _NEUTRAL = _list(
     in|on|from|within <the> ~ <picture>, in|on|from|within a|an ~ <picture>,
     shown|pictured|seen|depicted|displayed|visible|appearing in|on <the> ~ <picture>, all right,
     right now, left over, single word or phrase, from this|that|your|my angle,
+    am i right|wrong|correct,
     not|without coordinates|count|counting|read|reading|describe|describing|explain|explaining
     """
 )
