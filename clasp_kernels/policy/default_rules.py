@@ -614,7 +614,7 @@ _COUNTING = {
         <be> ~ alone, just|only <count>, how plentiful, count up, <be> ~ all here,
         how many of them, in what number, a pair|trio|quartet, number ~ odd|even, add up to,
         <count> or <count>, <count> or more|fewer|less, one or several|many|more|two,
-        no more|fewer|less than
+        no more|fewer|less than, <be> <det> ~ alone, on his|her|its|their own$
         """,
     ),
     **_each(
@@ -669,6 +669,12 @@ _COUNTING = {
 }
 
 _OCR = {
+    **_each(
+        18,
+        """
+        what|which number <be> <it> ~ <hold>, what|which number <be> <det> ~ <hold>
+        """,
+    ),
     **_each(
         17,
         """
@@ -827,7 +833,9 @@ _KNOWLEDGE = {
     **_each(
         18,
         """
-         how often|frequently do|should|can|must|may i|we|you|one
+        how often|frequently do|should|can|must|may i|we|you|one,
+        <be> ~ high|low|normal|good by ~ standards, city as its|their capital,
+        company|firm|group ~ owns|makes|produces the
         """,
     ),
     **_each(
@@ -878,7 +886,8 @@ _KNOWLEDGE = {
         what <modal> ~ happen, what|which|who|where <modal>, what <modal> <det>? ~ happen|be|do,
         what|which <det>? ~ <fact> ~ <modal>, which ~ <modal>, how <modal>, what for, used for,
         write|draft|compose me|us|him|her a|an ~ story|letter|email|poem|song|script|reply|essay,
-        write|draft|compose me|us a|an ~ answer|message|note|response
+        write|draft|compose me|us a|an ~ answer|message|note|response,
+        warning|omen|symptom|proof|indication of a|an, does it ~ hurt, hurt when|if
         """,
     ),
     **_each(
@@ -891,7 +900,8 @@ _KNOWLEDGE = {
         ^eat|drink|cook|freeze|wash|reuse|recycle|keep|touch|pet it|this|that|them|these,
         eat|drink it|this|that|them ~ raw, war|battle|revolution|conflict broke|break,
         run|runs on, split it|this|that, owns, <which> <kind> of ~ <be> formed|caused|made by,
-        event|law|theory|factor explains|explain, does everyone|everybody|each owe|pay
+        event|law|theory|factor explains|explain, does everyone|everybody|each owe|pay,
+        war|battle|revolution ~ broke|ended|began
         """,
     ),
     **_each(
@@ -1126,7 +1136,8 @@ _SCENE = {
         have|has a|an ~ style|mood|vibe|feel, a|an ~ style$,
         what is|are everyone|everybody ~ doing, in the mountains|city|countryside or,
         by the sea|or ~ sea, at|in a|an|the ~ <place>|<event> or, how would|do|might you describe,
-        middle of the day|night|winter|summer|afternoon, getting dark|late|light
+        middle of the day|night|winter|summer|afternoon, getting dark|late|light,
+        <which> ~ <whole> <do>
         """,
     ),
     **_each(
@@ -1244,7 +1255,9 @@ _ATTRIBUTE = {
         """
         can you spot|see|find|notice a|an|any,
         describe the ~ <look>|colour|clothes|clothing|outfit|appearance, describe <det> ~ <person>,
-        colour is|are used|chosen for, describe <det> ~ <look>, best describes|describe the ~ <look>
+        colour is|are used|chosen for, describe <det> ~ <look>,
+        best describes|describe the ~ <look>,
+        how thick|wide|thin|heavy|steep|narrow|full|clean|dirty|ripe|fresh <be>
         """,
     ),
     **_each(
@@ -1335,6 +1348,12 @@ _GENERAL = {
         why did|do|are you ~ stop|answer|say|think|change|refuse|ignore,
         why did you ~ stop|answer|say, ^what now$, can you do with, that is it from|all, model am i,
         ^with this one$
+        """,
+    ),
+    **_each(
+        30,
+        """
+        say|repeat that|it in|again|more
         """,
     ),
     **_each(
