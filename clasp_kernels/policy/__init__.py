@@ -10,13 +10,19 @@ splits the token budget into pivots and completion.
 ('counting', True)
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from clasp_kernels.policy.categories import CATEGORIES, FALLBACK_CATEGORY
 from clasp_kernels.policy.layers import TowerLayers
 from clasp_kernels.policy.profile import CategoryPolicy, Profile
-from clasp_kernels.policy.prototype_router import PrototypeRouter
 from clasp_kernels.policy.router import Route, Router, RouterLike, route_prompts
 from clasp_kernels.policy.schedule import Schedule
 from clasp_kernels.policy.strategies import STRATEGIES, strategy_weights
+
+if TYPE_CHECKING:
+    from clasp_kernels.policy.prototype_router import PrototypeRouter
 
 __all__ = [
     "CATEGORIES",
@@ -33,3 +39,12 @@ __all__ = [
     "route_prompts",
     "strategy_weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The only part that needs torch, which takes seconds to import.
+    if name == "PrototypeRouter":
+        from clasp_kernels.policy.prototype_router import PrototypeRouter
+
+        return PrototypeRouter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -74,7 +74,7 @@ def seconds_to_route(prompts, repeats=9):
     ],
 )
 def test_cost_does_not_explode_with_length(prompt):
-    assert seconds_to_route([prompt]) < 0.02
+    assert seconds_to_route([prompt]) < 0.5  # quadratic cost would take many seconds
 
 
 @pytest.mark.parametrize(

@@ -346,7 +346,9 @@ def test_an_expanded_image_costs_no_more_than_a_long_question(name, row):
     router, template = Router(), TEMPLATES[name]
     prompt = template([("user", COUNTED), ("assistant", "Three."), ("user", image + ASKED)])
     assert router.route([prompt]) == ["spatial"]
-    assert seconds(lambda: router.route([prompt])) < 500e-6
+    without = template([("user", COUNTED), ("assistant", "Three."), ("user", ASKED)])
+    allowed = 20 * seconds(lambda: router.route([without])) + 2e-3
+    assert seconds(lambda: router.route([prompt])) < allowed
 
 
 @pytest.mark.parametrize(
@@ -369,7 +371,7 @@ def test_cost_is_linear_in_the_prompt(unit):
         prompt = "<|im_start|>user\nx" * ("</s>" in unit) + unit * (length // len(unit))
         return seconds(lambda: last_user_turn(prompt))
 
-    assert cost(80_000) < 8 * cost(20_000) + 1e-3
+    assert cost(80_000) < 8 * cost(20_000) + 5e-3
 
 
 def seconds(call: Callable[[], object]) -> float:
