@@ -12,7 +12,8 @@ import argparse
 import json
 from pathlib import Path
 
-from scenes import Question, Scene, sample_scene
+from pictures import Question
+from scenes import Scene, sample_scene
 
 ASSETS = Path(__file__).resolve().parents[2] / "clasp_kernels" / "assets" / "demo"
 KINDS = ("color", "count_shape", "place", "left_right", "sign", "setting")
