@@ -10,15 +10,15 @@ import pytest
 import torch
 from evaluate import generate_answers, heldout_examples, prepare, score
 from model import PROMPT
-from scenes import CATEGORIES
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from words import CATEGORIES
 
 from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import Profile
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "cpu"
-EXAMPLES = heldout_examples(per_category=24)
+EXAMPLES = heldout_examples(24, kinds=["objects"])
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scenes import CATEGORIES, COLORS, GLYPHS, SETTINGS, SHAPES, sample_scene
+from kinds import KINDS, sample
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessorPil,
@@ -15,6 +15,7 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
+from words import CATEGORIES, COLORS, GLYPHS, SETTINGS, SHAPES
 
 IMAGE_SIZE = 96
 PATCH_SIZE = 8
@@ -23,7 +24,7 @@ WIDTH = 96
 HEADS = 3
 VISION_LAYERS = 5
 DECODER_LAYERS = 6
-VOCABULARY = 512
+VOCABULARY = 640
 PROMPT = "USER: <image>\n{question} ASSISTANT:"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -39,9 +40,10 @@ CHAT_TEMPLATE = (
 
 
 def _corpus() -> Iterable[str]:
-    for seed in range(4000):
-        for question in sample_scene(seed, "train").questions(seed):
-            yield f"USER: \n{question.text} ASSISTANT: {question.answer}"
+    for kind in KINDS:
+        for seed in range(2000):
+            for question in sample(kind, seed, "train").questions(seed):
+                yield f"USER: \n{question.text} ASSISTANT: {question.answer}"
     for word in (*CATEGORIES, *COLORS, *SHAPES, *SETTINGS):
         yield f" {word}"
     for glyph in GLYPHS:

@@ -1,8 +1,10 @@
 """Training batches: several question-answer turns after one image, masked from each other.
 
 Every turn attends to the image and to itself only, and its position ids restart right after the
-image. So a packed turn is exactly the single-turn prompt seen at inference. A batch is a pure
-function of (seed, step), so a resumed run gets the same batches.
+image. So a packed turn is exactly the single-turn prompt seen at inference. In a sparse batch the
+language model gets the same number of visual tokens of every picture, at their own positions, and
+the others are left out. A batch is a pure function of (seed, step), so a resumed run gets the same
+batches.
 """
 
 from __future__ import annotations
@@ -12,27 +14,44 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from kinds import sample
 from model import IMAGE_SIZE, NUM_VISUAL_TOKENS, PATCH_SIZE, PROMPT
-from scenes import COLORS, GLYPHS, SETTINGS, SHAPES, Question, Scene, sample_scene
+from pictures import Box, Picture, Question
 from transformers import PreTrainedTokenizerFast
+from words import COLORS, GLYPHS, LETTERS, PATTERNS, SETTINGS, SHAPES
 
 TURNS = 8
 TURN_WEIGHT = {"attribute": 1.0, "counting": 1.6, "spatial": 2.0, "ocr": 1.5, "scene": 0.6}
 PATCHES = IMAGE_SIZE // PATCH_SIZE
 MIN_PATCH_COVER = 0.3  # an object labels the patches that it covers by at least this fraction
+KIND_WEIGHT = {"objects": 2, "documents": 3, "clutter": 2, "textures": 2, "signs": 2}
+SURROUNDINGS = (*SETTINGS, "page")
+MAX_MARKS = 27  # nine lines of a document
+MIN_KEPT = 6  # the fewest visual tokens of a sparse batch
+SPARSE_SHARE = 0.6  # of the batches before `sparse_from`; later all but one in six
 IGNORE = -100
 
 
 @dataclass
 class Batch:
     pixel_values: torch.Tensor  # [B, 3, 96, 96]
-    input_ids: torch.Tensor  # [B, S]
+    kept: torch.Tensor  # [B, R], ascending: the visual tokens that the language model sees
+    input_ids: torch.Tensor  # [B, S] with R image tokens
     position_ids: torch.Tensor  # [B, S]
     attention_mask: torch.Tensor  # [B, 1, S, S] bool, True = may attend
     labels: torch.Tensor  # [B, S], already shifted: labels[t] is the token after t
-    patch_labels: torch.Tensor  # [B, 3, N]: shape, color, glyph; 0 = none
-    scene_presence: torch.Tensor  # [B, K] float, 1 if present: each shape, each colour, a sign
-    scene_labels: torch.Tensor  # [B, 4]: setting, first glyph, second glyph, number of objects
+    patch_labels: torch.Tensor  # [B, 5, N]: shape, colour, line, glyph, pattern; 0 = none
+    scene_presence: torch.Tensor  # [B, K] float, 1 if present: every name of CHANNELS
+    scene_labels: torch.Tensor  # [B, 2]: surroundings, number of marks
+
+
+CHANNELS: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES,
+    "color": tuple(COLORS),
+    "line": tuple(LETTERS),
+    "glyph": tuple(GLYPHS),
+    "pattern": PATTERNS,
+}
 
 
 def prefix_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -50,68 +69,65 @@ def turn_ids(tokenizer: PreTrainedTokenizerFast, question: Question) -> tuple[li
     return [*prompt_ids, *answer_ids, tokenizer.eos_token_id], len(prompt_ids)
 
 
-def choose_turns(scene: Scene, rng: random.Random) -> list[Question]:
+def choose_turns(picture: Picture, rng: random.Random) -> list[Question]:
     """Draw TURNS questions without replacement, weighted by category."""
-    questions = scene.questions(rng.randrange(2**31))
+    questions = picture.questions(rng.randrange(2**31))
     keys = [rng.random() ** (1 / TURN_WEIGHT[question.category]) for question in questions]
     order = sorted(range(len(questions)), key=keys.__getitem__, reverse=True)
     return [questions[index] for index in order[:TURNS]]
 
 
-def covered_patches(box: tuple[float, float, float, float]) -> np.ndarray:
-    """Return which patches `box` covers by at least MIN_PATCH_COVER, [PATCHES, PATCHES] bool."""
+def covered_patches(box: Box) -> np.ndarray:
+    """Return which patches `box` covers by at least MIN_PATCH_COVER, [PATCHES, PATCHES] bool.
+
+    A box that covers no patch by as much gets those that it covers most.
+    """
     left, top, right, bottom = (edge / PATCH_SIZE for edge in box)
     edges = np.arange(PATCHES)
     wide = np.clip(np.minimum(edges + 1, right) - np.maximum(edges, left), 0, 1)
     high = np.clip(np.minimum(edges + 1, bottom) - np.maximum(edges, top), 0, 1)
-    return np.outer(high, wide) >= MIN_PATCH_COVER
+    covered = np.outer(high, wide)
+    return covered >= min(MIN_PATCH_COVER, covered.max())
 
 
-def glyph_boxes(scene: Scene) -> list[tuple[float, float, float, float]]:
-    return [scene.sign.glyph_box(index) for index in range(2)] if scene.sign else []
+def patch_labels(picture: Picture) -> np.ndarray:
+    """Return the labels of each patch in each of CHANNELS, [5, N], 0 for none."""
+    labels = np.zeros((len(CHANNELS), PATCHES, PATCHES), dtype=np.int64)
+    for mark in picture.marks():
+        patches = covered_patches(mark.box)
+        for channel, (name, values) in zip(labels, CHANNELS.items(), strict=True):
+            if value := getattr(mark, name):
+                channel[patches] = 1 + values.index(value)
+    return labels.reshape(len(CHANNELS), -1)
 
 
-def patch_labels(scene: Scene) -> np.ndarray:
-    """Return the shape, colour and glyph label of each patch, [3, N], 0 for none."""
-    labels = np.zeros((3, PATCHES, PATCHES), dtype=np.int64)
-    for item in scene.objects:
-        patches = covered_patches(item.box)
-        labels[0][patches] = 1 + SHAPES.index(item.shape)
-        labels[1][patches] = 1 + list(COLORS).index(item.color)
-    for box, glyph in zip(glyph_boxes(scene), scene.sign.text if scene.sign else "", strict=True):
-        labels[2][covered_patches(box)] = 1 + GLYPHS.index(glyph)
-    return labels.reshape(3, -1)
+def sparse_tokens(picture: Picture, count: int, noise: np.random.Generator) -> np.ndarray:
+    """Draw `count` visual tokens that stay, ascending.
 
-
-def sparse_tokens(scene: Scene, noise: np.random.Generator) -> np.ndarray:
-    """Draw the visual tokens that stay, [N] bool; at least one patch of each object stays.
-
-    The keep rate differs from scene to scene, so that the model is trained on anything from a few
-    tokens to all of them.
+    One patch of each mark comes first, in random order, so that nothing is lost as long as
+    `count` allows it; the rest is drawn from all patches.
     """
-    if noise.random() < 0.2:
-        return np.ones(PATCHES * PATCHES, dtype=bool)
-    kept = noise.random((PATCHES, PATCHES)) < noise.random() ** 2
-    for box in [item.box for item in scene.objects] + glyph_boxes(scene):
-        patches = np.flatnonzero(covered_patches(box))
-        kept.flat[patches] = noise.random(len(patches)) < noise.uniform(0.2, 1.0)
-        kept.flat[noise.choice(patches)] = True
-    return kept.reshape(-1)
+    first = [noise.choice(np.flatnonzero(covered_patches(mark.box))) for mark in picture.marks()]
+    order = np.concatenate([noise.permutation(first), noise.permutation(NUM_VISUAL_TOKENS)])
+    kept = list(dict.fromkeys(order.astype(int).tolist()))[:count]
+    return np.sort(kept)
 
 
-def scene_labels(scene: Scene) -> tuple[list[float], list[int]]:
-    shapes = {item.shape for item in scene.objects}
-    colors = {item.color for item in scene.objects}
-    presence = [float(shape in shapes) for shape in SHAPES]
-    presence += [float(color in colors) for color in COLORS]
-    presence.append(float(scene.sign is not None))
-    glyphs = [GLYPHS.index(glyph) for glyph in scene.sign.text] if scene.sign else [IGNORE] * 2
-    return presence, [SETTINGS.index(scene.setting), *glyphs, len(scene.objects) - 1]
+def scene_labels(picture: Picture) -> tuple[list[float], list[int]]:
+    marks = picture.marks()
+    presence = [
+        float(any(getattr(mark, name) == value for mark in marks))
+        for name, values in CHANNELS.items()
+        for value in values
+    ]
+    return presence, [SURROUNDINGS.index(picture.surroundings), len(marks)]
 
 
-class PackedScenes(torch.utils.data.Dataset[Batch]):
-    """Each item is the whole batch of one step. From step `sparse_from` on, visual tokens are
-    masked."""
+class PackedPictures(torch.utils.data.Dataset[Batch]):
+    """Each item is the whole batch of one step.
+
+    Some batches are sparse, and most from step `sparse_from` on.
+    """
 
     def __init__(
         self,
@@ -133,9 +149,11 @@ class PackedScenes(torch.utils.data.Dataset[Batch]):
             raise IndexError(index)
         step = self.steps[index]
         rng = random.Random(f"{self.seed}/{step}")
-        scenes = [sample_scene(rng.randrange(2**62), "train") for _ in range(self.batch_size)]
-        packed = [self._pack(scene, rng) for scene in scenes]
+        kinds = rng.choices(list(KIND_WEIGHT), list(KIND_WEIGHT.values()), k=self.batch_size)
+        pictures = [sample(kind, rng.randrange(2**62), "train") for kind in kinds]
         noise = np.random.default_rng(rng.randrange(2**62))
+        kept = self._kept(pictures, step, noise)
+        packed = [self._pack(*pair, rng) for pair in zip(pictures, kept, strict=True)]
         length = -(-max(len(ids) for ids, *_ in packed) // 16) * 16
         pad = self.tokenizer.pad_token_id
         rows = [
@@ -150,36 +168,42 @@ class PackedScenes(torch.utils.data.Dataset[Batch]):
         input_ids, position_ids, turn, labels = torch.tensor(rows).unbind(1)
         same = (turn[:, None, :] == turn[:, :, None]) | (turn[:, None, :] == 0)
         mask = same.tril() & (turn >= 0)[:, None, :]
-        if step >= self.sparse_from:
-            kept = np.stack([sparse_tokens(scene, noise) for scene in scenes])
-            image = self.tokenizer.convert_tokens_to_ids("<image>")
-            seen = torch.ones_like(input_ids, dtype=torch.bool)
-            seen[input_ids == image] = torch.from_numpy(kept).flatten()
-            mask &= seen[:, None, :]
         mask |= torch.eye(length, dtype=torch.bool)  # no row may be fully masked, even padding
-        pixels = np.stack([np.asarray(scene.render(IMAGE_SIZE)) for scene in scenes])
+        pixels = np.stack([np.asarray(picture.render(IMAGE_SIZE)) for picture in pictures])
         pixels = pixels / np.float32(127.5) - np.float32(1)
         pixels += noise.standard_normal(pixels.shape, dtype=np.float32) * np.float32(0.03)
-        presence, classes = zip(*map(scene_labels, scenes), strict=True)
+        presence, classes = zip(*map(scene_labels, pictures), strict=True)
         return Batch(
             torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            torch.from_numpy(kept),
             input_ids,
             position_ids,
             mask[:, None],
             labels,
-            torch.from_numpy(np.stack([patch_labels(scene) for scene in scenes])),
+            torch.from_numpy(np.stack([patch_labels(picture) for picture in pictures])),
             torch.tensor(presence),
             torch.tensor(classes),
         )
 
+    def _kept(self, pictures: list[Picture], step: int, noise: np.random.Generator) -> np.ndarray:
+        """Return the visual tokens that the language model sees, [B, R]."""
+        share = SPARSE_SHARE if step < self.sparse_from else 5 / 6
+        if noise.random() >= share:
+            return np.tile(np.arange(NUM_VISUAL_TOKENS), (len(pictures), 1))
+        # Squared: as many batches have few tokens as have many.
+        count = MIN_KEPT + int((NUM_VISUAL_TOKENS - MIN_KEPT) * noise.random() ** 2)
+        return np.stack([sparse_tokens(picture, count, noise) for picture in pictures])
+
     def _pack(
-        self, scene: Scene, rng: random.Random
+        self, picture: Picture, kept: np.ndarray, rng: random.Random
     ) -> tuple[list[int], list[int], list[int], list[int]]:
-        ids = list(self.prefix)
-        positions = list(range(len(ids)))
+        image = self.prefix.index(self.tokenizer.convert_tokens_to_ids("<image>"))
+        seen = [*range(image), *(image + kept).tolist()]
+        seen += range(image + NUM_VISUAL_TOKENS, len(self.prefix))
+        ids, positions = [self.prefix[position] for position in seen], seen
         turns = [0] * len(ids)
         labels = [IGNORE] * len(ids)
-        for number, question in enumerate(choose_turns(scene, rng), start=1):
+        for number, question in enumerate(choose_turns(picture, rng), start=1):
             turn, prompt_length = turn_ids(self.tokenizer, question)
             ids += turn
             positions += range(len(self.prefix), len(self.prefix) + len(turn))

@@ -1,4 +1,4 @@
-"""Measure the accuracy of the tiny LLaVA with fewer visual tokens, on held-out scenes.
+"""Measure the accuracy of the tiny LLaVA with fewer visual tokens, on held-out pictures.
 
     python training/tiny_vlm/quality.py --model clasp_kernels/assets/tiny_vlm \
         --out benchmarks/results/cpu
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from evaluate import Example, Score, generate_answers, heldout_examples, prepare, score
 from model import NUM_VISUAL_TOKENS
-from scenes import CATEGORIES
 from transformers import AutoProcessor, LlavaForConditionalGeneration
+from words import CATEGORIES
 
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import Profile
@@ -103,11 +103,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--per-category", type=int, default=200)
+    parser.add_argument("--per-cell", type=int, default=50)
     arguments = parser.parse_args()
     model = LlavaForConditionalGeneration.from_pretrained(arguments.model).eval()
     processor = AutoProcessor.from_pretrained(arguments.model)
-    examples = heldout_examples(arguments.per_category)
+    examples = heldout_examples(arguments.per_cell)
     profile = Profile.load(arguments.model / "clasp_profile.json")
     results = measure(model, processor, examples, profile)
     print(f"{'':18s}{'kept':>6s}{'overall':>9s}" + "".join(f"{c:>11s}" for c in CATEGORIES))

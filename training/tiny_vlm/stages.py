@@ -19,8 +19,8 @@ from typing import Any
 
 from evaluate import generate_answers, heldout_examples, prepare, score
 from model import NUM_VISUAL_TOKENS
-from scenes import CATEGORIES
 from transformers import AutoProcessor, LlavaForConditionalGeneration
+from words import CATEGORIES
 
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import Profile, Schedule
@@ -35,8 +35,8 @@ SALIENCE_ROWS = ("last", "instruction")
 COMPLETION_ON = ("hidden", "fused")
 
 
-def measure(model: Any, processor: Any, per_category: int, profile: Profile) -> dict[str, Any]:
-    examples = heldout_examples(per_category)
+def measure(model: Any, processor: Any, per_cell: int, profile: Profile) -> dict[str, Any]:
+    examples = heldout_examples(per_cell)
     batches = prepare(processor, examples)
     num_layers = model.config.text_config.num_hidden_layers
 
@@ -70,12 +70,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--per-category", type=int, default=200)
+    parser.add_argument("--per-cell", type=int, default=50)
     arguments = parser.parse_args()
     model = LlavaForConditionalGeneration.from_pretrained(arguments.model).eval()
     processor = AutoProcessor.from_pretrained(arguments.model)
     profile = Profile.load(arguments.model / "clasp_profile.json")
-    report = measure(model, processor, arguments.per_category, profile)
+    report = measure(model, processor, arguments.per_cell, profile)
     print(f"{'schedule':22s}{'mean':>6s}{'rows':>13s}{'completion':>12s}{'overall':>9s}")
     for row in report["rows"]:
         cells = "".join(f"{row['by_category'][category]:11.3f}" for category in CATEGORIES)

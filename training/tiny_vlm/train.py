@@ -2,15 +2,20 @@
 
     python training/tiny_vlm/train.py --out clasp_kernels/assets/tiny_vlm
 
-Two auxiliary objectives make the model learn in about an hour on two CPU cores. Heads on the patch
-tokens that feed the projector predict the shape, colour and glyph of each patch. Heads on the CLS
-token predict the content of the whole scene: the language loss never reaches the CLS token, so its
-attention (the salience) would otherwise be meaningless. The heads are discarded after training.
+Auxiliary objectives make the model learn within hours on a CPU. Heads on the patch tokens predict
+what each patch shows: fine detail (glyphs, patterns) after the third vision layer, content (shapes,
+colours, the line that a glyph belongs to) after the last, which feeds the projector. So fine detail
+survives in the last layer only as far as questions ask for it. Heads on the CLS token predict the
+content of the whole picture: the language loss never reaches the CLS token, so its attention (the
+salience) would otherwise be meaningless. The heads are discarded after training.
 
-In the last `--sparse-steps` steps the language model sees only some of the visual tokens. A large
-model tolerates missing tokens, but a tiny one that was only trained on all 144 does not, so it
-could not show the effect of pruning. The masked tokens are random and do not depend on CLASP's
-selection.
+In most steps, and nearly all of the last `--sparse-steps`, the language model sees only some of
+the visual tokens. A large model tolerates missing tokens, but a tiny one that was only trained on
+all 144 does not, so it could not show the effect of pruning. The tokens left out are random and do
+not depend on CLASP's selection.
+
+`--init-from` starts from the weights of an earlier model of the same architecture; rows of the
+vocabulary are matched by the text of their tokens, and new tokens start at random.
 
 The run is resumable: it continues from `--work`/checkpoint.pt with the same batches. The learning
 rate has a warm-up, a plateau, and a linear decay over the last `--decay` steps.
@@ -21,88 +26,71 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from model import WIDTH, build_model, build_processor, build_tokenizer
-from packing import IGNORE, Batch, PackedScenes
-from scenes import COLORS, GLYPHS, SETTINGS, SHAPES
+from packing import CHANNELS, IGNORE, MAX_MARKS, SURROUNDINGS, Batch, PackedPictures
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 WARMUP = 100
-SPARSE_LR_SHARE = 0.7
 LOSSES = ("language", "patches", "cls")
 
 
+DETAIL = ("glyph", "pattern")  # what a head reads after vision layer DETAIL_LAYER
+DETAIL_LAYER = 3
+
+
 class AuxiliaryHeads(nn.Module):
-    """Heads that predict the content of each patch and of the scene from the last vision layer."""
+    """Heads that predict the content of each patch, and of the picture from the CLS token."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch_sizes = [1 + len(SHAPES), 1 + len(COLORS), 1 + len(GLYPHS)]
-        self.scene_sizes = [len(SETTINGS), len(GLYPHS), len(GLYPHS), 6]
-        presence = len(SHAPES) + len(COLORS) + 1
-        self.patch_norm, self.cls_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.patch = nn.Linear(WIDTH, sum(self.patch_sizes))
+        self.scene_sizes = [len(SURROUNDINGS), 1 + MAX_MARKS]
+        self.norm = nn.ModuleDict({name: nn.LayerNorm(WIDTH) for name in (*CHANNELS, "cls")})
+        self.patch = nn.ModuleDict(
+            {name: nn.Linear(WIDTH, 1 + len(values)) for name, values in CHANNELS.items()}
+        )
+        presence = sum(len(values) for values in CHANNELS.values())
         self.scene = nn.Linear(WIDTH, presence + sum(self.scene_sizes))
 
-    def forward(self, vision: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.patch(self.patch_norm(vision[:, 1:])).float()
+    def forward(
+        self, layers: Sequence[torch.Tensor], batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         patches = torch.zeros(())
-        for values, labels in zip(
-            logits.split(self.patch_sizes, -1), batch.patch_labels.unbind(1), strict=True
-        ):
-            weight = torch.ones(values.shape[-1])
+        for name, labels in zip(CHANNELS, batch.patch_labels.unbind(1), strict=True):
+            vision = layers[DETAIL_LAYER] if name in DETAIL else layers[-1]
+            logits = self.patch[name](self.norm[name](vision[:, 1:])).float()
+            weight = torch.ones(logits.shape[-1])
             weight[0] = 0.25  # most patches are empty
-            patches = patches + F.cross_entropy(values.flatten(0, 1), labels.flatten(), weight)
-        logits = self.scene(self.cls_norm(vision[:, 0])).float()
+            patches = patches + F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight)
+        logits = self.scene(self.norm["cls"](layers[-1][:, 0])).float()
         presence, *classes = logits.split(
             [logits.shape[-1] - sum(self.scene_sizes), *self.scene_sizes], -1
         )
         cls = 2 * F.binary_cross_entropy_with_logits(presence, batch.scene_presence)
         for values, labels in zip(classes, batch.scene_labels.unbind(1), strict=True):
-            cls = cls + 0.3 * F.cross_entropy(values, labels, ignore_index=IGNORE)
+            cls = cls + 0.3 * F.cross_entropy(values, labels)
         return patches, cls
 
 
-def _matmul_attention(
-    module: nn.Module,
-    query: torch.Tensor,  # [B, H, S, d]
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """Compute attention by plain bf16 products.
-
-    At these sizes this is 1.4x faster than SDPA on a CPU, including backward.
-    """
-    scores = query @ key.transpose(-1, -2) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    return (scores.softmax(-1, dtype=scores.dtype) @ value).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("bf16_matmul", _matmul_attention)
-
-
 def losses(
-    model: LlavaForConditionalGeneration, heads: AuxiliaryHeads, batch: Batch
+    model: LlavaForConditionalGeneration, heads: AuxiliaryHeads, batch: Batch, dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    vision = model.model.vision_tower(batch.pixel_values, output_hidden_states=True)
-    vision = vision.hidden_states[model.config.vision_feature_layer]
-    patches, cls = heads(vision, batch)
-    visual = model.model.multi_modal_projector(vision[:, 1:])
+    tower = model.model.vision_tower(batch.pixel_values, output_hidden_states=True)
+    patches, cls = heads(tower.hidden_states, batch)
+    vision = tower.hidden_states[model.config.vision_feature_layer][:, 1:]
+    kept = batch.kept[..., None].expand(-1, -1, vision.shape[-1])
+    visual = model.model.multi_modal_projector(vision.gather(1, kept))
     embeds = model.get_input_embeddings()(batch.input_ids)
     place = (batch.input_ids == model.config.image_token_id)[..., None].expand_as(embeds)
     embeds = embeds.masked_scatter(place, visual.to(embeds.dtype))
-    bias = torch.zeros(batch.attention_mask.shape, dtype=torch.bfloat16)
-    bias.masked_fill_(~batch.attention_mask, torch.finfo(torch.bfloat16).min)
+    bias = torch.zeros(batch.attention_mask.shape, dtype=dtype)
+    bias.masked_fill_(~batch.attention_mask, torch.finfo(dtype).min)
     hidden = model.model.language_model(
         inputs_embeds=embeds,
         attention_mask=bias,
@@ -115,21 +103,34 @@ def losses(
     return {"language": language, "patches": patches, "cls": cls}
 
 
+def start_from(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> None:
+    """Copy the weights of an earlier model; rows of the vocabulary by the text of their tokens."""
+    earlier = LlavaForConditionalGeneration.from_pretrained(folder)
+    known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    weights = model.state_dict()
+    for name, value in earlier.state_dict().items():
+        if value.shape == weights[name].shape:
+            weights[name].copy_(value)
+    rows = model.get_input_embeddings().weight.data
+    source = earlier.get_input_embeddings().weight.data
+    for token, row in tokenizer.get_vocab().items():
+        if token in known:
+            rows[row] = source[known[token]]
+
+
 def learning_rate(step: int, arguments: argparse.Namespace) -> float:
-    """Return warm-up, plateau and linear decay, then the same at a lower rate for sparse steps."""
-    if step < arguments.steps:
-        left = (arguments.steps - step) / arguments.decay
-        return arguments.lr * min(1.0, (step + 1) / WARMUP, left)
-    done = step - arguments.steps + 1
-    left = (arguments.sparse_steps - done + 1) / arguments.sparse_steps
-    return SPARSE_LR_SHARE * arguments.lr * min(done / WARMUP, 1.2 * left, 1.0)
+    """Return warm-up, plateau and linear decay."""
+    left = (arguments.steps - step) / arguments.decay
+    return arguments.lr * min(1.0, (step + 1) / WARMUP, left)
 
 
-def _batches(data: PackedScenes) -> Iterator[Batch]:
+def _batches(data: PackedPictures) -> Iterator[Batch]:
     yield from torch.utils.data.DataLoader(data, batch_size=None, num_workers=1, prefetch_factor=4)
 
 
-def plot_losses(log: Path, out: Path, sparse_from: int) -> None:
+def plot_losses(log: Path, out: Path, sparse_from: int, batch_size: int) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -142,9 +143,11 @@ def plot_losses(log: Path, out: Path, sparse_from: int) -> None:
     for name, color in zip(LOSSES, ("#0072B2", "#E69F00", "#009E73"), strict=True):
         axes.plot(steps, [float(row[name]) for row in rows], label=name, color=color, lw=1.2)
     axes.axvline(sparse_from, color="0.6", lw=1, ls="--")
-    axes.annotate("visual tokens\nhidden", (sparse_from, 2.0), xytext=(6, 0), color="0.4",
+    axes.annotate("most batches\nsparse", (sparse_from, 2.0), xytext=(6, 0), color="0.4",
                   textcoords="offset points", fontsize=8)  # fmt: skip
-    axes.set(xlabel="step (64 scenes, up to 8 questions each)", ylabel="loss", yscale="log")
+    axes.set(
+        xlabel=f"step ({batch_size} pictures, up to 8 questions each)", ylabel="loss", yscale="log"
+    )
     axes.set_title("Training the tiny LLaVA")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower left")
@@ -155,7 +158,9 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     tokenizer = build_tokenizer()
     model, heads = build_model(tokenizer), AuxiliaryHeads()
-    model.set_attn_implementation("bf16_matmul")
+    model.set_attn_implementation("sdpa")
+    if arguments.init_from:
+        start_from(model, tokenizer, arguments.init_from)
     parameters = [*model.parameters(), *heads.parameters()]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.05},
@@ -188,9 +193,10 @@ def train(arguments: argparse.Namespace) -> None:
         torch.save(state, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
-    end = arguments.steps + arguments.sparse_steps
-    data = PackedScenes(
-        tokenizer, range(start, end), arguments.batch_size, arguments.seed, arguments.steps
+    end, sparse_from = arguments.steps, arguments.steps - arguments.sparse_steps
+    dtype = getattr(torch, arguments.dtype)
+    data = PackedPictures(
+        tokenizer, range(start, end), arguments.batch_size, arguments.seed, sparse_from
     )
     model.train()
     bar = tqdm(total=end, initial=start, unit="step", mininterval=5)
@@ -199,8 +205,8 @@ def train(arguments: argparse.Namespace) -> None:
         rate = learning_rate(step, arguments)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16):
-            parts = losses(model, heads, batch)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            parts = losses(model, heads, batch, dtype)
         sum(parts.values(), torch.zeros(())).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -224,18 +230,25 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.out:
         model.save_pretrained(arguments.out)
         build_processor(tokenizer).save_pretrained(arguments.out)
-    plot_losses(log, work / "loss.png", arguments.steps)
+    plot_losses(log, work / "loss.png", sparse_from, arguments.batch_size)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="folder for the trained model and processor")
     parser.add_argument("--work", type=Path, default=Path("out/tiny_vlm"))
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--decay", type=int, default=600)
-    parser.add_argument("--sparse-steps", type=int, default=600)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--init-from", type=Path, help="folder of an earlier model to start from")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16 is faster only where the CPU has instructions for it",
+    )
+    parser.add_argument("--steps", type=int, default=3400)
+    parser.add_argument("--decay", type=int, default=1000)
+    parser.add_argument("--sparse-steps", type=int, default=500)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
 
