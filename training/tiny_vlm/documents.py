@@ -14,7 +14,7 @@ from typing import ClassVar
 from drawing import draw_glyph
 from pictures import SIDE, Mark, Picture, Question, place, sample_until
 from PIL import Image, ImageDraw
-from words import DIGITS, LETTERS
+from words import DIGITS, LETTERS, ROLES
 
 PITCH = 8  # units from line to line and from glyph to glyph
 ROWS = SIDE // PITCH
@@ -58,10 +58,11 @@ class Document(Picture):
         (right, down), half = self.jitter, PITCH / 2
         found = []
         for line in self.lines:
-            for glyph, (x, y) in zip(line.label + line.value, line.centers(), strict=True):
+            glyphs = line.label + line.value
+            for glyph, role, (x, y) in zip(glyphs, ROLES, line.centers(), strict=True):
                 x, y = x + right, y + down
                 box = (x - half, y - half, x + half, y + half)
-                found.append(Mark(box, glyph=glyph, line=line.label))
+                found.append(Mark(box, glyph=glyph, line=line.label, role=role))
         return found
 
     def render(self, size: int = SIDE) -> Image.Image:

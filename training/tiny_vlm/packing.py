@@ -18,17 +18,18 @@ from kinds import sample
 from model import IMAGE_SIZE, NUM_VISUAL_TOKENS, PATCH_SIZE, PROMPT
 from pictures import Box, Picture, Question
 from transformers import PreTrainedTokenizerFast
-from words import COLORS, GLYPHS, LETTERS, PATTERNS, SETTINGS, SHAPES
+from words import COLORS, GLYPHS, LETTERS, PATTERNS, ROLES, SETTINGS, SHAPES
 
 TURNS = 8
-TURN_WEIGHT = {"attribute": 1.0, "counting": 1.6, "spatial": 2.0, "ocr": 1.5, "scene": 0.6}
+TURN_WEIGHT = {"attribute": 1.5, "counting": 1.5, "spatial": 1.2, "ocr": 3.0, "scene": 0.3}
 PATCHES = IMAGE_SIZE // PATCH_SIZE
 MIN_PATCH_COVER = 0.3  # an object labels the patches that it covers by at least this fraction
 KIND_WEIGHT = {"objects": 2, "documents": 3, "clutter": 2, "textures": 2, "signs": 2}
 SURROUNDINGS = (*SETTINGS, "page")
 MAX_MARKS = 27  # nine lines of a document
-MIN_KEPT = 6  # the fewest visual tokens of a sparse batch
-SPARSE_SHARE = 0.6  # of the batches before `sparse_from`; later all but one in six
+MIN_KEPT = 6  # the fewest visual tokens of a sparse batch from `sparse_from` on
+MIN_KEPT_BEFORE = 40  # before it: enough for one patch of every mark
+SPARSE_SHARE = 0.75  # of the batches before `sparse_from`; later all but one in six
 IGNORE = -100
 
 
@@ -40,7 +41,7 @@ class Batch:
     position_ids: torch.Tensor  # [B, S]
     attention_mask: torch.Tensor  # [B, 1, S, S] bool, True = may attend
     labels: torch.Tensor  # [B, S], already shifted: labels[t] is the token after t
-    patch_labels: torch.Tensor  # [B, 5, N]: shape, colour, line, glyph, pattern; 0 = none
+    patch_labels: torch.Tensor  # [B, 6, N]: one of each of CHANNELS; 0 = none
     scene_presence: torch.Tensor  # [B, K] float, 1 if present: every name of CHANNELS
     scene_labels: torch.Tensor  # [B, 2]: surroundings, number of marks
 
@@ -51,6 +52,7 @@ CHANNELS: dict[str, tuple[str, ...]] = {
     "line": tuple(LETTERS),
     "glyph": tuple(GLYPHS),
     "pattern": PATTERNS,
+    "role": ROLES,
 }
 
 
@@ -91,7 +93,7 @@ def covered_patches(box: Box) -> np.ndarray:
 
 
 def patch_labels(picture: Picture) -> np.ndarray:
-    """Return the labels of each patch in each of CHANNELS, [5, N], 0 for none."""
+    """Return the labels of each patch in each of CHANNELS, [6, N], 0 for none."""
     labels = np.zeros((len(CHANNELS), PATCHES, PATCHES), dtype=np.int64)
     for mark in picture.marks():
         patches = covered_patches(mark.box)
@@ -190,8 +192,10 @@ class PackedPictures(torch.utils.data.Dataset[Batch]):
         share = SPARSE_SHARE if step < self.sparse_from else 5 / 6
         if noise.random() >= share:
             return np.tile(np.arange(NUM_VISUAL_TOKENS), (len(pictures), 1))
-        # Squared: as many batches have few tokens as have many.
-        count = MIN_KEPT + int((NUM_VISUAL_TOKENS - MIN_KEPT) * noise.random() ** 2)
+        if step < self.sparse_from:
+            count = MIN_KEPT_BEFORE + int(MIN_KEPT_BEFORE * noise.random())
+        else:  # squared: as many batches have few tokens as have many
+            count = MIN_KEPT + int((NUM_VISUAL_TOKENS - MIN_KEPT) * noise.random() ** 2)
         return np.stack([sparse_tokens(picture, count, noise) for picture in pictures])
 
     def _pack(

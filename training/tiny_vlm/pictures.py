@@ -42,7 +42,8 @@ class Question:
 class Mark:
     """Something that stands in `box`. What is "" does not apply.
 
-    `line` is the label of the line of a document that a glyph belongs to.
+    `line` is the label of the line of a document that a glyph belongs to; `role` is the part that
+    a glyph has in its sign or line.
     """
 
     box: Box
@@ -51,6 +52,7 @@ class Mark:
     glyph: str = ""
     pattern: str = ""
     line: str = ""
+    role: str = ""
 
 
 class Picture(ABC):

@@ -33,7 +33,7 @@ from things import (
     ask_setting,
     once,
 )
-from words import COLORS, GLYPHS, SETTINGS, SHAPES, plural
+from words import COLORS, GLYPHS, ROLES, SETTINGS, SHAPES, plural
 
 GRID = 4  # cells on a side
 CELL = SIDE // GRID  # units on a side
@@ -76,7 +76,7 @@ class Scene(Picture):
     def marks(self) -> list[Mark]:
         glyphs = (
             [
-                Mark(self.sign.glyph_box(index), glyph=glyph)
+                Mark(self.sign.glyph_box(index), glyph=glyph, role=ROLES[1 + index])
                 for index, glyph in enumerate(self.sign.text)
             ]
             if self.sign

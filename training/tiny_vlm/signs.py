@@ -15,7 +15,7 @@ from drawing import OUTLINE, draw_glyph, draw_setting, draw_shape
 from pictures import SIDE, Box, Mark, Picture, Question, place, sample_until
 from PIL import Image, ImageDraw
 from things import SceneObject, ask_color_and_shape, ask_places, ask_setting
-from words import COLORS, GLYPHS, SETTINGS, SHAPES, article
+from words import COLORS, GLYPHS, ROLES, SETTINGS, SHAPES, article
 
 ROWS, COLUMNS = 6, 4
 ROW, COLUMN = SIDE // ROWS, SIDE // COLUMNS  # units
@@ -55,7 +55,7 @@ class SmallSign:
         for index, glyph in enumerate(self.text):
             x, y = self.glyph_center(index)
             box = (x - 4, y - 4.5, x + 4, y + 4.5)
-            found.append(Mark(box, color=self.color, glyph=glyph))
+            found.append(Mark(box, color=self.color, glyph=glyph, role=ROLES[1 + index]))
         return found
 
 

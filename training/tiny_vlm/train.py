@@ -2,10 +2,9 @@
 
     python training/tiny_vlm/train.py --out clasp_kernels/assets/tiny_vlm
 
-Auxiliary objectives make the model learn within hours on a CPU. Heads on the patch tokens predict
-what each patch shows: fine detail (glyphs, patterns) after the third vision layer, content (shapes,
-colours, the line that a glyph belongs to) after the last, which feeds the projector. So fine detail
-survives in the last layer only as far as questions ask for it. Heads on the CLS token predict the
+Auxiliary objectives make the model learn within hours on a CPU. Heads on the patch tokens that feed
+the projector predict what each patch shows; fine detail (glyphs, patterns) is also read after the
+third vision layer, where it is learned sooner. Heads on the CLS token predict the
 content of the whole picture: the language loss never reaches the CLS token, so its attention (the
 salience) would otherwise be meaningless. The heads are discarded after training.
 
@@ -41,7 +40,7 @@ WARMUP = 100
 LOSSES = ("language", "patches", "cls")
 
 
-DETAIL = ("glyph", "pattern")  # what a head reads after vision layer DETAIL_LAYER
+DETAIL = ("glyph", "pattern")  # what heads also read after vision layer DETAIL_LAYER
 DETAIL_LAYER = 3
 
 
@@ -51,30 +50,35 @@ class AuxiliaryHeads(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scene_sizes = [len(SURROUNDINGS), 1 + MAX_MARKS]
-        self.norm = nn.ModuleDict({name: nn.LayerNorm(WIDTH) for name in (*CHANNELS, "cls")})
-        self.patch = nn.ModuleDict(
-            {name: nn.Linear(WIDTH, 1 + len(values)) for name, values in CHANNELS.items()}
-        )
+        self.last = nn.ModuleDict({name: self._head(name) for name in CHANNELS})
+        self.detail = nn.ModuleDict({name: self._head(name) for name in DETAIL})
+        self.cls_norm = nn.LayerNorm(WIDTH)
         presence = sum(len(values) for values in CHANNELS.values())
         self.scene = nn.Linear(WIDTH, presence + sum(self.scene_sizes))
+
+    @staticmethod
+    def _head(channel: str) -> nn.Module:
+        return nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 1 + len(CHANNELS[channel])))
 
     def forward(
         self, layers: Sequence[torch.Tensor], batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = dict(zip(CHANNELS, batch.patch_labels.unbind(1), strict=True))
         patches = torch.zeros(())
-        for name, labels in zip(CHANNELS, batch.patch_labels.unbind(1), strict=True):
-            vision = layers[DETAIL_LAYER] if name in DETAIL else layers[-1]
-            logits = self.patch[name](self.norm[name](vision[:, 1:])).float()
-            weight = torch.ones(logits.shape[-1])
-            weight[0] = 0.25  # most patches are empty
-            patches = patches + F.cross_entropy(logits.flatten(0, 1), labels.flatten(), weight)
-        logits = self.scene(self.norm["cls"](layers[-1][:, 0])).float()
+        for heads, vision in ((self.last, layers[-1]), (self.detail, layers[DETAIL_LAYER])):
+            for name, head in heads.items():
+                logits = head(vision[:, 1:]).float()
+                weight = torch.ones(logits.shape[-1])
+                weight[0] = 0.25  # most patches are empty
+                target = labels[name].flatten()
+                patches = patches + F.cross_entropy(logits.flatten(0, 1), target, weight)
+        logits = self.scene(self.cls_norm(layers[-1][:, 0])).float()
         presence, *classes = logits.split(
             [logits.shape[-1] - sum(self.scene_sizes), *self.scene_sizes], -1
         )
         cls = 2 * F.binary_cross_entropy_with_logits(presence, batch.scene_presence)
-        for values, labels in zip(classes, batch.scene_labels.unbind(1), strict=True):
-            cls = cls + 0.3 * F.cross_entropy(values, labels)
+        for values, target in zip(classes, batch.scene_labels.unbind(1), strict=True):
+            cls = cls + 0.3 * F.cross_entropy(values, target)
         return patches, cls
 
 

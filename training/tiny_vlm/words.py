@@ -17,6 +17,7 @@ PATTERNS = ("horizontal stripes", "vertical stripes", "diagonal stripes", "dots"
 LETTERS = "ACEHKLPTXZ"
 DIGITS = "234579"
 GLYPHS = LETTERS + DIGITS
+ROLES = ("label", "first", "second")  # of a glyph in a line or on a sign
 
 
 def plural(shape: str) -> str:
