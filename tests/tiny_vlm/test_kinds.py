@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,27 @@ def test_counts_presence_and_settings_need_the_whole_picture(kind: str) -> None:
             assert question.needs == ("whole" if whole else "spot"), question
 
 
+@pytest.mark.parametrize("kind", ["objects", "documents", "signs"])
+def test_texts_run_from_left_to_right(kind: str) -> None:
+    for picture in PICTURES[kind]:
+        glyphs = [mark for mark in picture.marks() if mark.glyph]
+        for before, after in pairwise(glyphs):
+            if (before.role, after.role) in (("label", "first"), ("first", "second")):
+                assert before.box[0] < after.box[0], picture
+                assert before.box[1] == after.box[1], picture
+
+
+def test_only_patterns_in_a_corner_are_asked_for_their_place() -> None:
+    asked = 0
+    for picture in PICTURES["textures"]:
+        for question in picture.questions(3):
+            if question.kind == "place":
+                [item] = [o for o in picture.objects if question.text.endswith(f"{o.pattern}?")]
+                assert min(abs(edge - SIDE / 2) for edge in item.center) > 10, question
+                asked += 1
+    assert asked > 50
+
+
 def answers_by_template(kind: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for seed in range(200):
@@ -220,11 +242,12 @@ def test_pictures_are_as_rich_as_their_kind_says() -> None:
         return PICTURES[kind]
 
     assert {len(picture.lines) for picture in of("documents")} == set(range(4, 10))
-    counts = {len(picture.objects) for picture in of("clutter")}
-    assert counts == set(range(12, 21))
+    assert {len(picture.objects) for picture in of("clutter")} == set(range(12, 21))
     for picture in of("clutter"):  # the odd one
         shapes = [item.shape for item in picture.objects]
         assert shapes.count(shapes[0]) == 1
+        counts = [int(q.answer) for q in picture.questions(0) if q.category == "counting"]
+        assert all(1 <= count <= 6 for count in counts)
     assert {item.pattern for picture in of("textures") for item in picture.objects} == set(PATTERNS)
     assert {len(picture.signs) for picture in of("signs")} == {1, 2, 3}
     pictures: list[Picture] = [picture for kind in NEW for picture in of(kind)]
