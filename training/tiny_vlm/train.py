@@ -248,10 +248,10 @@ def main() -> None:
         default="float32",
         help="bfloat16 is faster only where the CPU has instructions for it",
     )
-    parser.add_argument("--steps", type=int, default=3400)
-    parser.add_argument("--decay", type=int, default=1000)
-    parser.add_argument("--sparse-steps", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--decay", type=int, default=1500)
+    parser.add_argument("--sparse-steps", type=int, default=900)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     train(parser.parse_args())
