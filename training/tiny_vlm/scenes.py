@@ -3,7 +3,6 @@
 A scene has a setting, one to six coloured shapes on a 4 x 4 grid, and sometimes a sign with
 two glyphs. It is determined by a seed, and only Pillow is needed:
 
->>> from words import CATEGORIES
 >>> scene = sample_scene(7, "heldout")
 >>> scene == sample_scene(7, "heldout")
 True
@@ -33,6 +32,7 @@ from things import (
     ask_setting,
     once,
 )
+from words import CATEGORIES as CATEGORIES  # scripts about scenes alone import it from here
 from words import COLORS, GLYPHS, ROLES, SETTINGS, SHAPES, plural
 
 GRID = 4  # cells on a side
