@@ -3,8 +3,8 @@
 A scene has a setting, one to six coloured shapes on a 4 x 4 grid, and sometimes a sign with
 two glyphs. It is determined by a seed, and only Pillow is needed:
 
->>> scene = sample_scene(7, "heldout")
->>> scene == sample_scene(7, "heldout")
+>>> scene = sample_scene(6, "heldout")
+>>> scene == sample_scene(6, "heldout")
 True
 >>> scene.render(96).size
 (96, 96)
