@@ -39,6 +39,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,13 @@ class Router:
     """
 
     def __init__(self, rules: Mapping[str, Any] | None = None) -> None:
-        words = default_words() if rules is None else None
-        rules = as_mapping("router rules", DEFAULT_RULES if rules is None else rules)
+        if rules is None:
+            self.__dict__.update(_default_state())
+        else:
+            self._read(rules, None)
+
+    def _read(self, rules: Mapping[str, Any], words: WordWeights | None) -> None:
+        rules = as_mapping("router rules", rules)
         version = as_int(rules.get("format"))
         if version not in _READ_FORMATS:
             known_fields("router rules", rules, _FIELDS[ROUTER_FORMAT])
@@ -274,6 +280,17 @@ class Router:
             if words[position] in _RELATIVE_PRONOUNS and words[position - 1] not in self._function:
                 return position
         return len(words)
+
+
+@lru_cache(maxsize=1)
+def _default_state() -> dict[str, Any]:
+    """Return the attributes of the default router, which routers share because none changes them.
+
+    Reading the default rules takes as long as routing a thousand prompts.
+    """
+    router = Router.__new__(Router)
+    router._read(DEFAULT_RULES, default_words())
+    return vars(router)
 
 
 def route_prompts(
