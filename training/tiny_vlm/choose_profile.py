@@ -20,8 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from scenes import CATEGORIES
 from tqdm import tqdm
+from words import CATEGORIES
 from write_questions import write_questions
 
 from clasp_kernels.calibrate import (

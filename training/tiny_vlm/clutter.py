@@ -10,9 +10,8 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from drawing import draw_setting, draw_shape
-from pictures import SIDE, Mark, Picture, Question, sample_until
-from PIL import Image, ImageDraw
+from pictures import SIDE, Question, sample_until
+from setting_picture import SettingPicture, random_place
 from things import SceneObject, ask_color_and_shape, ask_places, ask_presence, ask_setting
 from words import COLORS, SETTINGS, SHAPES, plural
 
@@ -23,32 +22,15 @@ MAX_FEW = 5  # how often the less frequent shape or colour occurs at most
 
 
 @dataclass(frozen=True)
-class Clutter(Picture):
+class Clutter(SettingPicture):
+    """`objects` has the odd one first."""
+
     kind: ClassVar[str] = "clutter"
-    setting: str
-    objects: tuple[SceneObject, ...]  # the odd one first
-    texture_seed: int
 
     @property
     def content(self) -> str:
         shapes = sorted(f"{o.shape}/{o.color}/{o.cell}" for o in self.objects)
         return "|".join([self.kind, self.setting, *shapes])
-
-    @property
-    def surroundings(self) -> str:
-        return self.setting
-
-    def marks(self) -> list[Mark]:
-        return [item.mark for item in self.objects]
-
-    def render(self, size: int = SIDE) -> Image.Image:
-        scale = 2 * size / SIDE
-        image = Image.new("RGB", (2 * size, 2 * size))
-        draw = ImageDraw.Draw(image)
-        draw_setting(draw, self.setting, scale, random.Random(self.texture_seed))
-        for item in self.objects:
-            draw_shape(image, item, scale)
-        return image.reduce(2)
 
     def questions(self, seed: int) -> list[Question]:
         rng = random.Random(f"{seed}/{self.content}")
@@ -98,9 +80,7 @@ def _draw_clutter(rng: random.Random) -> Clutter:
     cells = [(row, column) for row in range(GRID) for column in range(GRID)]
     drawn = zip([odd, *shapes], [odd_color, *colors], rng.sample(cells, k=count + 1), strict=True)
     objects = []
-    for shape, color, (row, column) in drawn:
-        half = (size := rng.uniform(9.0, 10.5)) / 2
-        x = column * CELL + rng.uniform(half + 0.3, CELL - half - 0.3)
-        y = row * CELL + rng.uniform(half + 0.3, CELL - half - 0.3)
-        objects.append(SceneObject(shape, color, (row, column), (x, y), size))
+    for shape, color, cell in drawn:
+        center, size = random_place(rng, cell, (CELL, CELL), (9.0, 10.5), 0.3)
+        objects.append(SceneObject(shape, color, cell, center, size))
     return Clutter(rng.choice(SETTINGS), tuple(objects), rng.randrange(2**31))

@@ -71,10 +71,11 @@ class Document(Picture):
         draw = ImageDraw.Draw(image)
         right, down = self.jitter
         for line in self.lines:
-            (x, y), *_ = centers = line.centers()
+            centers = line.centers()
             for glyph, (x, y) in zip(line.label + line.value, centers, strict=True):
                 draw_glyph(draw, glyph, (x + right, y + down), GLYPH_SIZE, scale, self.ink)
-            x, y = centers[0][0] + PITCH + right, centers[0][1] + down
+            label_x, label_y = centers[0]
+            x, y = label_x + PITCH + right, label_y + down
             for dot in (-2.0, 1.5):  # a colon
                 corners = (x - 0.7, y + dot - 0.7, x + 0.7, y + dot + 0.7)
                 draw.ellipse([edge * scale for edge in corners], fill=self.ink)

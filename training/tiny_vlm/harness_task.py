@@ -13,7 +13,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from scenes import CATEGORIES, Question, Scene, sample_scene
+from pictures import Question
+from scenes import Scene, sample_scene
+from words import CATEGORIES
 
 NAME = "clasp_scenes"
 

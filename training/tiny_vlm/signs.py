@@ -11,9 +11,10 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from drawing import OUTLINE, draw_glyph, draw_setting, draw_shape
-from pictures import SIDE, Box, Mark, Picture, Question, place, sample_until
-from PIL import Image, ImageDraw
+from drawing import OUTLINE, draw_glyph
+from pictures import SIDE, Box, Mark, Question, place, sample_until
+from PIL import ImageDraw
+from setting_picture import SettingPicture, random_place
 from things import SceneObject, ask_color_and_shape, ask_places, ask_setting
 from words import COLORS, GLYPHS, ROLES, SETTINGS, SHAPES, article
 
@@ -60,12 +61,9 @@ class SmallSign:
 
 
 @dataclass(frozen=True)
-class Signs(Picture):
+class Signs(SettingPicture):
     kind: ClassVar[str] = "signs"
-    setting: str
     signs: tuple[SmallSign, ...]
-    objects: tuple[SceneObject, ...]
-    texture_seed: int
 
     @property
     def content(self) -> str:
@@ -73,20 +71,10 @@ class Signs(Picture):
         signs = sorted(f"{s.text}/{s.color}/{s.cell}" for s in self.signs)
         return "|".join([self.kind, self.setting, *shapes, *signs])
 
-    @property
-    def surroundings(self) -> str:
-        return self.setting
-
     def marks(self) -> list[Mark]:
-        return [item.mark for item in self.objects] + [m for sign in self.signs for m in sign.marks]
+        return super().marks() + [mark for sign in self.signs for mark in sign.marks]
 
-    def render(self, size: int = SIDE) -> Image.Image:
-        scale = 2 * size / SIDE
-        image = Image.new("RGB", (2 * size, 2 * size))
-        draw = ImageDraw.Draw(image)
-        draw_setting(draw, self.setting, scale, random.Random(self.texture_seed))
-        for item in self.objects:
-            draw_shape(image, item, scale)
+    def draw_signs(self, draw: ImageDraw.ImageDraw, scale: float) -> None:
         for sign in self.signs:
             left, top, right, bottom = sign.box
             for inset, color in ((0, OUTLINE), (0.5, COLORS[sign.color]), (FRAME, (252, 252, 248))):
@@ -94,7 +82,6 @@ class Signs(Picture):
                 draw.rectangle([edge * scale for edge in corners], fill=color)
             for index, glyph in enumerate(sign.text):
                 draw_glyph(draw, glyph, sign.glyph_center(index), GLYPH_SIZE, scale)
-        return image.reduce(2)
 
     def questions(self, seed: int) -> list[Question]:
         rng = random.Random(f"{seed}/{self.content}")
@@ -151,11 +138,9 @@ def _draw_signs(rng: random.Random) -> Signs:
         signs.append(SmallSign(text, color, (row, column), corner))
     objects = []
     for _ in range(rng.randint(1, MAX_SHAPES)):
-        row, column = cells.pop()
-        half = (size := rng.uniform(10, 12)) / 2
-        x = column * COLUMN + rng.uniform(half + 1, COLUMN - half - 1)
-        y = row * ROW + rng.uniform(half + 1, ROW - half - 1)
+        cell = cells.pop()
+        center, size = random_place(rng, cell, (COLUMN, ROW), (10, 12), 1)
         objects.append(
-            SceneObject(rng.choice(SHAPES), rng.choice(list(COLORS)), (row, column), (x, y), size)
+            SceneObject(rng.choice(SHAPES), rng.choice(list(COLORS)), cell, center, size)
         )
-    return Signs(rng.choice(SETTINGS), tuple(signs), tuple(objects), rng.randrange(2**31))
+    return Signs(rng.choice(SETTINGS), tuple(objects), rng.randrange(2**31), tuple(signs))

@@ -10,9 +10,8 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar
 
-from drawing import draw_setting, draw_shape
-from pictures import SIDE, Mark, Picture, Question, sample_until
-from PIL import Image, ImageDraw
+from pictures import SIDE, Question, sample_until
+from setting_picture import SettingPicture, random_place
 from things import SceneObject, ask_color_and_shape, ask_presence, ask_setting, once
 from words import COLORS, PATTERNS, SETTINGS, SHAPES
 
@@ -22,32 +21,13 @@ MAX_OBJECTS = 5
 
 
 @dataclass(frozen=True)
-class Textures(Picture):
+class Textures(SettingPicture):
     kind: ClassVar[str] = "textures"
-    setting: str
-    objects: tuple[SceneObject, ...]
-    texture_seed: int
 
     @property
     def content(self) -> str:
         shapes = sorted(f"{o.shape}/{o.color}/{o.pattern}/{o.cell}" for o in self.objects)
         return "|".join([self.kind, self.setting, *shapes])
-
-    @property
-    def surroundings(self) -> str:
-        return self.setting
-
-    def marks(self) -> list[Mark]:
-        return [item.mark for item in self.objects]
-
-    def render(self, size: int = SIDE) -> Image.Image:
-        scale = 2 * size / SIDE
-        image = Image.new("RGB", (2 * size, 2 * size))
-        draw = ImageDraw.Draw(image)
-        draw_setting(draw, self.setting, scale, random.Random(self.texture_seed))
-        for item in self.objects:
-            draw_shape(image, item, scale)
-        return image.reduce(2)
 
     def questions(self, seed: int) -> list[Question]:
         rng = random.Random(f"{seed}/{self.content}")
@@ -119,17 +99,15 @@ def _draw_textures(rng: random.Random) -> Textures:
         cells.sort(key=lambda cell: set(cell) <= {0, GRID - 1}, reverse=True)
     repeated = rng.choice(PATTERNS)
     objects = []
-    for row, column in cells[: rng.randint(2, MAX_OBJECTS)]:
-        half = (size := rng.uniform(25, 29)) / 2
-        x = column * CELL + rng.uniform(half + 1, CELL - half - 1)
-        y = row * CELL + rng.uniform(half + 1, CELL - half - 1)
+    for cell in cells[: rng.randint(2, MAX_OBJECTS)]:
+        center, size = random_place(rng, cell, (CELL, CELL), (25, 29), 1)
         pattern = repeated if rng.random() < 0.5 else rng.choice(PATTERNS)
         objects.append(
             SceneObject(
                 rng.choice(SHAPES),
                 rng.choice(list(COLORS)),
-                (row, column),
-                (x, y),
+                cell,
+                center,
                 size,
                 pattern,
                 rng.uniform(0, 4),

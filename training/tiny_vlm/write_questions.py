@@ -13,7 +13,8 @@ from pathlib import Path
 
 from evaluate import Example
 from model import IMAGE_SIZE
-from scenes import CATEGORIES, Scene, sample_scene
+from scenes import Scene, sample_scene
+from words import CATEGORIES
 
 FIRST_SEED = 10_000_000  # an arbitrary seed: the split is by content, not by seed
 
