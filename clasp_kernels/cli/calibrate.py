@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from clasp_kernels.calibrate import AnswerStore, CategoryChoice, Question, Sweep
+    from clasp_kernels.calibrate import AnswerStore, CategoryChoice, Prepared, Question, Sweep
     from clasp_kernels.models import ClaspHandle
+    from clasp_kernels.models.adapter import Adapter
 
 OnDone = Callable[[int, int], None]
 
@@ -77,7 +79,7 @@ def checked(
     Raises a CommandError if the model cannot be pruned, and a UsageError for questions that it
     cannot take.
     """
-    from clasp_kernels.calibrate import Grid, Prepared, Sweep, limited
+    from clasp_kernels.calibrate import Grid, Sweep, limited
     from clasp_kernels.calibrate.dataset import distinct, refuse
     from clasp_kernels.models import apply_clasp
 
@@ -92,22 +94,12 @@ def checked(
         asked = distinct(routed)
     chosen = limited(asked, settings.limit, settings.seed)
 
-    def prompt_of(question: Question) -> Prompt:
-        return prepare(loaded, handle.adapter, load_image(question.image), question.text)
-
-    def prepared(question: Question) -> Prepared:
-        prompt = prompt_of(question)
-        return Prepared(
-            prompt.inputs,
-            lambda ids: loaded.processor.decode(ids, skip_special_tokens=True).strip(),
-        )
-
     wrong: list[str] = []
     most = 0
     for number, question in enumerate(chosen):
         on_done(number, len(chosen))
         try:
-            most = max(most, *prompt_of(question).counts)
+            most = max(most, *_prompt_of(question, loaded, handle.adapter).counts)
         except CommandError as error:
             wrong.append(f"line {question.line}: {error}")
     with _naming(settings.data):
@@ -126,7 +118,7 @@ def checked(
             loaded.processor,
             grid,
             settings.budgets,
-            prepared,
+            partial(prepared, loaded=loaded, adapter=handle.adapter),
             settings.max_new_tokens,
             settings.batch_size,
         ),
@@ -134,6 +126,23 @@ def checked(
         _manifest(loaded, settings, chosen, handle.profile),
         repeated=len(routed) - len(asked),
         rerouted=sum(question.line in elsewhere for question in chosen),
+    )
+
+
+def _prompt_of(question: Question, loaded: LoadedModel, adapter: Adapter) -> Prompt:
+    return prepare(loaded, adapter, load_image(question.image), question.text)
+
+
+def prepared(question: Question, loaded: LoadedModel, adapter: Adapter) -> Prepared:
+    """Return a question as ``Sweep`` takes it.
+
+    Raises a CommandError if the model cannot take it.
+    """
+    from clasp_kernels.calibrate import Prepared
+
+    return Prepared(
+        _prompt_of(question, loaded, adapter).inputs,
+        lambda ids: loaded.processor.decode(ids, skip_special_tokens=True).strip(),
     )
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from clasp_kernels.explore.plans import Plan
 from clasp_kernels.models import ClaspHandle, apply_clasp
-from clasp_kernels.models.selection import Choice, rules_of, valid_tokens
+from clasp_kernels.models.selection import Choice, TokenSelector, rules_of, valid_tokens
 from clasp_kernels.policy import Profile, Schedule
 from clasp_kernels.rules import PooledSelection, find_rule, pool_tokens
 
@@ -188,12 +188,15 @@ def _before_the_llm(prompt: PromptTokens) -> _Run:
         return selector.fuse(vision, [category] * len(prompt.counts))
 
     @cache
+    def by_rule(rule: str) -> TokenSelector:
+        return replace(selector, rules=rules_of(selector.profile, rule))
+
+    @cache
     def places(rule: str, category: str) -> torch.Tensor | None:
-        rules = rules_of(selector.profile, rule)
-        return replace(selector, rules=rules).places(prompt.inputs, [category])
+        return by_rule(rule).places(prompt.inputs, [category])
 
     def run(schedule: Schedule, rule: str, category: str) -> tuple[ShownStage, ...]:
-        trial = replace(selector, schedule=schedule, rules=rules_of(selector.profile, rule))
+        trial = replace(by_rule(rule), schedule=schedule)
         categories = [category] * len(prompt.counts)
         features = fused(category)
         counts = trial.counts(0, categories, vision.counts)

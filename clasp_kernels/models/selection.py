@@ -285,47 +285,34 @@ class TokenSelector:
         Raises:
             TypeError, ValueError: the rule returned no selection of so many tokens.
         """
-        selection = self._selection(
-            features, salience, categories, counts, valid, relevance, places
-        )
-        if self.watch is not None:
-            self.watch(Choice(features, salience, relevance, selection))
-        return selection
-
-    def _selection(
-        self,
-        features: torch.Tensor,
-        salience: Callable[[], torch.Tensor],
-        categories: Sequence[str],
-        counts: Sequence[int],
-        valid: torch.Tensor | None,
-        relevance: Callable[[], torch.Tensor],
-        places: torch.Tensor | None,
-    ) -> Selection | PooledSelection:
         rows: dict[Rule | None, list[int]] = {}
         for row, name in enumerate(categories):
             rows.setdefault(self.rules[name], []).append(row)
         if len(rows) == 1:
             [rule] = rows
-            return self._by_rule(
+            selection = self._by_rule(
                 rule, features, salience, categories, counts, valid, relevance, places
             )
-        salience, relevance = cache(salience), cache(relevance)
-        parts = []
-        for rule, mine in rows.items():
-            at = upload(mine, features.device)
-            part = self._by_rule(
-                rule,
-                features[at],
-                partial(_rows_of, salience, at),
-                [categories[row] for row in mine],
-                [counts[row] for row in mine],
-                None if valid is None else valid[at],
-                partial(_rows_of, relevance, at),
-                None if places is None else places[mine],
-            )
-            parts.append((at, part))
-        return _merged(parts, counts, features.shape[1])
+        else:
+            salience, relevance = cache(salience), cache(relevance)
+            parts = []
+            for rule, mine in rows.items():
+                at = upload(mine, features.device)
+                part = self._by_rule(
+                    rule,
+                    features[at],
+                    partial(_rows_of, salience, at),
+                    [categories[row] for row in mine],
+                    [counts[row] for row in mine],
+                    None if valid is None else valid[at],
+                    partial(_rows_of, relevance, at),
+                    None if places is None else places[mine],
+                )
+                parts.append((at, part))
+            selection = _merged(parts, counts, features.shape[1])
+        if self.watch is not None:
+            self.watch(Choice(features, salience, relevance, selection))
+        return selection
 
     def _by_rule(
         self,

@@ -17,6 +17,13 @@ def finite_number(field: str, value: object, allowed: str) -> float:
     return float(value)
 
 
+def category_name(field: str, value: object) -> str:
+    """Return ``value`` if it can name a category, or raise a ValueError that names ``field``."""
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{field} must be a category name, got {value!r}")
+    return value
+
+
 def listed(value: Any) -> object:
     """Convert a 1D array to a list; return anything else unchanged."""
     return value.tolist() if getattr(value, "ndim", 0) == 1 else value

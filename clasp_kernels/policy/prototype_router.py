@@ -17,6 +17,7 @@ import torch
 from clasp_kernels._integers import as_int
 from clasp_kernels.policy._fields import (
     as_mapping,
+    category_name,
     finite_number,
     known_fields,
     read_json,
@@ -59,9 +60,7 @@ class PrototypeRouter:
                 f"format must be {PROTOTYPE_FORMAT}, the version this package reads, "
                 f"got {data.get('format')!r}"
             )
-        self._fallback = data.get("fallback", FALLBACK_CATEGORY)
-        if not isinstance(self._fallback, str) or not self._fallback:
-            raise ValueError(f"fallback must be a category name, got {self._fallback!r}")
+        self._fallback = category_name("fallback", data.get("fallback", FALLBACK_CATEGORY))
         self._threshold = _probability(data.get("threshold", 0.0))
         categories = as_mapping("categories", data.get("categories"))
         if not categories:
@@ -111,8 +110,7 @@ class PrototypeRouter:
                 f"got {len(categories)}"
             )
         for index, name in enumerate(categories):
-            if not isinstance(name, str) or not name:
-                raise ValueError(f"categories[{index}] must be a category name, got {name!r}")
+            category_name(f"categories[{index}]", name)
         names = list(dict.fromkeys(categories))
         embeddings = _embeddings(embed, prompts)  # [N, D]
         labels = torch.tensor([names.index(name) for name in categories])

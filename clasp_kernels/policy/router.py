@@ -46,6 +46,7 @@ from typing import Any
 from clasp_kernels._integers import as_int
 from clasp_kernels.policy._fields import (
     as_mapping,
+    category_name,
     finite_number,
     known_fields,
     read_json,
@@ -120,9 +121,7 @@ class Router:
             )
         known_fields("router rules", rules, _FIELDS[version])
         self._format = version
-        self._fallback = rules.get("fallback", FALLBACK_CATEGORY)
-        if not isinstance(self._fallback, str) or not self._fallback:
-            raise ValueError(f"fallback must be a category name, got {self._fallback!r}")
+        self._fallback = category_name("fallback", rules.get("fallback", FALLBACK_CATEGORY))
         self._spelling = {
             _string(f"spelling[{word!r}]", word): _string(f"spelling[{word!r}]", spelled)
             for word, spelled in as_mapping("spelling", rules.get("spelling", {})).items()

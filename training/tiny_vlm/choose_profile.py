@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,14 +29,13 @@ from clasp_kernels.calibrate import (
     AnswerStore,
     Cell,
     Grid,
-    Prepared,
     Question,
     Sweep,
     choose,
     read_questions,
 )
-from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
-from clasp_kernels.cli.prompt import prepare
+from clasp_kernels.cli.calibrate import prepared
+from clasp_kernels.cli.loading import LoadedModel, load_model
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import Profile
 
@@ -67,17 +67,9 @@ def pivots_of_the_deepest(salience_layer: int) -> Profile:
 def scores(loaded: LoadedModel, questions: list[Question], grid: Grid, folder: Path) -> Scores:
     """Return the accuracy of each cell by category and overall, averaged over the budgets."""
     with apply_clasp(loaded.model, profile=grid.profile, processor=loaded.processor) as handle:
-        adapter = handle.adapter
-
-    def prepared(question: Question) -> Prepared:
-        prompt = prepare(loaded, adapter, load_image(question.image), question.text)
-        return Prepared(
-            prompt.inputs,
-            lambda ids: loaded.processor.decode(ids, skip_special_tokens=True).strip(),
-        )
-
+        take = partial(prepared, loaded=loaded, adapter=handle.adapter)
     sweep = Sweep(
-        loaded.model, loaded.processor, grid, BUDGETS, prepared, max_new_tokens=5, batch_size=25
+        loaded.model, loaded.processor, grid, BUDGETS, take, max_new_tokens=5, batch_size=25
     )
     with AnswerStore(folder, {}) as store, tqdm(total=sweep.size(questions)) as bar:
         sweep.run(questions, store, lambda done: bar.update(done - bar.n))
