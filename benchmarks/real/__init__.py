@@ -1,5 +1,5 @@
 """Real models on public benchmarks, in the harness lmms-eval: `benchmarks/real/run.sh`.
 
-What is run is in :mod:`real.settings`, how in :mod:`real.run`, and what comes out in
-:mod:`real.table`.
+:mod:`real.settings` lists models, tasks and rows, :mod:`real.run` runs them, and :mod:`real.table`
+writes the tables.
 """

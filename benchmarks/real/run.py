@@ -19,7 +19,8 @@ from real.table import MANIFEST, RESULT, score, table
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "build" / "real"
 LOG = "log.txt"
-# What the harness's own LLaVA logs when it does so; the pruned one stops.
+# The harness's own LLaVA logs this when generation failed and it scores an empty answer. The pruned
+# one stops instead.
 _SCORED_AN_ERROR = " in generating"
 # The local task, which a script writes.
 SCENES = "clasp_scenes"

@@ -7,7 +7,7 @@
 #   benchmarks/real/run.sh bundled --device cpu    # a rehearsal in minutes, without downloads
 #   benchmarks/real/run.sh --help                  # every option
 #
-# What is finished is not run again, so the same command goes on where it was interrupted.
+# A finished row and task is not run again: the same command goes on where it was interrupted.
 #
 # PYTHON  the Python that has clasp_kernels and lmms-eval (default: .venv's if it is there)
 set -euo pipefail

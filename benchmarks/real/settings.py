@@ -35,7 +35,7 @@ TASKS = {
     "vqav2_val": Task("VQAv2", ("exact_match",)),
     "clasp_scenes": Task("scenes", ("exact_match",)),
 }
-# What needs neither a judge (MM-Vet) nor a day for each row (VQAv2).
+# MM-Vet is left out because a GPT judges its answers, and VQAv2 because a row takes a day.
 USUAL_TASKS = (
     "gqa",
     "mmbench_en_dev_static",
@@ -106,7 +106,7 @@ class Row:
     harness: str
     """The harness's model."""
     model_args: str
-    """What ``--model_args`` says about pruning."""
+    """The part of ``--model_args`` about pruning."""
 
     @property
     def name(self) -> str:

@@ -24,15 +24,16 @@ class CellResult:
     score: float
     """The mean over questions and budgets."""
     interval: tuple[float, float]
-    """95 % of this cell alone."""
+    """The 95 % confidence interval of ``score``, for this cell alone."""
     by_budget: tuple[float, ...]
     """The mean over questions for each budget."""
     difference: float = 0.0
     """The score minus that of the default."""
     difference_interval: tuple[float, float] = (0.0, 0.0)
-    """95 % of all differences of the calibration at once."""
+    """An interval of ``difference``. The intervals of all cells of all categories hold at once with
+    95 % confidence."""
     p_value: float = 1.0
-    """Of the difference, corrected for all cells of all categories."""
+    """The p-value of ``difference``, corrected for all cells of all categories."""
 
     @property
     def is_better(self) -> bool:

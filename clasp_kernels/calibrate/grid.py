@@ -1,4 +1,4 @@
-"""What is tried for each category: the cells of a grid of rules, strategies and pivot ratios."""
+"""The grid of rules, strategies and pivot ratios, whose cells are tried in each category."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ _MANIFEST, _ANSWERS = "manifest.json", "answers.jsonl"
 
 
 class AnswerKey(NamedTuple):
-    """What an answer is an answer to."""
+    """The question, the budget and the cell that an answer belongs to."""
 
     question: str
     """``Question.key``."""

@@ -142,9 +142,8 @@ def compare_rules(
     """Ask with all visual tokens and with those that each rule keeps; warm up all, then time them.
 
     ``rules`` are names of rules of ``clasp_kernels.rules``; None is the one that the profile has
-    for the category. ``keep`` is the number of tokens kept
-    before the LLM, or a schedule. The comparisons, one for each rule, share the answer with all
-    tokens.
+    for the category. ``keep`` is the number of tokens kept before the LLM, or a schedule. The
+    comparisons, one for each rule, share the answer with all tokens.
 
     Raises a UsageError if ``question``, ``keep`` or ``category`` is invalid, and a CommandError if
     the model cannot be pruned.

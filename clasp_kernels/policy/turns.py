@@ -82,7 +82,7 @@ _ATTRIBUTE_END = re.compile(
     r"[\"'](?:,\s{0,3}[\"']?(?:content|value|text)[\"']?\s{0,3}[:=]\s{0,3}[\"']?)?"
 )
 _NAME = re.compile(r"(?:^|(?<=\s))\**([^\W\d_]\w{0,19})\**[ \t]*:\**")
-# What every marker of a turn contains.
+# Every marker of a turn contains one of these.
 _SIGN = re.compile(r"[<\[:\uff1a\n]|assistant")
 _COLON_AFTER = re.compile(r" ?:")
 _FULL_WIDTH = {"\uff1a": ":", "\uff5c": "|", "\uff01": "!", "\uff1f": "?", "\u3002": "."}

@@ -1,4 +1,4 @@
-"""What a rule returns that averages tokens, and the averaging."""
+"""The selection that a rule which averages tokens returns, and the averaging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the pruned models of the harness have in common."""
+"""The base of all pruned models of the harness."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pruned:
     handle: ClaspHandle
     """The handle of the patched model. ``handle.last`` tells what the last prompt kept."""
 
-    # What the harness's models have.
+    # The harness's models set these.
     model: Any
     tokenizer: Any
 

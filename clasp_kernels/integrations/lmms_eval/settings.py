@@ -1,4 +1,4 @@
-"""What ``--model_args`` says about pruning, as arguments of ``apply_clasp``."""
+"""Reads the settings of pruning in ``--model_args`` as arguments of ``apply_clasp``."""
 
 from __future__ import annotations
 
