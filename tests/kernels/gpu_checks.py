@@ -120,15 +120,21 @@ def assert_same_bits_every_time(
 
 
 def assert_equal_tokens_tie(
-    op: str, size: large.Size, dtype: torch.dtype, device: str, seed: int
+    op: str, size: large.Size, dtype: torch.dtype, device: str, seed: int, *, exact: bool = False
 ) -> None:
     """Of two equal tokens the lower is picked, on whichever side of the two the tokens are that
-    they are compared with; all tokens have an equal."""
+    they are compared with; all tokens have an equal.
+
+    ``exact``: cosines and their sums are exact, for products that round by the place in a tile, as
+    those of Triton's interpreter do on some processors. ``size.dim`` is a power of 4.
+    """
     make = large.Maker(seed, device)
     batch, tokens, _ = size
     image = torch.arange(batch, device=device)[:, None]
     one, other = make.rand(batch, tokens).argsort(-1).chunk(2, 1)
     features = make.randn(*size).to(dtype)
+    if exact:
+        features = features.sign()
     features[image, other] = features[image, one]
     kept, count = one[:, : min(8, tokens // 8)], min(64, tokens // 4)
     if op != "select_tokens":
