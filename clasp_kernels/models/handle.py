@@ -59,16 +59,21 @@ class ClaspHandle:
         ``watch`` keeps them."""
         return self._runtime.selecting(watch=watch)
 
-    def on_encoded(self, vision: VisionOutput, tokens: int | float) -> AbstractContextManager[None]:
+    def on_encoded(
+        self, vision: VisionOutput, tokens: int | float | None = None
+    ) -> AbstractContextManager[None]:
         """Return a context manager in which prompts take ``vision`` for the output of the vision
-        tower, and keep ``tokens`` of each image, a number or a fraction, before the decoder.
+        tower, and keep ``tokens`` of each image, a number or a fraction, before the decoder. None
+        keeps the schedule as it is.
 
         It answers about the same images many times: after one ``adapter.encode``, no prompt costs
         the vision tower. The images that prompts are given must be those of ``vision``.
 
         Raises:
-            ValueError: this model drops tokens inside the decoder.
+            ValueError: ``tokens`` are given, and this model drops tokens inside the decoder.
         """
+        if tokens is None:
+            return self._runtime.selecting(encoded=vision)
         if self.selector.stages:
             raise ValueError(
                 f"the schedule must be one before the decoder, got {self.selector.schedule!r}"

@@ -20,7 +20,7 @@ from clasp_kernels.cli.calibrate import Calibration, checked
 from clasp_kernels.cli.calibrate_options import Settings
 from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
 from clasp_kernels.cli.prompt import prepare
-from clasp_kernels.models import apply_clasp
+from clasp_kernels.models import ClaspHandle, apply_clasp
 from clasp_kernels.policy import Schedule
 
 #: Families that differ in everything: a grid and a projector, and packed patches in windows.
@@ -157,6 +157,29 @@ def test_an_encoded_image_needs_a_schedule_before_the_decoder(
         pytest.raises(ValueError, match=r"must be one before the decoder, got Schedule\(\{2: 4"),
     ):
         handle.on_encoded(None, 4)
+
+
+def test_an_encoded_image_serves_a_schedule_inside_the_decoder(
+    model_of: Callable[[str], LoadedModel], tmp_path: Path
+) -> None:
+    loaded = model_of("llava")
+    first, second, _ = questions_in(tmp_path)
+
+    def kept(handle: ClaspHandle, inputs: dict[str, Any]) -> list[Any]:
+        loaded.model.generate(**inputs, do_sample=False, max_new_tokens=1)
+        assert handle.last is not None
+        return [stage.indices.tolist() for stage in handle.last.stages]
+
+    with apply_clasp(loaded.model, schedule=Schedule({0: 6, 2: 4})) as handle:
+        one, other = (
+            prepare(loaded, handle.adapter, load_image(question.image), first.text).inputs
+            for question in (first, second)
+        )
+        expected = kept(handle, one)
+        assert [len(stage[0]) for stage in expected] == [6, 4]
+        assert kept(handle, other) != expected
+        with handle.on_encoded(handle.adapter.encode(loaded.model, one)):
+            assert kept(handle, other) == expected
 
 
 def test_a_run_that_goes_on_answers_as_one_that_was_not_stopped(
