@@ -38,7 +38,7 @@ FEW = ("--budgets", "3", "--strategies", "A", "--ratios", "0,1", "--device", "cp
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file of eight questions about rendered scenes, some without a category."""
-    path = write_questions(tmp_path_factory.mktemp("data"), 2)
+    path = write_questions(tmp_path_factory.mktemp("data"), 2, ["objects"])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     for row in rows:
         if row["category"] == "counting":
@@ -121,7 +121,7 @@ def test_it_does_not_go_on_with_something_else(finished: tuple[Path, Any], data:
 def rigged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return questions whose right answers are what one cell says: it is truly better."""
     folder = tmp_path_factory.mktemp("rigged")
-    path = write_questions(folder, 40)
+    path = write_questions(folder, 40, ["objects"])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if row["category"] in ("attribute", "ocr")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,12 +1,13 @@
-"""Choose the tiny LLaVA's profile on training scenes: salience layer, strategies, pivot ratios.
+"""Choose the tiny LLaVA's profile on training pictures: salience layer, strategies, pivot ratios.
 
     python training/tiny_vlm/choose_profile.py --model clasp_kernels/assets/tiny_vlm
 
-Held-out scenes are not used. The salience layer is chosen first: the one with the best accuracy of
-pivots only, with the deepest layer fused. Then all strategies x pivot ratios are tried with that
-layer. Each category gets the pair with the best mean accuracy over the budgets. `general` and
-`knowledge`, which the scenes have no questions for, get the pair that is best over all questions.
-The script writes `clasp_profile.json` into the model's folder, and the table.
+Held-out pictures are not used. The kinds of picture that have a category take turns. The salience
+layer is chosen first: the one with the best accuracy of pivots only, with the deepest layer fused.
+Then all strategies x pivot ratios are tried with that layer. Each category gets the pair with the
+best mean accuracy over the budgets. `general` and `knowledge`, which nothing asks about, get the
+pair that is best over all questions: `benchmarks/quality` takes it for its row "one profile". The
+script writes `clasp_profile.json` into the model's folder, and the table.
 
 The answers are those of `clasp calibrate`. That keeps a default unless something else is
 significantly better; here there is no default yet, so the best scores decide alone.
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from kinds import KINDS
 from tqdm import tqdm
 from words import CATEGORIES
 from write_questions import write_questions
@@ -87,12 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--per-category", type=int, default=100)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--table", type=Path, help="JSON with every cell of the sweep")
     arguments = parser.parse_args()
     loaded = load_model(str(arguments.model), "cpu")
     with TemporaryDirectory() as name:
         folder = Path(name)
-        questions = read_questions(write_questions(folder, arguments.per_category))
+        questions = read_questions(write_questions(folder, arguments.per_category, arguments.kinds))
         layers = {}
         for layer in SALIENCE_LAYERS:
             grid = Grid(pivots_of_the_deepest(layer), ("E",), (1.0,))
@@ -121,13 +124,15 @@ def main() -> None:
             f"layer of {', '.join(map(str, SALIENCE_LAYERS))}, then the best of "
             f"strategies {STRATEGIES[0]} to {STRATEGIES[-1]} and pivot ratios "
             f"{', '.join(map(str, PIVOT_RATIOS))} on {arguments.per_category} training "
-            f"questions a category, mean over budgets {' and '.join(map(str, BUDGETS))}"
+            f"questions a category about {', '.join(arguments.kinds)}, "
+            f"mean over budgets {' and '.join(map(str, BUDGETS))}"
         ),
     )
     profile.save(arguments.model / "clasp_profile.json")
     if arguments.table:
         report = {
             "budgets": BUDGETS,
+            "kinds": arguments.kinds,
             "questions_per_category": arguments.per_category,
             "pivots_only_by_salience_layer": layers,
             "cells": [

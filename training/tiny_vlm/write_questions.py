@@ -1,49 +1,61 @@
-"""Write training scenes and their questions as images and a JSONL file for `clasp calibrate`.
+"""Write training pictures and their questions as images and a JSONL file for `clasp calibrate`.
 
-    python training/tiny_vlm/write_questions.py out/scenes --per-category 100
+    python training/tiny_vlm/write_questions.py out/questions --per-category 100
 
-Held-out scenes are not used, so that they can judge the profile.
+Held-out pictures are not used, so that they can judge the profile.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
-from evaluate import Example
+from evaluate import Example, examples_of
+from kinds import CATEGORIES_OF, KINDS
 from model import IMAGE_SIZE
-from scenes import Scene, sample_scene
 from words import CATEGORIES
 
 FIRST_SEED = 10_000_000  # an arbitrary seed: the split is by content, not by seed
 
 
-def training_examples(per_category: int) -> list[Example]:
-    """Return the first examples of each category, at most one of each category about a scene."""
-    found: dict[str, list[Example]] = {category: [] for category in CATEGORIES}
-    seed = FIRST_SEED
-    while any(len(examples) < per_category for examples in found.values()):
-        scene = sample_scene(seed, "train")
-        for question in scene.questions(seed):
-            examples = found[question.category]
-            if len(examples) < per_category and (not examples or examples[-1][0] != scene):
-                examples.append((scene, question))
-        seed += 1
-    return [example for examples in found.values() for example in examples]
+def training_examples(per_category: int, kinds: Sequence[str] = tuple(KINDS)) -> list[Example]:
+    """Return `per_category` examples of each category, one a picture.
+
+    The kinds of picture that have the category take turns.
+    """
+    found: list[Example] = []
+    for category in CATEGORIES:
+        having = [kind for kind in kinds if category in CATEGORIES_OF[kind]]
+        if having:
+            cells = [_cell(kind, category, -(-per_category // len(having))) for kind in having]
+            found += list(chain.from_iterable(zip(*cells, strict=True)))[:per_category]
+    return found
 
 
-def write_questions(folder: Path, per_category: int) -> Path:
+def _cell(kind: str, category: str, count: int) -> list[Example]:
+    """Return `count` training examples of one category of one kind."""
+    every = _examples(kind, count)
+    return [(picture, question) for picture, question in every if question.category == category]
+
+
+@cache
+def _examples(kind: str, per_cell: int) -> list[Example]:
+    return examples_of([kind], per_cell, "train", FIRST_SEED)
+
+
+def write_questions(folder: Path, per_category: int, kinds: Sequence[str] = tuple(KINDS)) -> Path:
     """Write the images and `questions.jsonl`, and return the path of that."""
     folder.mkdir(parents=True, exist_ok=True)
-    names: dict[Scene, str] = {}
     lines = []
-    for scene, question in training_examples(per_category):
-        if scene not in names:
-            names[scene] = f"scene_{len(names)}.png"
-            scene.render(IMAGE_SIZE).save(folder / names[scene])
+    for number, (picture, question) in enumerate(training_examples(per_category, kinds)):
+        name = f"picture_{number}.png"
+        picture.render(IMAGE_SIZE).save(folder / name)
         row = {
-            "image": names[scene],
+            "image": name,
             "question": question.text,
             "answer": question.answer,
             "category": question.category,
@@ -58,8 +70,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--per-category", type=int, default=100)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     arguments = parser.parse_args()
-    print(write_questions(arguments.folder, arguments.per_category))
+    print(write_questions(arguments.folder, arguments.per_category, arguments.kinds))
 
 
 if __name__ == "__main__":
