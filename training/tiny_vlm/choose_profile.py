@@ -3,11 +3,13 @@
     python training/tiny_vlm/choose_profile.py --model clasp_kernels/assets/tiny_vlm
 
 Held-out pictures are not used. The kinds of picture that have a category take turns. The salience
-layer is chosen first: the one with the best accuracy of pivots only, with the deepest layer fused.
-Then all strategies x pivot ratios are tried with that layer. Each category gets the pair with the
-best mean accuracy over the budgets. `general` and `knowledge`, which nothing asks about, get the
-pair that is best over all questions: `benchmarks/quality` takes it for its row "one profile". The
-script writes `clasp_profile.json` into the model's folder, and the table.
+layer is chosen first: the one with the best accuracy of pivots only, with the deepest layers fused.
+Then all strategies x pivot ratios are tried with that layer, with the fused layers given to the
+projector and with them choosing tokens only. Each category gets the pair with the best mean
+accuracy over the budgets, in the way of fusing whose pairs are best on average. `general` and
+`knowledge`, which nothing asks about, get the pair that is best over all questions:
+`benchmarks/quality` takes it for its row "one profile". The script writes `clasp_profile.json` into
+the model's folder, and the table.
 
 The answers are those of `clasp calibrate`. That keeps a default unless something else is
 significantly better; here there is no default yet, so the best scores decide alone.
@@ -45,22 +47,25 @@ LAYERS = (-4, -3, -2, -1)
 SALIENCE_LAYERS = (-1, -2, -3, -4)
 STRATEGIES = ("A", "B", "C", "D", "E")
 PIVOT_RATIOS = (0.0, 0.25, 0.5, 0.75, 1.0)
+FUSE_INTO = ("projector", "selection")
 BUDGETS = (12, 24)
 UNASKED = ("knowledge", "general")
 Scores = dict[Cell, dict[str, float]]
+"""Accuracies by category, and "overall"."""
 
 
-def pivots_of_the_deepest(salience_layer: int) -> Profile:
+def pivots_of_the_deepest(salience_layer: int, fuse_into: str) -> Profile:
     """Return a profile without completion, which shows how good the salience is."""
     choice = {"layer_weights": "E", "pivot_ratio": 1.0}
     return Profile.from_dict(
         {
-            "format": 1,
+            "format": 2,
             "name": "tiny_vlm",
             "model_type": "llava",
             "layers": list(LAYERS),
             "source": "one salience layer of a sweep",
             "salience_layer": salience_layer,
+            "fuse_into": fuse_into,
             "categories": {name: choice for name in (*CATEGORIES, *UNASKED)},
         }
     )
@@ -85,6 +90,12 @@ def scores(loaded: LoadedModel, questions: list[Question], grid: Grid, folder: P
     return found
 
 
+def best(table: Scores, category: str) -> Cell:
+    """Return the best cell for a category, the first of equals."""
+    column = "overall" if category in UNASKED else category
+    return max(table, key=lambda cell: table[cell][column])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
@@ -98,32 +109,41 @@ def main() -> None:
         questions = read_questions(write_questions(folder, arguments.per_category, arguments.kinds))
         layers = {}
         for layer in SALIENCE_LAYERS:
-            grid = Grid(pivots_of_the_deepest(layer), ("E",), (1.0,))
+            grid = Grid(pivots_of_the_deepest(layer, FUSE_INTO[0]), ("E",), (1.0,))
             [layers[layer]] = scores(loaded, questions, grid, folder / f"layer{layer}").values()
         salience_layer = max(layers, key=lambda layer: layers[layer]["overall"])
-        grid = Grid(pivots_of_the_deepest(salience_layer), STRATEGIES, PIVOT_RATIOS)
-        table = scores(loaded, questions, grid, folder / "cells")
+        grids, tables = {}, {}
+        for way in FUSE_INTO:
+            start = pivots_of_the_deepest(salience_layer, way)
+            grids[way] = Grid(start, STRATEGIES, PIVOT_RATIOS)
+            tables[way] = scores(loaded, questions, grids[way], folder / way)
+    reached = {
+        way: sum(table[best(table, name)][name] for name in CATEGORIES) / len(CATEGORIES)
+        for way, table in tables.items()
+    }
+    fuse_into = max(FUSE_INTO, key=lambda way: reached[way])
+    grid = grids[fuse_into]
     print("pivots alone, by salience layer")
     for layer, accuracy in layers.items():
         print(f"  {layer}" + "".join(f"  {name} {accuracy[name]:.3f}" for name in accuracy))
-    for name in (*CATEGORIES, "overall"):
-        print(name)
-        for strategy in STRATEGIES:
-            row = (table[Cell("clasp", strategy, ratio)][name] for ratio in PIVOT_RATIOS)
-            print(f"  {strategy}" + "".join(f"{score:7.3f}" for score in row))
-    categories = {}
-    for name in (*CATEGORIES, *UNASKED):
-        column = "overall" if name in UNASKED else name
-        best = max(table, key=lambda cell: table[cell][column])
-        categories[name] = grid.policy(name, best)
+    for way, table in tables.items():
+        for name in (*CATEGORIES, "overall"):
+            print(f"{name}, fused into the {way}")
+            for strategy in STRATEGIES:
+                row = (table[Cell("clasp", strategy, ratio)][name] for ratio in PIVOT_RATIOS)
+                print(f"  {strategy}" + "".join(f"{score:7.3f}" for score in row))
+        print(f"mean of the best of each category, fused into the {way}: {reached[way]:.4f}")
     profile = replace(
         grid.profile,
-        categories=categories,
+        categories={
+            name: grid.policy(name, best(tables[fuse_into], name))
+            for name in (*CATEGORIES, *UNASKED)
+        },
         source=(
             "this project's own, by training/tiny_vlm/choose_profile.py: the best salience "
-            f"layer of {', '.join(map(str, SALIENCE_LAYERS))}, then the best of "
-            f"strategies {STRATEGIES[0]} to {STRATEGIES[-1]} and pivot ratios "
-            f"{', '.join(map(str, PIVOT_RATIOS))} on {arguments.per_category} training "
+            f"layer of {', '.join(map(str, SALIENCE_LAYERS))}, then the best of fusing into "
+            f"{' or '.join(FUSE_INTO)}, strategies {STRATEGIES[0]} to {STRATEGIES[-1]} and pivot "
+            f"ratios {', '.join(map(str, PIVOT_RATIOS))} on {arguments.per_category} training "
             f"questions a category about {', '.join(arguments.kinds)}, "
             f"mean over budgets {' and '.join(map(str, BUDGETS))}"
         ),
@@ -135,8 +155,15 @@ def main() -> None:
             "kinds": arguments.kinds,
             "questions_per_category": arguments.per_category,
             "pivots_only_by_salience_layer": layers,
+            "best_of_each_category": reached,
             "cells": [
-                {"strategy": cell.strategy, "pivot_ratio": cell.pivot_ratio, "accuracy": accuracy}
+                {
+                    "fuse_into": way,
+                    "strategy": cell.strategy,
+                    "pivot_ratio": cell.pivot_ratio,
+                    "accuracy": accuracy,
+                }
+                for way, table in tables.items()
                 for cell, accuracy in table.items()
             ],
         }

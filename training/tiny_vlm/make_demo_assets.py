@@ -1,9 +1,9 @@
-"""Render the scenes and questions of ``clasp demo`` into the package.
+"""Render the pictures and questions of ``clasp demo`` into the package.
 
     python training/tiny_vlm/make_demo_assets.py
 
-The scenes are held out from training. For each kind of question, the first suitable scene by seed
-is taken, whether or not the model answers it.
+The pictures are held out from training. For each kind of question, the first suitable picture by
+seed is taken, whether or not the model answers it.
 """
 
 from __future__ import annotations
@@ -12,32 +12,49 @@ import argparse
 import json
 from pathlib import Path
 
-from pictures import Question
-from scenes import Scene, sample_scene
+from kinds import sample
+from pictures import Picture, Question
+from scenes import Scene
 
 ASSETS = Path(__file__).resolve().parents[2] / "clasp_kernels" / "assets" / "demo"
-KINDS = ("color", "count_shape", "place", "left_right", "sign", "setting")
+# The kind of picture, and the kind of question.
+ASKED = (
+    ("objects", "color"),
+    ("objects", "count_shape"),
+    ("objects", "place"),
+    ("objects", "left_right"),
+    ("objects", "sign"),
+    ("objects", "setting"),
+    ("documents", "value"),
+    ("clutter", "color"),
+    ("textures", "pattern"),
+)
 PIXELS = 384
 FIRST_SEED = 500_000
 
 
-def worth_looking_at(scene: Scene) -> bool:
-    """Return whether a scene has a sign and at least three different objects."""
-    return scene.sign is not None and len({(o.shape, o.color) for o in scene.objects}) >= 3
+def worth_looking_at(picture: Picture, settings: set[str]) -> bool:
+    """Return whether a scene of objects has a sign, at least three different objects, and a setting
+    that is not among `settings`. Every picture of another kind is worth it."""
+    if not isinstance(picture, Scene):
+        return True
+    objects = {(o.shape, o.color) for o in picture.objects}
+    return picture.sign is not None and len(objects) >= 3 and picture.setting not in settings
 
 
-def choose(kinds: tuple[str, ...]) -> list[tuple[Scene, Question]]:
-    """Choose one scene and question of each kind, each scene with a different setting."""
-    chosen: list[tuple[Scene, Question]] = []
+def choose(asked: tuple[tuple[str, str], ...]) -> list[tuple[Picture, Question]]:
+    """Choose a picture of each kind with a question of the kind asked."""
+    chosen: list[tuple[Picture, Question]] = []
+    settings: set[str] = set()
     seed = FIRST_SEED
-    for kind in kinds:
+    for kind, wanted in asked:
         while True:
-            scene = sample_scene(seed, "heldout")
-            question = next((q for q in scene.questions(seed) if q.kind == kind), None)
+            picture = sample(kind, seed, "heldout")
+            question = next((q for q in picture.questions(seed) if q.kind == wanted), None)
             seed += 1
-            settings = {taken.setting for taken, _ in chosen}
-            if question and worth_looking_at(scene) and scene.setting not in settings:
-                chosen.append((scene, question))
+            if question and worth_looking_at(picture, settings):
+                chosen.append((picture, question))
+                settings.add(picture.surroundings)
                 break
     return chosen
 
@@ -48,9 +65,9 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     entries = []
-    for number, (scene, question) in enumerate(choose(KINDS), start=1):
+    for number, (picture, question) in enumerate(choose(ASKED), start=1):
         name = f"scene_{number}.png"
-        scene.render(PIXELS).save(arguments.out / name, optimize=True)
+        picture.render(PIXELS).save(arguments.out / name, optimize=True)
         entries.append(
             {
                 "image": name,

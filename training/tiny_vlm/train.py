@@ -248,7 +248,7 @@ def main() -> None:
         default="float32",
         help="bfloat16 is faster only where the CPU has instructions for it",
     )
-    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--decay", type=int, default=1500)
     parser.add_argument("--sparse-steps", type=int, default=900)
     parser.add_argument("--batch-size", type=int, default=16)
