@@ -1,8 +1,8 @@
-"""Writes the tables of docs/results.md, and the README's one, from the committed benchmark rows.
+"""Writes the tables of docs/results.md, docs/quality.md and the README from the committed rows.
 
     python benchmarks/readme_tables.py
 
-A test holds both to what this makes of `benchmarks/results`, so no number there can drift.
+A test holds them to what this makes of `benchmarks/results`, so no number there can drift.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import busy_machine
 import ops
 from models.prefill_table import EXPLANATION, whole_model
 from models.shapes import RECORDED
+from quality.page import page
 from rows import COMPILED, EAGER, OURS, Row, read_json
 from table import by_case, duration, markdown_table, size
 
@@ -25,29 +26,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 BEGIN, END = "<!-- results: benchmarks/readme_tables.py -->\n", "<!-- end of results -->"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
+QUALITY_PAGE = ROOT / "docs" / "quality.md"
+QUALITY = RESULTS / "quality"
 # The op cases of the README's table.
 FRONT = {
     "select_tokens": "8x576x1024 bfloat16 R64 P32 clusters",
     "attention_salience": "B1 T32 S640 float32 H32/32 d128",
     "fuse_layers": "8x576x1024 bfloat16 L4 categories",
 }
-CATEGORIES = ("attribute", "counting", "spatial", "ocr", "scene")
-
-
-def quality_table(report: dict[str, Any]) -> str:
-    rows = [
-        [
-            row["method"],
-            str(row["tokens_kept"]),
-            f"{row['overall']:.3f}",
-            *(f"{row['by_category'][category]:.3f}" for category in CATEGORIES),
-        ]
-        for row in report["rows"]
-        if row["method"] == "all tokens" or row["tokens_kept"] in (8, 16, 36)
-    ]
-    return markdown_table(["method", "kept", "overall", *CATEGORIES], rows)
-
-
 def stages_table(report: dict[str, Any]) -> str:
     """A row for each schedule: the ways of choosing inside the decoder, beside input pruning."""
     ways = [(salience, on) for salience in ("last", "instruction") for on in ("hidden", "fused")]
@@ -181,19 +167,16 @@ def prefill() -> str:
 
 def tables() -> str:
     """Everything between the markers of docs/results.md."""
-    quality = json.loads((RESULTS / "tiny_vlm_quality.json").read_text())
     accuracy = json.loads((RESULTS / "tiny_vlm_accuracy.json").read_text())
     stages = json.loads((RESULTS / "tiny_vlm_stages.json").read_text())
     seeing = accuracy["accuracy"]["image"]["overall"]
     blind = max(v["overall"] for name, v in accuracy["accuracy"].items() if name != "image")
     return (
-        f"**Accuracy of the bundled model**, {quality['questions']} held-out questions, with all "
-        f"144 visual tokens and with fewer. (On {accuracy['questions']} such questions, "
-        f"{seeing:.3f} with all tokens; {blind:.3f} is the most any guess gets "
-        "that does not see it.)\n\n"
-        + quality_table(quality)
-        + f"\n**Inside the decoder**, the same {stages['questions']} questions, the number of "
-        "tokens being the mean over its 6 layers. `0:65,2:30,4:13` keeps 65 before the LLM, 30 "
+        f"**Accuracy of the bundled model** on {accuracy['questions']} held-out questions: "
+        f"{seeing:.3f} with all 144 visual tokens; {blind:.3f} is the most any guess gets that "
+        "does not see them. With fewer tokens: [what each part buys](quality.md).\n"
+        + f"\n**Inside the decoder**, {stages['questions']} questions, the number of tokens "
+        "being the mean over its 6 layers. `0:65,2:30,4:13` keeps 65 before the LLM, 30 "
         "once 2 layers have run, 13 once 4 have; scored by the prompt's last token or by the whole "
         "instruction, completed by hidden states or by fused vision features.\n\n"
         + stages_table(stages)
@@ -202,6 +185,12 @@ def tables() -> str:
         + busy()
         + prefill()
     )
+
+
+def quality() -> str:
+    """Everything between the markers of docs/quality.md."""
+    picture = (QUALITY / "quality.png").relative_to(ROOT).as_posix()
+    return page(json.loads((QUALITY / "rows.json").read_text()), f"../{picture}")
 
 
 def summary() -> str:
@@ -235,16 +224,15 @@ def summary() -> str:
         ours = implementations[OURS]
         ratio = _times(ours.speedup_over_best_baseline)
         lines.append([f"`{op}` {case}", duration(best), duration(ours.median_us), ratio])
-    quality = json.loads((RESULTS / "tiny_vlm_quality.json").read_text())["rows"]
-    overall = {(row["method"], row["tokens_kept"]): row["overall"] for row in quality}
-    everything = overall["all tokens", 144]
-    for kept in (36, 16):
+    measured = json.loads((QUALITY / "rows.json").read_text())["mean"]["rows"]
+    accuracies = {(row["row"], row["tokens"]): row["accuracy"][0] for row in measured}
+    for kept in (48, 16):
         lines.append(
             [
                 f"accuracy of the bundled model: {kept} of 144 tokens "
-                f"(random ones: {overall['random', kept]:.3f})",
-                f"{everything:.3f}",
-                f"{overall['clasp', kept]:.3f}",
+                f"(random ones: {accuracies['random', kept]:.3f})",
+                f"{accuracies['all tokens', 144]:.3f}",
+                f"{accuracies['full', kept]:.3f}",
                 "",
             ]
         )
@@ -253,7 +241,7 @@ def summary() -> str:
 
 
 def main() -> None:
-    for path, text in ((PAGE, tables()), (README, summary())):
+    for path, text in ((PAGE, tables()), (QUALITY_PAGE, quality()), (README, summary())):
         before, _, rest = path.read_text().partition(BEGIN)
         _, _, after = rest.partition(END)
         path.write_text(f"{before}{BEGIN}{text}{END}{after}")

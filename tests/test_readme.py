@@ -16,12 +16,17 @@ from clasp_kernels.models.compat import TESTED_RELEASES
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs" / "results.md").read_text()
+QUALITY = (ROOT / "docs" / "quality.md").read_text()
 COMPATIBILITY = (ROOT / "docs" / "compatibility.md").read_text()
 RECORD = json.loads((ROOT / "docs" / "compat.json").read_text())
 
 
 def test_result_tables_are_made_from_the_committed_rows() -> None:
-    for page, expected in ((RESULTS, readme_tables.tables()), (README, readme_tables.summary())):
+    for page, expected in (
+        (RESULTS, readme_tables.tables()),
+        (QUALITY, readme_tables.quality()),
+        (README, readme_tables.summary()),
+    ):
         between = page.split(readme_tables.BEGIN)[1].split(readme_tables.END)[0]
         assert between == expected, "run python benchmarks/readme_tables.py"
 
@@ -43,7 +48,7 @@ def test_the_two_commands_come_first() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for folder, page in ((ROOT, README), (ROOT / "docs", RESULTS), (ROOT / "docs", COMPATIBILITY)):
+    for folder, page in ((ROOT, README), (ROOT / "docs", RESULTS), (ROOT / "docs", COMPATIBILITY), (ROOT / "docs", QUALITY)):
         targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", page)
         assert targets
         for target in targets:

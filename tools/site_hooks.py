@@ -160,19 +160,19 @@ def accuracy_by_budget() -> str:
     """Accuracy of the bundled model per category, by tokens kept before the LLM."""
     rows = [
         row
-        for row in _read("tiny_vlm_quality.json")["rows"]
-        if row["method"] in ("all tokens", "clasp")
+        for row in _read("quality/rows.json")["mean"]["rows"]
+        if row["row"] in ("all tokens", "full")
     ]
-    rows.sort(key=lambda row: -row["tokens_kept"])
-    categories = list(rows[0]["by_category"])
+    rows.sort(key=lambda row: -row["tokens"])
+    categories = list(rows[0]["accuracy_by_category"])
     return _markdown_table(
         ["tokens kept", "share", "overall", *categories],
         [
             [
-                str(row["tokens_kept"]),
-                f"{row['tokens_kept'] / rows[0]['tokens_kept']:.0%}",
-                f"{row['overall']:.3f}",
-                *(f"{row['by_category'][category]:.3f}" for category in categories),
+                str(row["tokens"]),
+                f"{row['tokens'] / rows[0]['tokens']:.0%}",
+                f"{row['accuracy'][0]:.3f}",
+                *(f"{row['accuracy_by_category'][category][0]:.3f}" for category in categories),
             ]
             for row in rows
         ],
