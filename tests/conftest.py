@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -49,11 +50,56 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the ops' tests run once more with their tensors on this device (default: cuda where "
         "there is one); cpu tries out what moves the tensors",
     )
+    parser.addoption(
+        "--all-combinations",
+        action="store_true",
+        help="also run the combinations of parameters that are left out for time",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out two thirds of some combinations, unless --all-combinations is given.
+
+    Every test runs, and so does every dtype in Triton's interpreter and every family in slow tests,
+    but not each with each: of three dtypes or families of a test, one is run.
+    """
+    if config.getoption("--all-combinations"):
+        return
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if group := combinations_of(item):
+            groups.setdefault(group, []).append(item)
+    left_out = {
+        item
+        for group, members in groups.items()
+        for place, item in enumerate(members, start=zlib.crc32(group.encode()))
+        if len(members) >= ONE_OF and place % ONE_OF
+    }
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
+def combinations_of(item: pytest.Item) -> str:
+    """Return what the tests have in common of which some are left out; "" for all others."""
+    params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    if "triton" in item.nodeid and os.environ.get("TRITON_INTERPRET") == "1":
+        varied = [name for name, value in params.items() if isinstance(value, torch.dtype)]
+    elif item.get_closest_marker("deep"):
+        varied = [name for name in params if name == "family"]
+    else:
+        varied = []
+    if not varied:
+        return ""
+    others = {name: str(value) for name, value in params.items() if name not in varied}
+    return f"{item.nodeid.partition('[')[0]} {others}"
 
 
 def pytest_report_header() -> list[str]:
     return str(backend_report()).splitlines()
 
+
+# How many combinations there are for each that runs.
+ONE_OF = 3
 
 # The designs of the CUDA extension. For the small images of these tests, "auto" chooses "matrix".
 CUDA_DESIGN = "CLASP_KERNELS_CUDA_DESIGN"

@@ -62,6 +62,8 @@ def test_all_the_attention_is_reported_by_default(backend) -> None:
 
 @pytest.mark.parametrize(("rows", "keys"), [(8, 6), (8, 257), (40, 1500)])
 def test_key_range_only_restricts_the_report(backend, rows, keys) -> None:
+    if INTERPRETED and backend == "triton":
+        rows, keys = min(rows, 10), min(keys, 600)  # the interpreter is slow
     query, key = random_attention(rows, keys)
     whole = attention_salience(query, key)
     for start, stop in [(2, 5), (5, 6), (1, keys), (keys // 2, keys), (0, keys - 3)]:
