@@ -34,6 +34,8 @@ FRONT = {
     "attention_salience": "B1 T32 S640 float32 H32/32 d128",
     "fuse_layers": "8x576x1024 bfloat16 L4 categories",
 }
+
+
 def stages_table(report: dict[str, Any]) -> str:
     """A row for each schedule: the ways of choosing inside the decoder, beside input pruning."""
     ways = [(salience, on) for salience in ("last", "instruction") for on in ("hidden", "fused")]

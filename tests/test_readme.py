@@ -48,7 +48,8 @@ def test_the_two_commands_come_first() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for folder, page in ((ROOT, README), (ROOT / "docs", RESULTS), (ROOT / "docs", COMPATIBILITY), (ROOT / "docs", QUALITY)):
+    pages = [(ROOT, README), *((ROOT / "docs", page) for page in (RESULTS, COMPATIBILITY, QUALITY))]
+    for folder, page in pages:
         targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", page)
         assert targets
         for target in targets:
