@@ -7,13 +7,16 @@ process that is killed while it writes leaves half a line at most, which the nex
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
+
+from clasp_kernels._run_folder import OtherRun, claim, lock
+
+OtherCalibration = OtherRun
 
 _MANIFEST, _ANSWERS = "manifest.json", "answers.jsonl"
 
@@ -26,10 +29,6 @@ class AnswerKey(NamedTuple):
     budget: str
     cell: str
     """``Cell.name``."""
-
-
-class OtherCalibration(ValueError):
-    """The folder holds the answers of another calibration. The message says what differs."""
 
 
 class AnswerStore:
@@ -51,46 +50,19 @@ class AnswerStore:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = open(folder / _ANSWERS, "ab")  # noqa: SIM115
         try:
-            self._lock()
-            self._claim(json.loads(json.dumps(manifest)))
+            lock(self._file, folder)
+            self._claim(manifest)
             self._read()
         except BaseException:
             self._file.close()
             raise
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"another process is writing to {self.folder}: wait for it, or stop it"
-            ) from None
-
-    def _claim(self, manifest: dict[str, Any]) -> None:
+    def _claim(self, manifest: Mapping[str, Any]) -> None:
         """Compare the manifest with the one that is there, or write it."""
         path = self.folder / _MANIFEST
-        if not path.exists():
-            if os.path.getsize(self.folder / _ANSWERS):
-                raise ValueError(f"{self.folder} has answers but no {_MANIFEST}")
-            draft = path.with_suffix(".tmp")
-            with open(draft, "w", encoding="utf-8") as file:
-                file.write(json.dumps(manifest, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-            return
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            names = [*before, *(name for name in manifest if name not in before)]
-        except (ValueError, TypeError):
-            raise ValueError(f"{path} is damaged") from None
-        differences = [
-            f"{name} was {_short(before.get(name))}, and is {_short(manifest.get(name))} now"
-            for name in names
-            if before.get(name) != manifest.get(name)
-        ]
-        if differences:
-            raise OtherCalibration("; ".join(differences))
+        if not path.exists() and os.path.getsize(self.folder / _ANSWERS):
+            raise ValueError(f"{self.folder} has answers but no {_MANIFEST}")
+        claim(path, manifest)
 
     def _read(self) -> None:
         path = self.folder / _ANSWERS
@@ -124,8 +96,3 @@ class AnswerStore:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

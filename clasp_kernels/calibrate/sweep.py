@@ -15,16 +15,8 @@ from clasp_kernels.calibrate.grid import Cell, Grid
 from clasp_kernels.calibrate.store import AnswerKey, AnswerStore
 from clasp_kernels.models import ClaspHandle, apply_clasp
 from clasp_kernels.models.adapter import VisionOutput
+from clasp_kernels.models.generation import GREEDY
 from clasp_kernels.policy import Schedule
-
-# Greedy, whatever the model's own generation config says.
-_GREEDY = {
-    "do_sample": False,
-    "num_beams": 1,
-    "num_return_sequences": 1,
-    "return_dict_in_generate": False,
-    "use_cache": True,
-}
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,7 @@ class Sweep:
         with handle.on_encoded(encoded.repeated(times), budget):
             ids = self.model.generate(
                 **inputs,
-                **_GREEDY,
+                **GREEDY,
                 categories=categories,
                 max_new_tokens=self.max_new_tokens,
                 tokenizer=getattr(self.processor, "tokenizer", None),  # for stop_strings

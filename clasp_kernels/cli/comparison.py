@@ -333,19 +333,13 @@ class _Asker:
     ) -> torch.Tensor:
         import torch
 
-        # Override the model's generation config, which may not be greedy.
-        greedy = {
-            "do_sample": False,
-            "num_beams": 1,
-            "num_return_sequences": 1,
-            "return_dict_in_generate": False,
-            "use_cache": True,
-        }
+        from clasp_kernels.models.generation import GREEDY
+
         with refusing_as(f"{self._loaded.name} cannot answer"), torch.inference_mode():
             output: torch.Tensor = self._loaded.model.generate(
                 **self._inputs,
                 **({} if category is None else {"categories": [category]}),
-                **greedy,
+                **GREEDY,
                 tokenizer=self._loaded.processor.tokenizer,  # for stop_strings
                 max_new_tokens=max_new_tokens,
                 streamer=clock,

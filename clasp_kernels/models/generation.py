@@ -13,6 +13,15 @@ from typing import Any
 #: The keyword argument that passes the object from ``generate`` to ``forward``.
 GENERATION = "clasp_generation"
 
+#: Arguments of ``generate`` for greedy search, whatever the model's own generation config says.
+GREEDY = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    "use_cache": True,
+}
+
 
 @dataclass(eq=False)
 class Generation:
