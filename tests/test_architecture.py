@@ -31,10 +31,11 @@ PARTS = {
     "models": {"ops", "backends", "policy", "rules", "upload"},
     "explore": {"models", "policy", "rules", "bundled"},
     "calibrate": {"models", "policy"},
-    "integrations": {"models", "policy"},
+    "batch": set(),
+    "integrations": {"batch", "models", "policy"},
 }
 # Modules without further imports, which any part may import.
-LEAVES = {"_integers", "_version", "_warn", "_with_torch"}
+LEAVES = {"_integers", "_run_folder", "_version", "_warn", "_with_torch"}
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clasp_kernels._version import __version__
+from clasp_kernels.cli.batch_command import batch
 from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, reported_errors
 from clasp_kernels.cli.files import as_text, check_writable, save, save_page
+from clasp_kernels.cli.options import Device, ModelName, ProfileFile
 from clasp_kernels.cli.progress import bar, spinner
 from clasp_kernels.cli.terminal import result_console
 
@@ -49,25 +51,6 @@ ScheduleText = Annotated[
     ),
 ]
 ImageFile = Annotated[str, typer.Argument(help="A picture: PNG, JPEG, WebP, ...")]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PATH_OR_ID",
-        help="Model folder or Hugging Face id; the bundled tiny LLaVA if left out.",
-        show_default=False,
-    ),
-]
-ProfileFile = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="Profile JSON; the model's own or its family's if left out.",
-        show_default=False,
-    ),
-]
-Device = Annotated[
-    str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...; auto prefers a GPU.")
-]
 
 
 def _show_version(wanted: bool) -> None:
@@ -427,6 +410,9 @@ def calibrate(
         console.print(command.choices_table(choices))
         for line in command.summary(calibration, choices):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+app.command()(batch)
 
 
 @app.command()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 # This module must not import Typer or heavy packages: it reports errors before they are imported.
 _PACKAGE = str(Path(__file__).parents[1])
+# The extra that brings each package.
+_EXTRAS = {"transformers": "cli", "PIL": "cli", "pyarrow": "batch", "ray": "ray"}
 
 
 class CommandError(Exception):
@@ -105,13 +107,15 @@ def reported_errors() -> Iterator[None]:
     except CommandError as error:
         message, exit_code = str(error), error.exit_code
     except ImportError as error:
-        if error.name is None or error.name.split(".")[0] not in ("transformers", "PIL"):
+        missing = (error.name or "").split(".")[0]
+        if missing not in _EXTRAS:
             raise
         message = str(error)  # the message of require_transformers has the fix
         if isinstance(error, ModuleNotFoundError):
+            extra = _EXTRAS[missing]
             message = (
-                f"{error.name} is not installed; this command needs the [cli] extra: "
-                f'pip install "clasp-kernels[cli]"'
+                f"{error.name} is not installed; this command needs the [{extra}] extra: "
+                f'pip install "clasp-kernels[{extra}]"'
             )
     else:
         return

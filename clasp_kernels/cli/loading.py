@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.cli.checkpoint import check_name, find_checkpoint
@@ -41,26 +41,31 @@ class LoadedModel:
 
 def load_image(path: str | Path) -> Image.Image:
     """Load a picture as RGB, rotated by its EXIF data. Transparent pixels become white."""
+    check_readable("IMAGE", str(path))
+    return decode_image(path, f"IMAGE: {path}")
+
+
+def decode_image(file: str | Path | IO[bytes], called: str) -> Image.Image:
+    """Load a picture as RGB, from a file that a message speaks of as ``called``."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    check_readable("IMAGE", str(path))
-    cannot = f"IMAGE: {path} cannot be read"
+    cannot = f"{called} cannot be read"
     try:
         with warnings.catch_warnings():
             # Pillow warns of large pictures, but the user has named this one. Pictures above
             # Pillow's hard limit raise an error below.
             warnings.simplefilter("ignore")
-            with Image.open(path) as opened:
+            with Image.open(file) as opened:
                 opened.load()
                 cannot += ", its EXIF data is damaged"
                 image = ImageOps.exif_transpose(opened)
-        cannot = f"IMAGE: {path} cannot be shown to a model"
+        cannot = f"{called} cannot be shown to a model"
         if 0 in image.size:
             raise ValueError("it has no pixels")
         return _as_rgb(image)
     except UnidentifiedImageError:
         raise CommandError(
-            f"IMAGE: {path} is not an image that Pillow can read (PNG, JPEG, WebP, ...)"
+            f"{called} is not an image that Pillow can read (PNG, JPEG, WebP, ...)"
         ) from None
     # Pillow's readers raise errors of many types for a damaged file: struct.error, TypeError, ...
     except Exception as error:
@@ -110,6 +115,27 @@ def load_model(path_or_id: str | None, device: str) -> LoadedModel:
     except FileNotFoundError as error:
         raise CommandError(str(error)) from None
     model, options = _load(source, device)
+    return _with_processor(model, source, path_or_id, options)
+
+
+def load_skeleton(path_or_id: str | None) -> LoadedModel:
+    """Load a model without its weights, and its processor, to check what is meant for them.
+
+    Its parameters are on the device ``meta``.
+    """
+    source = str(tiny_vlm_path()) if path_or_id is None else path_or_id
+    check_name(source)  # before the imports, which take seconds
+    import torch
+
+    transformers, config, options = _configured(source)
+    with _loading(source), torch.device("meta"):
+        model = transformers.AutoModelForImageTextToText.from_config(config)
+    return _with_processor(model.eval(), source, path_or_id, options)
+
+
+def _with_processor(
+    model: Any, source: str, path_or_id: str | None, options: dict[str, Any]
+) -> LoadedModel:
     with _loading(source):
         processor = load_processor(source, **options)
     has_template = getattr(processor, "chat_template", None) is not None
@@ -132,28 +158,8 @@ def _load(source: str, device: str) -> tuple[Any, dict[str, Any]]:
     check_name(source)  # before the imports, which take seconds
     import torch
 
-    from clasp_kernels.models import supported_model_types
-    from clasp_kernels.models.compat import require_transformers
-
-    require_transformers(warn=False)
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     on = pick_device(device)
-    checkpoint = find_checkpoint(source)
-    # With trust_remote_code unset, transformers would prompt the user for checkpoints with code.
-    options: dict[str, Any] = {
-        "local_files_only": checkpoint.local_only,
-        "trust_remote_code": False,
-    }
-    with _loading(source):
-        config = transformers.AutoConfig.from_pretrained(source, **options)
-    if config.model_type not in supported_model_types():
-        raise CommandError(
-            f"--model {source} cannot be pruned: its model_type must be "
-            f"{' or '.join(map(repr, supported_model_types()))}, got {config.model_type!r}"
-        )
+    transformers, _, options = _configured(source)
     # bfloat16 is slow on most CPUs.
     dtype: Any = torch.float32 if torch.device(on).type == "cpu" else "auto"
     with _loading(source):
@@ -179,6 +185,32 @@ def _load(source: str, device: str) -> tuple[Any, dict[str, Any]]:
                 f"its weights lack {len(missing)} of the model's parameters, such as {missing[0]}"
             )
         return model.eval().to(on), options
+
+
+def _configured(source: str) -> tuple[Any, Any, dict[str, Any]]:
+    """Return transformers, a model's config and the ``from_pretrained`` options for its parts."""
+    from clasp_kernels.models import supported_model_types
+    from clasp_kernels.models.compat import require_transformers
+
+    require_transformers(warn=False)
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    checkpoint = find_checkpoint(source)
+    # With trust_remote_code unset, transformers would prompt the user for checkpoints with code.
+    options: dict[str, Any] = {
+        "local_files_only": checkpoint.local_only,
+        "trust_remote_code": False,
+    }
+    with _loading(source):
+        config = transformers.AutoConfig.from_pretrained(source, **options)
+    if config.model_type not in supported_model_types():
+        raise CommandError(
+            f"--model {source} cannot be pruned: its model_type must be "
+            f"{' or '.join(map(repr, supported_model_types()))}, got {config.model_type!r}"
+        )
+    return transformers, config, options
 
 
 @contextmanager

@@ -37,7 +37,24 @@ class Prompt:
 
 
 def prepare(loaded: LoadedModel, adapter: Adapter, image: Image.Image, question: str) -> Prompt:
-    """Prepare the prompt.
+    """Prepare the prompt, on the model's device.
+
+    Raises the errors of :func:`process`.
+    """
+    inputs, counts = process(loaded, adapter, image, question)
+    with refusing_as(_said(loaded)):
+        return Prompt(
+            inputs.to(loaded.model.device, loaded.model.dtype),
+            counts,
+            tuple(adapter.views(inputs)),
+        )
+
+
+def process(
+    loaded: LoadedModel, adapter: Adapter, image: Image.Image, question: str
+) -> tuple[Any, tuple[int, ...]]:
+    """Return what the processor makes of an image and a question, and the visual tokens of each
+    image that it made of it.
 
     Raises a CommandError if processor and model do not match, and a UsageError for a question that
     contains an image token.
@@ -50,19 +67,18 @@ def prepare(loaded: LoadedModel, adapter: Adapter, image: Image.Image, question:
         )
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
     prompt = _written(loaded, question, vocabulary)
+    with refusing_as(_said(loaded)):
+        inputs = loaded.processor(images=image, text=prompt, return_tensors="pt")
+        groups = _checked_groups(loaded, adapter, inputs, vocabulary)
+        return inputs, tuple(count for group in groups for count in group.counts)
+
+
+def _said(loaded: LoadedModel) -> str:
     checked = [*_settings(loaded, _COUNTED[:1]), "the image processor"]
-    said = (
+    return (
         f"the processor of {loaded.name} cannot prepare the image and the question, check "
         f"{_listed(checked)} in its processor_config.json"
     )
-    with refusing_as(said):
-        inputs = loaded.processor(images=image, text=prompt, return_tensors="pt")
-        groups = _checked_groups(loaded, adapter, inputs, vocabulary)
-        return Prompt(
-            inputs.to(loaded.model.device, loaded.model.dtype),
-            tuple(count for group in groups for count in group.counts),
-            tuple(adapter.views(inputs)),
-        )
 
 
 def _written(loaded: LoadedModel, question: str, vocabulary: int) -> str:

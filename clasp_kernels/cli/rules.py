@@ -28,7 +28,7 @@ def chosen_rules(rule: str | None, compare: str | None) -> tuple[str, ...] | Non
     Raises a UsageError if a name is unknown, empty or repeated.
     """
     if compare is None:
-        return None if rule is None else (_known("--rule", rule),)
+        return None if rule is None else (known_rule("--rule", rule),)
     if rule is not None:
         raise UsageError(
             "--rule and --compare exclude each other: --rule selects by one rule, --compare by "
@@ -55,13 +55,14 @@ def listed_rules(option: str, text: str) -> tuple[str, ...]:
                 f"{option} must have one name between two commas, got {text!r}; leave out the "
                 f"comma too many"
             )
-        _known(option, name)
+        known_rule(option, name)
         if names.count(name) > 1:
             raise UsageError(f"{option} must name each rule once, but {name} is named twice")
     return names
 
 
-def _known(option: str, name: str) -> str:
+def known_rule(option: str, name: str) -> str:
+    """Return the name of a rule. Raises a UsageError if it is none."""
     from clasp_kernels.rules import rule_names
 
     if name not in rule_names():

@@ -1,0 +1,68 @@
+"""A folder of images, one row each, with one question for all."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from clasp_kernels.batch.source import Row, Shard, cut
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images below a folder, in the order of their names."""
+
+    folder: Path
+    files: tuple[str, ...]
+    question: str
+    fingerprint: str
+
+    @staticmethod
+    def names(folder: Path) -> list[str]:
+        """Return the files whose suffix is that of an image, relative to the folder, sorted.
+
+        Hidden files and folders are left out.
+        """
+        from PIL import Image
+
+        suffixes = set(Image.registered_extensions())
+        found = []
+        for root, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [
+                (Path(root) / name).relative_to(folder).as_posix()
+                for name in files
+                if not name.startswith(".") and Path(name).suffix.lower() in suffixes
+            ]
+        return sorted(found)
+
+    @classmethod
+    def open(cls, folder: Path, files: list[str], question: str) -> ImageFolder:
+        folder = folder.absolute()
+        sizes = [[name, os.stat(folder / name).st_size] for name in files]
+        digest = sha256(json.dumps(sizes).encode()).hexdigest()
+        return cls(folder, tuple(files), question, digest)
+
+    @property
+    def rows(self) -> int:
+        return len(self.files)
+
+    def shards(self, size: int) -> list[Shard]:
+        return [
+            Shard(index, first, rows, self.files[first : first + rows])
+            for index, (first, rows) in enumerate(cut(self.rows, size))
+        ]
+
+    def read(self, shard: Shard) -> list[Row]:
+        os.stat(self.folder)  # a folder that is gone is not a folder of bad images
+        return [
+            Row(shard.first + number, name, self.folder / name, self.question)
+            for number, name in enumerate(shard.place)
+        ]
+
+    def __getstate__(self) -> dict[str, object]:
+        # Shards carry the names: the list, which may be long, does not go to every process.
+        return {**self.__dict__, "files": ()}

@@ -1,0 +1,115 @@
+"""Parquet files: a column of images, as paths or as bytes, and a column of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clasp_kernels.batch.source import BadInput, Columns, Row, Shard, cut
+
+# Rows that are decoded at once. They may hold images.
+_DECODED = 16
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Parquet files in the order of their names, as one table."""
+
+    paths: tuple[Path, ...]
+    counts: tuple[int, ...]
+    """Rows of each file."""
+    columns: Columns
+    fingerprint: str
+
+    @classmethod
+    def open(cls, paths: list[Path], columns: Columns) -> ParquetFiles:
+        """Read the footers alone: they have the columns, the number of rows and their places."""
+        digest, counts = sha256(), []
+        for path in paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    there = file.schema_arrow.names
+                    counts.append(file.metadata.num_rows)
+                    described = file.metadata.to_dict()
+            except (pa.ArrowInvalid, OSError) as error:
+                if isinstance(error, OSError) and error.errno:
+                    raise
+                raise BadInput(f"{path} is not a Parquet file that can be read: {error}") from None
+            for name in columns.wanted:
+                if name not in there:
+                    raise BadInput(
+                        f"{path} has no column {name!r}; its columns are {', '.join(there)}"
+                    )
+            digest.update(repr((path.name, path.stat().st_size, described)).encode())
+        absolute = tuple(path.absolute() for path in paths)
+        return cls(absolute, tuple(counts), columns, digest.hexdigest())
+
+    @property
+    def rows(self) -> int:
+        return sum(self.counts)
+
+    def shards(self, size: int) -> list[Shard]:
+        """Return the shards; their place is a list of (file, first row there, rows)."""
+        begins = [sum(self.counts[:number]) for number in range(len(self.counts))]
+        shards = []
+        for index, (first, rows) in enumerate(cut(self.rows, size)):
+            place = []
+            for number, (begin, count) in enumerate(zip(begins, self.counts, strict=True)):
+                start, stop = max(first, begin), min(first + rows, begin + count)
+                if start < stop:
+                    place.append((number, start - begin, stop - start))
+            shards.append(Shard(index, first, rows, tuple(place)))
+        return shards
+
+    def read(self, shard: Shard) -> list[Row]:
+        rows: list[Row] = []
+        for number, first, count in shard.place:
+            path = self.paths[number]
+            begin = shard.first + len(rows)
+            found: list[Row] = []
+            try:
+                for values in self._values(path, first, count):
+                    where = f"{path.name}#{first + len(found)}"
+                    position = begin + len(found)
+                    found.append(self.columns.row(position, where, values, path.parent))
+            except (pa.ArrowInvalid, OSError) as error:  # damaged pages raise an OSError, too
+                if isinstance(error, OSError) and error.errno:
+                    raise
+                found += [
+                    Row(
+                        begin + lost,
+                        f"{path.name}#{first + lost}",
+                        None,
+                        None,
+                        f"{path.name} cannot be read here: {error}",
+                    )
+                    for lost in range(len(found), count)
+                ]
+            rows += found
+        return rows
+
+    def _values(self, path: Path, first: int, count: int) -> Iterator[dict[str, Any]]:
+        """Yield ``count`` rows of a file. Only their row groups are read."""
+        with pq.ParquetFile(path, memory_map=True) as file:
+            groups, before, passed = [], 0, 0
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if before + rows <= first:
+                    passed = before + rows
+                elif before < first + count:
+                    groups.append(group)
+                before += rows
+            skip = first - passed
+            for batch in file.iter_batches(_DECODED, groups, columns=list(self.columns.wanted)):
+                here = batch.slice(min(skip, batch.num_rows), count)
+                skip -= min(skip, batch.num_rows)
+                count -= here.num_rows
+                yield from here.to_pylist()
+                if not count:
+                    return
