@@ -25,6 +25,7 @@ TORCHAO = $(VENV)/torchao
 WHEEL_TOOLS = $(VENV)/wheel-tools
 # Laid over the environment, which keeps its own releases for every other test.
 LMMS_EVAL = $(VENV)/lmms-eval
+RAY = $(VENV)/ray
 # The environment that builds the documentation.
 DOCS := build/docs
 COMPAT = $(PY) tools/compat.py --overlays $(VENV)/transformers --workers $(WORKERS)
@@ -66,9 +67,12 @@ test-deep: $(PACKAGE)  ## What digs deeper than `make test`: builds, emulators, 
 	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py \
 	    tests/models/families/test_ecosystem.py -k "quantised or torchao"
 
-test-engines: $(PACKAGE)  ## Test the integrations with the engines: installs lmms-eval beside the environment
+# Each engine has a folder of its own, as their requirements differ.
+test-engines: $(PACKAGE)  ## Test the integrations with the engines: installs lmms-eval and Ray beside the environment
 	$(PY) -m pip install -qq --no-deps --target $(LMMS_EVAL) --upgrade -r tests/integrations/lmms-eval.txt
-	PYTHONPATH=$(LMMS_EVAL) $(PY) -m pytest tests/integrations $(ARGS)
+	PYTHONPATH=$(LMMS_EVAL) $(PY) -m pytest tests/integrations --ignore=tests/integrations/test_ray.py $(ARGS)
+	$(PY) -m pip install -qq --no-deps --target $(RAY) --upgrade -r tests/integrations/ray.txt
+	PYTHONPATH=$(abspath $(RAY)) $(PY) -m pytest tests/integrations/test_ray.py $(ARGS)
 
 compat: $(PACKAGE)  ## Test with every supported transformers (RELEASES='oldest 5.23.0' to choose)
 	$(COMPAT) $(RELEASES)
