@@ -1,0 +1,184 @@
+"""``clasp batch`` with one process and with two, with Ray, and beside a loop written by hand.
+
+    python benchmarks/batch.py                        # -> benchmarks/results/cpu/batch.json
+    python benchmarks/batch.py --images 40 --rounds 1 # a quick look, printed only
+
+Every way answers the same pictures with the bundled model, from the start of its command to its
+end, in turn, so that all meet the machine in the same states. Ray and ``datasets`` are measured
+where they are installed; ``make test-engines`` puts each into a folder for PYTHONPATH.
+
+Threads are one for each process: two processes against one then tell what a second process adds,
+and not what a second thread would.
+
+The memory is the resident memory of all processes together, looked at twice a second. Beside the
+peak stand its means in the second and in the last quarter of a run: they are equal if it is flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from batch_inputs import QUESTION, Command, write_pictures
+from machine import ROOT, environment
+from table import markdown_table
+
+RECORDED = ROOT / "benchmarks" / "results" / "cpu" / "batch.json"
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_BATCH, _TOKENS, _SHARD = 8, 4, 64
+_SECONDS_BETWEEN_LOOKS = 0.5
+_MEGABYTE = 1e6
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of one way."""
+
+    seconds: float
+    peak_bytes: int
+    second_quarter_bytes: float
+    last_quarter_bytes: float
+
+
+@dataclass(frozen=True)
+class BatchRow:
+    """One way, medians over the rounds."""
+
+    way: str
+    images: int
+    seconds: float
+    rows_per_second: float
+    peak_mb: float
+    second_quarter_mb: float
+    last_quarter_mb: float
+
+
+def by_batch(engine: str, workers: int, pictures: Path, out: Path, log: Path) -> Command:
+    """Start ``clasp batch``."""
+    return Command.batch(
+        [
+            *(str(pictures), str(out), "--question", QUESTION, "--device", "cpu"),
+            *("--engine", engine, "--workers", str(workers), "--batch-size", str(_BATCH)),
+            *("--max-new-tokens", str(_TOKENS), "--shard-size", str(_SHARD)),
+        ],
+        log,
+        _ONE_THREAD,
+    )
+
+
+def by_hand(pictures: Path, out: Path, log: Path) -> Command:
+    """Start the loop written by hand."""
+    script = str(ROOT / "benchmarks" / "batch_by_hand.py")
+    out.mkdir()
+    given = [script, str(pictures), str(out / "answers.parquet"), str(_BATCH), str(_TOKENS)]
+    return Command(given, log, {**_ONE_THREAD, "HF_DATASETS_CACHE": str(out / "cache")})
+
+
+def ways() -> dict[str, Callable[[Path, Path, Path], Command]]:
+    """Return the ways that are installed."""
+    found: dict[str, Callable[[Path, Path, Path], Command]] = {}
+    if find_spec("datasets") is not None:
+        found["datasets.map by hand, one process"] = by_hand
+    for engine in ("local", *(["ray"] if find_spec("ray") is not None else [])):
+        for workers in (1, 2):
+            processes = "one process" if workers == 1 else "two processes"
+            found[f"clasp batch, {engine}, {processes}"] = partial(by_batch, engine, workers)
+    return found
+
+
+def measured(way: Callable[[Path, Path, Path], Command], pictures: Path, work: Path) -> Run:
+    """Run one way to its end, and look at its memory."""
+    out, log = work / "out", work / "log"
+    started = time.monotonic()
+    command = way(pictures, out, log)
+    seen: list[int] = []
+    while command.driver.poll() is None:
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        seen.append(command.resident_bytes())
+    seconds = time.monotonic() - started
+    if command.driver.returncode != 0:
+        sys.exit(f"it failed: {log.read_text()[-2000:]}")
+    answers = pq.read_table(sorted(out.glob("*.parquet")), columns=["answer"]).column("answer")
+    if len(answers) != len(list(pictures.iterdir())) or answers.null_count:
+        sys.exit(f"{len(answers)} answers, of which {answers.null_count} are missing")
+    seen = seen[:-1] or seen  # at the last look, processes were ending
+    quarter = max(1, len(seen) // 4)
+    return Run(
+        seconds,
+        max(seen),
+        statistics.mean(seen[quarter : 2 * quarter] or seen),
+        statistics.mean(seen[-quarter:]),
+    )
+
+
+def measure(images: int, rounds: int) -> list[BatchRow]:
+    """Measure every way ``rounds`` times, in turn."""
+    runs: dict[str, list[Run]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "pictures"
+        write_pictures(pictures, images)
+        for number in range(rounds):
+            for name, way in ways().items():
+                work = Path(folder) / f"{number} {name}"
+                work.mkdir()
+                runs.setdefault(name, []).append(measured(way, pictures, work))
+                print(f"{name}: {runs[name][-1].seconds:.1f} s", file=sys.stderr)
+    return [_row(name, images, found) for name, found in runs.items()]
+
+
+def _row(way: str, images: int, runs: list[Run]) -> BatchRow:
+    seconds = statistics.median(run.seconds for run in runs)
+    return BatchRow(
+        way,
+        images,
+        seconds,
+        images / seconds,
+        statistics.median(run.peak_bytes for run in runs) / _MEGABYTE,
+        statistics.median(run.second_quarter_bytes for run in runs) / _MEGABYTE,
+        statistics.median(run.last_quarter_bytes for run in runs) / _MEGABYTE,
+    )
+
+
+def as_table(rows: list[BatchRow]) -> str:
+    """Return the rows as a table in Markdown."""
+    header = ["", "seconds", "rows/s", "peak MB", "MB, second quarter", "MB, last quarter"]
+    return markdown_table(
+        header,
+        [
+            [
+                row.way,
+                f"{row.seconds:.1f}",
+                f"{row.rows_per_second:.1f}",
+                f"{row.peak_mb:.0f}",
+                f"{row.second_quarter_mb:.0f}",
+                f"{row.last_quarter_mb:.0f}",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    rows = measure(given.images, given.rounds)
+    print(as_table(rows))
+    if len(sys.argv) == 1:
+        recorded = {"environment": environment(), "rows": [asdict(row) for row in rows]}
+        RECORDED.write_text(json.dumps(recorded, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
