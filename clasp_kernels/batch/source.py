@@ -33,7 +33,7 @@ class Row:
         """The position, and 12 hexadecimal digits that depend on the content of the row.
 
         >>> Row(7, "a.png", Path("/data/a.png"), "What is it?").id
-        '000000007-2d5d1a0ce0a6'
+        '000000007-73cc03f316bc'
         """
         image = sha256(self.content).hexdigest() if isinstance(self.content, bytes) else self.image
         digest = sha256(json.dumps([image, self.question]).encode()).hexdigest()
