@@ -131,7 +131,8 @@ def _cluster() -> dict[str, float]:
         ray.data.DataContext.get_current().enable_progress_bars = False
         try:
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        # Ray raises a plain Exception if a process of a new cluster does not start in time.
+        except Exception as error:
             raise StopsJob(f"there is no Ray cluster: {error}") from None
     resources: dict[str, float] = ray.cluster_resources()
     return resources
