@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
 from clasp_kernels._warn import warn_caller
 from clasp_kernels.models.adapter import Adapter, VisionOutput
+from clasp_kernels.models.encoded import EncodedImage
 from clasp_kernels.models.guards import guard_images
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.records import PrefillRecord
@@ -79,6 +80,27 @@ class ClaspHandle:
                 f"the schedule must be one before the decoder, got {self.selector.schedule!r}"
             )
         return self._runtime.selecting(encoded=vision, schedule=Schedule.input(tokens))
+
+    def encode(
+        self, categories: str | Sequence[str] | None = None, **inputs: Any
+    ) -> list[EncodedImage]:
+        """Encode the images of prompts and prune them, without running the decoder.
+
+        An engine that takes encoded images can then do the rest
+        (``clasp_kernels.integrations.vllm``). Nothing is recorded in ``last``.
+
+        Args:
+            categories: one name or one per prompt; the default asks the router.
+            inputs: what the processor returns: ``input_ids``, ``pixel_values`` and so on.
+
+        Returns:
+            One for each image, then one for each video, in the order of the prompts.
+
+        Raises:
+            ValueError: tokens are dropped or added inside the decoder, or images and prompts do not
+                match.
+        """
+        return self._runtime.encode(self.model, inputs, categories)
 
     def remove(self) -> None:
         """Restore the model's original methods. A second call does nothing.

@@ -42,6 +42,7 @@ from clasp_kernels.models.compat import (
     uses_flash_attention,
 )
 from clasp_kernels.models.decoder import MASKS, PRUNING, DecoderSeam
+from clasp_kernels.models.encoded import EncodedImage, split_by_image
 from clasp_kernels.models.generation import GENERATION, Generation, ImageDrafter
 from clasp_kernels.models.guards import (
     check_forward,
@@ -56,6 +57,7 @@ from clasp_kernels.models.guards import (
 )
 from clasp_kernels.models.history import CachedPast, PrunedHistory, reading
 from clasp_kernels.models.instruction import instruction_columns
+from clasp_kernels.models.layout import PromptImages
 from clasp_kernels.models.masking import check_window, find_packed, masks_of_layers
 from clasp_kernels.models.patching import Replacement
 from clasp_kernels.models.prefill import (
@@ -68,7 +70,7 @@ from clasp_kernels.models.prefill import (
     prune_prompt,
 )
 from clasp_kernels.models.records import PrefillRecord
-from clasp_kernels.models.selection import TokenSelector
+from clasp_kernels.models.selection import KeptTokens, TokenSelector
 from clasp_kernels.models.staged import StagedPrefill
 from clasp_kernels.models.static import StaticLengths
 from clasp_kernels.models.stopwatch import Stopwatch
@@ -495,13 +497,7 @@ class ClaspRuntime:
             counts = self._selector.counts(last, image_categories, images.counts)
             check_logits_to_keep(inputs, images, counts)
 
-        def text() -> torch.Tensor:
-            is_text = instruction_columns(images, appended)
-            states = embedded(inputs, is_text, embed, repeats)
-            directions = text_direction(states, is_text.to(states.device))
-            return directions[upload(images.rows, states.device)]
-
-        kept = self._selector.select(model, inputs, image_categories, text)
+        kept = self._select(model, inputs, images, image_categories, repeats, appended)
         positions = inputs.get("position_ids")
         if positions is None:
             positions = self.adapter.positions(model, inputs, past.full_seen)
@@ -583,6 +579,56 @@ class ClaspRuntime:
             prefill_stopwatch=prefill_stopwatch,
         )
         return outputs.to_tuple() if return_dict is False else outputs
+
+    def _select(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        images: PromptImages,
+        image_categories: Sequence[str],
+        repeats: int,
+        appended: int,
+    ) -> KeptTokens:
+        """Encode the images and select the tokens that enter the decoder. The arguments are those
+        of ``_prune_and_forward``."""
+        embed = model.get_input_embeddings()
+
+        def text() -> torch.Tensor:
+            is_text = instruction_columns(images, appended)
+            states = embedded(inputs, is_text, embed, repeats)
+            directions = text_direction(states, is_text.to(states.device))
+            return directions[upload(images.rows, states.device)]
+
+        return self._selector.select(model, inputs, image_categories, text)
+
+    @torch.no_grad()
+    def encode(
+        self, model: Any, inputs: dict[str, Any], categories: str | Sequence[str] | None
+    ) -> list[EncodedImage]:
+        """Encode and prune the images of prompts without running the decoder.
+
+        Raises:
+            ValueError: tokens are dropped or added inside the decoder, or there are no images.
+        """
+        if self.seam is not None:
+            raise ValueError(
+                "images cannot be encoded without the decoder, because this model drops or adds "
+                "visual tokens inside it: use a schedule before the decoder, and a family without "
+                "DeepStack"
+            )
+        if not self._has_pixels(inputs):
+            raise ValueError(f"inputs must hold {' or '.join(self.adapter.pixel_arguments)}")
+        self.adapter.check_call(model, inputs)
+        check_inputs(inputs, self.adapter, CachedPast.of(None))
+        check_weights(model)
+        rows, _, _ = input_shape(inputs)
+        names = self._prompt_categories.resolve(
+            categories, rows, inputs.get("input_ids"), inputs.get("attention_mask")
+        )
+        images = find_images(self.adapter, model.get_input_embeddings(), inputs, 1)
+        image_categories = [names[row] for row in images.rows]
+        kept = self._select(model, inputs, images, image_categories, repeats=1, appended=0)
+        return split_by_image(self.adapter.groups(inputs), kept, images.rows, image_categories)
 
 
 def _with_our_keywords(signature: inspect.Signature) -> inspect.Signature:

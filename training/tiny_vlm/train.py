@@ -36,6 +36,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from clasp_kernels.integrations.vllm import save_for_vllm
+
 WARMUP = 100
 LOSSES = ("language", "patches", "cls")
 
@@ -228,12 +230,10 @@ def train(arguments: argparse.Namespace) -> None:
             mean, since = dict.fromkeys(LOSSES, 0.0), 0
         if (step + 1) % 200 == 0 or step + 1 == end:
             save(step + 1)
-            model.save_pretrained(work / "latest")
-            build_processor(tokenizer).save_pretrained(work / "latest")
+            save_for_vllm(model, build_processor(tokenizer), work / "latest")
     bar.close()
     if arguments.out:
-        model.save_pretrained(arguments.out)
-        build_processor(tokenizer).save_pretrained(arguments.out)
+        save_for_vllm(model, build_processor(tokenizer), arguments.out)
     plot_losses(log, work / "loss.png", sparse_from, arguments.batch_size)
 
 

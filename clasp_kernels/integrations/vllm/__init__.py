@@ -1,0 +1,14 @@
+"""Pruned images for the inference engine vLLM: ``docs/vllm.md`` shows how to use it.
+
+- ``PrunedEncoder`` encodes and prunes images outside the server, which gets their embeddings.
+- ``save_for_vllm`` saves a model with the names of weights that vLLM's loader knows.
+- ``register`` is the entry point in the group ``vllm.general_plugins``. With it, the server prunes
+  the images that it is given. It does nothing unless ``CLASP_VLLM_BUDGET`` is set.
+
+The first two need transformers and not vLLM, which runs elsewhere and may want another release.
+"""
+
+from clasp_kernels.integrations.vllm.checkpoint import save_for_vllm
+from clasp_kernels.integrations.vllm.encoder import EncodedPrompt, PrunedEncoder
+
+__all__ = ["EncodedPrompt", "PrunedEncoder", "save_for_vllm"]
