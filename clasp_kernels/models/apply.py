@@ -141,7 +141,7 @@ def apply_clasp(
             "model is patched already; remove() its handle before applying again, or call "
             "remove_clasp(model), which needs no handle and serves copies and loaded models too"
         )
-    budget = _check_budget(budget)
+    budget = check_budget(budget)
     if schedule is not None and not isinstance(schedule, Schedule):
         raise TypeError(
             f"schedule must be a clasp_kernels.policy.Schedule, got {type(schedule).__name__}"
@@ -156,7 +156,7 @@ def apply_clasp(
     if rule is not None:
         _check_choice("rule", rule, rule_names())
     if profile is None:
-        profile = _default_profile(model, model_type)
+        profile = default_profile(getattr(model, "name_or_path", ""), model_type)
     if not isinstance(profile, Profile):
         raise TypeError(
             f"profile must be a clasp_kernels.policy.Profile, got {type(profile).__name__}; "
@@ -263,8 +263,8 @@ def supported_type(model: Any) -> str:
     return str(model_type)
 
 
-def _default_profile(model: Any, model_type: str) -> Profile:
-    name = getattr(model, "name_or_path", "")
+def default_profile(name: str, model_type: str) -> Profile:
+    """Return the profile in the folder ``name`` of weights, else the one bundled for the family."""
     beside_the_weights = Path(name) / _PROFILE_FILE
     if name and beside_the_weights.is_file():
         return Profile.load(beside_the_weights)
@@ -287,7 +287,7 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be {_names(allowed)}, got {value!r}")
 
 
-def _check_budget(budget: object) -> int | float | None:
+def check_budget(budget: object) -> int | float | None:
     """Check ``budget`` and return it as a Python int or float, or None if it was not given."""
     if budget is None:
         return None

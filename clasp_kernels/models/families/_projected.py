@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,8 +71,32 @@ class ProjectedAdapter:
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
         import transformers
 
-        config = model.config
         require_class(model, self.model_class)
+        self.configure(model.config, profile, fuse_into)
+        inner = self.inner_model(model)
+        require_parts(inner, self.parts)
+        for name in self.encoders:
+            if is_overridden(inner, name, getattr(transformers, self.inner_class)):
+                raise TypeError(
+                    f"{type(inner).__name__}.{name} is overridden, but pruning does not call it: "
+                    f"images are encoded by the vision tower and the projector directly"
+                )
+        num_layers = model.config.vision_config.num_hidden_layers
+        number = self.salience_layer()
+        self._attentions = {
+            kind: attention_modules(tower, num_layers)[number]
+            for kind, tower in self.vision_towers(model).items()
+        }
+        self._listeners = {
+            kind: AttentionListener(attention) for kind, attention in self._attentions.items()
+        }
+
+    def configure(self, config: Any, profile: Profile, fuse_into: str) -> None:
+        """Set what follows from the model's config alone.
+
+        Raises:
+            ValueError: config and profile do not fit.
+        """
         vision = config.vision_config
         if vision.model_type not in self.towers:
             raise ValueError(
@@ -89,27 +113,11 @@ class ProjectedAdapter:
             )
         num_layers = vision.num_hidden_layers
         # Non-negative indices into hidden_states; hidden_states[0] is the first layer's input.
-        self._feature_states = [
+        self.feature_states = [
             layer if layer >= 0 else layer + num_layers + 1
             for layer in ([layers] if isinstance(layers, int) else layers)
         ]
         self.layers = profile.for_tower(num_layers)
-        inner = self.inner_model(model)
-        require_parts(inner, self.parts)
-        for name in self.encoders:
-            if is_overridden(inner, name, getattr(transformers, self.inner_class)):
-                raise TypeError(
-                    f"{type(inner).__name__}.{name} is overridden, but pruning does not call it: "
-                    f"images are encoded by the vision tower and the projector directly"
-                )
-        number = self._salience_layer()
-        self._attentions = {
-            kind: attention_modules(tower, num_layers)[number]
-            for kind, tower in self.vision_towers(model).items()
-        }
-        self._listeners = {
-            kind: AttentionListener(attention) for kind, attention in self._attentions.items()
-        }
         self._has_cls = _HAS_CLS[vision.model_type]
         strategy = getattr(config, "vision_feature_select_strategy", "full")
         self._drops_cls = strategy == "default"
@@ -129,12 +137,12 @@ class ProjectedAdapter:
         tower may be wrapped or compiled later."""
         return {"image": image_tower(model)}
 
-    def _salience_layer(self) -> int:
+    def salience_layer(self) -> int:
         """Return the vision layer whose attention scores the tokens, counted from 0."""
         if self.layers.salience_layer is not None:
             return self.layers.salience_layer
         # With several feature layers, the deepest.
-        produced_by = max(self._feature_states) - 1
+        produced_by = max(self.feature_states) - 1
         if produced_by < 0:
             raise ValueError(
                 f"config.vision_feature_layer={self._settings['vision_feature_layer']} is the "
@@ -227,17 +235,31 @@ class ProjectedAdapter:
             # True, not a list of layers: transformers may return None for unlisted layers.
             tower = self.vision_towers(model)[kind]
             outputs = tower(pixels, output_hidden_states=True, return_dict=True)
-        states, query, key = outputs.hidden_states, captured.query, captured.key
-        assert query is not None and key is not None and captured.scale is not None
+        assert captured.query is not None and captured.key is not None
+        assert captured.scale is not None
+        return self.encoded_tiles(
+            outputs.hidden_states, captured.query, captured.key, captured.scale, keeps_cls
+        )
+
+    def encoded_tiles(
+        self,
+        states: Sequence[torch.Tensor],
+        query: torch.Tensor,
+        key: torch.Tensor,
+        scale: float,
+        keeps_cls: bool | None = None,
+    ) -> EncodedTiles:
+        """Return a tower's output, from its hidden states [tiles, tokens, D], and query and key
+        [tiles, heads, tokens, head_dim] of the layer that scores the tokens."""
         first = 1 if self._has_cls and self._is_dropped(keeps_cls) else 0
-        features = [states[index][:, first:] for index in self._feature_states]
+        features = [states[index][:, first:] for index in self.feature_states]
         return EncodedTiles(
             fused_layers=[states[index][:, first:] for index in self.layers.states],
             features=features[0] if len(features) == 1 else torch.cat(features, dim=-1),
             salience=lambda: attention_salience(
                 query[:, :, :1] if self._has_cls else query,
                 key,
-                scale=captured.scale,
+                scale=scale,
                 key_range=(first, key.shape[2]),
             ),
         )

@@ -103,7 +103,7 @@ class Mistral3Adapter(ProjectedAdapter):
             )
         states, query, key = outputs.hidden_states, captured.query, captured.key
         assert query is not None and key is not None
-        selected = [states[index][0] for index in self._feature_states]
+        selected = [states[index][0] for index in self.feature_states]
         projector = self.inner_model(model).multi_modal_projector
         features = projector(torch.cat(selected, dim=-1), sizes)
 

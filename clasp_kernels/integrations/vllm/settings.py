@@ -1,0 +1,104 @@
+"""The plugin's settings, which the environment of the server holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clasp_kernels._version import __version__
+from clasp_kernels.integrations.vllm.tower import TowerAdapter
+from clasp_kernels.models.apply import check_budget, default_profile
+from clasp_kernels.models.selection import TokenSelector, rules_of
+from clasp_kernels.policy import Profile, Schedule
+
+#: Visual tokens kept of each image, or the fraction of them. The plugin is on if it is set.
+BUDGET = "CLASP_VLLM_BUDGET"
+#: The name of a selection rule.
+RULE = "CLASP_VLLM_RULE"
+#: The path of a profile, on every machine of the server.
+PROFILE = "CLASP_VLLM_PROFILE"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``apply_clasp`` would be given."""
+
+    budget: int | float
+    rule: str | None = None
+    profile: str | None = None
+
+    @classmethod
+    def read(cls, environment: Mapping[str, str] = os.environ) -> Settings | None:
+        """Return the settings, None if the plugin is off.
+
+        Raises:
+            ValueError: a value is invalid; the message names the variable.
+
+        >>> Settings.read({"CLASP_VLLM_BUDGET": "0.25", "CLASP_VLLM_RULE": "divprune"})
+        Settings(budget=0.25, rule='divprune', profile=None)
+        """
+        budget = environment.get(BUDGET)
+        if not budget:
+            on = [name for name in (RULE, PROFILE) if environment.get(name)]
+            if on:
+                raise ValueError(f"{on[0]} is set, but {BUDGET} is not, so nothing is pruned")
+            return None
+        return cls(_budget(budget), environment.get(RULE) or None, environment.get(PROFILE) or None)
+
+    def selector(self, config: Any, name: str) -> TokenSelector:
+        """Return the selector of the LLaVA with this config, loaded from the folder ``name``.
+
+        Raises:
+            ValueError: settings and model do not fit.
+        """
+        if self.profile is None:
+            profile = default_profile(name, config.model_type)
+        else:
+            profile = Profile.load(self.profile)
+        if profile.model_type != config.model_type:
+            raise ValueError(
+                f"{PROFILE} must name a profile for {config.model_type!r} models, but "
+                f"{profile.name!r} is for {profile.model_type!r}"
+            )
+        rules = rules_of(profile, self.rule)
+        wanting = [rule.name for rule in rules.values() if rule is not None and rule.uses_relevance]
+        if wanting:
+            raise ValueError(
+                f"rule {wanting[0]!r} compares images with the text of the prompt, which vLLM does "
+                f"not hand to the part of a model that encodes images: choose another {RULE}, or "
+                f"encode outside the server with PrunedEncoder"
+            )
+        fuse_into = profile.fuse_into or "projector"
+        return TokenSelector(
+            adapter=TowerAdapter(config, profile, fuse_into),
+            profile=profile,
+            schedule=Schedule.input(self.budget),
+            fuse_into=fuse_into,
+            merge=False,
+            salience_rows="last",
+            completion_on="hidden",
+            rules=rules,
+        )
+
+    def fingerprint(self, profile: Profile) -> str:
+        """Return a text that differs whenever other tokens may be kept of the same image for the
+        same category, so that caches which servers share do not mix them up."""
+        content = json.dumps([self.budget, self.rule, profile.to_dict(), __version__])
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _budget(text: str) -> int | float:
+    try:
+        given = int(text) if text.strip().isdigit() else float(text)
+        checked = check_budget(given)
+    except ValueError as error:
+        raise ValueError(
+            f"{BUDGET} must be the number of visual tokens kept per image, like 64, or the "
+            f"fraction of them, like 0.25, got {text!r} ({error})"
+        ) from None
+    assert checked is not None
+    return checked
