@@ -26,6 +26,8 @@ WHEEL_TOOLS = $(VENV)/wheel-tools
 # Laid over the environment, which keeps its own releases for every other test.
 LMMS_EVAL = $(VENV)/lmms-eval
 RAY = $(VENV)/ray
+# An environment of its own: vLLM wants an older transformers.
+VLLM := build/vllm
 # The environment that builds the documentation.
 DOCS := build/docs
 COMPAT = $(PY) tools/compat.py --overlays $(VENV)/transformers --workers $(WORKERS)
@@ -67,12 +69,13 @@ test-deep: $(PACKAGE)  ## What digs deeper than `make test`: builds, emulators, 
 	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py \
 	    tests/models/families/test_ecosystem.py -k "quantised or torchao"
 
-# Each engine has a folder of its own, as their requirements differ.
-test-engines: $(PACKAGE)  ## Test the integrations with the engines: installs lmms-eval and Ray beside the environment
+# Each engine has a folder or an environment of its own, as their requirements differ.
+test-engines: $(PACKAGE) $(VLLM)/.requirements  ## Test the integrations with the engines: installs lmms-eval, Ray and vLLM
 	$(PY) -m pip install -qq --no-deps --target $(LMMS_EVAL) --upgrade -r tests/integrations/lmms-eval.txt
 	PYTHONPATH=$(LMMS_EVAL) $(PY) -m pytest tests/integrations --ignore=tests/integrations/test_ray.py $(ARGS)
 	$(PY) -m pip install -qq --no-deps --target $(RAY) --upgrade -r tests/integrations/ray.txt
 	PYTHONPATH=$(abspath $(RAY)) $(PY) -m pytest tests/integrations/test_ray.py $(ARGS)
+	$(VLLM)/bin/python -m pytest tests/integrations/test_vllm_*.py $(ARGS)
 
 compat: $(PACKAGE)  ## Test with every supported transformers (RELEASES='oldest 5.23.0' to choose)
 	$(COMPAT) $(RELEASES)
@@ -129,6 +132,13 @@ $(REQUIREMENTS): requirements.lock tools/setup_env.py
 $(DOCS)/.requirements: docs/requirements.txt
 	$(PYTHON) -m venv $(DOCS)
 	$(DOCS)/bin/python -m pip install --quiet --no-deps -r docs/requirements.txt
+	@touch $@
+
+# The metadata has the entry points. An editable installation would compile the extension again.
+$(VLLM)/.requirements: tests/integrations/vllm.txt tools/vllm_env.py pyproject.toml $(PACKAGE)
+	$(PYTHON) tools/vllm_env.py $(VLLM) '$(TORCH)'
+	mkdir -p $(VLLM)/metadata
+	$(PY) setup.py -q egg_info --egg-base $(VLLM)/metadata
 	@touch $@
 
 # No build isolation: an isolated build would download a second torch of its own.

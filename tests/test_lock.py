@@ -19,7 +19,7 @@ except ModuleNotFoundError:  # Python 3.10
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Of the extra `all`. The others are engines, which pin requirements of their own.
-ENGINES = {"lmms-eval", "ray"}
+ENGINES = {"lmms-eval", "ray", "vllm"}
 EXTRAS: dict[str, list[str]] = {
     name: extra
     for name, extra in PYPROJECT["project"]["optional-dependencies"].items()

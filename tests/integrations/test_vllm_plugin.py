@@ -1,0 +1,215 @@
+"""The plugin for vLLM, with a stand-in for vLLM. ``test_vllm_server.py`` has the real server."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import images, prompts, tiny_llava, tiny_profile
+from torch import nn
+
+from clasp_kernels.integrations.vllm import plugin
+from clasp_kernels.integrations.vllm.settings import BUDGET, PROFILE, RULE, Settings
+from clasp_kernels.models import apply_clasp
+from clasp_kernels.policy import Profile
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Projections(nn.Module):
+    """vLLM's one projection to query, key and value, of the three of transformers."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([attention.q_proj, attention.k_proj, attention.v_proj])
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return torch.cat([part(hidden_states) for part in self.parts], dim=-1), None
+
+
+class ServedModel:
+    """Stands for vLLM's LLaVA: what the plugin uses of it, with the weights of a model of
+    transformers. Like vLLM, it has no layers deeper than the one that the projector takes."""
+
+    def __init__(self, model: Any, devices: int = 1) -> None:
+        tower = model.model.vision_tower
+        layers = tower.encoder.layers[: len(tower.encoder.layers) + 1 - 2]
+        self.multi_modal_projector = model.model.multi_modal_projector
+        for layer in layers:
+            layer.vllm = SimpleNamespace(
+                layer_norm1=layer.layer_norm1,
+                self_attn=SimpleNamespace(
+                    qkv_proj=Projections(layer.self_attn),
+                    num_heads=layer.self_attn.num_heads,
+                    head_dim=layer.self_attn.head_dim,
+                    scale=layer.self_attn.scale,
+                    tp_size=devices,
+                ),
+            )
+
+        def encoder(inputs_embeds: torch.Tensor, return_all_hidden_states: bool) -> Any:
+            assert return_all_hidden_states
+            states = [inputs_embeds]
+            for layer in layers:
+                output = layer(states[-1], attention_mask=None)
+                states.append(output[0] if isinstance(output, tuple) else output)
+            return states
+
+        encoder.layers = [layer.vllm for layer in layers]  # type: ignore[attr-defined]
+        self.vision_tower = SimpleNamespace(
+            vision_model=SimpleNamespace(
+                embeddings=tower.embeddings, pre_layrnorm=tower.pre_layrnorm, encoder=encoder
+            )
+        )
+
+
+@pytest.fixture(autouse=True)
+def no_grad() -> Any:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> str:
+    path = tmp_path / "profile.json"
+    tiny_profile().save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("rule", [None, "divprune", "cenprune", "pool"])
+def test_the_server_keeps_what_a_patched_model_keeps(profile: str, rule: str | None) -> None:
+    model = tiny_llava()
+    settings = {"budget": 12, "profile": Profile.load(profile), "rule": rule}
+    names = ["ocr", "spatial", "counting"]
+    given = {**prompts(*[[5, "image", 6]] * 3), "pixel_values": images(3)}
+    with apply_clasp(model, **settings) as handle:
+        wanted = handle.encode(names, **given)
+
+    selector = Settings(12, rule, profile).selector(model.config, "")
+    served = ServedModel(tiny_llava())
+    selector.adapter.check_tower(served)
+    kept = selector.select(served, {"pixel_values": given["pixel_values"]}, names, lambda: None)
+    assert kept.counts == (12, 6, 12)
+    for number, image in enumerate(wanted):
+        count = kept.counts[number]
+        assert torch.equal(kept.indices[number, :count], image.indices)
+        torch.testing.assert_close(
+            kept.features[number, :count], image.features, atol=1e-5, rtol=0.0
+        )
+
+
+def test_layers_that_the_server_does_not_build_are_refused(tmp_path: Path) -> None:
+    tiny_profile(layers=(-3, -2, -1)).save(tmp_path / "clasp_profile.json")
+    selector = Settings(12).selector(tiny_llava().config, str(tmp_path))
+    with pytest.raises(ValueError, match=r"reads the output of vision layer 5, but .* only the 4"):
+        selector.adapter.check_tower(ServedModel(tiny_llava()))
+
+
+def test_a_split_tower_is_refused(profile: str) -> None:
+    selector = Settings(12, None, profile).selector(tiny_llava().config, "")
+    with pytest.raises(ValueError, match=r"split over 2 devices.*--mm-encoder-tp-mode data"):
+        selector.adapter.check_tower(ServedModel(tiny_llava(), devices=2))
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({BUDGET: ""}, None),
+        ({BUDGET: "64"}, Settings(64)),
+        ({BUDGET: "0.25", RULE: "divprune"}, Settings(0.25, "divprune")),
+        ({BUDGET: "1.0", PROFILE: "p.json"}, Settings(1.0, None, "p.json")),
+    ],
+)
+def test_settings_are_read_from_the_environment(environment: Any, expected: Any) -> None:
+    read = Settings.read(environment)
+    assert read == expected
+    assert read is None or type(read.budget) is type(expected.budget)
+
+
+@pytest.mark.parametrize("budget", ["0", "1.5", "-3", "many", "nan"])
+def test_a_bad_budget_names_the_variable(budget: str) -> None:
+    with pytest.raises(ValueError, match=f"{BUDGET} must be .* got '{budget}'"):
+        Settings.read({BUDGET: budget})
+
+
+def test_a_rule_without_a_budget_is_an_error() -> None:
+    with pytest.raises(ValueError, match=f"{RULE} is set, but {BUDGET} is not"):
+        Settings.read({RULE: "divprune"})
+
+
+def test_a_setting_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
+    config = tiny_llava().config
+    with pytest.raises(ValueError, match="'best'"):
+        Settings(12, "best").selector(config, "")
+    with pytest.raises(ValueError, match=f"'cdpruner' compares .* choose another {RULE}"):
+        Settings(12, "cdpruner").selector(config, "")
+    Profile.for_model_type("qwen2_5_vl").save(tmp_path / "qwen.json")
+    with pytest.raises(ValueError, match=f"{PROFILE} must name a profile for 'llava' models"):
+        Settings(12, None, str(tmp_path / "qwen.json")).selector(config, "")
+    config.vision_feature_layer = [-3, -2]
+    with pytest.raises(ValueError, match="vision_feature_layer must be one layer"):
+        Settings(12).selector(config, "")
+
+
+def test_the_profile_in_the_folder_of_the_weights_is_the_default(tmp_path: Path) -> None:
+    config = tiny_llava().config
+    assert Settings(12).selector(config, "absent").profile == Profile.for_model_type("llava")
+    tiny_profile().save(tmp_path / "clasp_profile.json")
+    assert Settings(12).selector(config, str(tmp_path)).profile == tiny_profile()
+
+
+def test_servers_that_keep_other_tokens_have_other_fingerprints() -> None:
+    usual = tiny_profile()
+    prints = [
+        Settings(12).fingerprint(usual),
+        Settings(13).fingerprint(usual),
+        Settings(12, "divprune").fingerprint(usual),
+        Settings(12).fingerprint(tiny_profile(layers=(-3, -2, -1))),
+    ]
+    assert len(set(prints)) == len(prints)
+    assert Settings(12).fingerprint(tiny_profile()) == prints[0]
+
+
+def test_the_plugin_is_off_without_a_budget(monkeypatch: Any) -> None:
+    monkeypatch.delenv(BUDGET, raising=False)
+    monkeypatch.setitem(sys.modules, "vllm", None)  # importing it would fail
+    plugin.register()
+
+
+def test_the_plugin_registers_a_class_that_is_there(monkeypatch: Any) -> None:
+    registered: dict[str, str] = {}
+    registry = SimpleNamespace(register_model=registered.__setitem__)
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))
+    monkeypatch.setenv(BUDGET, "64")
+    plugin.register()
+    [(architecture, target)] = registered.items()
+    assert architecture == "LlavaForConditionalGeneration"
+    module, _, name = target.partition(":")
+    source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text()
+    classes = [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+    assert name in classes
+
+
+def test_a_wrong_setting_stops_the_server(monkeypatch: Any) -> None:
+    monkeypatch.setenv(BUDGET, "none")
+    with pytest.raises(ValueError, match=BUDGET):
+        plugin.register()
+
+
+def test_the_entry_point_leads_to_the_plugin() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [target] = project["entry-points"]["vllm.general_plugins"].values()
+    module, _, name = target.partition(":")
+    assert getattr(importlib.import_module(module), name) is plugin.register

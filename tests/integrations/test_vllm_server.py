@@ -1,0 +1,202 @@
+"""vLLM's OpenAI-compatible server with the plugin, asked by a real client: `make test-engines`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+from vllm_questions import NEW_TOKENS, Asked, answers_of_transformers, questions
+
+from clasp_kernels.bundled import tiny_vlm_path
+from clasp_kernels.integrations.vllm import PrunedEncoder, save_for_vllm
+from clasp_kernels.policy import Profile
+
+pytest.importorskip("vllm", reason="vLLM is not installed: make test-engines")
+
+from openai import BadRequestError, OpenAI
+
+TINY = str(tiny_vlm_path())
+NAME = "tiny"
+BUDGET = 16
+COUNTING = 12  # what the profile of these tests keeps for this category
+START_SECONDS = 900.0  # three processes import torch and vLLM; there may be one processor
+ASKED = questions(4)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: Any) -> str:
+    """The bundled model, with a profile that keeps fewer tokens for counting."""
+    folder: Path = tmp_path_factory.mktemp("model")
+    model = LlavaForConditionalGeneration.from_pretrained(TINY)
+    save_for_vllm(model, AutoProcessor.from_pretrained(TINY), folder)
+    profile = Profile.load(Path(TINY) / "clasp_profile.json").to_dict()
+    profile["categories"]["counting"]["budget_scale"] = COUNTING / BUDGET
+    Profile.from_dict(profile).save(folder / "clasp_profile.json")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def client(checkpoint: str, tmp_path_factory: Any) -> Iterator[OpenAI]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", checkpoint),
+        *("--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)),
+        *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"),
+        *("--max-num-batched-tokens", "2048", "--max-num-seqs", "8"),
+        *("--enable-mm-embeds", "--enable-prompt-tokens-details", "--block-size", "16"),
+    ]
+    log = tmp_path_factory.mktemp("server") / "log"
+    environment = {**os.environ, "CLASP_VLLM_BUDGET": str(BUDGET)}
+    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+    with log.open("w") as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+    try:
+        found = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        end = time.monotonic() + START_SECONDS
+        while not _is_up(found):
+            if server.poll() is not None or time.monotonic() > end:
+                pytest.fail(f"the server did not start:\n{log.read_text()[-8000:]}")
+            time.sleep(1)
+        yield found
+    finally:
+        server.terminate()
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _is_up(client: OpenAI) -> bool:
+    try:
+        return bool(client.models.list().data)
+    except Exception:
+        return False
+
+
+def pixels(image: Image.Image) -> dict[str, Any]:
+    with io.BytesIO() as buffer:
+        image.save(buffer, "PNG")
+        data = base64.b64encode(buffer.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+def text_of(prompt: str) -> str:
+    """Return the question alone: the server puts it into the chat template."""
+    return prompt.removeprefix("USER: <image>\n").removesuffix(" ASSISTANT:")
+
+
+def ask(client: OpenAI, prompt: str, images: list[dict[str, Any]], **extra: Any) -> Any:
+    content: Any = [*images, {"type": "text", "text": text_of(prompt)}]
+    return client.chat.completions.create(
+        model=NAME,
+        messages=[{"role": "user", "content": content}],
+        temperature=0,
+        max_tokens=NEW_TOKENS,
+        logprobs=True,
+        extra_body=extra,
+    )
+
+
+def assert_answer(response: Any, text: str, logprob: float) -> None:
+    [choice] = response.choices
+    assert choice.message.content == text
+    assert math.isclose(choice.logprobs.content[0].logprob, logprob, abs_tol=1e-3)
+
+
+def test_answers_are_those_of_transformers_with_the_same_tokens(
+    client: OpenAI, checkpoint: str
+) -> None:
+    wanted = answers_of_transformers(checkpoint, ASKED, positions="compact", budget=BUDGET)
+    assert {len(answer.indices) for answer in wanted} == {BUDGET, COUNTING}
+    for asked, answer in zip(ASKED, wanted, strict=True):
+        assert_answer(ask(client, asked.prompt, [pixels(asked.image)]), answer.text, answer.logprob)
+
+
+def test_a_prompt_is_shorter_by_the_dropped_tokens(client: OpenAI, checkpoint: str) -> None:
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    for asked in ASKED[:8]:
+        whole = processor(images=asked.image, text=asked.prompt)["input_ids"][0]
+        response = ask(client, asked.prompt, [pixels(asked.image)])
+        kept = COUNTING if "How many" in asked.prompt else BUDGET
+        assert response.usage.prompt_tokens == len(whole) - 144 + kept
+
+
+# Two orders, each with a picture that no test has sent before: the second question finds the
+# picture in every cache of the server.
+@pytest.mark.parametrize(
+    ("order", "number"), [(["ocr", "spatial"], 1), (["spatial", "ocr"], 2)], ids=str
+)
+def test_a_picture_in_the_caches_is_pruned_for_each_category(
+    client: OpenAI, checkpoint: str, order: list[str], number: int
+) -> None:
+    picture = Image.open(tiny_vlm_path().parent / "demo" / f"scene_{number}.png")
+    texts = {
+        "ocr": "USER: <image>\nWhat is written on the sign? ASSISTANT:",
+        "spatial": "USER: <image>\nWhere is the circle? ASSISTANT:",
+    }
+    asked = [Asked(texts[category], picture) for category in order]
+    wanted = answers_of_transformers(checkpoint, asked, positions="compact", budget=BUDGET)
+    assert wanted[0].indices != wanted[1].indices
+    for each, answer in zip(asked, wanted, strict=True):
+        response = ask(client, each.prompt, [pixels(picture)])
+        assert_answer(response, answer.text, answer.logprob)
+    again = ask(client, asked[0].prompt, [pixels(picture)])
+    assert_answer(again, wanted[0].text, wanted[0].logprob)
+    assert again.usage.prompt_tokens_details.cached_tokens > 0  # the test saw a prefix cache
+
+
+def test_a_request_may_name_its_category(client: OpenAI, checkpoint: str) -> None:
+    asked = ASKED[0]
+    named = ask(
+        client,
+        asked.prompt,
+        [pixels(asked.image)],
+        mm_processor_kwargs={"clasp_category": "counting"},
+    )
+    usual = ask(client, asked.prompt, [pixels(asked.image)])
+    assert usual.usage.prompt_tokens - named.usage.prompt_tokens == BUDGET - COUNTING
+
+
+def test_an_unknown_category_is_a_bad_request(client: OpenAI) -> None:
+    asked = ASKED[0]
+    with pytest.raises(BadRequestError, match="nonsense"):
+        ask(
+            client,
+            asked.prompt,
+            [pixels(asked.image)],
+            mm_processor_kwargs={"clasp_category": "nonsense"},
+        )
+
+
+def test_embeddings_of_any_length_are_taken_as_they_are(client: OpenAI, checkpoint: str) -> None:
+    for budget in (8, 24):
+        encoder = PrunedEncoder(checkpoint, budget=budget, ragged=True)
+        [encoded] = encoder.encode([ASKED[0].image], [ASKED[0].prompt])
+        [answer] = answers_of_transformers(
+            checkpoint, ASKED[:1], positions="compact", budget=budget
+        )
+        response = ask(client, ASKED[0].prompt, encoded.content)
+        assert_answer(response, answer.text, answer.logprob)
+
+
+def test_embeddings_of_different_lengths_may_share_a_batch(client: OpenAI, checkpoint: str) -> None:
+    parts: list[dict[str, Any]] = []
+    for budget, asked in zip((8, 24), ASKED, strict=False):
+        encoder = PrunedEncoder(checkpoint, budget=budget, ragged=True)
+        parts += encoder.encode([asked.image], [asked.prompt])[0].content
+    response = ask(client, ASKED[0].prompt, parts)
+    assert response.usage.prompt_tokens > 8 + 24
