@@ -137,7 +137,6 @@ $(DOCS)/.requirements: docs/requirements.txt
 # The metadata has the entry points. An editable installation would compile the extension again.
 $(VLLM)/.requirements: tests/integrations/vllm.txt tools/vllm_env.py pyproject.toml $(PACKAGE)
 	$(PYTHON) tools/vllm_env.py $(VLLM) '$(TORCH)'
-	mkdir -p $(VLLM)/metadata
 	$(PY) setup.py -q egg_info --egg-base $(VLLM)/metadata
 	@touch $@
 

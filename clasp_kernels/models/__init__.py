@@ -13,6 +13,7 @@
 """
 
 from clasp_kernels.models.apply import apply_clasp, remove_clasp, supported_model_types
+from clasp_kernels.models.encoded import EncodedImage
 from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.models.records import PrefillRecord, StageRecord
 from clasp_kernels.models.verification import Check, Verification, verify
@@ -20,6 +21,7 @@ from clasp_kernels.models.verification import Check, Verification, verify
 __all__ = [
     "Check",
     "ClaspHandle",
+    "EncodedImage",
     "PrefillRecord",
     "StageRecord",
     "Verification",

@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: Any) -> str:
 @pytest.fixture(scope="module")
 def engine(checkpoint: str) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("CLASP_VLLM_")]:
+        for name in [name for name in os.environ if name.startswith("CLASP_KERNELS_VLLM_")]:
             patch.delenv(name)
         yield LLM(
             checkpoint,

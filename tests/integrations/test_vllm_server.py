@@ -53,14 +53,14 @@ def client(checkpoint: str, tmp_path_factory: Any) -> Iterator[OpenAI]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [
-        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", checkpoint),
+        *(str(Path(sys.executable).with_name("vllm")), "serve", checkpoint),
         *("--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)),
         *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"),
         *("--max-num-batched-tokens", "2048", "--max-num-seqs", "8"),
         *("--enable-mm-embeds", "--enable-prompt-tokens-details", "--block-size", "16"),
     ]
     log = tmp_path_factory.mktemp("server") / "log"
-    environment = {**os.environ, "CLASP_VLLM_BUDGET": str(BUDGET)}
+    environment = {**os.environ, "CLASP_KERNELS_VLLM_BUDGET": str(BUDGET)}
     environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     with log.open("w") as output:
         server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)

@@ -3,7 +3,7 @@
 - ``PrunedEncoder`` encodes and prunes images outside the server, which gets their embeddings.
 - ``save_for_vllm`` saves a model with the names of weights that vLLM's loader knows.
 - ``register`` is the entry point in the group ``vllm.general_plugins``. With it, the server prunes
-  the images that it is given. It does nothing unless ``CLASP_VLLM_BUDGET`` is set.
+  the images that it is given. It does nothing unless ``CLASP_KERNELS_VLLM_BUDGET`` is set.
 
 The first two need transformers and not vLLM, which runs elsewhere and may want another release.
 """

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 
-from clasp_kernels.models import ClaspHandle, apply_clasp
+from clasp_kernels.models import ClaspHandle, EncodedImage, apply_clasp
 from clasp_kernels.models.compat import require_transformers
-from clasp_kernels.models.encoded import EncodedImage
 from clasp_kernels.policy import Profile, RouterLike
 
 _FAMILY = "llava"
@@ -59,13 +58,19 @@ class PrunedEncoder:
         model: the folder or hub name of a LLaVA, whose decoder layers are then not loaded; or a
             loaded model, which stays patched until ``remove()``.
         processor: the model's processor. The default is loaded from ``model`` if that is a name.
-        budget, profile, rule, router, fuse_into, merge: as in ``apply_clasp``.
+        budget: visual tokens kept per image, or the fraction of them, as in ``apply_clasp``.
+        profile: as in ``apply_clasp``.
+        rule: as in ``apply_clasp``.
+        router: as in ``apply_clasp``.
+        fuse_into: as in ``apply_clasp``.
+        merge: as in ``apply_clasp``.
         ragged: whether the server takes embeddings of different lengths. vLLM 0.32 does only with
             this package's plugin. Without it, its engine dies on the first batch that has two
             lengths (``LlavaImageEmbeddingInputs`` in ``vllm/model_executor/models/llava.py`` wants
             one tensor). So False, the default, refuses a profile whose categories keep different
             numbers of tokens. Requests of encoders with different budgets must not be mixed either.
-        dtype, device: of the weights, if ``model`` is a name.
+        dtype: of the weights, if ``model`` is a name.
+        device: of the weights, if ``model`` is a name.
 
     Raises:
         ValueError, TypeError: as ``apply_clasp``; the model is no LLaVA; or the categories keep

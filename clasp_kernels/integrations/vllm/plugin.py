@@ -8,7 +8,8 @@ _ARCHITECTURE = "LlavaForConditionalGeneration"
 
 
 def register() -> None:
-    """Let vLLM prune the images of LLaVA 1.5, if ``CLASP_VLLM_BUDGET`` is set. Else do nothing.
+    """Let vLLM prune the images of LLaVA 1.5. Do nothing unless ``CLASP_KERNELS_VLLM_BUDGET`` is
+    set.
 
     Raises:
         ValueError: a setting is invalid.

@@ -25,7 +25,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
-from clasp_kernels.integrations.vllm.settings import Settings
+from clasp_kernels.integrations.vllm.settings import BUDGET, Settings
 from clasp_kernels.models.categories import PromptCategories
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.policy import Router
@@ -143,8 +143,8 @@ def selector_of(config: Any, name: str) -> tuple[Settings, TokenSelector]:
     settings = Settings.read()
     if settings is None:
         raise ValueError(
-            "CLASP_VLLM_BUDGET is not set in this process, but was where the model was registered: "
-            "every process of the server needs the same settings"
+            f"{BUDGET} is not set in this process, but was where the model was registered: every "
+            f"process of the server needs the same settings"
         )
     return settings, settings.selector(config, name)
 

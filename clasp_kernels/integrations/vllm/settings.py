@@ -16,11 +16,11 @@ from clasp_kernels.models.selection import TokenSelector, rules_of
 from clasp_kernels.policy import Profile, Schedule
 
 #: Visual tokens kept of each image, or the fraction of them. The plugin is on if it is set.
-BUDGET = "CLASP_VLLM_BUDGET"
+BUDGET = "CLASP_KERNELS_VLLM_BUDGET"
 #: The name of a selection rule.
-RULE = "CLASP_VLLM_RULE"
+RULE = "CLASP_KERNELS_VLLM_RULE"
 #: The path of a profile, on every machine of the server.
-PROFILE = "CLASP_VLLM_PROFILE"
+PROFILE = "CLASP_KERNELS_VLLM_PROFILE"
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Settings:
         Raises:
             ValueError: a value is invalid; the message names the variable.
 
-        >>> Settings.read({"CLASP_VLLM_BUDGET": "0.25", "CLASP_VLLM_RULE": "divprune"})
-        Settings(budget=0.25, rule='divprune', profile=None)
+        >>> Settings.read({"CLASP_KERNELS_VLLM_BUDGET": "0.25"})
+        Settings(budget=0.25, rule=None, profile=None)
         """
         budget = environment.get(BUDGET)
         if not budget:
