@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoProcessor, LlavaForConditionalGeneration
-from vllm_questions import NEW_TOKENS, Asked, answers_of_transformers, questions
+from vllm_questions import NEW_TOKENS, Asked, answers_of_transformers, questions, save_bundled
 
-from clasp_kernels.bundled import tiny_vlm_path
-from clasp_kernels.integrations.vllm import EncodedPrompt, PrunedEncoder, save_for_vllm
+from clasp_kernels.integrations.vllm import EncodedPrompt, PrunedEncoder
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-engines")
 
@@ -22,7 +20,6 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 from vllm import LLM, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError
 
-TINY = str(tiny_vlm_path())
 GREEDY = SamplingParams(temperature=0, max_tokens=NEW_TOKENS, logprobs=0)
 ASKED = questions(4)
 BOTH = "USER: <image> <image>\nWhat color is the ring? ASSISTANT:"
@@ -31,10 +28,7 @@ BOTH = "USER: <image> <image>\nWhat color is the ring? ASSISTANT:"
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: Any) -> str:
     folder: Path = tmp_path_factory.mktemp("model")
-    model = LlavaForConditionalGeneration.from_pretrained(TINY)
-    save_for_vllm(model, AutoProcessor.from_pretrained(TINY), folder)
-    profile = "clasp_profile.json"
-    (folder / profile).write_bytes((Path(TINY) / profile).read_bytes())
+    save_bundled(folder)
     return str(folder)
 
 

@@ -16,18 +16,16 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from transformers import AutoProcessor, LlavaForConditionalGeneration
-from vllm_questions import NEW_TOKENS, Asked, answers_of_transformers, questions
+from transformers import AutoProcessor
+from vllm_questions import NEW_TOKENS, Asked, answers_of_transformers, questions, save_bundled
 
 from clasp_kernels.bundled import tiny_vlm_path
-from clasp_kernels.integrations.vllm import PrunedEncoder, save_for_vllm
-from clasp_kernels.policy import Profile
+from clasp_kernels.integrations.vllm import PrunedEncoder
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-engines")
 
 from openai import BadRequestError, OpenAI
 
-TINY = str(tiny_vlm_path())
 NAME = "tiny"
 BLOCK = 32  # tokens of a block of the prefix cache, the fewest that vLLM takes on a processor
 BUDGET = 48  # more than a block, so that a block holds nothing but the picture
@@ -41,13 +39,12 @@ def checkpoint(tmp_path_factory: Any) -> str:
     """The bundled model, with a profile that keeps fewer tokens for counting, and different ones
     for reading and for places."""
     folder: Path = tmp_path_factory.mktemp("model")
-    model = LlavaForConditionalGeneration.from_pretrained(TINY)
-    save_for_vllm(model, AutoProcessor.from_pretrained(TINY), folder)
-    profile = Profile.load(Path(TINY) / "clasp_profile.json").to_dict()
-    profile["categories"]["counting"]["budget_scale"] = COUNTING / BUDGET
-    profile["categories"]["ocr"]["pivot_ratio"] = 1.0
-    profile["categories"]["spatial"]["pivot_ratio"] = 0.0
-    Profile.from_dict(profile).save(folder / "clasp_profile.json")
+    save_bundled(
+        folder,
+        counting={"budget_scale": COUNTING / BUDGET},
+        ocr={"pivot_ratio": 1.0},
+        spatial={"pivot_ratio": 0.0},
+    )
     return str(folder)
 
 

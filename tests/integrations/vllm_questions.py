@@ -1,9 +1,10 @@
-"""Questions about drawn pictures, and what transformers answers to them."""
+"""The bundled model for vLLM, questions about drawn pictures, and the answers of transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from model import PROMPT
 from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from clasp_kernels.bundled import tiny_vlm_path
+from clasp_kernels.integrations.vllm import save_for_vllm
 from clasp_kernels.models import apply_clasp
+from clasp_kernels.policy import Profile
 
 NEW_TOKENS = 5
 
@@ -32,6 +36,18 @@ class Answer:
     """Of the first token."""
     indices: list[int]
     """The kept tokens."""
+
+
+def save_bundled(folder: Path, **changes: dict[str, Any]) -> None:
+    """Save the bundled model with the names that vLLM knows, and its profile with ``changes`` of
+    its categories' settings."""
+    bundled = tiny_vlm_path()
+    model = LlavaForConditionalGeneration.from_pretrained(bundled)
+    save_for_vllm(model, AutoProcessor.from_pretrained(bundled), folder)
+    profile = Profile.load(bundled / "clasp_profile.json").to_dict()
+    for category, settings in changes.items():
+        profile["categories"][category] |= settings
+    Profile.from_dict(profile).save(folder / "clasp_profile.json")
 
 
 def questions(per_category: int) -> list[Asked]:
