@@ -26,6 +26,7 @@ from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
 from clasp_kernels.integrations.vllm.settings import BUDGET, Settings
+from clasp_kernels.integrations.vllm.tower import TowerAdapter
 from clasp_kernels.models.categories import PromptCategories
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.policy import Router
@@ -68,7 +69,7 @@ class PrunedLlavaProcessor(LlavaMultiModalProcessor):
         assert tokens is not None
         return self._selector.counts(0, [category], [tokens])[0]
 
-    def _get_hf_mm_inputs(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+    def _get_hf_mm_inputs(self, mm_items: Any, hf_kwargs: Mapping[str, Any]) -> Any:
         arguments = dict(hf_kwargs)
         category = arguments.pop(CATEGORY)
         arguments.pop(_SETTINGS, None)
@@ -117,7 +118,9 @@ class PrunedLlavaForConditionalGeneration(LlavaForConditionalGeneration):
         model = vllm_config.model_config
         _, self._selector = selector_of(self.config, model.model)
         if model.get_multimodal_config().get_limit_per_prompt("image") > 0:
-            self._selector.adapter.check_tower(self)
+            adapter = self._selector.adapter
+            assert isinstance(adapter, TowerAdapter)
+            adapter.check_tower(self)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         encoded = kwargs.get("image_embeds")
