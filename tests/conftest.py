@@ -81,7 +81,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def combinations_of(item: pytest.Item) -> str:
     """Return what the tests have in common of which some are left out; "" for all others."""
-    params: dict[str, object] = getattr(getattr(item, "callspec", None), "params", {})
+    if (callspec := getattr(item, "callspec", None)) is None:
+        return ""
+    params: dict[str, object] = callspec.params
     if "triton" in item.nodeid and os.environ.get("TRITON_INTERPRET") == "1":
         varied = [name for name, value in params.items() if isinstance(value, torch.dtype)]
     elif item.get_closest_marker("deep"):
@@ -90,7 +92,8 @@ def combinations_of(item: pytest.Item) -> str:
         varied = []
     if not varied:
         return ""
-    others = {name: str(value) for name, value in params.items() if name not in varied}
+    # Indices, since test processes must agree, and values may print as addresses.
+    others = sorted((name, n) for name, n in callspec.indices.items() if name not in varied)
     return f"{item.nodeid.partition('[')[0]} {others}"
 
 
