@@ -92,9 +92,11 @@ def combinations_of(item: pytest.Item) -> str:
         varied = []
     if not varied:
         return ""
-    # Indices, since test processes must agree, and values may print as addresses.
-    others = sorted((name, n) for name, n in callspec.indices.items() if name not in varied)
-    return f"{item.nodeid.partition('[')[0]} {others}"
+    # By the test's id, on which all test processes agree.
+    group = item.nodeid
+    for name in varied:
+        group = group.replace(str(params[name]), "*")
+    return group
 
 
 def pytest_report_header() -> list[str]:
