@@ -27,10 +27,10 @@ FAMILIES = [
 ]
 #: Of different lengths and categories. The tiny models' tokenizers know these words alone.
 QUESTIONS = [
-    ("what is in the picture", "general"),
-    ("how many circles are there", "counting"),
-    ("what is it", "general"),
-    ("where is the circles on the picture and what is it", "spatial"),
+    "what is in the picture",
+    "how many circles are there",
+    "what is it",
+    "where is the circles on the picture and what is it",
 ]
 
 
@@ -66,7 +66,7 @@ def answerer(loaded: LoadedModel, **settings: Any) -> ModelAnswerer:
 def rows(pictures: list[Path]) -> list[Row]:
     return [
         Row(number, str(picture), picture, question)
-        for number, (picture, (question, _)) in enumerate(zip(pictures, QUESTIONS, strict=True))
+        for number, (picture, question) in enumerate(zip(pictures, QUESTIONS, strict=True))
     ]
 
 
@@ -79,7 +79,6 @@ def test_rows_of_a_batch_are_answered_as_alone(
     alone = {row.position: model.answer([prepared])[0] for row, prepared in ready}
     batches = list(in_batches(ready, 4))
     assert len(batches) < len(ready)
-    assert [prepared.category for _, prepared in ready] == [name for _, name in QUESTIONS]
     assert max(len({prepared.category for _, prepared in batch}) for batch in batches) > 1
     for batch in batches:
         answers = model.answer([prepared for _, prepared in batch])
@@ -115,7 +114,7 @@ def test_a_batch_is_what_the_processor_makes_of_its_rows(
             ],
             add_generation_prompt=True,
         )
-        for question, _ in QUESTIONS[:3]
+        for question in QUESTIONS[:3]
     ]
     tokenizer.padding_side = "left"
     theirs = loaded.processor(
