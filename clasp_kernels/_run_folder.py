@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, Any
 
 
@@ -14,15 +15,21 @@ class OtherRun(ValueError):
     """The folder holds the results of another run. The message names every difference."""
 
 
+def draft_of(path: Path) -> Path:
+    """Return a new name for the draft of a file, beside it: ``.NAME.HOST.PID.RANDOM.tmp``.
+
+    Processes of several machines may write into one folder, where their ids may be equal.
+    """
+    return path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{token_hex(4)}.tmp")
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is on the disk whole, or not there at all, whenever the power goes.
-
-    The draft lies beside it; its name begins with a point and ends in ``.tmp``.
 
     Raises:
         OSError: it cannot be written. The draft is removed.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = draft_of(path)
     try:
         with open(draft, "wb") as file:
             file.write(content)

@@ -6,6 +6,7 @@ The engine is a worker in this process, except where processes are what is teste
 from __future__ import annotations
 
 import errno
+import inspect
 import io
 import json
 import os
@@ -23,10 +24,13 @@ from PIL import Image
 from rich.console import Console
 from running import SCENE, clasp, message, variant
 
-from clasp_kernels.batch import Finished, Job, ShardWorker, local
+from clasp_kernels._run_folder import draft_of
+from clasp_kernels.batch import Finished, Job, ShardWorker, StopsJob, local
 from clasp_kernels.bundled import tiny_vlm_path
-from clasp_kernels.cli import progress
+from clasp_kernels.cli import batch_command, loading, progress
 from clasp_kernels.cli.batch_model import load_answerer
+from clasp_kernels.cli.checkpoint import Checkpoint
+from clasp_kernels.integrations import ray
 from clasp_kernels.policy import Profile
 
 QUESTIONS = [
@@ -81,7 +85,8 @@ def data(tmp_path_factory: Any) -> Path:
         for number in range(7):
             scene.convert("RGB").rotate(20 * number).save(folder / f"{number}.png")
             question = QUESTIONS[number % len(QUESTIONS)]
-            rows.append({"image": f"{number}.png", "question": question, "other": number})
+            row = {"image": f"{number}.png", "question": question, "other": number}
+            rows.append({**row, "picture": f"{6 - number}.png", "asked": "What is it?"})
     (folder / "3.png").write_bytes(b"no picture")
     rows[5]["question"] = ""
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -213,20 +218,34 @@ def test_only_what_is_missing_is_answered(
     assert rows(out) == rows(finished[0])
 
 
-@pytest.mark.parametrize(
-    ("given", "difference"),
-    [
-        (("--budget", 36), "budget was 0.25, and is 36 now"),
-        (("--rule", "divprune"), 'rule was null, and is "divprune" now'),
-        (("--schedule", "0:36"), 'schedule was null, and is "0:36" now'),
-        (("--shard-size", 4), "shard size was 3, and is 4 now"),
-        (("--question", "What?"), 'question was null, and is "What?" now'),
-        (("--max-new-tokens", 4), "longest answer was 3, and is 4 now"),
-    ],
-)
+#: What says that an option has changed. "source", "model", "profile" and "device" need more than
+#: a value, and have tests of their own below.
+DIFFERENCES = {
+    "budget": (36, "budget was 0.25, and is 36 now"),
+    "rule": ("divprune", 'rule was null, and is "divprune" now'),
+    "schedule": ("0:36", 'schedule was null, and is "0:36" now'),
+    "shard_size": (4, "shard size was 3, and is 4 now"),
+    "question": ("What?", 'question was null, and is "What?" now'),
+    "question_column": ("asked", 'question column was "question", and is "asked" now'),
+    "image_column": ("picture", 'image column was "image", and is "picture" now'),
+    "max_new_tokens": (4, "longest answer was 3, and is 4 now"),
+}
+#: Where the results are, and who answers which rows together.
+WITHOUT_EFFECT = {"out", "engine", "workers", "batch_size"}
+
+
+def test_every_option_is_in_the_manifest_or_changes_no_answer() -> None:
+    others = {"source", "model", "profile", "device"}
+    options = set(inspect.signature(batch_command.batch).parameters)
+    assert options == {*DIFFERENCES, *WITHOUT_EFFECT, *others}
+
+
+@pytest.mark.parametrize("option", DIFFERENCES)
 def test_it_does_not_go_on_with_something_else(
-    finished: tuple[Path, Any], data: Path, given: Any, difference: str
+    finished: tuple[Path, Any], data: Path, option: str
 ) -> None:
+    value, difference = DIFFERENCES[option]
+    given = ("--" + option.replace("_", "-"), value)
     result = clasp("batch", data, finished[0], *FEW, "--shard-size", 3, *given)
     assert result.exit_code == 1
     assert "has the results of another run: " in message(result)
@@ -249,6 +268,50 @@ def test_other_weights_and_other_rows_are_something_else(
     assert "input was" in said and "rows was 7, and is 6 now" in said
 
 
+def test_another_kind_of_device_is_something_else(
+    finished: tuple[Path, Any], data: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(local, "device_type", lambda _: "cuda")
+    said = message(batch(data, finished[0], "--shard-size", 3))
+    assert 'device was "cpu", and is "cuda" now' in said
+
+
+def test_other_processes_load_the_model_that_was_checked(
+    data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """They find its folder from any other, and the hub's newest commit may be another by then."""
+    jobs: list[Job] = []
+    monkeypatch.setattr(local, "run", lambda job, workers: iter(jobs.append(job) or ()))
+    shutil.copytree(tiny_vlm_path(), tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    batch(data, "folder", "--model", "model")
+    load_skeleton = loading.load_skeleton
+
+    def from_the_hub(name: str) -> Any:
+        loaded = load_skeleton(None)
+        loaded.model.name_or_path, loaded.model.config._commit_hash = name, "c0ffee"
+        return loaded
+
+    monkeypatch.setattr(loading, "load_skeleton", from_the_hub)
+    batch(data, "hub", "--model", "some/model")
+    settings = [job.load.keywords["settings"] for job in jobs]  # type: ignore[attr-defined]
+    assert [each.model for each in settings] == [str(tmp_path / "model"), "some/model"]
+    assert [each.revision for each in settings] == [None, "c0ffee"]
+
+    loads = []
+    monkeypatch.setattr(loading, "find_checkpoint", lambda name: Checkpoint(name, True))
+
+    def stop(*_: Any, **options: Any) -> None:
+        loads.append(options)
+        raise OSError("stop here")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", stop)
+    for each in settings:
+        with pytest.raises(StopsJob, match="stop here"):
+            load_answerer(each, "cpu")
+    assert [options.get("revision") for options in loads] == [None, "c0ffee"]
+
+
 def test_ctrl_c_says_where_it_stands_and_the_same_command_goes_on(
     finished: tuple[Path, Any], data: Path, tmp_path: Path, monkeypatch: Any, engine: list[int]
 ) -> None:
@@ -256,7 +319,7 @@ def test_ctrl_c_says_where_it_stands_and_the_same_command_goes_on(
 
     def interrupted(job: Job, workers: Any) -> Iterator[Finished]:
         yield next(run(job, workers))
-        (job.out / ".part-000001.parquet.1.tmp").touch()
+        draft_of(job.out / "part-000001.parquet").touch()
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -334,8 +397,40 @@ def test_bad_paths_are_named(data: Path, tmp_path: Path) -> None:
     assert "OUT must be another folder than IN" in message(
         batch(data.parent, data.parent, "--question", "What?")
     )
+    for out in (data.parent / "out", data.parent / "new" / "out"):
+        assert f"OUT must be outside of the folder IN, whose files are the input, got {out}" in (
+            message(batch(data.parent, out, "--question", "What?"))
+        )
+        assert not out.exists()
     assert "is no folder" in message(batch(data, data / "out"))
     assert "IN must name a file" in message(batch("", tmp_path / "out"))
+
+
+def test_a_ray_cluster_without_a_gpu_is_a_sentence(
+    data: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(ray, "_cluster", lambda: {"CPU": 4.0})
+    result = clasp("batch", data, tmp_path / "out", "--engine", "ray", "--device", "cuda")
+    assert result.exit_code == 1
+    assert "--device cuda cannot be used: the Ray cluster has no GPU" in message(result)
+    assert not (tmp_path / "out").exists()
+    assert [ray.device_type(name) for name in ("auto", "cpu")] == ["cpu", "cpu"]
+
+
+def test_pictures_that_cannot_be_named_or_found_are_errors_of_their_rows(
+    data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(data.parent / "0.png", folder / os.fsdecode(b"a\xff.png"))
+    (folder / os.fsdecode(b"b\xff.png")).write_bytes(b"no picture")
+    (folder / "c.png").symlink_to("nothing.png")
+    result = batch(folder, tmp_path / "out", "--question", "What is it?")
+    assert result.exit_code == 0, message(result)
+    found = rows(tmp_path / "out")
+    assert [row["image"] for row in found] == ["a\\udcff.png", "b\\udcff.png", "c.png"]
+    assert found[0]["answer"] and "b\\udcff.png is not an image" in found[1]["error"]
+    assert "c.png" in found[2]["error"]
 
 
 def test_a_model_that_does_not_fit_is_named_before_anything_is_written(

@@ -1,24 +1,29 @@
 """Remember on the disk in which shard, and on which row, a process died.
 
 A row may end the process that answers it: the system kills what takes too much memory, and a
-library may crash. The next attempt at its shard must not die of it again, whichever process makes
-it, of this run or a later one. So every attempt leaves a note when it begins, and removes it when
-the shard is written:
+library may crash. The next attempt at its shard must not die of it again, whichever process of the
+run makes it. So every attempt leaves a note when it begins. It removes the note when the shard is
+written, and when the job stops for a reason that is not a death:
 
 - a first and a second attempt answer in batches;
 - a later one answers row by row, and notes each row before it begins;
 - a row on which two of those died is given up.
 
-A process that is killed for another reason costs time, and changes no answer.
+A note has the id of its run, and a run takes no account of the notes of others. If the whole job
+is killed, with the process that started it, no death is counted. The death of a worker alone is
+counted whatever killed it. So a sound row is given up only if its worker is killed from outside
+twice, in two attempts of one run, while that row is answered alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clasp_kernels._run_folder import draft_of
 from clasp_kernels.batch.shards import CannotWrite
 
 _FOLDER = ".attempts"
@@ -29,9 +34,11 @@ _DEATHS_ELSEWHERE = 3
 
 @dataclass
 class Attempt:
-    """An attempt at one shard, with the note that earlier ones have left."""
+    """An attempt at one shard, with the note that earlier ones of the run have left."""
 
     path: Path
+    run: str
+    """The id of the run."""
     begun: int = 0
     """Attempts that began, with this one."""
     row: int | None = None
@@ -42,13 +49,14 @@ class Attempt:
     """How often one died in an attempt row by row, but on none of them."""
 
     @classmethod
-    def begin(cls, folder: Path, shard: int) -> Attempt:
+    def begin(cls, folder: Path, shard: int, run: str) -> Attempt:
         """Note that a shard is begun. Raises CannotWrite, as ``at`` does."""
         path = folder / _FOLDER / f"{shard:06d}.json"
-        attempt = cls(path)
+        attempt = cls(path, run)
         try:
-            begun, row, died, elsewhere = json.loads(path.read_text())
-            attempt = cls(path, int(begun), row, dict(died), int(elsewhere))
+            noted_by, begun, row, died, elsewhere = json.loads(path.read_text())
+            if noted_by == run:
+                attempt = cls(path, run, int(begun), row, dict(died), int(elsewhere))
         except FileNotFoundError:
             pass
         except (ValueError, TypeError):  # cut off when the power went
@@ -80,24 +88,27 @@ class Attempt:
     def at(self, row: int | None) -> None:
         """Note that a row is being answered alone; None when no row is."""
         self.row = row
-        noted = [self.begun, row, list(self.died.items()), self.died_elsewhere]
-        draft = self.path.with_suffix(f".{os.getpid()}.tmp")
+        noted = [self.run, self.begun, row, list(self.died.items()), self.died_elsewhere]
+        draft = draft_of(self.path)
         try:
             self.path.parent.mkdir(exist_ok=True)
             draft.write_text(json.dumps(noted))
             os.replace(draft, self.path)
         except OSError as error:
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise CannotWrite(f"{self.path} cannot be written: {error.strerror or error}") from None
 
     def done(self) -> None:
-        """Remove the note: the shard is written."""
-        self.path.unlink(missing_ok=True)
+        """Remove the note: the shard is written, or the job stops, and the process lives."""
+        with suppress(OSError):  # the disk is read-only now, and no other run heeds the note
+            self.path.unlink(missing_ok=True)
 
 
 def forget(folder: Path) -> None:
-    """Remove all notes: the run is complete, or was stopped by its user."""
+    """Remove the notes of all runs."""
     notes = folder / _FOLDER
-    if notes.is_dir():
+    with suppress(OSError):  # none is there, or none can be removed: no other run heeds them
         for path in notes.iterdir():
             path.unlink(missing_ok=True)
         notes.rmdir()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from clasp_kernels.batch.source import Row, Shard, cut
+from clasp_kernels.batch.source import Row, Shard, cut, files_below
 
 
 @dataclass(frozen=True)
@@ -24,25 +24,21 @@ class ImageFolder:
     def names(folder: Path) -> list[str]:
         """Return the files whose suffix is that of an image, relative to the folder, sorted.
 
-        Hidden files and folders are left out.
+        Hidden files and folders are left out. Raises an OSError if a folder cannot be read.
         """
         from PIL import Image
 
         suffixes = set(Image.registered_extensions())
-        found = []
-        for root, folders, files in os.walk(folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            found += [
-                (Path(root) / name).relative_to(folder).as_posix()
-                for name in files
-                if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-            ]
-        return sorted(found)
+        return sorted(
+            path.relative_to(folder).as_posix()
+            for path in files_below(folder, hidden=".")
+            if path.suffix.lower() in suffixes
+        )
 
     @classmethod
     def open(cls, folder: Path, files: list[str], question: str) -> ImageFolder:
         folder = folder.absolute()
-        sizes = [[name, os.stat(folder / name).st_size] for name in files]
+        sizes = [[name, _size(folder / name)] for name in files]
         digest = sha256(json.dumps(sizes).encode()).hexdigest()
         return cls(folder, tuple(files), question, digest)
 
@@ -66,3 +62,10 @@ class ImageFolder:
     def __getstate__(self) -> dict[str, object]:
         # Shards carry the names: the list, which may be long, does not go to every process.
         return {**self.__dict__, "files": ()}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link to nothing, for example: that is an error of its row
+        return -1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +18,7 @@ from clasp_kernels.batch.source import Shard
 
 # Readers of Parquet pass over names that begin with an underscore or a point.
 _MANIFEST, _LOCK = "_manifest.json", ".lock"
+_DRAFT = re.compile(rf"\.(part-\d{{6,}}\.parquet|{re.escape(_MANIFEST)})\..+\.tmp")
 
 
 class OutputFolder:
@@ -50,12 +53,11 @@ class OutputFolder:
         return shard_path(self.folder, shard.index).exists()
 
     def tidy(self) -> None:
-        """Remove the drafts of shards that were never finished."""
-        for draft in self.folder.glob(".*.tmp"):
-            draft.unlink(missing_ok=True)
-
-    def forget_attempts(self) -> None:
-        """Forget which processes died: the run is complete, or its user stopped it."""
+        """Remove drafts that were never finished, and notes about processes that died."""
+        with suppress(OSError):  # the disk is read-only or gone: the run's own error says so
+            for path in self.folder.iterdir():
+                if _DRAFT.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
         forget(self.folder)
 
     def summary(self) -> Finished:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -29,14 +30,19 @@ class ParquetFiles:
 
     @classmethod
     def open(cls, paths: list[Path], columns: Columns) -> ParquetFiles:
-        """Read the footers alone: they have the columns, the number of rows and their places."""
+        """Read the footers alone: they have the columns, the number of rows and their places.
+
+        The fingerprint has their bytes: their statistics may hold text that is not UTF-8.
+        """
         digest, counts = sha256(), []
         for path in paths:
             try:
                 with pq.ParquetFile(path) as file:
                     there = file.schema_arrow.names
                     counts.append(file.metadata.num_rows)
-                    described = file.metadata.to_dict()
+                footer = _footer(path)
+            except UnicodeEncodeError:  # by Arrow
+                raise BadInput(f"{path} must have a name that is valid UTF-8") from None
             except (pa.ArrowInvalid, OSError) as error:
                 if isinstance(error, OSError) and error.errno:
                     raise
@@ -46,7 +52,7 @@ class ParquetFiles:
                     raise BadInput(
                         f"{path} has no column {name!r}; its columns are {', '.join(there)}"
                     )
-            digest.update(repr((path.name, path.stat().st_size, described)).encode())
+            digest.update(repr((path.name, path.stat().st_size, footer)).encode())
         absolute = tuple(path.absolute() for path in paths)
         return cls(absolute, tuple(counts), columns, digest.hexdigest())
 
@@ -77,7 +83,11 @@ class ParquetFiles:
                 for values in self._values(path, first, count):
                     where = f"{path.name}#{first + len(found)}"
                     position = begin + len(found)
-                    found.append(self.columns.row(position, where, values, path.parent))
+                    found.append(
+                        Row(position, where, None, None, values)
+                        if isinstance(values, str)
+                        else self.columns.row(position, where, values, path.parent)
+                    )
             except (pa.ArrowInvalid, OSError) as error:  # damaged pages raise an OSError, too
                 if isinstance(error, OSError) and error.errno:
                     raise
@@ -94,8 +104,11 @@ class ParquetFiles:
             rows += found
         return rows
 
-    def _values(self, path: Path, first: int, count: int) -> Iterator[dict[str, Any]]:
-        """Yield ``count`` rows of a file. Only their row groups are read."""
+    def _values(self, path: Path, first: int, count: int) -> Iterator[dict[str, Any] | str]:
+        """Yield ``count`` rows of a file, or what is wrong with one.
+
+        Only their row groups are read.
+        """
         with pq.ParquetFile(path, memory_map=True) as file:
             groups, before, passed = [], 0, 0
             for group in range(file.num_row_groups):
@@ -110,6 +123,26 @@ class ParquetFiles:
                 here = batch.slice(min(skip, batch.num_rows), count)
                 skip -= min(skip, batch.num_rows)
                 count -= here.num_rows
-                yield from here.to_pylist()
+                yield from (_decoded(here, number) for number in range(here.num_rows))
                 if not count:
                     return
+
+
+def _decoded(batch: pa.RecordBatch, number: int) -> dict[str, Any] | str:
+    """Return a row of a batch, or what is wrong with it."""
+    values = {}
+    for name in batch.schema.names:
+        try:
+            values[name] = batch.column(name)[number].as_py()
+        except UnicodeDecodeError as error:
+            return f"{name} must be valid UTF-8, got the byte {error.object[error.start]:#04x}"
+    return values
+
+
+def _footer(path: Path) -> bytes:
+    """Return the metadata at the end of a Parquet file that has been opened once."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)  # the length of the metadata, and four magic bytes
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, os.SEEK_END)
+        return file.read(length)

@@ -85,10 +85,14 @@ def shard_path(folder: Path, index: int) -> Path:
 def write_shard(path: Path, results: Sequence[Result]) -> Finished:
     """Write the results of a shard, and wait until they are on the disk.
 
+    What Parquet cannot hold, as a byte of a file name that is not UTF-8, is written as an escape,
+    such as ``\\udcff``.
+
     Raises:
         CannotWrite: the disk is full, or the folder cannot be written.
     """
-    table = pa.Table.from_pylist([asdict(result) for result in results], schema=SCHEMA)
+    rows = [{name: _as_utf8(value) for name, value in asdict(result).items()} for result in results]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
     try:
@@ -96,6 +100,12 @@ def write_shard(path: Path, results: Sequence[Result]) -> Finished:
     except OSError as error:
         raise CannotWrite(f"{path} cannot be written: {error.strerror or error}") from None
     return Finished.of(table)
+
+
+def _as_utf8(value: object) -> object:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    return value
 
 
 def read_shard(path: Path) -> Finished:

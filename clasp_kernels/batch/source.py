@@ -8,6 +8,8 @@ the question.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -100,7 +102,7 @@ def open_source(
     columns = Columns(question, question_column, image_column)
     source: Source
     if given.is_dir():
-        tables = sorted(given.rglob("*.parquet"))
+        tables = [path for path in files_below(given, hidden="._") if path.suffix == ".parquet"]
         pictures = ImageFolder.names(given)
         if tables and pictures:
             raise BadInput(
@@ -108,7 +110,7 @@ def open_source(
                 f"{tables[0].relative_to(given)} and {pictures[0]}"
             )
         if tables:
-            source = ParquetFiles.open(tables, columns)
+            source = ParquetFiles.open(sorted(tables), columns)
         elif question is None:
             raise BadInput(f"{path} is a folder of images, which has no questions: give --question")
         else:
@@ -163,6 +165,24 @@ class Columns:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def files_below(folder: Path, *, hidden: str) -> Iterator[Path]:
+    """Yield the files in a folder and its subfolders, in any order.
+
+    Args:
+        hidden: names that begin with one of these characters are passed over.
+
+    Raises:
+        OSError: a folder cannot be read. The message names it.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise OSError(f"{error.filename}: {error.strerror}") from None
+
+    for root, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if name[0] not in hidden]
+        yield from (Path(root, name) for name in files if name[0] not in hidden)
 
 
 def cut(rows: int, size: int) -> list[tuple[int, int]]:

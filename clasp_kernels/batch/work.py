@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from clasp_kernels.batch.attempts import Attempt
 from clasp_kernels.batch.shards import (
+    CannotWrite,
     Finished,
     Result,
     read_shard,
@@ -88,6 +90,8 @@ class Job:
     device: str
     """``auto``, or the device of every process."""
     batch_size: int
+    run: str = field(default_factory=lambda: uuid4().hex)
+    """An id of this run. Another run counts the deaths of its processes anew."""
 
     @property
     def rows(self) -> int:
@@ -96,7 +100,7 @@ class Job:
 
     def without_shards(self) -> Job:
         """Return the job for a process, which is sent its shards one by one."""
-        return Job(self.source, (), self.out, self.load, self.device, self.batch_size)
+        return replace(self, shards=())
 
 
 class ShardWorker:
@@ -120,12 +124,21 @@ class ShardWorker:
         path = shard_path(self._job.out, shard.index)
         if path.exists():
             return read_shard(path)
-        attempt = Attempt.begin(self._job.out, shard.index)
+        attempt = Attempt.begin(self._job.out, shard.index, self._job.run)
+        try:
+            finished = write_shard(path, self._attempted(shard, attempt))
+        except (CannotWrite, StopsJob):
+            attempt.done()  # nothing died
+            raise
+        attempt.done()
+        return finished
+
+    def _attempted(self, shard: Shard, attempt: Attempt) -> list[Result]:
         if attempt.is_hopeless:
             raise StopsJob(
-                f"every process that began rows {shard.first} to {shard.first + shard.rows - 1} of "
-                f"the input died before it answered one of them: a smaller --shard-size or fewer "
-                f"--workers take less memory"
+                f"every process that began {_named(shard)} died before it answered one of them: "
+                f"fewer --workers take less memory, and so does a smaller --shard-size, which "
+                f"needs another OUT"
             )
         try:
             rows = self._job.source.read(shard)
@@ -133,6 +146,11 @@ class ShardWorker:
             raise StopsJob(
                 f"the input cannot be read at row {shard.first}: {error.strerror or error}"
             ) from None
+        if len(rows) != shard.rows:
+            raise StopsJob(
+                f"the input has changed since the run began: of {_named(shard)}, it has "
+                f"{len(rows)} now"
+            )
         done = _Results(rows)
         if attempt.one_by_one:
             for row in rows:
@@ -144,9 +162,7 @@ class ShardWorker:
             attempt.at(None)
         else:
             self._answer(rows, done)
-        finished = write_shard(path, done.in_order())
-        attempt.done()
-        return finished
+        return done.in_order()
 
     def _answer(self, rows: Sequence[Row], done: _Results) -> None:
         ready: list[tuple[Row, Prepared]] = []
@@ -187,6 +203,10 @@ class ShardWorker:
         except Exception as error:
             raise DeviceLost(str(error)) from error
         return failure
+
+
+def _named(shard: Shard) -> str:
+    return f"rows {shard.first} to {shard.first + shard.rows - 1} of the input"
 
 
 def in_batches(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import islice
@@ -67,6 +67,7 @@ def checked(
     *,
     question: str | None,
     question_column: str,
+    image_column: str,
     engine: str,
     device: str,
     batch_size: int,
@@ -101,12 +102,13 @@ def checked(
     except StopsJob as error:
         raise CommandError(str(error)) from None
     config = loaded.model.config
+    revision = _revision(loaded.model.name_or_path, config)
     manifest = {
         "package version": __version__,
         "transformers version": transformers.__version__,
         "torch version": torch.__version__,
         "model": loaded.name,
-        "revision": _revision(loaded.model.name_or_path, config),
+        "revision": revision,
         "device": kind,
         "dtype": str(torch.float32 if kind == "cpu" else config.dtype),
         "profile": handle.profile.to_dict(),
@@ -116,10 +118,13 @@ def checked(
         "longest answer": settings.max_new_tokens,
         "question": question,
         "question column": None if question is not None else question_column,
+        "image column": image_column,
         "input": source.fingerprint,
         "rows": source.rows,
         "shard size": shard_size,
     }
+    if not Path(loaded.model.name_or_path).is_dir():
+        settings = replace(settings, revision=revision)
     return Batch(module, source, shards, settings, device, batch_size, manifest)
 
 
@@ -222,11 +227,9 @@ def answer(
     except (StopsJob, CannotWrite) as error:
         raise CommandError(f"{error}. {_kept(batch, output)}") from None
     except KeyboardInterrupt:
-        output.forget_attempts()
         raise Stopped(f"Stopped. {_kept(batch, output)}") from None
     finally:
         output.tidy()
-    output.forget_attempts()
 
 
 def _load(device: str, *, settings: ModelSettings) -> Any:

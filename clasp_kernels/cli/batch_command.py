@@ -146,7 +146,7 @@ def batch(
             except ValueError as error:
                 raise UsageError(f"--schedule: {in_one_line(error)}") from None
             settings = options.ModelSettings(
-                model,
+                options.absolute_model(model),
                 None if profile is None else load_profile(profile),
                 rule,
                 kept,
@@ -158,6 +158,7 @@ def batch(
                 settings,
                 question=question,
                 question_column=column,
+                image_column=image_column,
                 engine=name,
                 device=device,
                 batch_size=batch_size,

@@ -27,7 +27,7 @@ def load_answerer(settings: ModelSettings, device: str) -> ModelAnswerer:
     Raises StopsJob if that is not possible.
     """
     try:
-        loaded = load_model(settings.model, device)
+        loaded = load_model(settings.model, device, settings.revision)
         return ModelAnswerer(loaded, applied(loaded, settings), settings.max_new_tokens)
     except (CommandError, ImportError) as error:
         raise StopsJob(str(error)) from None

@@ -25,6 +25,8 @@ class ModelSettings:
     budget: int | float | None
     schedule: Schedule | None
     max_new_tokens: int
+    revision: str | None = None
+    """The commit of a model on the hub. None: that of a folder, or the newest."""
 
 
 def checked_engine(name: str) -> str:
@@ -75,6 +77,11 @@ def parsed_workers(text: str | None, engine: str) -> tuple[int, int] | None:
     return least, most
 
 
+def absolute_model(model: str | None) -> str | None:
+    """Return the path of a model's folder as other processes find it; ids of the hub stay."""
+    return os.path.abspath(model) if model and os.path.isdir(model) else model
+
+
 def check_folder(name: str, read: str) -> Path:
     """Return the path of OUT, if it is a folder that can be written, or can be made one."""
     if not name:
@@ -82,6 +89,11 @@ def check_folder(name: str, read: str) -> Path:
     path = Path(name)
     if path.is_dir() and os.path.exists(read) and os.path.samefile(name, read):
         raise UsageError(f"OUT must be another folder than IN, got {name} for both")
+    if os.path.isdir(read) and path.resolve().is_relative_to(Path(read).resolve()):
+        raise UsageError(
+            f"OUT must be outside of the folder IN, whose files are the input, got {name}, which "
+            f"is in {read}"
+        )
     try:
         there = next(place for place in (path, *path.absolute().parents) if place.exists())
         if not there.is_dir():

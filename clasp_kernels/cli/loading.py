@@ -108,13 +108,16 @@ def pick_device(device: str) -> str:
     return device
 
 
-def load_model(path_or_id: str | None, device: str) -> LoadedModel:
-    """Load a model and its processor from a folder or the hub; None is the bundled model."""
+def load_model(path_or_id: str | None, device: str, revision: str | None = None) -> LoadedModel:
+    """Load a model and its processor from a folder or the hub; None is the bundled model.
+
+    ``revision`` is a commit on the hub; None is the newest.
+    """
     try:
         source = str(tiny_vlm_path()) if path_or_id is None else path_or_id
     except FileNotFoundError as error:
         raise CommandError(str(error)) from None
-    model, options = _load(source, device)
+    model, options = _load(source, device, revision)
     return _with_processor(model, source, path_or_id, options)
 
 
@@ -153,13 +156,13 @@ def load_weights(source: str, device: str) -> Any:
     return _load(source, device)[0]
 
 
-def _load(source: str, device: str) -> tuple[Any, dict[str, Any]]:
+def _load(source: str, device: str, revision: str | None = None) -> tuple[Any, dict[str, Any]]:
     """Load a model. Return it with the ``from_pretrained`` options for its other parts."""
     check_name(source)  # before the imports, which take seconds
     import torch
 
     on = pick_device(device)
-    transformers, _, options = _configured(source)
+    transformers, _, options = _configured(source, revision)
     # bfloat16 is slow on most CPUs.
     dtype: Any = torch.float32 if torch.device(on).type == "cpu" else "auto"
     with _loading(source):
@@ -187,7 +190,7 @@ def _load(source: str, device: str) -> tuple[Any, dict[str, Any]]:
         return model.eval().to(on), options
 
 
-def _configured(source: str) -> tuple[Any, Any, dict[str, Any]]:
+def _configured(source: str, revision: str | None = None) -> tuple[Any, Any, dict[str, Any]]:
     """Return transformers, a model's config and the ``from_pretrained`` options for its parts."""
     from clasp_kernels.models import supported_model_types
     from clasp_kernels.models.compat import require_transformers
@@ -203,6 +206,8 @@ def _configured(source: str) -> tuple[Any, Any, dict[str, Any]]:
         "local_files_only": checkpoint.local_only,
         "trust_remote_code": False,
     }
+    if revision is not None:
+        options["revision"] = revision
     with _loading(source):
         config = transformers.AutoConfig.from_pretrained(source, **options)
     if config.model_type not in supported_model_types():

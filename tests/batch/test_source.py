@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -102,6 +104,45 @@ def test_a_folder_of_images(folder: Path) -> None:
     assert {row.question for row in rows} == {"What is it?"}
 
 
+def test_a_name_that_is_not_utf8_and_a_link_to_nothing_stop_no_other_image(folder: Path) -> None:
+    (folder / "c.png").symlink_to("nothing.png")
+    (folder / os.fsdecode(b"d\xff.png")).write_bytes(b"x")
+    rows = read(opened(folder, "What?"), 2)
+    assert [row.image for row in rows[2:]] == ["b.png", "c.png", "d\udcff.png"]
+    assert len({row.id for row in rows}) == 5
+
+
+@pytest.mark.parametrize("inside", ["a.png", "a.parquet"])
+def test_a_subfolder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: Any, inside: str
+) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / inside).touch()
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:  # root may read everything, so its permissions are no test
+        if str(path).endswith("private"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(OSError, match="private: Permission denied"):
+        opened(tmp_path, "What?")
+
+
+def test_a_table_as_spark_writes_it(tmp_path: Path) -> None:
+    """A folder with the suffix of a file, and files beside the parts that are none."""
+    table = tmp_path / "photos.parquet"
+    (table / "_temporary").mkdir(parents=True)
+    rows = pa.table({"image": ["a.png"], "question": ["What?"]})
+    for name in ("part-00000-c000.snappy.parquet", "part-00001-c000.snappy.parquet"):
+        pq.write_table(rows, table / name)
+    for name in ("_SUCCESS", "_temporary/0.parquet", "_old.parquet", ".part-00000.parquet"):
+        (table / name).write_bytes(b"no table")
+    for given in (tmp_path, table):
+        assert [row.content for row in read(opened(given), 2)] == [table / "a.png"] * 2
+
+
 def test_ids_do_not_depend_on_shards_or_on_the_folder(jsonl: Path, tmp_path: Path) -> None:
     ids = [row.id for row in read(opened(jsonl), 3)]
     assert len(set(ids)) == 7
@@ -152,6 +193,33 @@ def test_damage_in_a_parquet_file_is_an_error_of_its_rows(tmp_path: Path) -> Non
     assert [row.error is None for row in rows] == [True] * 4 + [False] * 4
     assert "a.parquet cannot be read here" in (rows[5].error or "")
     assert len({row.id for row in rows}) == 8
+
+
+def not_utf8(name: str) -> pa.Table:
+    """Return a table whose middle row is not UTF-8 in a column."""
+    values = {"image": ["a.png", "b.png", "c.png"], "question": ["A?", "B?", "C?"]}
+    table = pa.table(values)
+    bad = pa.array([b"x", b"\xff\xfe", b"z"]).cast(pa.string(), safe=False)
+    assert bad.type == pa.string()
+    return table.set_column(table.schema.get_field_index(name), name, bad)
+
+
+@pytest.mark.parametrize("name", ["image", "question"])
+def test_a_value_that_is_not_utf8_is_an_error_of_its_row(tmp_path: Path, name: str) -> None:
+    pq.write_table(not_utf8(name), tmp_path / "a.parquet")
+    rows = read(opened(tmp_path / "a.parquet"), 2)
+    assert [row.error for row in rows] == [
+        None,
+        f"{name} must be valid UTF-8, got the byte 0xff",
+        None,
+    ]
+    assert rows[1].image == "a.parquet#1" and len({row.id for row in rows}) == 3
+
+
+def test_a_parquet_file_is_named_in_utf8(parquet: Path) -> None:
+    (parquet / "a.parquet").rename(parquet / os.fsdecode(b"\xff.parquet"))
+    with pytest.raises(BadInput, match="must have a name that is valid UTF-8"):
+        opened(parquet)
 
 
 def test_another_input_has_another_fingerprint(jsonl: Path) -> None:

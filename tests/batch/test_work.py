@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 from echo import Echo, job, one
 
-from clasp_kernels.batch import Answer, CannotWrite, Finished, Prepared, ShardWorker, StopsJob
+from clasp_kernels._run_folder import draft_of
+from clasp_kernels.batch import (
+    Answer,
+    CannotWrite,
+    Finished,
+    Prepared,
+    ShardWorker,
+    StopsJob,
+    shards,
+)
 from clasp_kernels.batch.output import OutputFolder
-from clasp_kernels.batch.shards import shard_path
+from clasp_kernels.batch.shards import Result, shard_path, write_shard
 from clasp_kernels.batch.work import DeviceLost
 
 
@@ -159,6 +169,24 @@ def test_a_shard_whose_reading_kills_stops_the_job(tmp_path: Path, monkeypatch: 
             ShardWorker(work, "cpu").run(work.shards[0])
     with pytest.raises(StopsJob, match="every process that began rows 0 to 0 of the input died"):
         ShardWorker(work, "cpu").run(work.shards[0])
+    monkeypatch.undo()
+    assert ShardWorker(work, "cpu").run(work.shards[0]).errors == 0  # it is really tried again
+
+
+def test_deaths_of_whole_runs_are_not_counted(tmp_path: Path) -> None:
+    """The row is found if its process dies four times in one run, and not if four runs do."""
+    work = job(tmp_path, "a", "deadly", load=one(Fatal()))
+    for number in range(10):
+        with pytest.raises(Died):
+            ShardWorker(replace(work, run=f"run {number}"), "cpu").run(work.shards[0])
+    for _ in range(4):
+        with pytest.raises(Died):
+            ShardWorker(work.without_shards(), "cpu").run(work.shards[0])
+    assert ShardWorker(work, "cpu").run(work.shards[0]).errors == 1
+
+
+def test_every_job_is_a_run_of_its_own(tmp_path: Path) -> None:
+    assert job(tmp_path, "a").run != job(tmp_path, "a").run
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -174,7 +202,61 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: Any, cal
     monkeypatch.setattr(os, call, full)
     with pytest.raises(CannotWrite, match=r"part-000000.parquet cannot be written: No space left"):
         ShardWorker(work, "cpu").run(work.shards[0])
-    assert [path.name for path in work.out.iterdir()] == [".attempts"]
+    assert [path.name for path in work.out.rglob("*")] == [".attempts"]
+
+
+def test_failures_that_are_no_deaths_are_not_counted_as_such(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    work = job(tmp_path, "a")
+    for target, name, error in (
+        (shards, "write_whole", CannotWrite),
+        (type(work.source), "read", StopsJob),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, full)
+            for _ in range(7):
+                with pytest.raises(error, match="No space left"):
+                    ShardWorker(work, "cpu").run(work.shards[0])
+    assert ShardWorker(work, "cpu").run(work.shards[0]).errors == 0
+
+
+def test_a_note_that_cannot_be_written_leaves_no_draft(tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    work = job(tmp_path, "a")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(CannotWrite, match=r"000000\.json cannot be written: No space left"):
+        ShardWorker(work, "cpu").run(work.shards[0])
+    assert not list((work.out / ".attempts").iterdir())
+
+
+def test_an_input_that_was_shortened_stops_the_job(tmp_path: Path) -> None:
+    work = job(tmp_path, *"abc")
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
+    with pytest.raises(
+        StopsJob, match=r"the input has changed since the run began: of rows 0 to 2 .* has 2 now"
+    ):
+        ShardWorker(work, "cpu").run(work.shards[0])
+    assert not shard_path(work.out, 0).exists()
+
+
+def test_text_that_is_not_utf8_is_written_with_escapes(tmp_path: Path) -> None:
+    """A file name may hold any bytes: Python reads those that are not UTF-8 as surrogates."""
+    results = [
+        Result("0", "a\udcff.png", "What\udcff?", error="a\udcff.png is no image"),
+        Result("1", "b.png", "What?", "It is ü"),
+    ]
+    assert write_shard(shard_path(tmp_path, 0), results).errors == 1
+    found = rows(tmp_path)
+    assert found[0]["image"] == "a\\udcff.png" and found[0]["question"] == "What\\udcff?"
+    assert found[0]["error"] == "a\\udcff.png is no image"
+    assert found[1]["answer"] == "It is ü"
 
 
 def test_an_input_that_is_gone_is_not_an_input_of_bad_rows(tmp_path: Path) -> None:
@@ -190,12 +272,32 @@ def test_drafts_are_tidied_away_and_readers_see_the_shards_alone(tmp_path: Path)
     with OutputFolder(work.out, {"model": "a"}) as output:
         for shard in work.shards[:2]:
             worker.run(shard)
-        (work.out / ".part-000002.parquet.1.tmp").write_bytes(b"half")
+        draft_of(shard_path(work.out, 2)).write_bytes(b"half")
+        draft_of(work.out / "_manifest.json").write_bytes(b"half")
+        (work.out / ".attempts").mkdir(exist_ok=True)
+        (work.out / ".attempts" / "000002.json").write_text("[]")
         assert [output.is_done(shard) for shard in work.shards] == [True, True, False]
     with OutputFolder(work.out, {"model": "a"}) as output:
-        assert not list(work.out.glob("*.tmp")) and not list(work.out.glob(".*.tmp"))
+        assert {path.name for path in work.out.iterdir()} == {
+            *(".lock", "_manifest.json", "part-000000.parquet", "part-000001.parquet")
+        }
         assert output.summary() == Finished(4, 0, 40, 16)
     assert pq.read_table(work.out).num_rows == 4  # neither manifest nor lock is in the way
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    names = {".mine.tmp", ".part-1.parquet.1.tmp", ".part-000000.parquet.bak", "notes.tmp"}
+    for name in names:
+        (tmp_path / name).touch()
+    with OutputFolder(tmp_path, {}):
+        assert names < {path.name for path in tmp_path.iterdir()}
+
+
+def test_drafts_of_two_processes_never_share_a_name(tmp_path: Path) -> None:
+    """Not even if two machines give them the same id."""
+    path = shard_path(tmp_path, 0)
+    assert len({draft_of(path) for _ in range(100)}) == 100
+    assert f".{os.uname().nodename}.{os.getpid()}." in draft_of(path).name
 
 
 def test_a_folder_is_used_by_one_process_at_a_time(tmp_path: Path) -> None:

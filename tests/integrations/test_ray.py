@@ -72,7 +72,7 @@ def test_without_ray_the_command_says_how_to_get_it(tmp_path: Path) -> None:
     (tmp_path / "0.png").touch()
     result = subprocess.run(
         [
-            *(sys.executable, "-m", "clasp_kernels.cli", "batch", ".", "out"),
+            *(sys.executable, "-m", "clasp_kernels.cli", "batch", ".", "../out"),
             *("--question", "What?", "--engine", "ray"),
         ],
         cwd=tmp_path,

@@ -33,11 +33,16 @@ def device_type(device: str) -> str:
     """Return ``cpu`` or ``cuda``: where the actors would have the model.
 
     Raises:
-        StopsJob: there is no Ray cluster, and none can be started.
+        StopsJob: there is no Ray cluster, and none can be started; or it has no GPU, but
+            ``device`` is one.
     """
-    if device == "auto":
-        return "cuda" if _cluster().get("GPU") else "cpu"
-    return device.partition(":")[0]
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        return kind
+    has_gpu = bool(_cluster().get("GPU"))
+    if kind == "cuda" and not has_gpu:  # Ray would wait for one without an end
+        raise StopsJob(f"--device {device} cannot be used: the Ray cluster has no GPU")
+    return "cuda" if has_gpu else "cpu"
 
 
 def run(job: Job, workers: tuple[int, int] | None) -> Iterator[Finished]:
