@@ -1,6 +1,7 @@
 """The page of ``clasp explore`` in a real browser: controls, texts, and the cells it shows."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,14 @@ from test_explore import (
     kept_by_the_model,
 )
 
+from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.cli.explore import explore_page
 from clasp_kernels.cli.loading import load_image, load_model
 from clasp_kernels.explore import PromptTokens, explore, input_plan, progressive_plan
 from clasp_kernels.explore.page import PageText
 from clasp_kernels.explore.page import page as make_page
 from clasp_kernels.models import apply_clasp
+from clasp_kernels.policy import CategoryPolicy, Profile
 
 pytestmark = [
     pytest.mark.deep,
@@ -157,10 +160,23 @@ def test_a_category_shows_its_own_selection_and_those_with_the_same_settings(pag
 
 
 def test_a_category_that_makes_no_difference_cannot_be_chosen(window, loaded, tmp_path):
+    # Layers are alike, so that coverage is; only the rule clasp has pivots.
+    bundled = Profile.load(tiny_vlm_path() / "clasp_profile.json")
+    layers = bundled.categories["ocr"].layer_weights
+    profile = replace(
+        bundled,
+        categories={
+            name: CategoryPolicy(layers, pivot_ratio=0.5 if name == "ocr" else 0.0)
+            for name in bundled.categories
+        },
+    )
     path = tmp_path / "page.html"
     path.write_text(
         explore_page(
-            loaded, load_image(SCENE), SCENE, QUESTION, rules=("clasp", "random"), progressive=False
+            *(loaded, load_image(SCENE), SCENE, QUESTION),
+            rules=("clasp", "random"),
+            profile=profile,
+            progressive=False,
         )
     )
     window.open(path)
