@@ -42,7 +42,7 @@ _SECONDS_WITHOUT_PROGRESS = 600.0
 
 @dataclass(frozen=True)
 class Fire:
-    """What is run, and how often it is killed."""
+    """The settings of the run that is killed."""
 
     engine: str
     images: int = 2000
@@ -66,7 +66,7 @@ class Kill:
 
 @dataclass
 class Report:
-    """What happened."""
+    """The kills, and the results of both runs."""
 
     fire: Fire
     kills: list[Kill] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What each part of CLASP buys on the bundled model: `python -m benchmarks.quality`.
+"""Measures what each part of CLASP gains on the bundled model: `python -m benchmarks.quality`.
 
 `PLAN.md` says what is measured and what counts as evidence. :mod:`quality.questions` draws the
 questions, :mod:`quality.rows` lists the rows, :mod:`quality.answering` has the model answer,

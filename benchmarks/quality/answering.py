@@ -46,7 +46,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the vision tower makes of a batch, for every profile with the same layers."""
+    """The vision tower's output for a batch. It serves every profile with the same layers."""
 
     states: dict[int, Tensor]
     vision: VisionOutput

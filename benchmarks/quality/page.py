@@ -95,7 +95,7 @@ def _by_budget(rows: list[dict[str, Any]], microseconds: dict[str, dict[str, flo
         mine = {row["tokens"]: _cell(row["retained"]) for row in rows if row["row"] == name}
         times = microseconds.get(name, {})
         time = f"{times[str(AT)]:.0f} us" if str(AT) in times else ""
-        # What drops no tokens is the same at every budget.
+        # A row that drops no tokens has one result, which is shown at every budget.
         cells = [mine.get(budget, mine.get(NUM_TOKENS, "")) for budget in BUDGETS]
         lines.append([name, *cells, time])
     return markdown_table(header, lines)

@@ -21,7 +21,7 @@ FIRST_SEED = {"train": 20_000_000, "heldout": 0}
 
 @dataclass(frozen=True)
 class Label:
-    """What the tables need of a question."""
+    """The groups of the tables that a question belongs to."""
 
     kind: str
     category: str

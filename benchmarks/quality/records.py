@@ -1,4 +1,4 @@
-"""Which answers were right, kept so that intervals can be computed again without a model.
+"""Files that say which answers were right. Intervals can be computed from them without a model.
 
 `questions.csv` has a line for each question. `correct_<model>.csv` has a line for each row and
 budget, with a bit for each question, most significant first, in hexadecimal.

@@ -60,7 +60,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Choices:
-    """What training questions decided."""
+    """The settings of rows that training questions chose."""
 
     layer: int
     """The best single layer, an entry of ``Profile.layers``."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -68,7 +69,7 @@ class Model:
     folder: Path
     profile: Profile
     per_cell: dict[str, int]
-    """Of each split."""
+    """The number of questions in each cell, by split."""
 
     @property
     def name(self) -> str:
@@ -82,7 +83,7 @@ def jobs(split: str, of: Sequence[Row]) -> list[Job]:
 
 
 _answerers: dict[str, Answerer] = {}
-"""Of this process, by split."""
+"""The answerer that this process has loaded, by its split."""
 
 
 def start(threads: int) -> None:
@@ -118,16 +119,6 @@ def run_jobs(
             bar.update()
 
 
-class _Bound:
-    """`answer` for one model, for worker processes."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    def __call__(self, job: Job) -> str:
-        return answer(self.model, job)
-
-
 def measured(model: Model, folder: Path, workers: int) -> tuple[Any, AnswerStore]:
     """Run every row of a model. Return what was chosen and the store with all answers."""
     examples = {split: draw(split, count) for split, count in model.per_cell.items()}
@@ -138,7 +129,7 @@ def measured(model: Model, folder: Path, workers: int) -> tuple[Any, AnswerStore
         "versions": versions(),
     }
     with AnswerStore(folder, manifest) as store:
-        ask = _Bound(model)
+        ask = partial(answer, model)
         with _pool(workers) as pool:
             run_jobs(jobs("train", training_rows(model.profile)), store, ask, pool)
             found = choose(model.profile, _accuracy(store, "train", examples["train"]))

@@ -31,7 +31,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the evidence says about a part."""
+    """Whether the evidence supports a part of CLASP, and the comparisons that say so."""
 
     part: str
     verdict: str
