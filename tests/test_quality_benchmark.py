@@ -17,39 +17,23 @@ from quality.names import ALL, BLIND, BUDGETS, FULL, NUM_TOKENS, SMALLER
 from quality.questions import batches, digest, draw, labels, num_cells
 from quality.rows import (
     RULES,
-    Choices,
     Row,
     choose,
-    inside_name,
     inside_rows,
     layer_name,
     layer_rows,
     one_layer,
-    rows,
     side,
     training_rows,
     wrong_category,
 )
 from quality.run import Job, jobs
+from quality_rows import EVERY, MODEL, PROFILE
 from words import CATEGORIES
 
-from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.calibrate.store import AnswerStore
 from clasp_kernels.models import apply_clasp
-from clasp_kernels.policy import Profile
 from clasp_kernels.rules import registry, rule_names
-
-MODEL = Path(tiny_vlm_path())
-PROFILE = Profile.load(MODEL / "clasp_profile.json")
-CHOICES = Choices(
-    -1,
-    {
-        inside_name(stages): {"salience_rows": "last", "completion_on": "hidden"}
-        for stages in ((0, 2, 4), (1, 3))
-    },
-)
-EVERY = rows(PROFILE, CHOICES)
-
 
 # Questions
 

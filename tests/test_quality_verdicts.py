@@ -23,11 +23,6 @@ from quality.records import (
 )
 from quality.report import judged_bed
 from quality.resampling import Estimate, Resampled, counting_cells
-from quality.rows import (
-    Choices,
-    inside_name,
-    rows,
-)
 from quality.verdicts import (
     REFUTED,
     SUPPORTED,
@@ -38,22 +33,8 @@ from quality.verdicts import (
     judged,
     verdicts,
 )
+from quality_rows import CHOICES, EVERY
 from words import CATEGORIES
-
-from clasp_kernels.bundled import tiny_vlm_path
-from clasp_kernels.policy import Profile
-
-MODEL = Path(tiny_vlm_path())
-PROFILE = Profile.load(MODEL / "clasp_profile.json")
-CHOICES = Choices(
-    -1,
-    {
-        inside_name(stages): {"salience_rows": "last", "completion_on": "hidden"}
-        for stages in ((0, 2, 4), (1, 3))
-    },
-)
-EVERY = rows(PROFILE, CHOICES)
-
 
 # Records
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from processors import save_checkpoint, skip_what_is_not_loaded
 from tiny_llava import tiny_llava
 from transformers import LlavaForConditionalGeneration
 
@@ -34,3 +35,18 @@ def no_collector() -> Iterator[None]:
 @pytest.fixture
 def model() -> LlavaForConditionalGeneration:
     return tiny_llava()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that saves a family's tiny model once and returns its folder."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str) -> Path:
+        skip_what_is_not_loaded(family)
+        if family not in made:
+            made[family] = tmp_path_factory.mktemp(family)
+            save_checkpoint(family, made[family])
+        return made[family]
+
+    return folder

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from processors import PROCESSORS, save_checkpoint, skip_what_is_not_loaded
+from processors import PROCESSORS
 from running import SCENE, clasp, message
 from transformers.utils.import_utils import is_torchvision_available
 
@@ -30,21 +30,6 @@ IMAGES = {"idefics3": 3, "smolvlm": 3}
 @pytest.fixture(autouse=True)
 def one_run(monkeypatch):
     monkeypatch.setattr("clasp_kernels.cli.comparison._MAX_RUNS", 1)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """Return a function that saves a family's tiny model once and returns its folder."""
-    made = {}
-
-    def folder(family):
-        skip_what_is_not_loaded(family)
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp(family)
-            save_checkpoint(family, made[family])
-        return made[family]
-
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from processors import PROCESSORS, save_checkpoint, skip_what_is_not_loaded
+from processors import PROCESSORS
 from running import SCENE
 
 from clasp_kernels.batch import Row
@@ -32,20 +31,6 @@ QUESTIONS = [
     "what is it",
     "where is the circles on the picture and what is it",
 ]
-
-
-@pytest.fixture(scope="module")
-def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def folder(family: str) -> Path:
-        skip_what_is_not_loaded(family)
-        if family not in made:
-            made[family] = tmp_path_factory.mktemp(family)
-            save_checkpoint(family, made[family])
-        return made[family]
-
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +57,9 @@ def rows(pictures: list[Path]) -> list[Row]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_of_a_batch_are_answered_as_alone(
-    family: str, folder_of: Any, pictures: list[Path]
+    family: str, checkpoint: Any, pictures: list[Path]
 ) -> None:
-    model = answerer(load_model(str(folder_of(family)), "cpu"), budget=0.4)
+    model = answerer(load_model(str(checkpoint(family)), "cpu"), budget=0.4)
     ready = [(row, model.prepare(row)) for row in rows(pictures)]
     alone = {row.position: model.answer([prepared])[0] for row, prepared in ready}
     batches = list(in_batches(ready, 4))
@@ -92,9 +77,9 @@ def test_rows_of_a_batch_are_answered_as_alone(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_is_what_the_processor_makes_of_its_rows(
-    family: str, folder_of: Any, pictures: list[Path]
+    family: str, checkpoint: Any, pictures: list[Path]
 ) -> None:
-    loaded = load_model(str(folder_of(family)), "cpu")
+    loaded = load_model(str(checkpoint(family)), "cpu")
     model = answerer(loaded)
     three = [model.prepare(row) for row in rows(pictures)[:3]]
     assert len({prepared.kind for prepared in three}) == 1
@@ -131,8 +116,8 @@ def test_a_batch_is_what_the_processor_makes_of_its_rows(
             assert list(ours[name]) == list(value), name
 
 
-def test_without_weights_a_model_prepares_the_same(folder_of: Any, pictures: list[Path]) -> None:
-    folder = str(folder_of("qwen2_5_vl"))
+def test_without_weights_a_model_prepares_the_same(checkpoint: Any, pictures: list[Path]) -> None:
+    folder = str(checkpoint("qwen2_5_vl"))
     with_weights, without = (
         answerer(load(folder)).prepare(rows(pictures)[3])
         for load in (lambda name: load_model(name, "cpu"), load_skeleton)
@@ -144,8 +129,8 @@ def test_without_weights_a_model_prepares_the_same(folder_of: Any, pictures: lis
     )
 
 
-def test_what_follows_the_end_of_an_answer_is_not_part_of_it(folder_of: Any) -> None:
-    loaded = load_model(str(folder_of("llava")), "cpu")
+def test_what_follows_the_end_of_an_answer_is_not_part_of_it(checkpoint: Any) -> None:
+    loaded = load_model(str(checkpoint("llava")), "cpu")
     model = answerer(loaded)
     words = loaded.processor.tokenizer("what is it")["input_ids"]
     loaded.model.generation_config.eos_token_id = [words[-1], 99999]
@@ -158,7 +143,7 @@ def test_an_answerer_explains_what_it_met() -> None:
     assert model.explain(KeyError("x")) == "KeyError: 'x'"
 
 
-def test_settings_can_be_sent_to_other_processes(folder_of: Any) -> None:
+def test_settings_can_be_sent_to_other_processes(checkpoint: Any) -> None:
     import pickle
 
     from clasp_kernels.policy import Profile, Schedule
