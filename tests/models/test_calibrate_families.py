@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from processors import PROCESSORS, save_checkpoint, skip_what_is_not_loaded
+from processors import PROCESSORS
 from running import SCENE
 
 from clasp_kernels.calibrate import AnswerStore, Prepared, Question
@@ -33,14 +33,8 @@ BUDGETS = (3, 0.4)
 
 
 @pytest.fixture(scope="module")
-def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedModel]:
-    def load(family: str) -> LoadedModel:
-        skip_what_is_not_loaded(family)
-        folder = tmp_path_factory.mktemp(family)
-        save_checkpoint(family, folder)
-        return load_model(str(folder), "cpu")
-
-    return load
+def model_of(checkpoint: Callable[[str], Path]) -> Callable[[str], LoadedModel]:
+    return lambda family: load_model(str(checkpoint(family)), "cpu")
 
 
 def questions_in(folder: Path) -> list[Question]:

@@ -3,10 +3,11 @@
 import json
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from PIL import Image
-from processors import PROCESSORS, save_checkpoint, skip_what_is_not_loaded
+from processors import PROCESSORS
 from running import SCENE
 
 from clasp_kernels.cli.explore import explore_page
@@ -20,19 +21,9 @@ QUESTION = "what is in the picture"
 
 
 @pytest.fixture(scope="module")
-def model_of(tmp_path_factory):
+def model_of(checkpoint):
     """Return a function that loads a family's tiny model, once."""
-    made = {}
-
-    def load(family):
-        skip_what_is_not_loaded(family)
-        if family not in made:
-            folder = tmp_path_factory.mktemp(family)
-            save_checkpoint(family, folder)
-            made[family] = load_model(str(folder), "cpu")
-        return made[family]
-
-    return load
+    return cache(lambda family: load_model(str(checkpoint(family)), "cpu"))
 
 
 @pytest.fixture(scope="module")
