@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line
+from clasp_kernels.cli.files import is_same_file
+from clasp_kernels.cli.options import count_or_fraction
 from clasp_kernels.policy import Profile, Schedule
 
 #: Where each engine is. Integrations are imported by name, and only when they are asked for.
@@ -42,10 +44,7 @@ def parsed_budget(text: str) -> int | float:
     >>> parsed_budget("0.25"), parsed_budget("64"), parsed_budget("1.0")
     (0.25, 64, 1.0)
     """
-    try:
-        budget: int | float = int(text) if re.fullmatch(r"\d+", text) else float(text)
-    except ValueError:
-        budget = 0
+    budget = count_or_fraction(text)
     if not (budget >= 1 if isinstance(budget, int) else 0 < budget <= 1):
         raise UsageError(
             f"--budget must be a number of tokens, such as 64, or a fraction up to 1.0, such as "
@@ -87,7 +86,7 @@ def check_folder(name: str, read: str) -> Path:
     if not name:
         raise UsageError("OUT must name a folder, got an empty argument")
     path = Path(name)
-    if path.is_dir() and os.path.exists(read) and os.path.samefile(name, read):
+    if path.is_dir() and is_same_file(name, read):
         raise UsageError(f"OUT must be another folder than IN, got {name} for both")
     if os.path.isdir(read) and path.resolve().is_relative_to(Path(read).resolve()):
         raise UsageError(

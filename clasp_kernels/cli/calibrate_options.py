@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TypeVar
 
 from clasp_kernels.cli.errors import UsageError
 from clasp_kernels.cli.files import is_same_file
+from clasp_kernels.cli.options import count_or_fraction
 from clasp_kernels.policy import STRATEGIES
 
 _Value = TypeVar("_Value")
@@ -59,10 +59,7 @@ def parsed_budgets(text: str) -> tuple[int | float, ...]:
     """
     budgets: list[int | float] = []
     for part in _parts("--budgets", text):
-        try:
-            budget = int(part) if re.fullmatch(r"\d+", part) else float(part)
-        except ValueError:
-            budget = 0
+        budget = count_or_fraction(part)
         if not (budget >= 1 if isinstance(budget, int) else 0 < budget < 1):
             raise UsageError(
                 f"--budgets must be numbers of tokens, such as 64, or fractions between 0 and 1, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -25,3 +26,15 @@ ProfileFile = Annotated[
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, ...; auto prefers a GPU.")
 ]
+
+
+def count_or_fraction(text: str) -> int | float:
+    """Return a number of tokens, or a fraction, which has a point; 0 if the text is neither.
+
+    >>> count_or_fraction("64"), count_or_fraction("0.25"), count_or_fraction("many")
+    (64, 0.25, 0)
+    """
+    try:
+        return int(text) if re.fullmatch(r"\d+", text) else float(text)
+    except ValueError:
+        return 0
