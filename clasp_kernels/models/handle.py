@@ -99,7 +99,10 @@ class ClaspHandle:
         Raises:
             ValueError: tokens are dropped or added inside the decoder, or images and prompts do not
                 match.
+            RuntimeError: the handle was removed.
         """
+        if not self._patches.installed:
+            raise RuntimeError("the handle was removed, so it cannot encode; apply again")
         return self._runtime.encode(self.model, inputs, categories)
 
     def remove(self) -> None:

@@ -88,6 +88,17 @@ def test_a_prompt_may_have_several_images(engine: Any, checkpoint: str) -> None:
     assert len(whole.prompt_token_ids) - len(pruned.prompt_token_ids) == 2 * (144 - 16)
 
 
+def test_prompts_with_and_without_an_image_share_a_batch(engine: Any, checkpoint: str) -> None:
+    encoder = PrunedEncoder(checkpoint, budget=16)
+    text = "USER: Hi ASSISTANT:"
+    alone, shown = encoder.encode([[], ASKED[0].image], [text, ASKED[0].prompt])
+    first, second = engine.generate([alone.request, shown.request], GREEDY)
+    again = engine.generate([{"prompt": text}, shown.request], GREEDY)
+    assert [each.outputs[0].text for each in (first, second)] == [
+        each.outputs[0].text for each in again
+    ]
+
+
 # The last test of this file: after it, the engine is dead. When it fails, upstream has learnt to
 # take embeddings of different lengths, and `ragged` of PrunedEncoder is no longer needed.
 def test_the_engine_still_dies_of_embeddings_of_different_lengths(

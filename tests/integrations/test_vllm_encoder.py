@@ -1,4 +1,4 @@
-"""Images pruned for vLLM, without vLLM. ``test_vllm.py`` has the tests with the engine."""
+"""Images pruned for vLLM, without vLLM: ``test_vllm_embeddings.py`` has the engine."""
 
 from __future__ import annotations
 
@@ -141,16 +141,49 @@ def test_another_family_is_refused_before_its_weights_are_loaded(tmp_path: Path)
 @pytest.mark.parametrize(
     ("images", "prompts", "message"),
     [
-        ([1], COUNT, "got 1 and a text"),
-        ([1, 2], [COUNT], "got 2 and 1 prompts"),
+        ([1], COUNT, "got a list of 1 and a text"),
+        ([1, 2], [COUNT], "got a list of 2 and a list of 1"),
+        (1, [COUNT], "must be lists of equal length, got .*Image.* and a list of 1"),
         ([1, [1, 2]], [BOTH, COUNT], "prompt 0 has 2 image tokens, and 1 images were given"),
-        ([1], [BOTH], "image"),
+        ([[1, 2]], [COUNT], "prompt 0 has 1 image tokens, and 2 images were given"),
+        ([[]], [COUNT], "prompt 0 has 1 image tokens, and 0 images were given"),
+        ([1], ["USER: Hi"], "prompt 0 has 0 image tokens, and 1 images were given"),
     ],
 )
 def test_images_and_prompts_must_match(images: Any, prompts: Any, message: str) -> None:
-    given = [[scene(n) for n in each] if isinstance(each, list) else scene(each) for each in images]
-    with pytest.raises((ValueError, IndexError), match=message):
-        PrunedEncoder(TINY, budget=16).encode(given, prompts)
+    def drawn(each: Any) -> Any:
+        return [drawn(one) for one in each] if isinstance(each, list) else scene(each)
+
+    with pytest.raises(ValueError, match=message):
+        PrunedEncoder(TINY, budget=16).encode(drawn(images), prompts)
+
+
+@pytest.mark.parametrize("image", [None, 3, "picture.png"])
+def test_what_is_no_image_is_named(image: Any) -> None:
+    with pytest.raises(TypeError, match=rf"must hold images of PIL.* got {image!r} for prompt 0"):
+        PrunedEncoder(TINY, budget=16).encode([image], [COUNT])
+
+
+def test_a_prompt_may_have_no_image() -> None:
+    encoder = PrunedEncoder(TINY, budget=16)
+    [alone] = encoder.encode([[]], ["USER: Hi ASSISTANT:"])
+    assert alone.request == {"prompt": "USER: Hi ASSISTANT:"}
+    assert alone.content == []
+    beside, other = encoder.encode([[], scene(1)], ["USER: Hi ASSISTANT:", COUNT])
+    assert beside.request == alone.request
+    assert other.embeds.shape == (1, 16, 96)
+
+
+def test_a_budget_must_be_given() -> None:
+    with pytest.raises(TypeError, match=r"budget must be .* got None"):
+        PrunedEncoder(TINY, budget=None)  # type: ignore[arg-type]
+
+
+def test_an_encoder_that_was_removed_says_so() -> None:
+    encoder = PrunedEncoder(TINY, budget=16)
+    encoder.remove()
+    with pytest.raises(RuntimeError, match="the handle was removed, so it cannot encode"):
+        encoder.encode([scene(1)], [COUNT])
 
 
 @pytest.mark.parametrize("shard", ["5GB", "40KB"])
@@ -173,6 +206,22 @@ def test_saved_weights_have_the_names_of_published_checkpoints(tmp_path: Path, s
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
     assert AutoProcessor.from_pretrained(tmp_path).image_token == "<image>"
+
+
+def test_an_index_of_shards_that_were_there_before_is_removed(tmp_path: Path) -> None:
+    for shard in ("40KB", "5GB"):
+        save_for_vllm(tiny_llava(), processor(), tmp_path, max_shard_size=shard)
+    assert [file.name for file in tmp_path.glob("model*")] == ["model.safetensors"]
+    with pytest.raises(ValueError, match=r"variant must be left out, .* got 'fp16'"):
+        save_for_vllm(tiny_llava(), processor(), tmp_path, variant="fp16")
+
+
+def test_a_patched_model_is_saved_as_it_is(tmp_path: Path) -> None:
+    with PrunedEncoder(model := whole_model(), processor(), budget=16):
+        save_for_vllm(model, processor(), tmp_path)
+    loaded = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.config.architectures == ["LlavaForConditionalGeneration"]
+    assert loaded.state_dict().keys() == model.state_dict().keys()
 
 
 def test_another_family_is_not_saved(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +17,7 @@ from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from torch import nn
 
 from clasp_kernels.integrations.vllm import plugin
+from clasp_kernels.integrations.vllm.hooks import check_overrides
 from clasp_kernels.integrations.vllm.settings import BUDGET, PROFILE, RULE, Settings
 from clasp_kernels.models import apply_clasp
 from clasp_kernels.policy import Profile
@@ -151,8 +154,11 @@ def test_a_rule_without_a_budget_is_an_error() -> None:
 
 def test_a_setting_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
     config = tiny_llava().config
-    with pytest.raises(ValueError, match="'best'"):
+    with pytest.raises(ValueError, match=f"{RULE} or the profile names a rule: .*'best'"):
         Settings(12, "best").selector(config, "")
+    absent = str(tmp_path / "absent.json")
+    with pytest.raises(ValueError, match=f"{PROFILE} must be the path .* got '{absent}'"):
+        Settings(12, None, absent).selector(config, "")
     with pytest.raises(ValueError, match=f"'cdpruner' compares .* choose another {RULE}"):
         Settings(12, "cdpruner").selector(config, "")
     Profile.for_model_type("qwen2_5_vl").save(tmp_path / "qwen.json")
@@ -182,6 +188,25 @@ def test_servers_that_keep_other_tokens_have_other_fingerprints() -> None:
     assert Settings(12).fingerprint(tiny_profile()) == prints[0]
 
 
+def test_another_release_of_a_rules_package_has_another_fingerprint(
+    tmp_path: Path, monkeypatch: Any, own_rules: None
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "somebodys_rule.py"
+    file.write_text(
+        "from clasp_kernels.rules import find_rule, register_rule\n"
+        "@register_rule('somebodys')\n"
+        "def somebodys(features, salience, budget, *, valid=None):\n"
+        "    return find_rule('attention')(features, salience, budget, valid=valid)\n"
+    )
+    importlib.import_module("somebodys_rule")
+    before = Settings(12, "somebodys").fingerprint(tiny_profile())
+    assert before == Settings(12, "somebodys").fingerprint(tiny_profile())
+    file.write_text(file.read_text().replace("attention", "divprune"))
+    assert before != Settings(12, "somebodys").fingerprint(tiny_profile())
+    monkeypatch.delitem(sys.modules, "somebodys_rule")
+
+
 def test_the_plugin_is_off_without_a_budget(monkeypatch: Any) -> None:
     monkeypatch.delenv(BUDGET, raising=False)
     monkeypatch.setitem(sys.modules, "vllm", None)  # importing it would fail
@@ -190,13 +215,22 @@ def test_the_plugin_is_off_without_a_budget(monkeypatch: Any) -> None:
 
 def test_the_plugin_registers_a_class_that_is_there(monkeypatch: Any) -> None:
     registered: dict[str, str] = {}
-    registry = SimpleNamespace(register_model=registered.__setitem__)
+    served = [
+        "LlamaForCausalLM",
+        "LlavaForConditionalGeneration",
+        "LlavaNextForConditionalGeneration",
+    ]
+    registry = SimpleNamespace(
+        register_model=registered.__setitem__, get_supported_archs=lambda: served
+    )
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))
     monkeypatch.setenv(BUDGET, "64")
     plugin.register()
-    [(architecture, target)] = registered.items()
-    assert architecture == "LlavaForConditionalGeneration"
-    module, _, name = target.partition(":")
+    assert registered.keys() == set(served[1:])
+    module, _, name = registered[served[2]].partition(":")
+    with pytest.raises(ValueError, match=f"{BUDGET} is set, but .* served unpruned"):
+        getattr(importlib.import_module(module), name)
+    module, _, name = registered[served[1]].partition(":")
     source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text()
     classes = [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
     assert name in classes
@@ -206,6 +240,45 @@ def test_a_wrong_setting_stops_the_server(monkeypatch: Any) -> None:
     monkeypatch.setenv(BUDGET, "none")
     with pytest.raises(ValueError, match=BUDGET):
         plugin.register()
+
+
+def test_where_it_is_off_the_plugin_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from clasp_kernels.integrations.vllm.plugin import register; register(); "
+        "print(*sorted({'torch', 'transformers', 'PIL'} & sys.modules.keys()))"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CLASP_KERNELS_VLLM_")}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == ""
+
+
+class Base:
+    def apply(self, inputs: Any, timing_ctx: Any) -> None: ...
+
+
+class Overriding(Base):
+    def apply(self, inputs: Any, timing_ctx: Any) -> None: ...
+
+    def renamed(self) -> None: ...
+
+
+def test_a_hook_that_vllm_has_renamed_or_changed_is_named() -> None:
+    check_overrides(Overriding, Base, ["apply"])
+    with pytest.raises(ImportError, match=r"Base.renamed must take self, but is not there"):
+        check_overrides(Overriding, Base, ["renamed"])
+    other = type("Other", (), {"apply": lambda self, request: None})
+    with pytest.raises(
+        ImportError,
+        match=r"Other.apply must take self, inputs, timing_ctx, but takes self, request",
+    ):
+        check_overrides(Overriding, other, ["apply"])
 
 
 def test_the_entry_point_leads_to_the_plugin() -> None:

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from vllm_questions import NEW_TOKENS, Asked, answers_of_transformers, questions
 
 from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.integrations.vllm import PrunedEncoder
+from clasp_kernels.models.specimens import SPECIMENS
 
 pytest.importorskip("vllm", reason="vLLM is not installed: make test-engines")
 
@@ -96,6 +99,16 @@ def pixels(image: Image.Image) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
 
+def metric(client: OpenAI, name: str) -> float:
+    """Return a counter of the server, summed over its engines."""
+    url = str(client.base_url).replace("/v1/", "/metrics")
+    with urllib.request.urlopen(url, timeout=60) as response:
+        lines = response.read().decode().splitlines()
+    found = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name)]
+    assert found, f"the server has no metric {name}"
+    return sum(found)
+
+
 def text_of(prompt: str) -> str:
     """Return the question alone: the server puts it into the chat template."""
     return prompt.removeprefix("USER: <image>\n").removesuffix(" ASSISTANT:")
@@ -159,6 +172,91 @@ def test_a_picture_in_the_caches_is_pruned_for_each_category(
     again = ask(client, asked[0].prompt, [pixels(picture)])
     assert_answer(again, wanted[0].text, wanted[0].logprob)
     assert again.usage.prompt_tokens_details.cached_tokens == BLOCK  # the cache is on
+
+
+# In each round, every client asks one question of a picture: vLLM encodes pictures of several
+# categories in one step. In the second round, they come out of its caches.
+def test_clients_that_ask_at_once_get_the_answers_of_transformers(
+    client: OpenAI, checkpoint: str
+) -> None:
+    pictures = [Image.open(tiny_vlm_path().parent / "demo" / f"scene_{n}.png") for n in (3, 4)]
+    texts = ["What is written on the sign?", "Where is the circle?", "How many circles are there?"]
+    asked = ASKED[4:] + [
+        Asked(f"USER: <image>\n{text} ASSISTANT:", picture)
+        for text in texts
+        for picture in pictures
+    ]
+    wanted = answers_of_transformers(checkpoint, asked, positions="compact", budget=BUDGET)
+    assert {len(answer.indices) for answer in wanted} == {BUDGET, COUNTING}
+    for _ in range(2):
+        with ThreadPoolExecutor(16) as pool:
+            responses = list(
+                pool.map(lambda each: ask(client, each.prompt, [pixels(each.image)]), asked)
+            )
+        for response, answer in zip(responses, wanted, strict=True):
+            assert_answer(response, answer.text, answer.logprob)
+
+
+def test_pictures_and_embeddings_at_once(client: OpenAI, checkpoint: str) -> None:
+    encoders = [PrunedEncoder(checkpoint, budget=budget, ragged=True) for budget in (8, 24)]
+    asked = ASKED[:6]
+    parts, wanted = [], []
+    for number, each in enumerate(asked):
+        if number % 3 < 2:
+            budget = (8, 24)[number % 3]
+            [encoded] = encoders[number % 3].encode([each.image], [each.prompt])
+            parts.append(encoded.content)
+        else:
+            budget = BUDGET
+            parts.append([pixels(each.image)])
+        wanted += answers_of_transformers(checkpoint, [each], positions="compact", budget=budget)
+    with ThreadPoolExecutor(len(asked)) as pool:
+        responses = list(pool.map(lambda each, part: ask(client, each.prompt, part), asked, parts))
+    for response, answer in zip(responses, wanted, strict=True):
+        assert_answer(response, answer.text, answer.logprob)
+
+
+def test_a_prompt_may_have_several_pictures(client: OpenAI, checkpoint: str) -> None:
+    one = ask(client, ASKED[0].prompt, [pixels(ASKED[0].image)])
+    both = ask(client, ASKED[0].prompt, [pixels(ASKED[0].image), pixels(ASKED[1].image)])
+    more = both.usage.prompt_tokens - one.usage.prompt_tokens
+    assert BUDGET <= more <= BUDGET + 2  # the template may set something between them
+
+
+def test_a_picture_is_processed_once(client: OpenAI) -> None:
+    picture = Image.new("RGB", (96, 96), (7, 8, 9))
+    ask(client, ASKED[0].prompt, [pixels(picture)])
+    before = metric(client, "vllm:mm_cache_hits_total")
+    ask(client, ASKED[0].prompt, [pixels(picture)])
+    assert metric(client, "vllm:mm_cache_hits_total") == before + 1
+
+
+@pytest.mark.parametrize("given", [7, ["ocr"]])
+def test_a_category_that_is_no_name_is_a_bad_request(client: OpenAI, given: Any) -> None:
+    with pytest.raises(BadRequestError, match="clasp_category must be the name of a category"):
+        ask(
+            client,
+            ASKED[0].prompt,
+            [pixels(ASKED[0].image)],
+            mm_processor_kwargs={"clasp_category": given},
+        )
+
+
+def test_another_family_is_refused_before_its_weights_are_loaded(tmp_path: Path) -> None:
+    SPECIMENS["llava_next"].build().config.save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(tiny_vlm_path()).save_pretrained(tmp_path)
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("vllm")), "serve", str(tmp_path), "--port", "0"],
+        env={**os.environ, "CLASP_KERNELS_VLLM_BUDGET": "48"},
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "CLASP_KERNELS_VLLM_BUDGET is set, but this model's images would be served" in (
+        done.stdout + done.stderr
+    )
 
 
 def test_a_request_may_name_its_category(client: OpenAI, checkpoint: str) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+_WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOWER = "vision_tower."
 _PUBLISHED = "vision_tower.vision_model."
@@ -20,24 +21,32 @@ def save_for_vllm(model: Any, processor: Any, folder: str | Path, **options: Any
     Every supported transformers loads both.
 
     Args:
-        model: a ``LlavaForConditionalGeneration`` that ``apply_clasp`` has not patched.
+        model: a ``LlavaForConditionalGeneration``.
         processor: the model's processor.
         folder: the folder, created if it is not there.
-        options: options of ``model.save_pretrained``, such as ``max_shard_size``.
+        options: options of ``model.save_pretrained``, such as ``max_shard_size``. Not ``variant``,
+            whose files vLLM does not look for.
 
     Raises:
-        ValueError: ``model`` is of another family.
+        ValueError: ``model`` is of another family, or ``variant`` is given.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type != "llava":
         raise ValueError(f"model must be a 'llava' model, got {model_type!r}")
+    if options.get("variant") is not None:
+        raise ValueError(
+            f"variant must be left out, as vLLM looks for {_WHOLE} alone, "
+            f"got {options['variant']!r}"
+        )
     folder = Path(folder)
     model.save_pretrained(folder, **options)
     processor.save_pretrained(folder)
     for file in sorted(folder.glob("model*.safetensors")):
         _rename(file)
     index = folder / _INDEX
-    if index.exists():
+    if (folder / _WHOLE).exists():
+        index.unlink(missing_ok=True)  # of shards that were there before
+    elif index.exists():
         content = json.loads(index.read_text())
         content["weight_map"] = {
             published_name(name): file for name, file in content["weight_map"].items()

@@ -37,6 +37,8 @@ class EncodedPrompt:
     @property
     def request(self) -> dict[str, Any]:
         """The prompt as ``LLM.generate`` of vLLM takes it."""
+        if not self.images:
+            return {"prompt": self.prompt}
         return {"prompt": self.prompt, "multi_modal_data": {"image": self.embeds}}
 
     @property
@@ -105,6 +107,8 @@ class PrunedEncoder:
         device: str | torch.device = "cpu",
     ) -> None:
         require_transformers()
+        if budget is None:
+            raise TypeError("budget must be a number of visual tokens or a fraction, got None")
         if isinstance(model, (str, Path)):
             if processor is None:
                 from transformers import AutoProcessor
@@ -146,7 +150,8 @@ class PrunedEncoder:
         """Encode the images of prompts and prune them.
 
         Args:
-            images: for each prompt an image, or a list of images.
+            images: for each prompt an image (PIL, NumPy or torch), or a list of images, which is
+                empty if the prompt has none.
             prompts: the prompts as the model reads them, with the image token where images are.
             categories: one name or one per prompt; the default asks the router.
 
@@ -155,15 +160,20 @@ class PrunedEncoder:
 
         Raises:
             ValueError: images and prompts do not match.
+            TypeError: ``images`` holds something else.
+            RuntimeError: the encoder was removed.
         """
-        if isinstance(prompts, str) or len(images) != len(prompts):
-            given = "a text" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+        lists = isinstance(images, (list, tuple)) and isinstance(prompts, (list, tuple))
+        if not lists or len(images) != len(prompts):
             raise ValueError(
-                f"images and prompts must be lists of equal length, got {len(images)} and {given}"
+                f"images and prompts must be lists of equal length, got {_told(images)} and "
+                f"{_told(prompts)}"
             )
-        if not prompts:
-            return []
         by_prompt = [list(each) if isinstance(each, (list, tuple)) else [each] for each in images]
+        for number, (prompt, mine) in enumerate(zip(prompts, by_prompt, strict=True)):
+            _check_images(number, mine, prompt.count(self.processor.image_token))
+        if not any(by_prompt):
+            return [EncodedPrompt(prompt, ()) for prompt in prompts]
         inputs = self.processor(
             images=[image for each in by_prompt for image in each],
             text=list(prompts),
@@ -172,16 +182,10 @@ class PrunedEncoder:
         ).to(self.handle.model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.handle.model.dtype)
         encoded = self.handle.encode(categories, **inputs)
-        found = []
-        for number, prompt in enumerate(prompts):
-            mine = tuple(image for image in encoded if image.prompt == number)
-            if len(mine) != len(by_prompt[number]):
-                raise ValueError(
-                    f"images and image tokens must match: prompt {number} has {len(mine)} image "
-                    f"tokens, and {len(by_prompt[number])} images were given for it"
-                )
-            found.append(EncodedPrompt(prompt, mine))
-        return found
+        return [
+            EncodedPrompt(prompt, tuple(image for image in encoded if image.prompt == number))
+            for number, prompt in enumerate(prompts)
+        ]
 
     def remove(self) -> None:
         """Restore the model's original methods."""
@@ -240,6 +244,28 @@ def check_lengths(handle: ClaspHandle) -> None:
             f"on a batch of embeddings with different lengths; profile {handle.profile.name!r} "
             f"keeps {kept}. Set every budget_scale to 1, or pass ragged=True if the server runs "
             f"this package's plugin"
+        )
+
+
+def _told(given: Any) -> str:
+    if isinstance(given, (list, tuple)):
+        return f"a list of {len(given)}"
+    return "a text" if isinstance(given, str) else f"{type(given).__name__}"
+
+
+def _check_images(number: int, images: list[Any], tokens: int) -> None:
+    import numpy as np
+    from PIL import Image
+
+    for image in images:
+        if not isinstance(image, (Image.Image, np.ndarray, torch.Tensor)):
+            raise TypeError(
+                f"images must hold images of PIL, NumPy or torch, got {image!r} for prompt {number}"
+            )
+    if tokens != len(images):
+        raise ValueError(
+            f"images and image tokens must match: prompt {number} has {tokens} image tokens, and "
+            f"{len(images)} images were given for it"
         )
 
 

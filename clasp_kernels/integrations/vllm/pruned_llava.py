@@ -9,6 +9,7 @@ that were kept for another category.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,7 @@ from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import PromptReplacement
 
+from clasp_kernels.integrations.vllm.hooks import check_overrides
 from clasp_kernels.integrations.vllm.settings import BUDGET, Settings
 from clasp_kernels.integrations.vllm.tower import TowerAdapter
 from clasp_kernels.models.categories import PromptCategories
@@ -35,6 +37,7 @@ CATEGORY = "clasp_category"
 """The argument of the multimodal processor that a request may give: the category of its prompt. It
 is also the name of the field that tells the model, [images] int64."""
 _SETTINGS = "clasp_settings"
+_logger = logging.getLogger(f"vllm.{__name__}")  # which vLLM shows
 
 
 class PrunedLlavaProcessor(LlavaMultiModalProcessor):
@@ -51,9 +54,10 @@ class PrunedLlavaProcessor(LlavaMultiModalProcessor):
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
         arguments = dict(inputs.hf_processor_mm_kwargs)
-        [category] = self._categories.resolve(
-            arguments.get(CATEGORY), 1, torch.tensor([inputs.prompt]), None
-        )
+        named = arguments.get(CATEGORY)
+        if named is not None and not isinstance(named, str):
+            raise ValueError(f"{CATEGORY} must be the name of a category, got {named!r}")
+        [category] = self._categories.resolve(named, 1, torch.tensor([inputs.prompt]), None)
         arguments |= {CATEGORY: category, _SETTINGS: self._fingerprint}
         return super().apply(replace(inputs, hf_processor_mm_kwargs=arguments), timing_ctx)
 
@@ -103,6 +107,13 @@ class PrunedLlavaProcessor(LlavaMultiModalProcessor):
         ]
 
 
+check_overrides(
+    PrunedLlavaProcessor,
+    LlavaMultiModalProcessor,
+    ["apply", "_get_hf_mm_inputs", "_get_mm_fields_config", "_get_prompt_updates"],
+)
+
+
 @MULTIMODAL_REGISTRY.register_processor(
     PrunedLlavaProcessor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
@@ -112,11 +123,17 @@ class PrunedLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
     # The tower encodes more tokens than the decoder gets, which LoRA for towers does not expect.
     supports_tower_connector_lora = False
+    # Each device may have the whole tower: ``CLIPAttention`` in vLLM is then not split.
+    supports_encoder_tp_data = True
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         model = vllm_config.model_config
-        _, self._selector = selector_of(self.config, model.model)
+        settings, self._selector = selector_of(self.config, model.model)
+        _logger.info(
+            "Images are pruned to a budget of %s visual tokens by rule %s, profile %s.",
+            *(settings.budget, settings.rule or "clasp", self._selector.profile.name),
+        )
         if model.get_multimodal_config().get_limit_per_prompt("image") > 0:
             adapter = self._selector.adapter
             assert isinstance(adapter, TowerAdapter)

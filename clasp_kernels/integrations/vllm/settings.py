@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from clasp_kernels._version import __version__
@@ -58,13 +60,16 @@ class Settings:
         if self.profile is None:
             profile = default_profile(name, config.model_type)
         else:
-            profile = Profile.load(self.profile)
+            profile = _load(self.profile)
         if profile.model_type != config.model_type:
             raise ValueError(
                 f"{PROFILE} must name a profile for {config.model_type!r} models, but "
                 f"{profile.name!r} is for {profile.model_type!r}"
             )
-        rules = rules_of(profile, self.rule)
+        try:
+            rules = rules_of(profile, self.rule)
+        except ValueError as error:
+            raise ValueError(f"{RULE} or the profile names a rule: {error}") from None
         wanting = [rule.name for rule in rules.values() if rule is not None and rule.uses_relevance]
         if wanting:
             raise ValueError(
@@ -86,9 +91,27 @@ class Settings:
 
     def fingerprint(self, profile: Profile) -> str:
         """Return a text that differs whenever other tokens may be kept of the same image for the
-        same category, so that caches which servers share do not mix them up."""
+        same category, so that caches which servers share do not mix them up. Of a rule that another
+        package has registered, the file that defines it counts."""
         content = json.dumps([self.budget, self.rule, profile.to_dict(), __version__])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(content.encode())
+        for rule in rules_of(profile, self.rule).values():
+            if rule is None:
+                continue
+            code = rule.function if inspect.isfunction(rule.function) else type(rule.function)
+            if not code.__module__.startswith("clasp_kernels."):
+                digest.update(Path(inspect.getfile(code)).read_bytes())
+        return digest.hexdigest()[:16]
+
+
+def _load(path: str) -> Profile:
+    try:
+        return Profile.load(path)
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{PROFILE} must be the path of a profile that every process of the server can read, "
+            f"got {path!r} ({error})"
+        ) from None
 
 
 def _budget(text: str) -> int | float:
