@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def model(shape: Shape) -> Any:
 def content(shape: Shape) -> dict[str, Any]:
     [name] = [name for name in TINY if SHAPES[name] is shape]
     with torch.no_grad():
-        measured = prefill.measure(name, CPU, (BATCH,), rounds=2)
+        *_, measured = prefill.measure(name, CPU, (BATCH,), rounds=2)
     return json.loads(json.dumps(measured))
 
 
@@ -65,6 +65,9 @@ def test_every_method_has_a_row_of_positive_numbers(shape: Shape, content: dict[
         assert all(row[name] > 0 for name in measured), method
         assert (row["ideal_ratio"] is None) == (method.ideal or method.name == UNPRUNED)
         assert row["ideal_ratio"] is None or row["ideal_ratio"] > 0
+        assert (row["selection_share"] is None) == (row["ideal_ratio"] is None)
+        if row["selection_share"] is not None:
+            assert 0 < row["selection_share"] < 1 and 0 < row["selection"] < row["first_token"]
     assert content["environment"]["parameters"] > 0
 
 
@@ -190,6 +193,9 @@ class Logged:
     def step(self, tokens: Tensor, cache: Any, seen: int) -> Tensor:
         return torch.zeros(1, 4)
 
+    def selection_seconds(self) -> float:
+        return float(self.number)
+
 
 def test_every_round_runs_every_method_and_begins_elsewhere() -> None:
     log: list[int] = []
@@ -201,12 +207,15 @@ def test_every_round_runs_every_method_and_begins_elsewhere() -> None:
     # Of two neighbours, such as a method and its ideal, each runs first in some rounds.
     assert {order.index(2) < order.index(1) for order in rounds} == {False, True}
     assert all(len(it.first_token) == len(it.per_token) == 4 for it in times.values())
+    assert [it.selection for it in times.values()] == [[number] * 4 for number in range(5)]
 
 
 def test_ratios_are_taken_within_rounds() -> None:
     """The machine becomes half as fast after the first of three rounds."""
-    ideal = measuring.Times([0.9, 1.8, 1.8], [])
-    assert measuring.ratio_of(ideal, measuring.Times([1.0, 2.0, 2.0], [])) == pytest.approx(0.9)
+    ideal = measuring.Times([0.9, 1.8, 1.8], [], [])
+    ours = measuring.Times([1.0, 2.0, 2.0], [], [0.02, 0.04, 0.1])
+    assert measuring.ratio_of(ideal, ours) == pytest.approx(0.9)
+    assert measuring.selection_share(ours) == pytest.approx(0.02)
 
 
 def test_the_readme_has_a_line_for_each_budget(shape: Shape, content: dict[str, Any]) -> None:
@@ -218,6 +227,25 @@ def test_the_readme_has_a_line_for_each_budget(shape: Shape, content: dict[str, 
     assert len(lines) == len(shape.budgets)
     row = rows_by_method(content)[Method(INPUT, shape.budgets[0])]
     assert f"| {row['ideal_ratio']:.2f} |" in lines[0]
+    assert f"| {row['selection_share']:.1%}, " in lines[0]
+
+
+def test_a_record_without_the_time_of_selection_has_no_column_of_it(
+    content: dict[str, Any],
+) -> None:
+    times = ("selection", "selection_share")
+    older = [
+        {name: value for name, value in row.items() if name not in times} for row in content["rows"]
+    ]
+    assert "selection of the time" in prefill_table.prefill_table(content["rows"])
+    assert "selection of the time" not in prefill_table.prefill_table(older)
+
+
+def test_what_a_batch_took_is_recorded_before_the_next(shape: Shape) -> None:
+    [name] = [name for name in TINY if SHAPES[name] is shape]
+    with torch.no_grad():
+        first = next(prefill.measure(name, CPU, (1, BATCH), rounds=1))
+    assert {row["batch"] for row in first["rows"]} == {1}
 
 
 def test_the_readme_shows_every_file_that_is_there(
@@ -243,8 +271,8 @@ def run_main(
         prefill.main("")
         return sorted(path.name for path in tmp_path.iterdir())
 
-    def measure(name: str, *_: Any) -> dict[str, Any]:
-        return {"name": name, "rows": []}
+    def measure(name: str, *_: Any) -> Iterator[dict[str, Any]]:
+        yield {"name": name, "rows": []}
 
     monkeypatch.setattr(prefill, "measure", measure)
     monkeypatch.setattr(prefill, "keep_freed_memory", lambda: None)

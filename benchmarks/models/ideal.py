@@ -50,6 +50,9 @@ class Ideal:
         positions = self._positions[..., -1:] + (1 + seen - self._shape.prompt_length)
         return self._decode(embeds, positions, cache, {})
 
+    def selection_seconds(self) -> float:
+        return 0.0
+
     def _embed_prompt(self, num_tokens: int) -> Tensor:
         """[B, text + num_tokens, D]"""
         visual = self._shape.visual_features(self._model, self._prompt, num_tokens)

@@ -46,6 +46,11 @@ class PrefillRow:
     ideal_ratio: float | None = None
     """The ideal's time to the first token over this method's, as the median over the rounds. None
     for an ideal and for the unpruned model."""
+    selection: float | None = None
+    """The median time of choosing tokens before the first token: scores, fusion, selection and, for
+    the stage before the decoder, gathering. None where nothing is chosen."""
+    selection_share: float | None = None
+    """That time over the time to the first token, as the median over the rounds."""
 
 
 class Times(NamedTuple):
@@ -53,6 +58,8 @@ class Times(NamedTuple):
 
     first_token: list[float]
     per_token: list[float]
+    selection: list[float]
+    """The part of ``first_token`` that went into choosing tokens."""
 
 
 def columns(cache: Any) -> list[int]:
@@ -82,7 +89,7 @@ def time_rounds(
     of two neighbours always profits from what the other left in the caches.
     """
     methods = list(runners)
-    times = {method: Times([], []) for method in methods}
+    times = {method: Times([], [], []) for method in methods}
     gc.freeze()  # so that collecting before each run does not look through all modules
     for turn in range(rounds):
         order = methods[::-1] if turn % 2 else methods
@@ -91,6 +98,7 @@ def time_rounds(
             first, rest = _time_once(runners[method], device, prompt_length)
             times[method].first_token.append(first)
             times[method].per_token.append(rest / STEPS)
+            times[method].selection.append(runners[method].selection_seconds())
     gc.unfreeze()
     return times
 
@@ -112,6 +120,12 @@ def ratio_of(ideal: Times, ours: Times) -> float:
     """The median of the ratios within rounds. A machine that slows down slows both times of one."""
     pairs = zip(ideal.first_token, ours.first_token, strict=True)
     return statistics.median(theirs / mine for theirs, mine in pairs)
+
+
+def selection_share(times: Times) -> float:
+    """The median of the shares within rounds of choosing tokens in the time to the first token."""
+    pairs = zip(times.selection, times.first_token, strict=True)
+    return statistics.median(selection / first for selection, first in pairs)
 
 
 def interquartile_range(values: list[float]) -> float:

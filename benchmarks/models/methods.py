@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clasp_kernels import apply_clasp
 from clasp_kernels.models.compat import cache_name, native_cache, output_cache
+from clasp_kernels.models.handle import ClaspHandle
 from clasp_kernels.policy import Schedule
 
 from .ideal import Ideal
@@ -74,12 +75,23 @@ class Runner(Protocol):
         """Logits after ``tokens`` [B, 1], one more in each row. ``seen`` counts the columns before
         them: those of the unpruned prompt, and of its answer so far."""
 
+    def selection_seconds(self) -> float:
+        """The seconds of the last prefill that went into choosing tokens."""
+
 
 class WholeModel:
     """A model, pruned or not, called as in a user's own loop."""
 
-    def __init__(self, model: Any, prompt: Mapping[str, Tensor], **arguments: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        prompt: Mapping[str, Tensor],
+        handle: ClaspHandle | None = None,
+        **arguments: Any,
+    ) -> None:
+        """``handle``: of the pruning; None for a model that is not pruned."""
         self._model, self._prompt, self._arguments = model, prompt, arguments
+        self._handle = handle
         self._cache_name = cache_name(model, "forward")
 
     def prefill(self) -> tuple[Tensor, Any]:
@@ -94,6 +106,10 @@ class WholeModel:
         logits: Tensor = outputs.logits[:, -1]
         return logits
 
+    def selection_seconds(self) -> float:
+        last = self._handle.last if self._handle else None
+        return last.selection_seconds if last else 0.0
+
 
 def make_runner(model: Any, shape: Shape, prompt: Mapping[str, Tensor], method: Method) -> Runner:
     """``model`` is not patched: pruning patches a twin that shares its weights."""
@@ -102,7 +118,7 @@ def make_runner(model: Any, shape: Shape, prompt: Mapping[str, Tensor], method: 
     if method.ideal:
         return Ideal(model, shape, prompt, stages(shape, method))
     pruned = twin(model)
-    apply_clasp(pruned, schedule=schedule(shape, method))
+    handle = apply_clasp(pruned, schedule=schedule(shape, method))
     # The category is given, as there is no tokenizer to read the prompt with; a router takes less
     # than 50 microseconds.
-    return WholeModel(pruned, prompt, categories="general")
+    return WholeModel(pruned, prompt, handle, categories="general")

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import transformers
 from count_malloc import counting
+from gpu import device as gpu
 from machine import ROOT, environment, keep_freed_memory
 
 from clasp_kernels import backends, use_backend
@@ -30,6 +31,7 @@ from .measuring import (
     peak_bytes,
     ratio_of,
     runs,
+    selection_share,
     time_rounds,
 )
 from .methods import UNPRUNED, Method, Runner, make_runner, methods, stages
@@ -91,7 +93,7 @@ def make_row(
     cache: tuple[list[int], int],
     peak: int,
 ) -> PrefillRow:
-    first, later = times[method]
+    first, later, selection = times[method]
     ideal = Method(method.name, method.budget, ideal=True)
     has_ideal = not method.ideal and method.name != UNPRUNED
     return PrefillRow(
@@ -109,17 +111,32 @@ def make_row(
         peak_bytes=peak,
         kv_bytes=cache[1],
         ideal_ratio=round(ratio_of(times[ideal], times[method]), 4) if has_ideal else None,
+        selection=round(statistics.median(selection), 6) if has_ideal else None,
+        selection_share=round(selection_share(times[method]), 4) if has_ideal else None,
     )
 
 
 def measure(
     shape_name: str, device: torch.device, batches: Sequence[int], rounds: int
-) -> dict[str, Any]:
-    """What is recorded: where and of what, and the rows."""
+) -> Iterator[dict[str, Any]]:
+    """What is recorded: where and of what, and the rows. After every batch, as time may run out."""
     shape = SHAPES[shape_name]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = build(shape, device, dtype)
-    rows = []
+    chosen = {op: str(backends.choose(op, device.type, "auto").backend) for op in OPS}
+    # The commit is asked for before anything is measured, and on a GPU may be in the environment.
+    where = environment() if device.type == "cpu" else gpu.describe(chosen, None)
+    of_what = {
+        "transformers": transformers.__version__,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "command": "python benchmarks/models/bench_prefill.py " + " ".join(sys.argv[1:]),
+        "shape_name": shape_name,
+        "shape": asdict(shape),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "backends": chosen,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    rows: list[PrefillRow] = []
     for batch in batches:
         start = time.monotonic()
         prompt = make_prompt(shape, model, batch)
@@ -138,17 +155,7 @@ def measure(
             f"{shape_name}, B={batch}: measured in {time.monotonic() - start:.0f} s",
             file=sys.stderr,
         )
-    of_what = {
-        "transformers": transformers.__version__,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "command": "python benchmarks/models/bench_prefill.py " + " ".join(sys.argv[1:]),
-        "shape_name": shape_name,
-        "shape": asdict(shape),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "backends": {op: backends.choose(op, device.type, "auto").backend for op in OPS},
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    return {"environment": environment() | of_what, "rows": [asdict(row) for row in rows]}
+        yield {"environment": where | of_what, "rows": [asdict(row) for row in rows]}
 
 
 def main(description: str) -> None:
@@ -165,12 +172,12 @@ def main(description: str) -> None:
         whole = not arguments.batches and arguments.rounds >= ROUNDS and device.type == "cpu"
         for name in [arguments.shape] if arguments.shape else RECORDED:
             batches = arguments.batches or SHAPES[name].batches
-            content = measure(name, device, batches, arguments.rounds)
             out = arguments.out
             if whole and name in RECORDED:
                 out = out or RESULTS / RECORDED[name]
-            if out:
-                out.write_text(json.dumps(content, indent=2) + "\n")
+            for content in measure(name, device, batches, arguments.rounds):
+                if out:
+                    out.write_text(json.dumps(content, indent=2) + "\n")
             print(f"{name}\n{prefill_table(content['rows'])}")
 
 

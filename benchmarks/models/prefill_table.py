@@ -22,6 +22,7 @@ HEADER = [
     "each token after: all, input, progressive",
     "KV cache: all, input, progressive",
 ]
+SELECTION = "selection of the time to the first token: input, progressive"
 
 
 def prefill_table(rows: Iterable[dict[str, Any]]) -> str:
@@ -29,6 +30,7 @@ def prefill_table(rows: Iterable[dict[str, Any]]) -> str:
     ours = [row for row in map(_row, rows) if not row.ideal]
     everything = {row.batch: row for row in ours if row.method == UNPRUNED}
     pruned = {(row.batch, row.budget, row.method): row for row in ours if row.method != UNPRUNED}
+    with_selection = any(row.selection_share is not None for row in pruned.values())
     lines = []
     for batch, budget in dict.fromkeys(key[:2] for key in pruned):
         three = [everything[batch], *(pruned[batch, budget, it] for it in (INPUT, PROGRESSIVE))]
@@ -46,7 +48,10 @@ def prefill_table(rows: Iterable[dict[str, Any]]) -> str:
                 ", ".join(size(row.kv_bytes) for row in three),
             ]
         )
-    return markdown_table(HEADER, lines)
+        if with_selection:
+            shares = (it.selection_share for it in (at_input, inside))
+            lines[-1].append(", ".join("-" if it is None else f"{it:.1%}" for it in shares))
+    return markdown_table(HEADER + [SELECTION] * with_selection, lines)
 
 
 def whole_model(content: dict[str, Any], where: str) -> str:
