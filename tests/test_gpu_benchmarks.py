@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from case import Implementation, NotServed
-from gpu import design_table, designs, device, run
+from gpu import design_table, designs, device, run, targets
 from gpu.clock import HostClock
 from gpu.recording import GpuRow
 from rows import COMPILED, DESIGN, EAGER, LIBRARY, OURS
@@ -60,7 +60,7 @@ def test_every_case_runs_and_everyone_computes_the_same(
         ways = designs.implementations(op, case.ours)
         assert of_case == {it.name for it in [*case.implementations(gpu=True), *ways]}
     run.write(tmp_path, session, {"processor": "none", "backend": {op: "it"}}, RATES)
-    content = json.loads((tmp_path / f"{op}.json").read_text())
+    content = json.loads((tmp_path / "ops.json").read_text())
     assert len(content["rows"]) == len(session.rows)
     ours = [row for row in content["rows"] if row["kind"] == "ours"]
     assert all(row["best_baseline"] and row["times_floor"] > 0 for row in ours)
@@ -80,6 +80,16 @@ def test_the_shapes_that_the_targets_are_about_come_first() -> None:
         "complete_tokens 1x576x1024 bfloat16 R64 P1 random",
     ):
         assert target in names
+
+
+def test_a_short_run_times_the_targets_shapes_alone() -> None:
+    first = [case for case in run.in_order(run.BENCHMARKS) if case.priority == 0]
+    assert run.in_order(run.BENCHMARKS, least=0) == first
+
+
+def test_every_target_is_about_a_case_that_comes_first() -> None:
+    first = {(case.op, str(case)) for case in run.in_order(run.BENCHMARKS, least=0)}
+    assert {(target.op, target.case) for target in targets.TARGETS} <= first
 
 
 def test_what_compiles_for_long_is_timed_after_what_does_not() -> None:
@@ -269,6 +279,31 @@ def test_designs_are_shown_by_shape() -> None:
     assert design_table.markdown(rows[-1:], []) == ""
 
 
+def test_a_target_is_met_missed_or_not_measured() -> None:
+    fused = replace(
+        invented(targets.TARGETS[0].case, OURS, "ours", 20.0, "graph"), op="fuse_layers"
+    )
+    fused.times_floor = 1.25
+    rows = [
+        fused,
+        invented(targets.ONE, OURS, "ours", 50.0, "graph"),
+        invented(targets.ONE, "eager-gram", EAGER, 900.0, "graph"),
+        invented(targets.ONE, "compiled", COMPILED, 1100.0, "graph"),
+        invented(targets.MANY, OURS, "ours", 200.0, "graph"),
+        invented(targets.MANY, "cuda-matrix", DESIGN, 1.0, "graph"),
+    ]
+    lines = targets.markdown(rows).splitlines()
+    assert lines[2].endswith("| at least 85% of the copy bandwidth | 80% | missed |")
+    verdicts = [line for line in lines if targets.ONE in line and "select" in line]
+    assert verdicts == [
+        f"| `select_tokens` {targets.ONE} | at most 60 us | 50 us | met |",
+        f"| `select_tokens` {targets.ONE} | at least 20x the best eager and compiled | 18.0x "
+        "| missed |",
+    ]
+    assert f"| `select_tokens` {targets.MANY} | at most 200 us | 200 us | met |" in lines
+    assert sum(line.endswith("| - | not measured |") for line in lines) == len(targets.TARGETS) - 4
+
+
 def test_picks_are_certified() -> None:
     """Token 3 is the farthest from 0, then 2; 1 is the same direction as 0."""
     features = torch.tensor([[[1.0, 0], [2, 0], [0, 3], [-1, 0], [3, 4]]])
@@ -285,7 +320,7 @@ def test_picks_are_certified() -> None:
 # The whole run.
 
 
-def test_a_run_writes_every_op_and_shows_the_designs(
+def test_a_run_writes_a_few_files_and_shows_the_designs(
     tmp_path, monkeypatch, capsys, nothing_is_compiled
 ) -> None:
     few = {op: small_cases(op)[:2] for op in ("complete_tokens", "select_pivots")}
@@ -302,14 +337,11 @@ def test_a_run_writes_every_op_and_shows_the_designs(
     ):
         monkeypatch.setattr(owner, name, value)
     assert run.main() == 0
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "complete_tokens.json",
-        "select_pivots.json",
-        "designs.md",
-    }
-    content = json.loads((tmp_path / "complete_tokens.json").read_text())
-    assert content["environment"]["backend"] == "cpu"
-    assert {row["case"] for row in content["rows"]} == {str(it) for it in few["complete_tokens"]}
+    assert {path.name for path in tmp_path.iterdir()} == {"ops.json", "designs.md", "targets.md"}
+    content = json.loads((tmp_path / "ops.json").read_text())
+    assert content["environment"]["backend"] == dict.fromkeys(few, "cpu")
+    cases = {(row["op"], row["case"]) for row in content["rows"]}
+    assert cases == {(op, str(case)) for op in few for case in few[op]}
     assert {it["implementation"] for it in content["left_out"]} >= {"cuda-matrix", "cuda-steps"}
     table = (tmp_path / "designs.md").read_text()
     assert table.startswith("P\n\n| case | ours | cuda-matrix |")

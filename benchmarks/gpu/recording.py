@@ -1,4 +1,4 @@
-"""What is recorded of a timing on a GPU, and the files."""
+"""What is recorded of a timing on a GPU, and the file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from machine import Counted, Rates
 from rows import Row
 
 from .clock import Percentiles, Times
+
+OPS_FILE = "ops.json"
 
 
 @dataclass
@@ -67,12 +69,5 @@ def write(
     left_out: Iterable[dict[str, str]],
     environment: dict[str, Any],
 ) -> None:
-    """A file an op."""
-    rows, left_out = list(rows), list(left_out)
-    for op in {row.op for row in rows} | {it["op"] for it in left_out}:
-        recorded.write_json(
-            folder / f"{op}.json",
-            environment | {"backend": environment["backend"][op]},
-            [row for row in rows if row.op == op],
-            left_out=[it for it in left_out if it["op"] == op],
-        )
+    """One file for all ops: what brings results back from a machine may take few files."""
+    recorded.write_json(folder / OPS_FILE, environment, rows, left_out=list(left_out))

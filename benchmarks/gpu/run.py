@@ -1,11 +1,13 @@
-"""Runs the benchmarks, the most important cases of every op first, and writes a file per op.
+"""Runs the benchmarks, the most important cases of every op first, and writes `ops.json`.
 
     python3 benchmarks/gpu --results FOLDER
     python3 benchmarks/gpu --results FOLDER --ops fuse_layers select_tokens --seconds 120
+    python3 benchmarks/gpu --results FOLDER --targets        # only the targets' shapes
 
 Files are written after every case, so that whatever ends a run costs no more than that case. What
-was left out, and why, is in them too. Ours is the backend that serves by itself; where there are
-several ways of computing an op, each has a row of its own beside it, and `designs.md` shows them.
+was left out, and why, is in `ops.json` too. Ours is the backend that serves by itself; where there
+are several ways of computing an op, each has a row of its own beside it, and `designs.md` shows
+them. `targets.md` says how far ours are from the targets.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from rows import DESIGN, note_left_out
 
 from clasp_kernels import backends, use_backend
 
-from . import design_table, designs, recording
+from . import design_table, designs, recording, targets
 from . import device as gpu
 from .clock import Clock, CudaClock
 from .recording import GpuRow
@@ -150,15 +152,17 @@ def write(folder: Path, session: Session, environment: dict[str, Any], rates: Ra
     counted = {(case.op, str(case)): case.counted() for case in session.cases}
     recording.compare(session.rows, counted, rates)
     recording.write(folder, session.rows, session.left_out, environment)
+    against = targets.markdown(session.rows)
+    (folder / "targets.md").write_text(f"{environment['processor']}\n\n{against}")
     by_shape = design_table.markdown(session.rows, session.left_out)
     if by_shape:
         (folder / "designs.md").write_text(f"{environment['processor']}\n\n{by_shape}")
 
 
-def in_order(names: Iterable[str]) -> list[Case]:
+def in_order(names: Iterable[str], least: int = 2) -> list[Case]:
     """The most important cases of every op first, and what takes long to compile after what does
-    not."""
-    cases = [case for op in names for case in BENCHMARKS[op].gpu]
+    not. ``least``: the least important priority."""
+    cases = [case for op in names for case in BENCHMARKS[op].gpu if case.priority <= least]
     return sorted(cases, key=lambda case: (case.priority, case.compiles))
 
 
@@ -180,6 +184,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, required=True, help="the folder of the files")
     parser.add_argument("--ops", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing later")
+    parser.add_argument("--targets", action="store_true", help="only the targets' shapes")
     arguments = parser.parse_args()
     deadline = time.monotonic() + arguments.seconds
     if not torch.cuda.is_available():
@@ -190,11 +195,12 @@ def main() -> int:
     print(json.dumps(environment, indent=2), flush=True)
     session = Session(CudaClock(), "cuda", deadline)
     with torch.no_grad(), use_backend("auto"), designs.design("auto"):
-        for case in in_order(environment["backend"]):
+        for case in in_order(environment["backend"], 0 if arguments.targets else 2):
             session.measure(case)
             write(arguments.results, session, environment, gpu.rates(copy_rate))
     table.show(session.rows, environment | {"backend": "auto"})
     print(design_table.markdown(session.rows, session.left_out))
+    print(targets.markdown(session.rows))
     for failure in session.failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if session.failures else 0
