@@ -116,6 +116,7 @@ def test_of_an_archive_only_what_is_timed_is_built(monkeypatch, tmp_path, cuda) 
         file.add(root, root.name)
     given: dict[str, Any] = {}
     monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(build_fps, "libraries_of_nvcc", lambda version: f"runtime of {version}")
     monkeypatch.setattr(
         build_fps.cpp_extension, "load", lambda name, files, **more: given.update(more, files=files)
     )
@@ -124,4 +125,5 @@ def test_of_an_archive_only_what_is_timed_is_built(monkeypatch, tmp_path, cuda) 
     names = {Path(name).name for name in given["files"]}
     assert names == {"fps.cpp", "fps_cpu.cpp"} | ({"fps_cuda.cu"} if cuda else set())
     assert ("-DWITH_CUDA" in given["extra_cflags"]) == bool(cuda)
+    assert given["extra_ldflags"] == (["-Lruntime of 13.0"] if cuda else [])
     assert not given["is_python_module"]
