@@ -3,15 +3,18 @@
     python benchmarks/batch.py                        # -> benchmarks/results/cpu/batch.json
     python benchmarks/batch.py --images 40 --rounds 1 # a quick look, printed only
 
-Every way answers the same pictures with the bundled model, from the start of its command to its
-end, in turn, so that all meet the machine in the same states. Ray and ``datasets`` are measured
-where they are installed; ``make test-engines`` puts each into a folder for PYTHONPATH.
+Every way answers the same questions about the same pictures with the bundled model, from the start
+of its command to its end, in turn, so that all meet the machine in the same states. All have the
+same budget, and their answers are compared: a way that answers otherwise is an error. Ray and
+``datasets`` are measured where they are installed; ``make test-engines`` puts each into a folder
+for PYTHONPATH.
 
 Threads are one for each process: two processes against one then tell what a second process adds,
 and not what a second thread would.
 
-The memory is the resident memory of all processes together, looked at twice a second. Beside the
-peak stand its means in the second and in the last quarter of a run: they are equal if it is flat.
+The memory is that of all processes together, pages that they share once, looked at once a second.
+Beside the peak stand its means in the second and in the last quarter of a run: they are equal if it
+is flat.
 """
 
 from __future__ import annotations
@@ -28,15 +31,19 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
-from batch_inputs import QUESTION, Command, write_pictures
+from batch_inputs import Command, write_questions
 from machine import ROOT, environment
 from table import markdown_table
 
 RECORDED = ROOT / "benchmarks" / "results" / "cpu" / "batch.json"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_BATCH, _TOKENS, _SHARD = 8, 4, 64
-_SECONDS_BETWEEN_LOOKS = 0.5
+_BATCH, _TOKENS, _SHARD, _BUDGET = 8, 4, 64, 0.25
+_SECONDS_BETWEEN_LOOKS = 1.0
+# Sums differ by float noise with who shares a batch, so that two words that are nearly equally
+# likely may change places.
+_LEAST_EQUAL = 0.99
 _MEGABYTE = 1e6
 
 
@@ -48,6 +55,8 @@ class Run:
     peak_bytes: int
     second_quarter_bytes: float
     last_quarter_bytes: float
+    answers: dict[str, str]
+    """By the name of the picture."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +67,18 @@ class BatchRow:
     images: int
     seconds: float
     rows_per_second: float
+    equal_answers: float
+    """The share of the first way's answers that this one gives too."""
     peak_mb: float
     second_quarter_mb: float
     last_quarter_mb: float
 
 
-def by_batch(engine: str, workers: int, pictures: Path, out: Path, log: Path) -> Command:
+def by_batch(engine: str, workers: int, questions: Path, out: Path, log: Path) -> Command:
     """Start ``clasp batch``."""
     return Command.batch(
         [
-            *(str(pictures), str(out), "--question", QUESTION, "--device", "cpu"),
+            *(str(questions), str(out), "--budget", str(_BUDGET), "--device", "cpu"),
             *("--engine", engine, "--workers", str(workers), "--batch-size", str(_BATCH)),
             *("--max-new-tokens", str(_TOKENS), "--shard-size", str(_SHARD)),
         ],
@@ -76,41 +87,48 @@ def by_batch(engine: str, workers: int, pictures: Path, out: Path, log: Path) ->
     )
 
 
-def by_hand(pictures: Path, out: Path, log: Path) -> Command:
+def by_hand(workers: int, questions: Path, out: Path, log: Path) -> Command:
     """Start the loop written by hand."""
     script = str(ROOT / "benchmarks" / "batch_by_hand.py")
     out.mkdir()
-    given = [script, str(pictures), str(out / "answers.parquet"), str(_BATCH), str(_TOKENS)]
+    settings = map(str, (_BATCH, _TOKENS, _BUDGET, workers))
+    given = [script, str(questions), str(out / "answers.parquet"), *settings]
     return Command(given, log, {**_ONE_THREAD, "HF_DATASETS_CACHE": str(out / "cache")})
 
 
 def ways() -> dict[str, Callable[[Path, Path, Path], Command]]:
     """Return the ways that are installed."""
     found: dict[str, Callable[[Path, Path, Path], Command]] = {}
-    if find_spec("datasets") is not None:
-        found["datasets.map by hand, one process"] = by_hand
-    for engine in ("local", *(["ray"] if find_spec("ray") is not None else [])):
-        for workers in (1, 2):
-            processes = "one process" if workers == 1 else "two processes"
+    engines = ["local", *(["ray"] if find_spec("ray") is not None else [])]
+    for workers, processes in ((1, "one process"), (2, "two processes")):
+        if find_spec("datasets") is not None:
+            found[f"datasets.map by hand, {processes}"] = partial(by_hand, workers)
+        for engine in engines:
             found[f"clasp batch, {engine}, {processes}"] = partial(by_batch, engine, workers)
     return found
 
 
-def measured(way: Callable[[Path, Path, Path], Command], pictures: Path, work: Path) -> Run:
+def measured(
+    way: Callable[[Path, Path, Path], Command], questions: Path, images: int, work: Path
+) -> Run:
     """Run one way to its end, and look at its memory."""
     out, log = work / "out", work / "log"
     started = time.monotonic()
-    command = way(pictures, out, log)
+    command = way(questions, out, log)
     seen: list[int] = []
-    while command.driver.poll() is None:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
-        seen.append(command.resident_bytes())
+    while True:
+        try:
+            status = command.driver.wait(_SECONDS_BETWEEN_LOOKS)
+            break
+        except psutil.TimeoutExpired:
+            seen.append(command.memory_bytes())
     seconds = time.monotonic() - started
-    if command.driver.returncode != 0:
+    if status != 0:
         sys.exit(f"it failed: {log.read_text()[-2000:]}")
-    answers = pq.read_table(sorted(out.glob("*.parquet")), columns=["answer"]).column("answer")
-    if len(answers) != len(list(pictures.iterdir())) or answers.null_count:
-        sys.exit(f"{len(answers)} answers, of which {answers.null_count} are missing")
+    found = pq.read_table(sorted(out.glob("*.parquet")), columns=["image", "answer"]).to_pylist()
+    answers = {Path(row["image"]).name: row["answer"] for row in found if row["answer"] is not None}
+    if not len(answers) == len(found) == images:
+        sys.exit(f"{len(answers)} answers in {len(found)} rows, but {images} were asked for")
     seen = seen[:-1] or seen  # at the last look, processes were ending
     quarter = max(1, len(seen) // 4)
     return Run(
@@ -118,6 +136,7 @@ def measured(way: Callable[[Path, Path, Path], Command], pictures: Path, work: P
         max(seen),
         statistics.mean(seen[quarter : 2 * quarter] or seen),
         statistics.mean(seen[-quarter:]),
+        answers,
     )
 
 
@@ -125,24 +144,30 @@ def measure(images: int, rounds: int) -> list[BatchRow]:
     """Measure every way ``rounds`` times, in turn."""
     runs: dict[str, list[Run]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder) / "pictures"
-        write_pictures(pictures, images)
+        questions = write_questions(Path(folder) / "pictures", images)
         for number in range(rounds):
             for name, way in ways().items():
                 work = Path(folder) / f"{number} {name}"
                 work.mkdir()
-                runs.setdefault(name, []).append(measured(way, pictures, work))
+                runs.setdefault(name, []).append(measured(way, questions, images, work))
                 print(f"{name}: {runs[name][-1].seconds:.1f} s", file=sys.stderr)
-    return [_row(name, images, found) for name, found in runs.items()]
+    first = next(iter(runs.values()))[0].answers
+    rows = [_row(name, images, found, first) for name, found in runs.items()]
+    for row in rows:
+        if row.equal_answers < _LEAST_EQUAL:
+            sys.exit(f"{row.way} gives {row.equal_answers:.1%} of the answers of {rows[0].way}")
+    return rows
 
 
-def _row(way: str, images: int, runs: list[Run]) -> BatchRow:
+def _row(way: str, images: int, runs: list[Run], first: dict[str, str]) -> BatchRow:
+    equal = min(sum(run.answers[name] == first[name] for name in first) for run in runs)
     seconds = statistics.median(run.seconds for run in runs)
     return BatchRow(
         way,
         images,
         seconds,
         images / seconds,
+        equal / images,
         statistics.median(run.peak_bytes for run in runs) / _MEGABYTE,
         statistics.median(run.second_quarter_bytes for run in runs) / _MEGABYTE,
         statistics.median(run.last_quarter_bytes for run in runs) / _MEGABYTE,
@@ -151,7 +176,15 @@ def _row(way: str, images: int, runs: list[Run]) -> BatchRow:
 
 def as_table(rows: list[BatchRow]) -> str:
     """Return the rows as a table in Markdown."""
-    header = ["", "seconds", "rows/s", "peak MB", "MB, second quarter", "MB, last quarter"]
+    header = [
+        "",
+        "seconds",
+        "rows/s",
+        "same answers",
+        "peak MB",
+        "MB, second quarter",
+        "MB, last quarter",
+    ]
     return markdown_table(
         header,
         [
@@ -159,6 +192,7 @@ def as_table(rows: list[BatchRow]) -> str:
                 row.way,
                 f"{row.seconds:.1f}",
                 f"{row.rows_per_second:.1f}",
+                f"{row.equal_answers:.1%}",
                 f"{row.peak_mb:.0f}",
                 f"{row.second_quarter_mb:.0f}",
                 f"{row.last_quarter_mb:.0f}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import secrets
@@ -17,6 +18,13 @@ from PIL import Image
 from clasp_kernels.bundled import bundled_path
 
 QUESTION = "How many circles are there?"
+# Of different lengths and categories.
+QUESTIONS = (
+    QUESTION,
+    "What is written on the sign?",
+    "Where is the circle?",
+    "What color is the ring? Answer with one word, and say nothing else.",
+)
 _SCENES = 5
 # Marks the processes of one run, and all that they start, in their environment.
 _MARK = "CLASP_BATCH_BENCHMARK"
@@ -39,6 +47,18 @@ def write_pictures(folder: Path, count: int, broken: float = 0.0, seed: int = 0)
             content = path.read_bytes()
             path.write_bytes(draw.choice([b"", b"no picture", content[: len(content) // 2]]))
     return [f"{number:06d}.png" for number in bad]
+
+
+def write_questions(folder: Path, count: int) -> Path:
+    """Write pictures and a JSONL file with a question about each. Returns the file."""
+    write_pictures(folder, count)
+    rows = [
+        {"image": f"{number:06d}.png", "question": QUESTIONS[number % len(QUESTIONS)]}
+        for number in range(count)
+    ]
+    path = folder / "questions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 class Command:
@@ -93,12 +113,12 @@ class Command:
                 found.append(process)
         return found
 
-    def resident_bytes(self) -> int:
-        """Return the resident memory of all processes. Pages that they share count in each."""
+    def memory_bytes(self) -> int:
+        """Return the memory of all processes. Pages that some of them share count once."""
         total = 0
         for process in self.processes():
             try:
-                total += process.memory_info().rss
-            except psutil.NoSuchProcess:
+                total += process.memory_full_info().pss
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return total
