@@ -1,4 +1,4 @@
-"""Writes the tables of docs/results.md, docs/quality.md and the README from the committed rows.
+"""Writes the tables of docs/results.md, quality.md, at-scale.md and the README from committed rows.
 
     python benchmarks/readme_tables.py
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import busy_machine
 import ops
+import serving_simulation
 from models.prefill_table import EXPLANATION, whole_model
 from models.shapes import RECORDED
 from quality.page import page
@@ -27,6 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results" / "cpu"
 BEGIN, END = "<!-- results: benchmarks/readme_tables.py -->\n", "<!-- end of results -->"
 README, PAGE = ROOT / "README.md", ROOT / "docs" / "results.md"
 QUALITY_PAGE = ROOT / "docs" / "quality.md"
+AT_SCALE_PAGE = ROOT / "docs" / "at-scale.md"
 QUALITY = RESULTS / "quality"
 # The op cases of the README's table.
 FRONT = {
@@ -195,6 +197,11 @@ def quality() -> str:
     return page(json.loads((QUALITY / "rows.json").read_text()), f"../{picture}")
 
 
+def at_scale() -> str:
+    """Everything between the markers of docs/at-scale.md."""
+    return serving_simulation.tables(json.loads((RESULTS / "serving_simulation.json").read_text()))
+
+
 def summary() -> str:
     """The README's table: whole models, ops, and the accuracy of the bundled one."""
     lines = []
@@ -243,7 +250,12 @@ def summary() -> str:
 
 
 def main() -> None:
-    for path, text in ((PAGE, tables()), (QUALITY_PAGE, quality()), (README, summary())):
+    for path, text in (
+        (PAGE, tables()),
+        (QUALITY_PAGE, quality()),
+        (AT_SCALE_PAGE, at_scale()),
+        (README, summary()),
+    ):
         before, _, rest = path.read_text().partition(BEGIN)
         _, _, after = rest.partition(END)
         path.write_text(f"{before}{BEGIN}{text}{END}{after}")

@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs" / "results.md").read_text()
 QUALITY = (ROOT / "docs" / "quality.md").read_text()
+AT_SCALE = (ROOT / "docs" / "at-scale.md").read_text()
 COMPATIBILITY = (ROOT / "docs" / "compatibility.md").read_text()
 RECORD = json.loads((ROOT / "docs" / "compat.json").read_text())
 
@@ -25,6 +26,7 @@ def test_result_tables_are_made_from_the_committed_rows() -> None:
     for page, expected in (
         (RESULTS, readme_tables.tables()),
         (QUALITY, readme_tables.quality()),
+        (AT_SCALE, readme_tables.at_scale()),
         (README, readme_tables.summary()),
     ):
         between = page.split(readme_tables.BEGIN)[1].split(readme_tables.END)[0]
@@ -48,7 +50,8 @@ def test_the_two_commands_come_first() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    pages = [(ROOT, README), *((ROOT / "docs", page) for page in (RESULTS, COMPATIBILITY, QUALITY))]
+    others = (RESULTS, COMPATIBILITY, QUALITY, AT_SCALE)
+    pages = [(ROOT, README), *((ROOT / "docs", page) for page in others)]
     for folder, page in pages:
         targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", page)
         assert targets
