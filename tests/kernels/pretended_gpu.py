@@ -21,14 +21,17 @@ def choose_as_there(op: str, device: str, forced: str) -> backends.Choice:
     return choose(op, device, forced)
 
 
-# When this is imported, as conftest.py asks for a GPU when it is.
-for name, value in {
-    "torch.cuda.is_available": lambda: True,
-    "torch.cuda.device_count": lambda: 1,
-    "torch.cuda.get_device_capability": lambda device=None: (9, 0),
-    "clasp_kernels.backends.choose": choose_as_there,
-}.items():
-    mock.patch(name, value).start()
+# As conftest.py asks for a GPU when it is imported. Not by the import of this file, which whatever
+# looks for doctests imports too.
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests() -> None:
+    for name, value in {
+        "torch.cuda.is_available": lambda: True,
+        "torch.cuda.device_count": lambda: 1,
+        "torch.cuda.get_device_capability": lambda device=None: (9, 0),
+        "clasp_kernels.backends.choose": choose_as_there,
+    }.items():
+        mock.patch(name, value).start()
 
 
 def pytest_configure(config: pytest.Config) -> None:
