@@ -6,11 +6,17 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import evaluate
+import harness_task
+import kinds
+import make_demo_assets
 import pytest
 from evaluate import generate_answers, prepare
+from pictures import Picture
 from quality import run
 from quality.answering import Answerer
 from quality.names import ALL, BLIND, BUDGETS, FULL, NUM_TOKENS, SMALLER
@@ -30,6 +36,7 @@ from quality.rows import (
 from quality.run import Job, jobs
 from quality_rows import EVERY, MODEL, PROFILE
 from words import CATEGORIES
+from write_questions import training_examples
 
 from clasp_kernels.calibrate.store import AnswerStore
 from clasp_kernels.models import apply_clasp
@@ -47,6 +54,37 @@ def test_every_cell_has_equally_many_questions_and_no_picture_is_in_both_splits(
         assert {picture.split for picture, _ in examples} == {split}
     contents = [{each.content for each, _ in examples} for examples in drawn.values()]
     assert not contents[0] & contents[1]
+
+
+def test_the_final_pictures_are_drawn_by_nothing_else(monkeypatch: Any) -> None:
+    """Each script that draws pictures, at the size of its recorded results or more."""
+    drawn: list[tuple[str, int, str]] = []
+
+    def sample(kind: str, seed: int, split: str) -> Picture:
+        drawn.append((kind, seed, split))
+        return kinds.sample(kind, seed, split)
+
+    for module in (evaluate, make_demo_assets):
+        monkeypatch.setattr(module, "sample", sample)
+    asked = {
+        "recipe": lambda: evaluate.heldout_examples(250),
+        "demo": lambda: make_demo_assets.choose(make_demo_assets.ASKED),
+        "profile": lambda: training_examples(300),
+        "choices": lambda: draw("train", 40),
+        "final": lambda: draw("heldout", 230),
+    }
+    seeds, contents = {}, {}
+    for use, examples in asked.items():
+        drawn.clear()
+        contents[use] = {picture.content for picture, _ in examples()}
+        seeds[use] = set(drawn)
+    for one, other in combinations(asked, 2):
+        assert not seeds[one] & seeds[other], (one, other)
+    assert not contents["final"] & (contents["recipe"] | contents["demo"])
+    # The scenes of the harness are among those that may judge a recipe.
+    assert {scene.content for scene, _ in harness_task.examples(20)} <= {
+        kinds.sample("objects", seed, "heldout").content for seed in range(100)
+    }
 
 
 def test_the_hash_of_questions_sees_another_answer_and_another_order() -> None:

@@ -23,6 +23,7 @@ from kinds import CATEGORIES_OF, KINDS, sample
 from model import IMAGE_SIZE, PROMPT
 from pictures import Picture, Question
 from PIL import Image
+from seeds import RECIPE
 from tqdm import tqdm
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 from words import CATEGORIES
@@ -30,9 +31,7 @@ from words import CATEGORIES
 Example = tuple[Picture, Question]
 
 
-def examples_of(
-    kinds: Sequence[str], per_cell: int, split: str, first_seed: int = 0
-) -> list[Example]:
+def examples_of(kinds: Sequence[str], per_cell: int, split: str, first_seed: int) -> list[Example]:
     """Return the first `per_cell` examples of each category of each kind, one a picture."""
     found: list[Example] = []
     for kind in kinds:
@@ -50,8 +49,11 @@ def examples_of(
 
 
 def heldout_examples(per_cell: int, kinds: Sequence[str] = tuple(KINDS)) -> list[Example]:
-    """Return the first `per_cell` held-out examples of each category of each kind."""
-    return examples_of(kinds, per_cell, "heldout")
+    """Return the first `per_cell` held-out examples of each category of each kind.
+
+    They may judge a recipe. `benchmarks/quality` judges by others.
+    """
+    return examples_of(kinds, per_cell, "heldout", RECIPE)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from pathlib import Path
 from kinds import sample
 from pictures import Picture, Question
 from scenes import Scene
+from seeds import DEMO
 
 ASSETS = Path(__file__).resolve().parents[2] / "clasp_kernels" / "assets" / "demo"
 # The kind of picture, and the kind of question.
@@ -30,7 +31,6 @@ ASKED = (
     ("textures", "pattern"),
 )
 PIXELS = 384
-FIRST_SEED = 500_000
 
 
 def worth_looking_at(picture: Picture, settings: set[str]) -> bool:
@@ -46,7 +46,7 @@ def choose(asked: tuple[tuple[str, str], ...]) -> list[tuple[Picture, Question]]
     """Choose a picture of each kind with a question of the kind asked."""
     chosen: list[tuple[Picture, Question]] = []
     settings: set[str] = set()
-    seed = FIRST_SEED
+    seed = DEMO
     for kind, wanted in asked:
         while True:
             picture = sample(kind, seed, "heldout")
