@@ -8,6 +8,7 @@ A test holds them to what this makes of `benchmarks/results`, so no number there
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import ops
 import serving_simulation
 from models.prefill_table import EXPLANATION, whole_model
 from models.shapes import RECORDED
-from quality.page import page
+from quality.page import in_short, page, read_times
 from rows import COMPILED, EAGER, OURS, Row, read_json
 from table import by_case, duration, markdown_table, size
 
@@ -194,7 +195,12 @@ def tables() -> str:
 def quality() -> str:
     """Everything between the markers of docs/quality.md."""
     picture = (QUALITY / "quality.png").relative_to(ROOT).as_posix()
-    return page(json.loads((QUALITY / "rows.json").read_text()), f"../{picture}")
+    return page(_quality_report(), read_times(QUALITY), f"../{picture}")
+
+
+def _quality_report() -> dict[str, Any]:
+    report: dict[str, Any] = json.loads((QUALITY / "rows.json").read_text())
+    return report
 
 
 def at_scale() -> str:
@@ -203,7 +209,8 @@ def at_scale() -> str:
 
 
 def summary() -> str:
-    """The README's table: whole models, ops, and the accuracy of the bundled one."""
+    """The README's table, of whole models, ops and the bundled model's accuracy, and a paragraph on
+    that accuracy."""
     lines = []
     for name in RECORDED.values():
         if not (RESULTS / name).exists():
@@ -233,7 +240,8 @@ def summary() -> str:
         ours = implementations[OURS]
         ratio = _times(ours.speedup_over_best_baseline)
         lines.append([f"`{op}` {case}", duration(best), duration(ours.median_us), ratio])
-    measured = json.loads((QUALITY / "rows.json").read_text())["mean"]["rows"]
+    report = _quality_report()
+    measured = report["mean"]["rows"]
     accuracies = {(row["row"], row["tokens"]): row["accuracy"][0] for row in measured}
     for kept in (48, 16):
         lines.append(
@@ -246,7 +254,7 @@ def summary() -> str:
             ]
         )
     header = ["on a CPU with 2 threads", "all tokens, or the best baseline", "ours", "ratio"]
-    return markdown_table(header, lines)
+    return markdown_table(header, lines) + "\n" + textwrap.fill(in_short(report), 110) + "\n"
 
 
 def main() -> None:

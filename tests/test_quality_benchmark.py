@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -20,6 +21,7 @@ from pictures import Picture
 from quality import run
 from quality.answering import Answerer
 from quality.names import ALL, BLIND, BUDGETS, FULL, NUM_TOKENS, SMALLER
+from quality.page import read_times
 from quality.questions import batches, digest, draw, labels, num_cells
 from quality.rows import (
     RULES,
@@ -34,6 +36,7 @@ from quality.rows import (
     wrong_category,
 )
 from quality.run import Job, jobs
+from quality.times import interleaved
 from quality_rows import EVERY, MODEL, PROFILE
 from words import CATEGORIES
 from write_questions import training_examples
@@ -227,9 +230,70 @@ def test_a_row_of_random_tokens_depends_on_its_seed_alone(answerer: Answerer) ->
     assert any(other != first for other in others)
 
 
-def test_selection_takes_time(answerer: Answerer) -> None:
-    full = next(row for row in EVERY if row.name == FULL)
-    assert 0 < answerer.seconds(full, 16) < 1
+def test_attention_keeps_the_tokens_of_pivots_only(answerer: Answerer) -> None:
+    """So that their times show what the way through Python costs."""
+    found = [
+        answerer.answers(next(row for row in EVERY if row.name == name), 16)
+        for name in ("attention", "pivots only")
+    ]
+    assert found[0] == found[1]
+
+
+# Times
+
+
+def test_rows_take_turns_in_every_round_and_the_middle_of_their_times_is_kept() -> None:
+    timed: list[tuple[str, int]] = []
+    chosen = [row for row in EVERY if row.name in (FULL, "random 1", "random 2")]
+
+    def seconds(row: Row, budget: int) -> float:
+        timed.append((row.name, budget))
+        return budget * 1e-6 * (1 if len(timed) <= 12 else 2 if len(timed) <= 24 else 6)
+
+    found = interleaved(chosen, 3, seconds)
+    rounds = [timed[:12], timed[12:24], timed[24:]]
+    assert len({tuple(each) for each in rounds}) == 3
+    assert all(sorted(each) == sorted(rounds[0]) and len(set(each)) == 12 for each in rounds)
+    assert set(found) == {FULL, "random"}
+    assert found[FULL]["16"] == [32, 24, 64]
+    assert found["random"]["16"] == [32, 20, 80]
+
+
+def test_times_are_measured_without_touching_the_answers(tmp_path: Path, monkeypatch: Any) -> None:
+    @contextmanager
+    def pool(workers: int) -> Iterator[Pool]:
+        yield Pool()
+
+    monkeypatch.setattr(run, "_pool", pool)
+    monkeypatch.setattr(
+        run, "rows", lambda *_: [row for row in EVERY if row.name in (ALL, FULL, "divprune")]
+    )
+    committed = (run.ROOT / "benchmarks/results/cpu/quality" / run.ROWS).read_text()
+    (tmp_path / run.ROWS).write_text(committed)
+    before = dict(registry._RULES)
+    asked = ["--model", str(MODEL), "--out", str(tmp_path), "--per-cell", "1", "--rounds", "2"]
+    run.main([*asked, "--times"])
+    registry._RULES.clear()
+    registry._RULES.update(before)
+    assert (tmp_path / run.ROWS).read_text() == committed
+    times = read_times(tmp_path)
+    assert times is not None and times["rounds"] == 2
+    assert {name: list(each) for name, each in times["microseconds"].items()} == {
+        name: ["48", "32", "16", "7"] for name in ("divprune", FULL)
+    }
+    middle, low, high = times["microseconds"][FULL]["16"]
+    assert 0 < low <= middle <= high < 1e6
+    assert {each.name for each in tmp_path.iterdir()} == {run.ROWS, "times.json", "quality.png"}
+
+
+def test_times_need_the_results_of_the_same_model(tmp_path: Path) -> None:
+    asked = ["--model", str(MODEL), "--out", str(tmp_path), "--times"]
+    with pytest.raises(SystemExit, match=r"--times needs .* there is no .*rows\.json"):
+        run.main(asked)
+    models = [{"name": "other", "choices": {"layer": -1, "inside": {}}}]
+    (tmp_path / run.ROWS).write_text(json.dumps({"models": models}))
+    with pytest.raises(SystemExit, match=r"--model must be one of other, .* got tiny_vlm"):
+        run.main(asked)
 
 
 # Running
@@ -238,9 +302,9 @@ def test_selection_takes_time(answerer: Answerer) -> None:
 class Pool:
     """Runs jobs at once, in this process."""
 
-    def submit(self, of: Callable[[Job], str], job: Job) -> Future[str]:
-        future: Future[str] = Future()
-        future.set_result(of(job))
+    def submit(self, of: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(of(*arguments))
         return future
 
 

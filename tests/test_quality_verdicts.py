@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from quality import page, picture
 from quality.names import ALL, BLIND, BUDGETS, FREQUENT, FULL, NUM_TOKENS, SMALLER
-from quality.questions import Label, draw, labels
+from quality.questions import FIRST_SEED, Label, draw, labels
 from quality.records import (
     mean_of,
     read_correct,
@@ -22,12 +23,14 @@ from quality.records import (
     write_labels,
 )
 from quality.report import judged_bed
-from quality.resampling import Estimate, Resampled, counting_cells
+from quality.resampling import Estimate, Resampled, counting_cells, simultaneous
+from quality.rows import RULES
 from quality.verdicts import (
     REFUTED,
     SUPPORTED,
     UNDECIDED,
     UNJUDGED,
+    Verdict,
     all_of,
     fitness,
     judged,
@@ -133,6 +136,33 @@ def test_differences_are_paired_by_question() -> None:
     assert paired.high - paired.low < (alone.high - alone.low) / 2
 
 
+def test_simultaneous_intervals_miss_one_of_many_values_as_seldom_as_one_interval_misses_its() -> (
+    None
+):
+    generator = np.random.default_rng(0)
+    scales = np.linspace(1, 3, 20)[:, None]
+    missed = {"single": 0, "simultaneous": 0}
+    for _ in range(200):
+        values = scales * generator.standard_normal((20, 1))
+        drawn = values + scales * generator.standard_normal((20, 400))
+        samples = list(np.concatenate([values, drawn], axis=1))
+        missed["single"] += any(not it.low <= 0 <= it.high for it in map(Estimate.of, samples))
+        missed["simultaneous"] += any(not it.low <= 0 <= it.high for it in simultaneous(samples))
+    assert missed["single"] > 100
+    assert 2 <= missed["simultaneous"] <= 25  # 5 % of 200 are 10
+
+
+def test_the_simultaneous_interval_of_one_value_is_its_own_and_one_of_certainty_has_no_width() -> (
+    None
+):
+    drawn = np.concatenate([[0.0], np.random.default_rng(0).standard_normal(4000)])
+    alone, certain = Estimate.of(drawn), np.full(4001, 3.0)
+    together = simultaneous([drawn, certain])
+    assert together[0].low == pytest.approx(alone.low, abs=0.1)
+    assert together[0].high == pytest.approx(alone.high, abs=0.1)
+    assert together[1] == Estimate(3, 3, 3)
+
+
 # Verdicts
 
 GAIN, LOSS = Estimate(5, 1, 9), Estimate(-5, -9, -1)
@@ -177,10 +207,14 @@ def bed(shares: Mapping[str, float], default: float) -> dict[tuple[str, int], An
     return found
 
 
-def judged_parts(correct: Mapping[tuple[str, int], Any]) -> dict[str, str]:
+def judged_verdicts(correct: Mapping[tuple[str, int], Any]) -> dict[str, Verdict]:
     resampled = Resampled(QUESTIONS, correct, CELLS, draws=200)
     fit = fitness(CELLS, resampled)
-    return {each.part: each.verdict for each in verdicts(resampled, CHOICES, fit)}
+    return {each.part: each for each in verdicts(resampled, CHOICES, fit)}
+
+
+def judged_parts(correct: Mapping[tuple[str, int], Any]) -> dict[str, str]:
+    return {part: each.verdict for part, each in judged_verdicts(correct).items()}
 
 
 def test_a_clasp_that_is_best_is_supported_and_one_like_the_others_is_refuted() -> None:
@@ -229,6 +263,30 @@ def test_progressive_may_not_lose_more_on_whole_pictures_than_it_gains_on_spots(
     assert judged_parts(correct)["progressive"] == UNDECIDED
 
 
+def test_the_whole_says_which_rules_are_ahead_and_what_its_criterion_does_not_test() -> None:
+    correct = bed({ALL: 1, FULL: 0.9, "scope": 0.92}, 0.7)
+    correct["scope", 48] = correct[FULL, 48]
+    found = judged_verdicts(correct)["the whole"]
+    assert "scope is shown better than full at 32, 16 and 7" in found.notes
+    assert any(
+        "within 1 point of the best other rule at 48;" in note
+        and "does not test non-inferiority: intervals reach below -1 point at 32, 16 and 7" in note
+        for note in found.notes
+    )
+    assert not any("divprune" in note for note in found.notes if "shown better" in note)
+
+
+def test_the_whole_is_judged_without_the_smaller_image_too() -> None:
+    found = judged_verdicts(bed({ALL: 1, FULL: 0.9, SMALLER: 0.9}, 0.7))["the whole"]
+    assert found.verdict == REFUTED
+    assert found.notes[-1].endswith("without this control, the whole is supported")
+
+
+def test_a_single_layer_that_is_better_than_the_profile_is_named() -> None:
+    found = judged_verdicts(bed({ALL: 1, FULL: 0.8, "one layer (-1)": 0.86}, 0.7))["fusion"]
+    assert "one layer (-1) is shown better than full at 48, 32, 16 and 7" in found.notes
+
+
 def test_a_bed_that_is_not_fit_judges_nothing() -> None:
     easy = judged_parts(bed({ALL: 1, FULL: 0.99}, 0.95))
     assert set(easy.values()) == {UNJUDGED}
@@ -244,39 +302,77 @@ def test_a_bed_that_is_not_fit_judges_nothing() -> None:
 def report(correct: Mapping[tuple[str, int], Any]) -> dict[str, Any]:
     one = {
         "name": "seed1",
+        "profile": "a sweep",
         "versions": {"torch": "2", "transformers": "5"},
         **judged_bed(QUESTIONS, correct, CHOICES, draws=100),
     }
-    names = dict.fromkeys(row.name for row in EVERY if row.kind == "pruned")
-    times = {name: {str(budget): 10.0 + n for budget in BUDGETS} for n, name in enumerate(names)}
     return {
         "questions": len(QUESTIONS),
         "questions_per_cell": 100,
         "cells": len(CELLS),
         "training_questions": 10,
-        "timed_batch": 32,
-        "timed_runs": 5,
-        "selection_microseconds": {**times, "random": times["random 1"]},
+        "first_seed": FIRST_SEED | {"recipe": 0, "profile": 1},
+        "rules": RULES,
         "models": [one],
         "mean": one,
     }
 
 
+TIMES = {
+    "rounds": 3,
+    "batch": 32,
+    "environment": {"processor": "a processor", "torch": "2"},
+    "microseconds": {
+        name: {str(budget): [10.0 + n, 9.0 + n, 12.0 + n] for budget in BUDGETS}
+        for n, name in enumerate([FULL, "random", "divprune"])
+    },
+}
+
+
 def test_the_page_has_every_row_and_verdict_and_the_plot_is_drawn(tmp_path: Path) -> None:
-    made = report(bed({ALL: 1, FULL: 0.9}, 0.7))
-    assert json.loads(json.dumps(made)) == made
-    text = page.page(made, "quality.png")
+    made = json.loads(json.dumps(report(bed({ALL: 1, FULL: 0.9}, 0.7))))
+    text = page.page(made, TIMES, "quality.png")
     for row in EVERY:
         name = "random" if row.name.startswith("random") else row.name
         assert f"| {name} | " in text
     assert "| routing | **supported** | " in text
     assert "| full | 90.0 [" in text
-    picture.draw_picture(made, tmp_path / "quality.png")
-    assert (tmp_path / "quality.png").stat().st_size > 10_000
+    assert "| random | 11 [10, 13] | " in text
+    sizes = []
+    for times in (TIMES, None):
+        picture.draw_picture(made, times, tmp_path / "quality.png")
+        sizes.append(Image.open(tmp_path / "quality.png").width)
+    assert sizes[0] == 2 * sizes[1]
+    assert "None are recorded yet" in page.page(made, None, "quality.png")
+
+
+def test_the_page_and_the_readme_say_what_is_ahead_of_clasp() -> None:
+    correct = bed({ALL: 1, FULL: 0.9, "one profile": 0.96}, 0.7)
+    correct["divprune", 7] = bed({}, 0.94)[FULL, 7]
+    made = json.loads(json.dumps(report(correct)))
+    text = page.page(made, None, "quality.png")
+    assert "of other rules: `divprune` at 7 tokens (by 4.0 points)." in text
+    assert "*one profile* at 48, 32, 16 and 7 tokens (by 6.0 points)" in text
+    assert "within 1 point of the best other rule at 3 of 4 budgets (48, 32 and 16)." in text
+    assert "20 to 20 points more than" in text
+    short = page.in_short(made)
+    assert "`divprune` at 7 tokens (by 4.0 points), *one profile* at 48, 32, 16 and 7" in short
+    assert "Of its parts, refuted: routing" in short
+    alone = json.loads(json.dumps(report(bed({ALL: 1, FULL: 0.9}, 0.7))))
+    assert "Shown to be better than it there: nothing." in page.in_short(alone)
+
+
+def test_the_page_says_if_the_recipe_was_judged_on_the_same_pictures() -> None:
+    made = report(bed({ALL: 1, FULL: 0.9}, 0.7))
+    assert "so on none of these questions" in page.page(made, None, "quality.png")
+    assert "was judged on some" not in page.in_short(made)
+    made["first_seed"] = made["first_seed"] | {"heldout": 0}
+    assert "was judged on some of these questions" in page.in_short(made)
+    assert "so **on some** of these questions" in page.page(made, None, "quality.png")
 
 
 def test_a_model_that_sees_nothing_has_a_page_without_verdicts() -> None:
-    text = page.page(report(bed({ALL: 0.1}, 0.1)), "quality.png")
+    text = page.page(report(bed({ALL: 0.1}, 0.1)), None, "quality.png")
     assert "No, so no part is judged: 0 cells count, fewer than 12." in text
     assert "Verdicts" not in text
 

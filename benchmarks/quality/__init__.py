@@ -4,6 +4,7 @@
 questions, :mod:`quality.rows` lists the rows, :mod:`quality.answering` has the model answer,
 :mod:`quality.run` runs and resumes. :mod:`quality.resampling` and :mod:`quality.verdicts` compute
 intervals and verdicts from which answers were right, which :mod:`quality.records` keeps.
+:mod:`quality.times` measures how long selecting takes, in a run of its own (`--times`).
 :mod:`quality.page` and :mod:`quality.picture` show them. `python benchmarks/readme_tables.py` puts
 the tables into the documentation.
 """

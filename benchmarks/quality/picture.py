@@ -32,13 +32,16 @@ TIMED = (*COLOURS, "uniform", "pool", *RULES)
 LINES = 24  # labels that fit above each other
 
 
-def draw_picture(report: dict[str, Any], path: Path) -> None:
-    """Draw both panels from the data of `rows.json`."""
-    figure = Figure(figsize=(11.5, 5.4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+def draw_picture(report: dict[str, Any], times: dict[str, Any] | None, path: Path) -> None:
+    """Draw the data of `rows.json`, and a second panel with those of `times.json` if there are."""
     rows = report["mean"]["rows"]
+    panels = 1 if times is None else 2
+    figure = Figure(figsize=(6.3 * panels, 5.4), layout="constrained")
+    left, *right = figure.subplots(1, panels, squeeze=False)[0]
     _against_tokens(left, rows)
-    _against_time(right, rows, report["selection_microseconds"])
+    for axes in right:
+        assert times is not None
+        _against_time(axes, rows, times["microseconds"])
     figure.savefig(path, dpi=140)
 
 
@@ -62,14 +65,16 @@ def _against_tokens(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _against_time(
-    axes: Axes, rows: list[dict[str, Any]], microseconds: dict[str, dict[str, float]]
+    axes: Axes, rows: list[dict[str, Any]], microseconds: dict[str, dict[str, list[float]]]
 ) -> None:
     points: list[tuple[float, float, str]] = []
     for row in rows:
         name = row["row"]
         if row["tokens"] == AT and name in TIMED and name in microseconds:
-            time, (value, low, high) = microseconds[name][str(AT)], row["retained"]
+            time, *quartiles = microseconds[name][str(AT)]
+            value, low, high = row["retained"]
             colour = COLOURS.get(name, GREY)
+            axes.plot(quartiles, (value, value), color=colour, lw=1.5, alpha=0.5)
             axes.plot((time, time), (low, high), color=colour, lw=1.5, alpha=0.5)
             axes.plot(time, value, "o", color=colour, ms=6)
             points.append((time, value, name))
@@ -81,14 +86,15 @@ def _against_time(
     _label(axes, points, 1.6 * last)
     axes.set_xlabel("selection, microseconds an image on one thread")
     axes.set_ylabel("retained accuracy, %")
-    _plain(axes, f"At {AT} tokens")
+    _plain(axes, f"At {AT} tokens. Lines: 95 % intervals, and quartiles of the times")
 
 
 def _label(axes: Axes, points: Sequence[tuple[float, float, str]], x: float) -> None:
     """Name the points (x, y, name) in a column at ``x``."""
     low, high = axes.get_ylim()
-    places = apart([y for _, y, _ in points], (high - low) / LINES)
-    axes.set_ylim(min(low, *places), max(high, *places))
+    gap = (high - low) / LINES
+    places = apart([y for _, y, _ in points], gap)
+    axes.set_ylim(min(low, *places) - gap, max(high, *places) + gap)
     for place, (at, y, name) in zip(places, points, strict=True):
         colour = COLOURS.get(name, GREY)
         axes.annotate(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from quality.names import ALL, BLIND, FREQUENT, NUM_TOKENS
+from quality.names import ALL, BLIND, FREQUENT, FULL, NUM_TOKENS
 from quality.questions import Label
 from quality.resampling import (
     DRAWS,
@@ -18,7 +18,15 @@ from quality.resampling import (
     counting_cells,
 )
 from quality.rows import Choices
-from quality.verdicts import Fitness, Verdict, fitness, verdicts
+from quality.verdicts import (
+    Comparison,
+    Differences,
+    Fitness,
+    Verdict,
+    against_others,
+    fitness,
+    verdicts,
+)
 
 NEEDS = ("spot", "whole")
 
@@ -27,7 +35,7 @@ def judged_bed(
     labels: Sequence[Label], correct: Mapping[Key, Floats], choices: Choices, draws: int = DRAWS
 ) -> dict[str, Any]:
     """Return the report of one model, or of the mean of several: which cells count, every row with
-    its intervals, and the verdicts.
+    its intervals, how *full* compares with every other row, and the verdicts.
 
     ``correct`` has the row "random", and the most frequent answer.
     """
@@ -37,16 +45,19 @@ def judged_bed(
         name: accuracy_by_cell(labels, correct[name, NUM_TOKENS]) for name in (ALL, BLIND, FREQUENT)
     }
     if not cells:
-        fit, judged, rows = fitness(cells, None), [], []
+        fit, judged, rows, others = fitness(cells, None), [], [], []
     else:
         resampled = Resampled(labels, correct, cells, draws=draws)
         fit = fitness(cells, resampled)
         judged = verdicts(resampled, choices, fit)
         rows = [_row(resampled, key) for key in correct]
+        names = dict.fromkeys(name for name, tokens in correct if tokens < NUM_TOKENS)
+        others = against_others(resampled, [name for name in names if name != FULL])
     return {
         "accuracy_by_cell": by_cell,
         "fitness": _fitness(fit),
         "rows": rows,
+        "full_against": {each.text: _differences(each) for each in others},
         "verdicts": [_verdict(each) for each in judged],
     }
 
@@ -109,11 +120,18 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
             {
                 "text": each.text,
                 "verdict": each.verdict,
-                "differences": {
-                    str(budget): _estimate(difference)
-                    for budget, difference in each.differences.items()
-                },
+                **_differences(each),
             }
             for each in verdict.comparisons
         ],
+    }
+
+
+def _differences(comparison: Comparison) -> dict[str, Any]:
+    def by_budget(differences: Differences) -> dict[str, list[float]]:
+        return {str(budget): _estimate(each) for budget, each in differences.items()}
+
+    return {
+        "differences": by_budget(comparison.differences),
+        "simultaneous": by_budget(comparison.simultaneous),
     }

@@ -49,6 +49,22 @@ class Estimate:
         return Estimate(factor * self.value, factor * self.low, factor * self.high)
 
 
+def simultaneous(samples: Sequence[Floats]) -> list[Estimate]:
+    """Return intervals that all hold at once with 95 % confidence, one for each [1 + draws].
+
+    Each reaches the same number of standard errors to both sides of its value: the number that the
+    largest deviation of a resample, over all of ``samples``, exceeds in 5 % of the resamples.
+    """
+    every = np.stack(samples)
+    values, drawn = every[:, :1], every[:, 1:]
+    errors = drawn.std(1, keepdims=True)
+    deviations = np.abs(drawn - values)
+    scaled = np.divide(deviations, errors, out=np.zeros_like(drawn), where=errors > 0)
+    reach = np.quantile(scaled.max(0), CONFIDENCE) * errors
+    ends = np.concatenate([values, values - reach, values + reach], axis=1)
+    return [Estimate(*map(float, each)) for each in ends]
+
+
 def accuracy_by_cell(labels: Sequence[Label], correct: Floats) -> dict[str, float]:
     """Return the share of right answers in each cell. ``correct`` is [questions]."""
     cells = np.array([label.cell for label in labels])

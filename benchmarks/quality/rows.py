@@ -11,11 +11,19 @@ from words import CATEGORIES
 
 from clasp_kernels.policy import CategoryPolicy, Profile, Schedule
 from clasp_kernels.rules import rule_names
-from quality.names import ALL, BLIND, BUDGETS, FULL, NUM_LAYERS, NUM_TOKENS, SMALLER
+from quality.names import (
+    ALL,
+    BLIND,
+    BUDGETS,
+    CONTROLS,
+    FULL,
+    NUM_LAYERS,
+    NUM_TOKENS,
+    SMALLER,
+)
 
 RANDOM_SEEDS = (1, 2, 3)
 STAGES = ((0, 2, 4), (1, 3))
-CONTROLS = ("random", "uniform", "pool")
 # CLASP and its registered rule are one: a patched model takes the rule's pivots from the profile.
 RULES = tuple(name for name in rule_names() if name not in ("clasp", *CONTROLS))
 
@@ -108,7 +116,10 @@ def one_policy(profile: Profile) -> Profile:
 
 
 def wrong_category(profile: Profile) -> Profile:
-    """Return the profile with the policy of the next category for every category."""
+    """Return the profile with the policy of the next category for every category.
+
+    Categories that no question of the test bed has ("knowledge", "general") keep their own.
+    """
     following = dict(zip(CATEGORIES, (*CATEGORIES[1:], CATEGORIES[0]), strict=True))
     return _changed(profile, lambda name, _: profile.categories[following.get(name, name)])
 

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from evaluate import Example, frequent_answers
+from seeds import PROFILE as PROFILE_SEED
+from seeds import RECIPE
 from tqdm import tqdm
 
 from clasp_kernels.calibrate.store import AnswerKey, AnswerStore, OtherCalibration
 from clasp_kernels.policy import Profile
-from quality.names import FREQUENT, NUM_TOKENS, TIMED_BATCH, TIMED_RUNS
-from quality.page import page
+from quality.names import FREQUENT, NUM_TOKENS, TIMED_BATCH, TIMES
+from quality.page import page, read_times
 from quality.picture import draw_picture
-from quality.questions import digest, draw, labels, num_cells
+from quality.questions import FIRST_SEED, digest, draw, labels, num_cells
 from quality.records import (
     QUESTIONS,
     correct_path,
@@ -36,7 +38,8 @@ from quality.records import (
     write_labels,
 )
 from quality.report import judged_bed
-from quality.rows import Row, choose, rows, training_rows
+from quality.rows import RULES, Choices, Row, choose, rows, training_rows
+from quality.times import interleaved
 
 if TYPE_CHECKING:
     from quality.answering import Answerer
@@ -44,9 +47,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "build" / "quality"
 PROFILE = "clasp_profile.json"
+ROWS = "rows.json"
 PACKAGES = ("torch", "transformers")
 MIN_QUESTIONS = 5000
-TIMED = "selection seconds"
 
 
 @dataclass(frozen=True)
@@ -94,17 +97,14 @@ def start(threads: int) -> None:
 
 
 def answer(model: Model, job: Job) -> str:
-    """Run a job in a worker process. Return its answers, or its seconds, as JSON."""
+    """Run a job in a worker process. Return its answers, as JSON."""
     from quality.answering import Answerer
 
-    split = "heldout" if job.split == TIMED else job.split
+    split = job.split
     if split not in _answerers:
         _answerers.clear()  # one split's images are in memory at a time
         _answerers[split] = Answerer(model.folder, model.profile, split, model.per_cell[split])
-    answerer = _answerers[split]
-    if job.split == TIMED:
-        return json.dumps(answerer.seconds(job.row, job.budget))
-    return json.dumps(answerer.answers(job.row, job.budget))
+    return json.dumps(_answerers[split].answers(job.row, job.budget))
 
 
 def run_jobs(
@@ -134,10 +134,24 @@ def measured(model: Model, folder: Path, workers: int) -> tuple[Any, AnswerStore
             run_jobs(jobs("train", training_rows(model.profile)), store, ask, pool)
             found = choose(model.profile, _accuracy(store, "train", examples["train"]))
             run_jobs(jobs("heldout", rows(model.profile, found)), store, ask, pool)
-        with _pool(1) as pool:  # nothing beside what is timed
-            pruned = [row for row in rows(model.profile, found) if row.kind == "pruned"]
-            run_jobs(jobs(TIMED, pruned), store, ask, pool)
     return found, store
+
+
+def timed(model: Model, choices: Choices, rounds: int) -> dict[str, Any]:
+    """Time the selection of every row in a worker process. Return the content of `times.json`."""
+    import machine
+
+    from quality.answering import Answerer
+
+    answerer = Answerer(model.folder, model.profile, "heldout", model.per_cell["heldout"])
+    pruned = [row for row in rows(model.profile, choices) if row.kind == "pruned"]
+    return {
+        "model": model.name,
+        "batch": TIMED_BATCH,
+        "rounds": rounds,
+        "environment": machine.environment() | {"command": "python -m benchmarks.quality --times"},
+        "microseconds": interleaved(pruned, rounds, answerer.seconds),
+    }
 
 
 @contextmanager
@@ -184,7 +198,7 @@ def report_of(models: Sequence[Model], out: Path, work: Path, workers: int) -> d
         guess == question.answer
         for guess, (_, question) in zip(frequent_answers(examples), examples, strict=True)
     ]
-    reports, tables, times, chosen = [], [], [], []
+    reports, tables, chosen = [], [], []
     for model in models:
         choices, store = measured(model, folder_of(work, model), workers)
         chosen.append(choices)
@@ -198,7 +212,6 @@ def report_of(models: Sequence[Model], out: Path, work: Path, workers: int) -> d
         write_correct(correct_path(out, model.name), correct)
         table = with_random(read_correct(correct_path(out, model.name), len(examples)))
         tables.append(table)
-        times.append(_seconds(store, every))
         reports.append(
             {
                 "name": model.name,
@@ -216,35 +229,11 @@ def report_of(models: Sequence[Model], out: Path, work: Path, workers: int) -> d
         "questions_per_cell": models[0].per_cell[split],
         "cells": num_cells(),
         "training_questions": models[0].per_cell["train"] * num_cells(),
-        "timed_batch": TIMED_BATCH,
-        "timed_runs": TIMED_RUNS,
-        "selection_microseconds": _mean_times(times),
+        "first_seed": FIRST_SEED | {"recipe": RECIPE, "profile": PROFILE_SEED},
+        "rules": RULES,
         "models": reports,
         "mean": mean,
     }
-
-
-def _seconds(store: AnswerStore, of: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """Return the microseconds of each row's selection, by budget."""
-    return {
-        row.name: {
-            str(job.budget): 1e6 * float(json.loads(store.answers[job.key]))
-            for job in jobs(TIMED, [row])
-        }
-        for row in of
-        if row.kind == "pruned"
-    }
-
-
-def _mean_times(times: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    found = {
-        name: {
-            budget: round(float(np.mean([each[name][budget] for each in times])), 1)
-            for budget in by_budget
-        }
-        for name, by_budget in times[0].items()
-    }
-    return found | {"random": found["random 1"]}
 
 
 def folder_of(work: Path, model: Model) -> Path:
@@ -258,18 +247,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len({model.name for model in models}) < len(models):
         _stop("--model must be folders of different names, which name the results")
     options.out.mkdir(parents=True, exist_ok=True)
-    try:
-        report = report_of(models, options.out, options.work, options.workers)
-    except OtherCalibration as difference:
-        _stop(f"{options.work} has answers of another run: {difference}; choose another --work")
-    (options.out / "rows.json").write_text(json.dumps(report, indent=1) + "\n")
+    if options.times:
+        report = write_times(models[0], options.out, options.rounds)
+    else:
+        try:
+            report = report_of(models, options.out, options.work, options.workers)
+        except OtherCalibration as difference:
+            _stop(f"{options.work} has answers of another run: {difference}; choose another --work")
+        (options.out / ROWS).write_text(json.dumps(report, indent=1) + "\n")
+    times = read_times(options.out)
     if report["mean"]["rows"]:
-        draw_picture(report, options.out / "quality.png")
-    text = page(report, "quality.png")
-    print(text)
+        draw_picture(report, times, options.out / "quality.png")
+    print(page(report, times, "quality.png"))
     if report["questions"] < MIN_QUESTIONS:
         print(f"A trial: the plan asks for at least {MIN_QUESTIONS} questions.")
     return 0
+
+
+def write_times(model: Model, out: Path, rounds: int) -> dict[str, Any]:
+    """Measure the times alone and write `times.json`. Return the report that is there."""
+    path = out / ROWS
+    if not path.is_file():
+        _stop(f"--times needs the answers' results, and there is no {path}: run without it first")
+    report: dict[str, Any] = json.loads(path.read_text())
+    judged = {each["name"]: Choices(**each["choices"]) for each in report["models"]}
+    if model.name not in judged:
+        _stop(f"--model must be one of {', '.join(judged)}, of which {path} is, got {model.name}")
+    with _pool(1) as pool:
+        found = pool.submit(timed, model, judged[model.name], rounds).result()
+    (out / TIMES).write_text(json.dumps(found, indent=1) + "\n")
+    return report
 
 
 def _model(folder: Path, options: argparse.Namespace) -> Model:
@@ -316,6 +323,15 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=40,
         help="training questions, for the choices (default: 40)",
+    )
+    parser.add_argument(
+        "--times",
+        action="store_true",
+        help=f"only measure how long selecting takes, into {TIMES}, on a machine with nothing else "
+        "to do",
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, default=30, help="how often --times is to time (default: 30)"
     )
     parser.add_argument("--workers", type=_positive, default=2, help="processes (default: 2)")
     return parser
