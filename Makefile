@@ -14,6 +14,9 @@ TORCH ?= torch==2.13.0
 # The releases of transformers that `make compat` tests; empty for all.
 RELEASES ?=
 
+# The GPUs that `make compile-check` compiles for, as compute capabilities; empty for all.
+GPUS ?=
+
 # The CUDA build of torch that `make cuda-build-check` installs.
 CUDA_TORCH ?= torch==2.14.1
 # What `make gpu-bundle` packs: the other machine's Python, wheels for it, and source archives.
@@ -109,8 +112,8 @@ format: $(REQUIREMENTS)  ## Let ruff and clang-format rewrite the sources
 
 compile-check: $(REQUIREMENTS)  ## Compile the C++ for every instruction set and compiler, and kernels for GPUs
 	$(PY) tools/compile_check.py
-	$(PY) tools/triton_check.py
-	$(PY) tools/cuda_check.py
+	$(PY) tools/triton_check.py $(GPUS)
+	$(PY) tools/cuda_check.py $(GPUS)
 
 cuda-build-check:  ## Build the wheel with CUDA kernels next to a CUDA torch, and try it; needs nvcc, no GPU
 	$(PYTHON) tools/cuda_build_check.py build/cuda-check '$(CUDA_TORCH)'

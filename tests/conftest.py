@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 # Without a GPU, the tests run Triton kernels in its interpreter. Set before any import of the
 # package, because Triton reads the variable once.
@@ -40,6 +40,8 @@ settings.register_profile(
 # kernel.
 settings.register_profile("few", settings.get_profile("clasp"), max_examples=10)
 settings.load_profile("clasp")
+# In Triton's interpreter an example takes a hundred times as long as on the other backends.
+INTERPRETED_EXAMPLES = 12
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,7 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out two thirds of some combinations, unless --all-combinations is given.
 
     Every test runs, and so does every dtype in Triton's interpreter and every family in slow tests,
-    but not each with each: of three dtypes or families of a test, one is run.
+    but not each with each: of three dtypes or families of a test, one is run. Tests by Hypothesis
+    have fewer examples in the interpreter.
     """
     if config.getoption("--all-combinations"):
         return
@@ -79,12 +82,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
+def is_interpreted(item: pytest.Item) -> bool:
+    return "triton" in item.nodeid and os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Draw few examples in the interpreter. Backends share the test, and its settings with it."""
+    test = getattr(item, "obj", None)
+    few = is_interpreted(item) and not item.config.getoption("--all-combinations")
+    if not (few and is_hypothesis_test(test)):
+        return (yield)
+    own = test._hypothesis_internal_use_settings
+    few_examples = min(INTERPRETED_EXAMPLES, own.max_examples)
+    test._hypothesis_internal_use_settings = settings(own, max_examples=few_examples)
+    try:
+        return (yield)
+    finally:
+        test._hypothesis_internal_use_settings = own
+
+
 def combinations_of(item: pytest.Item) -> str:
     """Return what the tests have in common of which some are left out; "" for all others."""
     if (callspec := getattr(item, "callspec", None)) is None:
         return ""
     params: dict[str, object] = callspec.params
-    if "triton" in item.nodeid and os.environ.get("TRITON_INTERPRET") == "1":
+    if is_interpreted(item):
         varied = [name for name, value in params.items() if isinstance(value, torch.dtype)]
     elif item.get_closest_marker("deep"):
         varied = [name for name in params if name == "family"]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import triton_check
-from kernel_report import Exemption
+from kernel_report import Exemption, Report
 from kernel_resources import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,7 @@ JUDGED_WITH = ".".join(importlib.metadata.version("triton").split(".")[:2])
 
 
 def check(
-    folder: Path, launchers: dict[str, str], cases: str, exceptions: str = "[]"
+    folder: Path, launchers: dict[str, str], cases: str, exceptions: str = "[]", *capabilities: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the check in a checkout with these launchers, which call KERNELS, and these cases."""
     shutil.copytree(ROOT / "tools", folder / "tools")
@@ -77,7 +77,7 @@ def check(
     text = CASES.replace("{CASES}", cases).replace("{EXCEPTIONS}", exceptions)
     (folder / "tools" / "triton_cases.py").write_text(text)
     return subprocess.run(
-        [sys.executable, folder / "tools" / "triton_check.py"],
+        [sys.executable, folder / "tools" / "triton_check.py", *capabilities],
         # The check must ignore these: the tests set the first, and the second would hide the PTX.
         env={**os.environ, "TRITON_INTERPRET": "1", "TRITON_STORE_BINARY_ONLY": "1"},
         capture_output=True,
@@ -168,10 +168,12 @@ def test_what_a_gpu_would_refuse_fails(tmp_path: Path) -> None:
             **launcher("no_kernel", COMPLETE.replace("total(", "undefined(", 1)),
         },
         "{op: [rows()] for op in ('elsewhere', 'no_program', 'no_launch', 'no_kernel')}",
+        "[]",
+        "90",
     )
     assert done.returncode == 1, done.stderr
     package = tmp_path / "clasp_kernels" / "triton"
-    everywhere = "sm_80, sm_90, sm_100: "
+    everywhere = "sm_90: "
     for complaint in (
         f"\n{package}/elsewhere.py:",
         f"one of shape [2, 1024] is on cpu.\n  {everywhere}elsewhere()\n",
@@ -182,6 +184,17 @@ def test_what_a_gpu_would_refuse_fails(tmp_path: Path) -> None:
         f"NameError: total is not defined\n  {everywhere}no_kernel()\n",
     ):
         assert complaint in done.stdout, complaint
+
+
+def test_a_subset_of_the_gpus_needs_no_exemption_of_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unneeded = [Exemption("share._share", "another GPU", warps=8, capabilities=(80,))]
+    assert Report(unneeded, capabilities=(90,)).show()
+    assert not Report(unneeded, capabilities=(80, 90, 100)).show()
+    with pytest.raises(SystemExit):
+        triton_check.main(["75"])
+    assert "CAPABILITY must be 80, 90, 100, got 75" in capsys.readouterr().err
 
 
 def test_with_another_triton_registers_are_told_and_not_judged(

@@ -4,6 +4,8 @@ Every source in csrc/cuda/ is compiled with warnings as errors, against the inst
 may be a CPU build. Kernels must not spill registers or use too many according to ptxas
 (kernel_report.py), unless EXCEPTIONS gives a reason. Dynamic shared memory is not known here: a
 kernel limited by it may need an exception for registers that cost it no occupancy.
+
+    cuda_check.py [CAPABILITY...]    (of 80, 90 and 100)
 """
 
 from __future__ import annotations
@@ -18,18 +20,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import cuda_toolkit
-from kernel_report import Exemption, Report
+from kernel_report import CAPABILITIES, Exemption, Report, asked_capabilities
 from kernel_resources import Resources
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
-ARCHITECTURES = ("80", "90a", "100")
+ARCHITECTURES = {80: "80", 90: "90a", 100: "100"}
 MAJOR = "13"  # of the toolkit to install if there is none; 12.8 is the first with sm_100
 WARP = 32
 STRICT = ("-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror")
@@ -130,9 +133,13 @@ def short(signature: str) -> str:
     return re.sub(r"\b(void |clasp::|cuda::)", "", name)
 
 
-def report(results: list[Result], exceptions: list[Exemption]) -> bool:
+def report(
+    results: list[Result],
+    exceptions: list[Exemption],
+    capabilities: Sequence[int] = CAPABILITIES,
+) -> bool:
     """Prints the findings. Returns True if nothing is wrong."""
-    found = Report(exceptions)
+    found = Report(exceptions, capabilities=capabilities)
     for result in results:
         source, architecture = result.task.source.name, f"sm_{result.task.architecture}"
         if result.error:
@@ -149,7 +156,8 @@ def report(results: list[Result], exceptions: list[Exemption]) -> bool:
     return found.show()
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
+    capabilities = asked_capabilities((__doc__ or "").splitlines()[0], arguments)
     sources = sorted((CSRC / "cuda").glob("*.cu"))
     try:
         nvcc = cuda_toolkit.find_nvcc(os.environ, MAJOR)
@@ -162,14 +170,16 @@ def main() -> int:
         *(nvcc, *build["NVCC_FLAGS"], *build["DEFINES"], *STRICT, f"-I{CSRC}"),
         *(flag for path in includes for flag in ("-isystem", path)),
     ]
-    tasks = [Task(source, each) for source in sources for each in ARCHITECTURES]
+    tasks = [
+        Task(source, ARCHITECTURES[capability]) for source in sources for capability in capabilities
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(lambda task: compile_source(task, command), tasks))
-    if report(results, EXCEPTIONS):
+    if report(results, EXCEPTIONS, capabilities):
         return 0
     print(f"\nThe compiler was called as {shlex.join(command)}")
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -11,6 +11,7 @@ unless an exemption gives a reason. An exemption that no kernel needs fails too.
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 
@@ -18,6 +19,29 @@ from kernel_resources import Resources
 
 FEW_WARPS = "leaves less than half the warps for its registers"
 SPILLS = "spills registers to local memory (or indexes an array at run time)"
+
+
+CAPABILITIES = (80, 90, 100)
+"""The GPUs that kernels are compiled for."""
+
+
+def asked_capabilities(description: str, arguments: Sequence[str] | None = None) -> tuple[int, ...]:
+    """Returns the GPUs that a check's command line names, all if it names none."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument(
+        "capabilities",
+        nargs="*",
+        type=int,
+        metavar="CAPABILITY",
+        help=f"of {', '.join(map(str, CAPABILITIES))}; default: all",
+    )
+    asked = tuple(parser.parse_args(arguments).capabilities)
+    for capability in asked:
+        if capability not in CAPABILITIES:
+            parser.error(
+                f"CAPABILITY must be {', '.join(map(str, CAPABILITIES))}, got {capability}"
+            )
+    return asked or CAPABILITIES
 
 
 @dataclass(frozen=True)
@@ -32,7 +56,7 @@ class Exemption:
     """The most bytes of local memory that a thread may have."""
     warps: int | None = None
     """The fewest of 64 warps that must fit in spite of the kernel's registers."""
-    capabilities: tuple[int, ...] = (80, 90, 100)
+    capabilities: tuple[int, ...] = CAPABILITIES
 
     def __post_init__(self) -> None:
         if (self.spilled is None) == (self.warps is None):
@@ -91,11 +115,17 @@ Problems = dict[str, dict[str, list[str]]]
 class Report:
     """Collects the findings of a check; ``show`` prints them."""
 
-    def __init__(self, exceptions: list[Exemption], unjudged: str = "") -> None:
+    def __init__(
+        self,
+        exceptions: list[Exemption],
+        unjudged: str = "",
+        capabilities: Sequence[int] = CAPABILITIES,
+    ) -> None:
         """If ``unjudged`` is given, it is the reason why registers and spills do not fail the
-        check."""
+        check. If not all GPUs are among ``capabilities``, unneeded exemptions do not fail it."""
         self.exceptions = exceptions
         self.unjudged = unjudged
+        self.every_gpu = set(capabilities) == set(CAPABILITIES)
         self.complete = True
         self.lines: dict[tuple[str, int, str], Line] = {}  # kernel, capability, architecture
         self.problems: Problems = {}
@@ -174,7 +204,10 @@ class Report:
         stale = [
             f"unneeded exception: {exemption.kernel} {exemption}; remove it from EXCEPTIONS."
             for exemption in self.exceptions
-            if exemption not in self.needed and self.complete and not self.unjudged
+            if exemption not in self.needed
+            and self.complete
+            and self.every_gpu
+            and not self.unjudged
         ]
         for sentence in (*stale, *complaints):
             print(f"\n{sentence}")

@@ -10,6 +10,8 @@ that launches nothing (triton_stub.py). The compiled kernels must
 - access memory 16 bytes at a time in the cases marked as wide.
 
 Every launcher must have cases, and every kernel that a launcher can launch must be in one.
+
+    triton_check.py [CAPABILITY...]    (of 80, 90 and 100)
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from kernel_report import Exemption, Report
+from kernel_report import CAPABILITIES, Exemption, Report, asked_capabilities
 from kernel_resources import Resources, narrow_accesses, read_resources
 
 if TYPE_CHECKING:
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "clasp_kernels" / "triton"
-ARCHITECTURES = (80, 90, 100)
 NARROW = "must access memory 16 bytes at a time:"
 BATCH = 2  # any value; tests/test_triton_compile.py asserts that it makes no difference
 
@@ -129,9 +131,15 @@ def examine(launch: Launch, driver: StubDriver, wide: bool) -> Compiled:
     )
 
 
-def report(results: list[Result], exceptions: list[Exemption], unjudged: str = "") -> bool:
-    """Prints the findings. Returns True if nothing is wrong. ``unjudged`` is that of Report."""
-    found = Report(exceptions, unjudged)
+def report(
+    results: list[Result],
+    exceptions: list[Exemption],
+    unjudged: str = "",
+    capabilities: Sequence[int] = CAPABILITIES,
+) -> bool:
+    """Prints the findings. Returns True if nothing is wrong. The last two arguments are those of
+    Report."""
+    found = Report(exceptions, unjudged, capabilities)
     for result in results:
         architecture = f"sm_{result.task.capability}"
         if result.error:
@@ -187,7 +195,8 @@ def is_jit(decorator: ast.expr) -> bool:
     return "jit" in (getattr(call, "id", ""), getattr(call, "attr", ""))
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
+    capabilities = asked_capabilities((__doc__ or "").splitlines()[0], arguments)
     if importlib.util.find_spec("triton") is None:
         print("not checked: Triton kernels: triton is not installed (pip install triton)")
         return 0
@@ -203,7 +212,7 @@ def main() -> int:
         Task(op, case, capability)
         for op, cases in CASES.items()
         for case in range(len(cases))
-        for capability in ARCHITECTURES
+        for capability in capabilities
     ]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
@@ -215,9 +224,9 @@ def main() -> int:
     unjudged = ""
     if not version.startswith(f"{JUDGED_WITH}."):
         unjudged = f"the exceptions apply to Triton {JUDGED_WITH}, but this is {version}"
-    passed = report(results, EXCEPTIONS, unjudged)
+    passed = report(results, EXCEPTIONS, unjudged, capabilities)
     return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

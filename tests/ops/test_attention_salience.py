@@ -208,7 +208,7 @@ LARGE = {
     "rows of several blocks": (2, 4, 2, 45, 333, 24),
     "more rows than keys": (1, 3, 1, 150, 90, 17),
     "square": (1, 2, 2, 257, 257, 20),
-    "many keys": (1, 4, 4, 37, 5003, 12),
+    "many keys": (1, 2, 2, 37, 2503, 12),
     "many heads": (1, 40, 40, 2, 130, 9),
 }
 

@@ -153,10 +153,11 @@ def test_an_image_does_not_depend_on_its_batch(served: str, dtype: torch.dtype) 
             torch.testing.assert_close(alone, part, rtol=0, atol=0)
 
 
-def test_twenty_runs_give_the_same_bits(served: str) -> None:
+def test_twenty_runs_give_the_same_bits(served: str, request: pytest.FixtureRequest) -> None:
     arguments = calls()[served].arguments
     first = run(served, arguments)
-    for _ in range(20):
+    # The interpreter runs one program after another, in one order.
+    for _ in range(2 if INTERPRETED and "triton" in request.node.name else 20):
         assert_same_bits(run(served, arguments), first)
 
 
