@@ -247,6 +247,17 @@ def test_a_rule_may_not_keep_the_padding_of_a_smaller_image() -> None:
         check_selection(rules.Rule("r", rules.uniform), selection, [2, 2], 4, valid)
 
 
+def test_images_may_keep_different_numbers_of_tokens() -> None:
+    rule = rules.Rule("r", rules.uniform)
+    pivots, counts = torch.ones(3, 3, dtype=torch.bool), torch.tensor([3, 1, 0])
+    rows = [[0, 2, 3], [1, -1, -1], [-1, -1, -1]]
+    check_selection(rule, Selection(torch.tensor(rows), pivots, counts), [3, 1, 0], 4, None)
+    rows[1] = [-1, 1, -1]
+    message = r"padded with -1 at the end, got \[-1, 1, -1\]"
+    with pytest.raises(ValueError, match=message):
+        check_selection(rule, Selection(torch.tensor(rows), pivots, counts), [3, 1, 0], 4, None)
+
+
 @pytest.mark.parametrize(
     ("spoil", "error", "message"),
     [
