@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from clasp_kernels.policy.patterns import END, NUMBER, START, YEAR, Match, PatternIndex
 
-_TOKEN = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+|\d\w+|[,;:.!?\n(\u2013\u2014]")
+_TOKEN = re.compile(r"[^\W\d_]+|\d+(?:[.,:/]\d+)*|[,;:.!?\n(\u2013\u2014]")
 _STOPS = frozenset(",;:.!?\n(\u2013\u2014")
 _SENTENCE_STOPS = frozenset(".!?\n")
 # Words whose "'s" means "is"; after others it is a possessive.
@@ -88,7 +88,7 @@ class ClauseReader:
             if token not in _STOPS:
                 if token in spelling:
                     words += spelling[token]
-                elif token[0] <= "9":
+                elif token < ":":  # it starts with a digit
                     year = len(token) == 4 and token.isdigit() and "1000" <= token < "2100"
                     words.append(YEAR if year else NUMBER)
                 elif token != "s":

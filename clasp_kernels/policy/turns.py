@@ -69,9 +69,14 @@ _SPELLINGS = sorted(
     {spelling for word in _ROLES for spelling in (word, word.capitalize(), word.upper())} | {"AI"},
     key=lambda spelling: (-len(spelling), spelling),
 )
+# By first letter, so that a place in a text is compared with a few words and not with all.
+_BY_LETTER = "|".join(
+    f"{letter}(?:{'|'.join(word[1:] for word in _SPELLINGS if word[0] == letter)})"
+    for letter in sorted({word[0] for word in _SPELLINGS})
+)
 # A role word, followed by a colon or a bracket, the end of the line, or text that touches it.
 _WORD = re.compile(
-    rf"({'|'.join(_SPELLINGS)})(?:"
+    rf"({_BY_LETTER})(?:"
     r"((?:[ \t]?\d{1,2})?[)}*#]*[ \t]*[:>]\**|[)}]+(?=\s)|[ \t]-(?=\s))|"
     r"([ \t=*)}-]*(?=\n|$))|"
     r"(?=[A-Z<\"']))"
@@ -82,8 +87,8 @@ _ATTRIBUTE_END = re.compile(
     r"[\"'](?:,\s{0,3}[\"']?(?:content|value|text)[\"']?\s{0,3}[:=]\s{0,3}[\"']?)?"
 )
 _NAME = re.compile(r"(?:^|(?<=\s))\**([^\W\d_]\w{0,19})\**[ \t]*:\**")
-# Every marker of a turn contains one of these.
-_SIGN = re.compile(r"[<\[:\uff1a\n]|assistant")
+# Every marker of a turn contains one of these, or "assistant".
+_SIGN = re.compile(r"[<\[:\uff1a\n]")
 _COLON_AFTER = re.compile(r" ?:")
 _FULL_WIDTH = {"\uff1a": ":", "\uff5c": "|", "\uff01": "!", "\uff1f": "?", "\u3002": "."}
 _TOOL_RESULT = re.compile(r"\s*<\|?(?:tool|function|observation)")
@@ -132,7 +137,7 @@ def last_user_turn(prompt: str) -> str:
     >>> last_user_turn("Is this a cat?</s>Yes.</s>Where is it?</s>")
     ''
     """
-    if not _SIGN.search(prompt):
+    if not _SIGN.search(prompt) and "assistant" not in prompt:
         return prompt
     text = _without_thoughts(prompt.replace("\r\n", "\n"))
     if not text.isascii():
@@ -321,7 +326,7 @@ def _unnamed_turn(text: str, tokens: _Tokens, no_user: bool) -> str | None:
     The prompt ends where the answer starts. If it ends with a mark that has opened turns before,
     the turn before that mark is the one to answer.
     """
-    names = list(_NAME.finditer(text))
+    names = list(_NAME.finditer(text)) if ":" in text else []
     counts = Counter(name[1] for name in names)
     if names and not text[names[-1].end() :].strip() and counts[names[-1][1]] > 1:
         for name in names[-2::-1]:

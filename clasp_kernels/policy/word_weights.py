@@ -54,6 +54,7 @@ class WordWeights:
         # The integers of a word are kept as the digits of one number, so that one sum of numbers
         # adds up every category. The middle makes each digit of a sum positive.
         self._shifts = [_DIGIT_BITS * place for place in range(count)]
+        self._places = list(zip(self.categories, self._shifts, strict=True))
         self._middle = sum(_MIDDLE << shift for shift in self._shifts)
         self._row = re.compile(r"-?\d{1,5}" + r" -?\d{1,5}" * (count - 1))
         weights = as_mapping("words.weights", data.get("weights"))
@@ -80,12 +81,12 @@ class WordWeights:
 
     def add(self, clauses: Sequence[Clause], scores: dict[str, float]) -> None:
         """Add to ``scores`` what the words of ``clauses`` weigh, without the bias."""
-        packed = self._packed.get
+        packed, places = self._packed.get, self._places
         for words, weight in clauses:
-            total = sum(map(packed, words, repeat(0)))
+            total = sum(map(packed, words, repeat(0)), self._middle)
             scale = weight * self.scale(len(words))
-            for category, value in zip(self.categories, self._unpacked(total), strict=True):
-                scores[category] += scale * value
+            for category, shift in places:
+                scores[category] += scale * ((total >> shift & _DIGIT) - _MIDDLE)
 
     def leads(self, clauses: Sequence[Clause], category: str) -> list[tuple[float, str]]:
         """Return what each word adds to ``category`` more than to the others on average.
