@@ -224,6 +224,48 @@ def test_the_readme_says_how_near_the_limit_it_gets() -> None:
     assert "50% of" in sentence and "b: 2 KiB, the eager N x N matrix 1 MiB" in sentence
 
 
+def ours_of(op: str, case: str, **values: Any) -> HostRow:
+    row = {name: values.get(name) for name in ("best_baseline", "floor_us", "floor_bound")}
+    speedup, shape = values.get("speedup"), values.get("shape", {})
+    return HostRow(
+        *(op, case, rows.OURS, "ours", 10.0, 1, shape),
+        **row,
+        speedup_over_best_baseline=speedup,
+        min_us=10.0,
+        iqr_us=0.0,
+    )
+
+
+def test_the_page_lists_every_case_where_a_baseline_is_faster() -> None:
+    ours = [
+        ours_of("fuse_layers", "a", speedup=0.996),
+        ours_of("fuse_layers", "b", speedup=1.0),
+        ours_of("merge_tokens", "c", speedup=0.5),
+        ours_of("merge_tokens", "d"),
+    ]
+    text = readme_tables.slower(ours)
+    assert text.startswith("A baseline is faster in 2 of 3 cases:\n")
+    assert text.endswith("\n- `fuse_layers`: a (0.996x)\n- `merge_tokens`: c (0.5x)\n")
+    assert readme_tables.slower(ours[1:2]) == "A baseline is faster in 0 of 1 cases.\n"
+
+
+@pytest.mark.parametrize(("library_us", "verdict"), [(50.0, "meets"), (49.0, "misses")])
+def test_the_page_says_which_targets_cover_tokens_meets(library_us: float, verdict: str) -> None:
+    shape = {"num_tokens": 9, "dtype": "float32"}
+    compared = [
+        ours_of("cover_tokens", "a", floor_us=5.0, shape=shape),
+        *(
+            HostRow("cover_tokens", "a", name, kind, us, 1, min_us=us, iqr_us=0.0)
+            for name, kind, us in [("e", rows.EAGER, 40.0), ("p", rows.LIBRARY, library_us)]
+        ),
+    ]
+    peaks = [dict(zip(FIELDS, ("cover_tokens", "a", rows.OURS, 2048, 4096), strict=True))]
+    text = readme_tables.covering(compared, peaks)
+    assert "misses its target of 8x over the best eager or compiled formulation: 4.0x" in text
+    assert "it would reach 8.0x to 8.0x for 9 tokens in float32" in text
+    assert f"It {verdict} its target of 5x over other packages" in text and "2 KiB (at a)" in text
+
+
 def test_peak_memory_sees_an_allocation_of_known_size(tmp_path: Path) -> None:
     """Of 300 KiB at the peak, 200 are the output and 100 are counted, though freed by the end."""
     script = tmp_path / "known.py"
