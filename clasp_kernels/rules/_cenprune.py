@@ -32,8 +32,9 @@ def cenprune(
     Needs features alone. Costs one :func:`~clasp_kernels.complete_tokens` with weights, and one for
     tokens that are not finite.
 
-    Source: centred and weighted max-min pruning (Cen-Prune), from descriptions of it. The weight by
-    distance from the mean is this package's reading.
+    Source: descriptions of Cen-Prune as centred and weighted max-min pruning; its paper was not
+    read, and none is named here for that reason. The weight by distance from the mean is this
+    package's reading.
 
     >>> import torch
     >>> features = torch.tensor([[[9.0, 0.0], [9.0, 0.2], [9.0, 4.0], [9.0, -3.0]]])

@@ -27,6 +27,9 @@ def random(
     The same shape on the same kind of device gives the same tokens, because the seed is fixed.
     PyTorch's global generators are not used, so sampling is not affected.
 
+    Needs nothing but the number of tokens. Costs a random number per token and one
+    :func:`~clasp_kernels.select_pivots`. A control of this package; it is of no paper.
+
     >>> import torch
     >>> random(torch.ones(1, 8, 2), torch.zeros(1, 8), [3]).counts
     tensor([3])
@@ -46,6 +49,9 @@ def uniform(
     valid: Tensor | None = None,
 ) -> Selection:
     """Keep tokens at equal distances in the image's order of tokens.
+
+    Needs nothing but the number of tokens. Costs a running sum over them and one
+    :func:`~clasp_kernels.select_pivots`. A control of this package; it is of no paper.
 
     >>> import torch
     >>> uniform(torch.ones(1, 8, 2), torch.zeros(1, 8), [4]).indices
