@@ -1,6 +1,7 @@
 """The default router: categories, reasons, speed and errors."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -37,6 +38,17 @@ def test_labelled_set_is_large_balanced_and_without_repeats():
         categories = [row["category"] for row in LABELLED if row["split"] == split]
         assert set(categories) == set(CATEGORIES)
         assert min(map(categories.count, set(CATEGORIES) - {"general"})) >= 15
+
+
+def test_no_prompt_is_in_both_halves():
+    """Up to case and punctuation. The word weights have seen more prompts of the tuning half."""
+    more = Path(__file__).parents[2] / "training" / "router" / "prompts.jsonl"
+    rows = LABELLED + [json.loads(line) for line in more.read_text("utf-8").splitlines()]
+    halves = {"dev": set(), "held_out": set()}
+    for row in rows:
+        halves[row["split"]].add(" ".join(re.findall(r"[^\W_]+", row["prompt"].casefold())))
+    assert halves["dev"] and halves["held_out"]
+    assert not halves["dev"] & halves["held_out"]
 
 
 # The floors of "held_out" are the targets. `benchmarks/router.py` prints what is reached.
