@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import clasp_kernels
-from clasp_kernels import backend_report, backends, reference
+from clasp_kernels import Selection, backend_report, backends, reference
 from clasp_kernels.triton import INTERPRETED
 
 OPS = sorted(calls())
@@ -76,6 +76,19 @@ def test_compiled_with_a_changing_number_of_tokens() -> None:
         features, salience = torch.randn(2, tokens, 3), torch.rand(2, tokens)
         actual = compiled(features, salience, budget, 2)
         assert_same_bits(actual, clasp_kernels.select_tokens(features, salience, budget, 2))
+
+
+def test_compiled_with_the_other_completion() -> None:
+    """One graph, although it is made of several ops."""
+
+    def select(features: Tensor, salience: Tensor) -> Selection:
+        return clasp_kernels.select_tokens(features, salience, [5, 3], 2, completion="cover")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(select, fullgraph=True, backend="aot_eager")
+    assert_same_bits(compiled(FEATURES, SALIENCE), select(FEATURES, SALIENCE))
+    farthest = clasp_kernels.select_tokens(FEATURES, SALIENCE, [5, 3], 2)
+    assert not torch.equal(compiled(FEATURES, SALIENCE).indices, farthest.indices)
 
 
 FEATURES, SALIENCE = torch.randn(2, 9, 4), torch.rand(2, 9)
