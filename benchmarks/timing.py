@@ -50,10 +50,13 @@ def overlap(ours: Tensor, theirs: Tensor) -> float:
     return sum(both) / ours.numel()
 
 
-def worst_choice(features: Tensor, selected: Tensor, picks: Tensor) -> float:
+def worst_choice(
+    features: Tensor, selected: Tensor, picks: Tensor, weights: Tensor | None = None
+) -> float:
     """By how much the worst of the picks [B, M] is covered better than the least covered token was
     when it was picked, given the picks before it: similarities recomputed in float64. Infinite if a
-    token is picked twice or is none."""
+    token is picked twice or is none. With ``weights`` above 0 [B, N], what is compared is weight
+    times distance."""
     if picks.numel() and not 0 <= picks.min() <= picks.max() < features.shape[1]:
         return math.inf
     unit = torch.nn.functional.normalize(features.double(), dim=-1)
@@ -65,7 +68,8 @@ def worst_choice(features: Tensor, selected: Tensor, picks: Tensor) -> float:
     covered.scatter_(1, selected, math.inf)
     worst = features.new_zeros((), dtype=torch.float64)
     for pick in picks.split(1, dim=1):
-        excess = covered.gather(1, pick)[:, 0] - covered.amin(1)
+        distance = 1 - covered if weights is None else weights * (1 - covered)
+        excess = distance.amax(1) - distance.gather(1, pick)[:, 0]
         worst = torch.maximum(worst, excess.max())
         similarity = torch.bmm(unit, rows(pick).transpose(1, 2))[..., 0]
         covered = covered.maximum(similarity).scatter(1, pick, math.inf)

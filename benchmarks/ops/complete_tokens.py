@@ -28,9 +28,10 @@ from case import (
     Maker,
     TokenCase,
     eager,
+    given,
 )
 from machine import Counted
-from rows import COMPILED
+from rows import COMPILED, PEER
 from timing import worst_choice
 from torch import Tensor
 
@@ -100,6 +101,22 @@ def _look_up(similarities: Tensor, selected: Tensor, num_tokens: int) -> Tensor:
     picks = selected.new_empty(similarities.shape[0], num_tokens)
     for step in range(num_tokens):
         pick = covered.argmin(1)
+        picks[:, step] = pick
+        torch.maximum(covered, similarities[image, pick], out=covered)
+        covered.scatter_(1, pick[:, None], float("inf"))
+    return picks
+
+
+def weighted_gram(features: Tensor, selected: Tensor, num_tokens: int, weights: Tensor) -> Tensor:
+    """``gram`` for picks by weight times distance."""
+    unit = _unit_rows(features)
+    similarities = torch.bmm(unit, unit.transpose(1, 2))
+    image = torch.arange(features.shape[0], device=features.device)
+    covered = similarities[image[:, None], selected].amax(1)
+    covered.scatter_(1, selected, float("inf"))
+    picks = selected.new_empty(features.shape[0], num_tokens)
+    for step in range(num_tokens):
+        pick = (weights * (1 - covered)).argmax(1)
         picks[:, step] = pick
         torch.maximum(covered, similarities[image, pick], out=covered)
         covered.scatter_(1, pick[:, None], float("inf"))
@@ -270,6 +287,41 @@ class Case(SelectionCase):
         return [*others, *self.completions(gpu)]
 
 
+@dataclass(frozen=True)
+class WeightedCase(Case):
+    """With weights that are all 1, which changes no pick, or random ones."""
+
+    weights: str = "uniform"
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} {self.weights} weights"
+
+    def inputs(self, device: str, seed: int) -> Inputs:
+        inputs = super().inputs(device, seed)
+        weights = torch.ones(self.batch, self.num_tokens, device=device)
+        if self.weights == "random":
+            weights += Maker(device, seed).randn(self.batch, self.num_tokens).abs()
+        return *inputs, weights
+
+    def ours(  # type: ignore[override]
+        self, features: Tensor, selected: Tensor, num_tokens: int, weights: Tensor
+    ) -> Tensor:
+        return complete_tokens(features, selected, num_tokens, weights=weights)
+
+    def agree(self, inputs: Inputs, ours: Tensor, theirs: Tensor) -> bool:
+        features, selected, _, weights = inputs
+        return ours.shape == theirs.shape and (
+            worst_choice(features, selected, theirs, weights) <= 1e-4
+        )
+
+    def baselines(self, gpu: bool) -> list[Implementation]:
+        """Beside the eager one, our own without weights, which shows what they cost."""
+        unweighted = Implementation(
+            "without weights", PEER, given(complete_tokens), lambda inputs: inputs[:3]
+        )
+        return [*eager({"eager-gram": weighted_gram}), unweighted]
+
+
 BF16 = "bfloat16"
 BENCHMARK = Benchmark(
     cpu=[
@@ -282,6 +334,8 @@ BENCHMARK = Benchmark(
         Case(1, 576, 1024, "float32", 64, 1),
         Case(8, 576, 1024, "float32", 64, 1),
         Case(1, 2880, 1024, "float32", 320, 1),
+        WeightedCase(1, 576, 1024, "float32", 64, 32, weights="uniform"),
+        WeightedCase(1, 576, 1024, "float32", 64, 32, weights="random"),
     ],
     gpu=[
         Case(1, 576, 1024, BF16, 64, 1, priority=0),
