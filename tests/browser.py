@@ -19,8 +19,8 @@ _FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 )
 #: The codes that WebDriver has for keys.
-LEFT, RIGHT, DOWN, SPACE, HOME, END, TAB = (
-    *("\ue012", "\ue014", "\ue015", "\ue00d", "\ue011", "\ue010", "\ue004"),
+LEFT, UP, RIGHT, DOWN, SPACE, HOME, END, TAB = (
+    *("\ue012", "\ue013", "\ue014", "\ue015", "\ue00d", "\ue011", "\ue010", "\ue004"),
 )
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
 

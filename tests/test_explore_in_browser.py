@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browser import DOWN, END, HOME, LEFT, RIGHT, Browser, browser, missing
+from browser import DOWN, END, HOME, LEFT, RIGHT, UP, Browser, browser, missing
 from PIL import Image
 from running import QUESTION, SCENE
 from test_explore import (
@@ -291,6 +291,7 @@ def test_the_page_speaks_to_a_screen_reader(page):
         ("radio", "Salience"),
         ("heading", QUESTION),
         ("image", "scene_5.png, as the model sees it"),
+        ("application", "Tokens; the arrow keys go from one to the next"),
     } <= named
     live = page.run("return document.getElementById('summary').getAttribute('aria-live')")
     assert live == "polite"
@@ -302,7 +303,7 @@ def test_the_page_speaks_to_a_screen_reader(page):
 
 def test_everything_can_be_reached_with_the_tab_key(page):
     names = []
-    for _ in range(7):
+    for _ in range(8):
         page.tools("Input.dispatchKeyEvent", type="keyDown", key="Tab", windowsVirtualKeyCode=9)
         page.tools("Input.dispatchKeyEvent", type="keyUp", key="Tab", windowsVirtualKeyCode=9)
         names.append(
@@ -311,7 +312,8 @@ def test_everything_can_be_reached_with_the_tab_key(page):
                 "return [e.id || e.name || e.tagName, getComputedStyle(e).outlineStyle]"
             )
         )
-    assert [name for name, _ in names][:6] == [
+    assert [name for name, _ in names][:7] == [
+        "tokens",
         "budget",
         "rule",
         "category",
@@ -319,7 +321,7 @@ def test_everything_can_be_reached_with_the_tab_key(page):
         "heat",
         "SUMMARY",
     ]
-    assert {outline for _, outline in names[:6]} == {"solid"}
+    assert {outline for _, outline in names[:7]} == {"solid"}
 
 
 @pytest.mark.parametrize("width", [320, 400, 820, 1280])
@@ -354,7 +356,26 @@ def test_a_token_under_the_pointer_shows_its_values(page):
         "#readout"
     )
     page.press("#budget", LEFT)  # then these are no longer its values
-    assert page.text("#readout") == "Point at a token to read its values."
+    assert page.text("#readout").startswith("Point at a token")
+
+
+def test_arrow_keys_read_token_after_token(page):
+    _, pivots, _ = cells(page)
+    side = 12
+    page.press("#tokens", HOME)
+    for keys, token in [
+        *[(RIGHT * 2, 2), (DOWN, 2 + side), (LEFT * 3, side - 1), (UP, side - 1)],
+        *[(END, NUM_TOKENS - 1), (RIGHT, NUM_TOKENS - 1), (DOWN, NUM_TOKENS - 1)],
+        *[(UP, NUM_TOKENS - 1 - side), (HOME, 0), (LEFT, 0), (RIGHT * pivots[3], pivots[3])],
+    ]:
+        page.press("#tokens", keys)
+        assert page.text("#readout").startswith(f"Token {token}: ")
+        marked = "return [...document.querySelectorAll('.cursor')].map(one => one.dataset.token)"
+        assert page.run(marked) == [str(token)]
+    assert ": pivot. Salience " in page.text("#readout")
+    assert page.text("#readout").endswith("coverage 1.00.")
+    live = page.run("return document.getElementById('readout').getAttribute('aria-live')")
+    assert live == "polite"
 
 
 def test_a_budget_of_several_images_counts_for_each(window, loaded, tmp_path):

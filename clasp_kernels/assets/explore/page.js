@@ -163,7 +163,7 @@
     budgets[number] = Number(budget.value);
     stages[number] = chosen("stage");
     const heat = HEATS[chosen("heat")];
-    element("readout").textContent = "Point at a token to read its values.";
+    say(cells.length ? "Point at a token, or go to one with the arrow keys, to read its values." : "");
     data.rules.forEach((_, other) => { rule.options[other].disabled = !works(plan, other); });
     data.plans.forEach((other, at) => {
       element("plans").children[at].firstChild.disabled = !works(other, rule.selectedIndex);
@@ -255,10 +255,13 @@
     }
   }
 
-  function read(event) {
-    const cell = event.target.closest(".cell");
-    if (!cell) return;
-    const token = Number(cell.dataset.token);
+  function say(text) {
+    const readout = element("readout");
+    // It is spoken whenever it is written.
+    if (readout.textContent !== text) readout.textContent = text;
+  }
+
+  function read({ token }) {
     const [stateNumber, salience, coverage] = frame();
     const name = NAMES[states[stateNumber][token]];
     const means = { gone: "dropped at an earlier stage" };
@@ -270,10 +273,59 @@
       const share = (maps[salience][token] / 255) ** 2;
       text += `. Salience ${Math.round(100 * share)} % of the largest, coverage ${(maps[coverage][token] / 255).toFixed(2)}`;
     }
-    element("readout").textContent = `${text}.`;
+    say(`${text}.`);
   }
-  picture.addEventListener("pointermove", read);
-  picture.addEventListener("pointerdown", read);
+  const under = ({ target }) => cells.find(({ cell }) => cell === target.closest(".cell"));
+
+  // The token that the arrow keys start from.
+  let cursor = 0;
+  function goTo(number) {
+    cells[cursor].cell.classList.remove("cursor");
+    cursor = number;
+    cells[cursor].cell.classList.add("cursor");
+    read(cells[cursor]);
+  }
+
+  // Where the nearest token above (-1) or below (1) is; the cursor itself if there is none.
+  function beside(direction) {
+    const [, left, top, right, bottom] = cells[cursor].box;
+    const [across, down] = [(left + right) / 2, (top + bottom) / 2];
+    let [nearest, least] = [cursor, Infinity];
+    cells.forEach(({ box }, number) => {
+      const distance = direction * ((box[2] + box[4]) / 2 - down);
+      if (box[1] <= across && across < box[3] && distance > 0 && distance < least) {
+        [nearest, least] = [number, distance];
+      }
+    });
+    return nearest;
+  }
+
+  const KEYS = {
+    ArrowLeft: () => Math.max(cursor - 1, 0),
+    ArrowRight: () => Math.min(cursor + 1, cells.length - 1),
+    ArrowUp: () => beside(-1),
+    ArrowDown: () => beside(1),
+    Home: () => 0,
+    End: () => cells.length - 1,
+  };
+  if (cells.length) {
+    element("tokens").addEventListener("focus", () => goTo(cursor));
+    element("tokens").addEventListener("keydown", (event) => {
+      if (!(event.key in KEYS) || event.altKey || event.ctrlKey || event.metaKey) return;
+      event.preventDefault();
+      goTo(KEYS[event.key]());
+    });
+  } else {
+    element("tokens").removeAttribute("tabindex");
+  }
+  picture.addEventListener("pointermove", (event) => {
+    const one = under(event);
+    if (one) read(one);
+  });
+  picture.addEventListener("pointerdown", (event) => {
+    const one = under(event);
+    if (one) goTo(cells.indexOf(one));
+  });
   document.querySelector("form").addEventListener("input", show);
   document.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   showPlan(0);
