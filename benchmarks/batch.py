@@ -1,7 +1,7 @@
 """``clasp batch`` with one process and with two, with Ray, and beside a loop written by hand.
 
     python benchmarks/batch.py                        # -> benchmarks/results/cpu/batch.json
-    python benchmarks/batch.py --images 40 --rounds 1 # a quick look, printed only
+    python benchmarks/batch.py --images 40            # a quick look, printed only
 
 Every way answers the same questions about the same pictures with the bundled model, from the start
 of its command to its end, in turn, so that all meet the machine in the same states. All have the
@@ -61,11 +61,12 @@ class Run:
 
 @dataclass(frozen=True)
 class BatchRow:
-    """One way, medians over the rounds."""
+    """One way, medians over the rounds. Memory in units of 1,000,000 bytes."""
 
     way: str
     images: int
     seconds: float
+    rounds: int
     rows_per_second: float
     equal_answers: float
     """The share of the first way's answers that this one gives too."""
@@ -166,6 +167,7 @@ def _row(way: str, images: int, runs: list[Run], first: dict[str, str]) -> Batch
         way,
         images,
         seconds,
+        len(runs),
         images / seconds,
         equal / images,
         statistics.median(run.peak_bytes for run in runs) / _MEGABYTE,
@@ -205,7 +207,7 @@ def as_table(rows: list[BatchRow]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args()
     rows = measure(given.images, given.rounds)
     print(as_table(rows))

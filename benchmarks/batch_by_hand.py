@@ -49,7 +49,8 @@ def answer(
     with torch.inference_mode():
         ids = model.generate(**inputs, do_sample=False, max_new_tokens=tokens)
     new = ids[:, inputs["input_ids"].shape[1] :]
-    return {"answer": processor.batch_decode(new, skip_special_tokens=True)}
+    texts = processor.batch_decode(new, skip_special_tokens=True)
+    return {"answer": [text.strip() for text in texts]}
 
 
 def main(

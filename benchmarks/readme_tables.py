@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import batch
 import busy_machine
 import ops
 import serving_simulation
@@ -234,6 +235,21 @@ def prefill() -> str:
     return "\n" + EXPLANATION + "\n".join(texts) if recorded else ""
 
 
+def batches() -> str:
+    """``clasp batch`` beside a loop written by hand."""
+    content = json.loads(batch.RECORDED.read_text())
+    rows = [batch.BatchRow(**row) for row in content["rows"]]
+    rounds = {1: "one run of each"}.get(rows[0].rounds, f"medians of {rows[0].rounds} runs")
+    return (
+        f"\n**`clasp batch`** ({_where([content['environment']])}): {rows[0].images:,} pictures "
+        "with questions of four kinds, answered by the bundled model with a quarter of its visual "
+        "tokens, from the start of the command to its end; "
+        f"{rounds}, a thread for each process. *Same answers*: the share that is equal to the "
+        "first row's, since sums differ by float noise with who shares a batch. Memory is that of "
+        "all processes together.\n\n" + batch.as_table(rows)
+    )
+
+
 def tables() -> str:
     """Everything between the markers of docs/results.md."""
     accuracy = json.loads((RESULTS / "tiny_vlm_accuracy.json").read_text())
@@ -253,6 +269,7 @@ def tables() -> str:
         + speed()
         + busy()
         + prefill()
+        + batches()
     )
 
 
@@ -281,15 +298,15 @@ def summary() -> str:
             continue
         content = json.loads((RESULTS / name).read_text())
         rows = [row for row in content["rows"] if not row["ideal"]]
-        for batch in sorted({row["batch"] for row in rows}):
-            mine = [row for row in rows if row["batch"] == batch]
+        for number in sorted({row["batch"] for row in rows}):
+            mine = [row for row in rows if row["batch"] == number]
             every = next(row for row in mine if row["method"] == "unpruned")
             least = min(row["budget"] for row in mine)
             ours = next(row for row in mine if (row["method"], row["budget"]) == ("input", least))
             lines.append(
                 [
                     f"first token, {content['environment']['parameters'] / 1e6:.0f} M parameters, "
-                    f"batch {batch}: {least} of {every['budget']} tokens",
+                    f"batch {number}: {least} of {every['budget']} tokens",
                     duration(1e6 * every["first_token"]),
                     duration(1e6 * ours["first_token"]),
                     f"{every['first_token'] / ours['first_token']:.1f}x",
