@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -30,6 +30,9 @@ from clasp_kernels.models.oracle import (
 )
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.specimens import SPECIMENS
+
+# The implementations that tiny models are checked with.
+_ATTENTIONS = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,12 @@ def _check_families(families: list[str], device: torch.device) -> list[Check]:
     for family in families:
         has_reference = SPECIMENS[family].salience is not None
 
+        # All checks share a model, as those of a given model do: building takes longer than they.
+        @cache
         def build(attention: str, family: str = family) -> Any:
             return SPECIMENS[family].build(attn_implementation=attention).to(device)
 
-        for attention in ("sdpa", "eager"):
+        for attention in _ATTENTIONS:
             specimen = partial(build, attention)
             model = specimen()
             for task in TASKS:
