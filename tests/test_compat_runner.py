@@ -63,6 +63,10 @@ def wheel(folder: Path, name: str, version: str, *requires: str) -> None:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
+    return make_checkout(tmp_path)
+
+
+def make_checkout(tmp_path: Path) -> Path:
     """Return a checkout with two small fake releases besides the installed one."""
     for folder in ("tools", "clasp_kernels/models", "tests/models", "docs", "wheels"):
         (tmp_path / folder).mkdir(parents=True)
@@ -82,13 +86,37 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def overlays(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the overlays of both fake releases, for tests that are not about making them."""
+    checkout = make_checkout(tmp_path_factory.mktemp("made"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in pip_variables(checkout).items():
+            patch.setenv(name, value)
+        for release in ("1.0", "2.0"):
+            compat.overlay(release, checkout / "kept")
+    return checkout / "kept"
+
+
+@pytest.fixture
+def prepared(checkout: Path, overlays: Path) -> Path:
+    """Return a checkout with the overlays of both fake releases."""
+    shutil.copytree(overlays, checkout / "kept")
+    return checkout
+
+
+def pip_variables(checkout: Path) -> dict[str, str]:
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")}
+
+
 def run_compat(checkout: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHONPATH"))}
-    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout / "wheels")}
+    # pytest-xdist is the only plugin that a run needs.
+    plugins = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "xdist.plugin"}
     script = (checkout / "tools" / "compat.py", "--overlays", checkout / "kept", "--workers", "0")
     return subprocess.run(
         [sys.executable, *script, *words],
-        env={**inherited, **pip, **variables},
+        env={**inherited, **plugins, **pip_variables(checkout), **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -116,13 +144,13 @@ def test_a_new_table_replaces_the_old_one() -> None:
     assert compat.with_table(first, record) == compat.with_table(MARKED, record) != first
 
 
-def test_what_passes_is_recorded_for_each_family(checkout: Path) -> None:
-    folder = checkout / "tests" / "models" / "families"
+def test_what_passes_is_recorded_for_each_family(prepared: Path) -> None:
+    folder = prepared / "tests" / "models" / "families"
     folder.mkdir()
     (folder / "test_every_family.py").write_text(EVERY_FAMILY)
     (folder / "test_qwen.py").write_text("def test_its_own():\n    pass\n")
-    assert run_compat(checkout).returncode == 1
-    releases = json.loads((checkout / "docs" / "compat.json").read_text())["releases"]
+    assert run_compat(prepared).returncode == 1
+    releases = json.loads((prepared / "docs" / "compat.json").read_text())["releases"]
     assert list(releases) == ["1.0", "2.0", INSTALLED]
     nothing = {"passed": 0, "skipped": 0, "failed": 0, "before": False, "inside": False}
     assert releases["1.0"]["families"] == {
@@ -138,29 +166,27 @@ def test_what_passes_is_recorded_for_each_family(checkout: Path) -> None:
     }
 
 
-def test_a_family_whose_tests_cannot_be_imported_fails(checkout: Path) -> None:
-    folder = checkout / "tests" / "models" / "families"
+def test_a_family_whose_tests_cannot_be_imported_fails(prepared: Path) -> None:
+    folder = prepared / "tests" / "models" / "families"
     folder.mkdir()
     (folder / "test_qwen.py").write_text("import no_such_module\n")
-    assert run_compat(checkout, "2.0").returncode == 1
-    result = compat.read_report(checkout / "build" / "compat" / "2.0.xml")
+    assert run_compat(prepared, "2.0").returncode == 1
+    result = compat.read_report(prepared / "build" / "compat" / "2.0.xml")
     assert result.families == {"qwen": compat.Family(failed=1)}
 
 
-def test_an_overlay_has_what_the_environment_lacks_and_no_more(checkout: Path) -> None:
-    run_compat(checkout, "oldest")
-    kept = {path.stem for path in (checkout / "kept" / "1.0").glob("*.dist-info")}
+def test_an_overlay_has_what_the_environment_lacks_and_no_more(prepared: Path) -> None:
+    kept = {path.stem for path in (prepared / "kept" / "1.0").glob("*.dist-info")}
     assert kept == {"transformers-1.0", "clasp_hub-1.5", "clasp_http-0.1"}
-    shutil.rmtree(checkout / "wheels")
-    assert run_compat(checkout, "1.0").returncode == 0, "kept for the next time"
+    shutil.rmtree(prepared / "wheels")
+    assert run_compat(prepared, "1.0").returncode == 0, "kept for the next time"
 
 
-def test_an_overlay_that_is_incomplete_is_made_again(checkout: Path) -> None:
-    run_compat(checkout, "oldest")
-    for path in (checkout / "kept" / "1.0").glob("clasp_http*"):
+def test_an_overlay_that_is_incomplete_is_made_again(prepared: Path) -> None:
+    for path in (prepared / "kept" / "1.0").glob("clasp_http*"):
         shutil.rmtree(path)
-    assert run_compat(checkout, "oldest").returncode == 0
-    assert (checkout / "kept" / "1.0" / "clasp_http").exists()
+    assert run_compat(prepared, "oldest").returncode == 0
+    assert (prepared / "kept" / "1.0" / "clasp_http").exists()
 
 
 def test_an_installation_that_fails_leaves_no_overlay(checkout: Path) -> None:
@@ -179,27 +205,27 @@ def test_no_other_torch_or_numpy_is_laid_over(checkout: Path) -> None:
     assert "transformers 2.0 does not fit this environment: it requires torch>=99" in done.stderr
 
 
-def test_what_is_tested_is_what_is_imported(checkout: Path) -> None:
-    (checkout / "transformers.py").write_text("__version__ = '2.0'")
-    done = run_compat(checkout, "2.0")
+def test_what_is_tested_is_what_is_imported(prepared: Path) -> None:
+    (prepared / "transformers.py").write_text("__version__ = '2.0'")
+    done = run_compat(prepared, "2.0")
     assert done.returncode == 1
     assert "transformers 2.0 is not what is imported" in done.stderr
 
 
-def test_a_failing_release_fails_and_says_where_to_read_on(checkout: Path) -> None:
-    done = run_compat(checkout, "2.0", "oldest", BROKEN="1.0")
+def test_a_failing_release_fails_and_says_where_to_read_on(prepared: Path) -> None:
+    done = run_compat(prepared, "2.0", "oldest", BROKEN="1.0")
     assert done.returncode == 1
     assert "transformers 1.0: 0 passed, 1 failed, 1 skipped" in done.stdout
     (log,) = re.findall(r"pytest said is in (.*)\.$", done.stdout, re.M)
-    assert "test_release" in (checkout / log).read_text()
+    assert "test_release" in (prepared / log).read_text()
     assert "transformers 2.0: 2 passed" in done.stdout
-    assert (checkout / "docs" / "compatibility.md").read_text() == MARKED, "not all releases ran"
+    assert (prepared / "docs" / "compatibility.md").read_text() == MARKED, "not all releases ran"
 
 
 @pytest.mark.parametrize("text", ["", "def test_it():\n    import pytest; pytest.skip()", "1 / 0"])
-def test_a_release_that_ran_no_test_fails(checkout: Path, text: str) -> None:
-    (checkout / "tests" / "models" / "test_small.py").write_text(text)
-    assert run_compat(checkout, "2.0").returncode == 1
+def test_a_release_that_ran_no_test_fails(prepared: Path, text: str) -> None:
+    (prepared / "tests" / "models" / "test_small.py").write_text(text)
+    assert run_compat(prepared, "2.0").returncode == 1
 
 
 def test_an_unknown_release_is_refused_in_one_sentence(checkout: Path) -> None:
