@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreter import python
+from forking import python_with_torch
 
 from clasp_kernels import backend_report, backends
 from clasp_kernels.backends import cpu
@@ -45,7 +45,7 @@ print(clasp_kernels.backend_report().native.capability)
 @functools.cache
 def available() -> list[str]:
     """Return the levels of this machine, read from the error message of an invalid request."""
-    done = python(
+    done = python_with_torch(
         "import clasp_kernels.backends.cpu as n, torch, clasp_kernels.ops; print(n.load().problem)",
         **{VARIABLE: "none of them"},
     )
@@ -57,7 +57,7 @@ def available() -> list[str]:
 def test_a_level_can_be_forced(level: str) -> None:
     if level not in available():
         pytest.skip(f"this machine has no {level}")
-    done = python(CERTIFY, **{VARIABLE: level})
+    done = python_with_torch(CERTIFY, **{VARIABLE: level})
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{level}\n"
 
@@ -65,7 +65,7 @@ def test_a_level_can_be_forced(level: str) -> None:
 @pytest.mark.parametrize("value", [None, ""])
 def test_the_best_level_is_used_unless_one_is_forced(value: str | None) -> None:
     environment = {} if value is None else {VARIABLE: value}
-    done = python(CERTIFY, **environment)
+    done = python_with_torch(CERTIFY, **environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{available()[0]}\n"
     assert [level for level in LEVELS if level in available()] == available()
@@ -100,7 +100,7 @@ with clasp_kernels.use_backend("reference"):
 
 @pytest.mark.parametrize("value", ["avx1024", "AVX2", "avx2 "])
 def test_a_level_that_is_not_there_is_an_error_when_it_is_needed(value: str) -> None:
-    done = python(REFUSED, **{VARIABLE: value})
+    done = python_with_torch(REFUSED, **{VARIABLE: value})
     assert done.returncode == 0, done.stderr
     allowed = ", ".join(available())
     problem = f"{VARIABLE} must be one of {allowed} on this machine, got '{value}'."
@@ -115,7 +115,7 @@ before = clasp_kernels.backend_report().native.capability
 os.environ["{VARIABLE}"] = "nonsense"
 assert clasp_kernels.backend_report().native.capability == before
 """
-    done = python(code)
+    done = python_with_torch(code)
     assert done.returncode == 0, done.stderr
 
 
