@@ -117,7 +117,9 @@ def test_tests_of_ops_run_once_more_on_a_device() -> None:
     """With the CPU as the device, the repeated tests pass in addition to the normal ones."""
     pytest.importorskip("triton")
     chosen = ["tests/ops/test_gather_tokens.py", "tests/ops/test_every_op.py"]
-    chosen += ["tests/ops/test_fuse_layers.py", "-k", "gather_tokens or list_form"]
+    of_gather = "copies_the_indexed_rows or list_form or (inputs_are_left_alone and gather_tokens)"
+    of_gather += " or (opcheck and gather_tokens-reference)"
+    chosen += ["tests/ops/test_fuse_layers.py", "-k", of_gather]
     options = ["-v", "-p", "no:cacheprovider", "--op-device=cpu", "--hypothesis-profile=few"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *chosen],
@@ -163,6 +165,7 @@ def test_each_design_of_the_cuda_extension_has_the_tests_of_its_ops(tmp_path: Pa
     designs = ("auto", "steps")
     (tmp_path / "cuda_on_the_cpu.py").write_text(CUDA_ON_THE_CPU)
     options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "cuda_on_the_cpu", "--op-device=cpu"]
+    options += ["--hypothesis-profile=few"]
     chosen = ["tests/ops/test_complete_tokens.py", "tests/ops/test_gather_tokens.py"]
     path = os.pathsep.join(map(str, (ROOT, tmp_path)))
     done = subprocess.run(
