@@ -37,9 +37,12 @@ def model() -> LlavaForConditionalGeneration:
     return tiny_llava()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function that saves a family's tiny model once and returns its folder."""
+    """Return a function that saves a family's tiny model once and returns its folder.
+
+    Tests do not change the folder, but a copy of it.
+    """
     made: dict[str, Path] = {}
 
     def folder(family: str) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import numpy as np
 import pytest
@@ -41,6 +42,12 @@ def wide(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def model_of(checkpoint):
+    """Return a function that loads a family's model once. Tests leave it as it was."""
+    return cache(lambda family: load_model(str(checkpoint(family)), "cpu"))
+
+
 @pytest.mark.parametrize("family", PROCESSORS)
 def test_what_was_kept_is_told_and_drawn(family, checkpoint, wide, tmp_path):
     out = tmp_path / "map.png"
@@ -61,8 +68,8 @@ def test_what_was_kept_is_told_and_drawn(family, checkpoint, wide, tmp_path):
 
 
 @pytest.mark.parametrize("family", PROCESSORS)
-def test_a_schedule_drops_every_token_at_one_stage(family, checkpoint, wide):
-    loaded = load_model(str(checkpoint(family)), "cpu")
+def test_a_schedule_drops_every_token_at_one_stage(family, model_of, wide):
+    loaded = model_of(family)
     problem = refusal(loaded.model.config.get_text_config())
     if problem:
         pytest.skip(problem)
@@ -79,11 +86,11 @@ def test_a_schedule_drops_every_token_at_one_stage(family, checkpoint, wide):
 
 
 @pytest.mark.parametrize("family", PROCESSORS)
-def test_just_the_kept_tokens_have_colours(family, checkpoint, tmp_path):
+def test_just_the_kept_tokens_have_colours(family, model_of, tmp_path):
     """On an image of one strong colour, only kept tokens and the white gaps are not grey."""
     path = tmp_path / "red.png"
     Image.new("RGB", (90, 60), (220, 20, 20)).save(path)
-    loaded = load_model(str(checkpoint(family)), "cpu")
+    loaded = model_of(family)
     asked = compare(loaded, load_image(path), QUESTION, keep=4, max_new_tokens=2)
     _, drawn, _ = overlay(loaded, asked, 480)
     pixels = np.asarray(drawn).astype(int)
