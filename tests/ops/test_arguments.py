@@ -630,10 +630,13 @@ def test_counts_in_a_list_go_to_a_gpu_from_pinned_memory(monkeypatch) -> None:
         return tensor(values, dtype=dtype)
 
     monkeypatch.setattr(torch, "tensor", record)
-    for device in ("cpu", "cuda"):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    # Without a driver, tensors without data may be on a GPU, but no memory can be pinned.
+    for device, in_use in (("cpu", True), ("cuda", True), ("cuda", False)):
+        monkeypatch.setattr(torch.cuda, "is_initialized", lambda in_use=in_use: in_use)
         with FakeTensorMode():
             select_pivots(torch.zeros(B, N, device=device), [1, 2])
-    assert pinned == [False, True]
+    assert pinned == [False, True, False]
 
 
 def test_values_that_are_not_checked_do_what_is_documented() -> None:
