@@ -60,23 +60,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out two thirds of some combinations, unless --all-combinations is given.
+    """Leave out some combinations, unless --all-combinations is given.
 
     Every test runs, and so does every dtype in Triton's interpreter and every family in slow tests,
-    but not each with each: of three dtypes or families of a test, one is run. Tests by Hypothesis
-    have fewer examples in the interpreter.
+    but not each with each: of three dtypes or five families of a test, one is run. Tests by
+    Hypothesis have fewer examples in the interpreter.
     """
     if config.getoption("--all-combinations"):
         return
-    groups: dict[str, list[pytest.Item]] = {}
+    groups: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
-        if group := combinations_of(item):
+        group = combinations_of(item)
+        if group[0]:
             groups.setdefault(group, []).append(item)
     left_out = {
         item
-        for group, members in groups.items()
-        for place, item in enumerate(members, start=zlib.crc32(group.encode()))
-        if len(members) >= ONE_OF and place % ONE_OF
+        for (name, one_of), members in groups.items()
+        for place, item in enumerate(members, start=zlib.crc32(name.encode()))
+        if len(members) >= one_of and place % one_of
     }
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
@@ -102,32 +103,30 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         test._hypothesis_internal_use_settings = own
 
 
-def combinations_of(item: pytest.Item) -> str:
-    """Return what the tests have in common of which some are left out; "" for all others."""
+def combinations_of(item: pytest.Item) -> tuple[str, int]:
+    """Return what the tests have in common of which some are left out, and of how many one runs;
+    "" for all others."""
     if (callspec := getattr(item, "callspec", None)) is None:
-        return ""
+        return "", 1
     params: dict[str, object] = callspec.params
     if is_interpreted(item):
-        varied = [name for name, value in params.items() if isinstance(value, torch.dtype)]
+        varied, one_of = [n for n, value in params.items() if isinstance(value, torch.dtype)], 3
     elif item.get_closest_marker("deep"):
-        varied = [name for name in params if name == "family"]
+        varied, one_of = [name for name in params if name == "family"], 5
     else:
-        varied = []
+        varied, one_of = [], 1
     if not varied:
-        return ""
+        return "", 1
     # By the test's id, on which all test processes agree.
     group = item.nodeid
     for name in varied:
         group = group.replace(str(params[name]), "*")
-    return group
+    return group, one_of
 
 
 def pytest_report_header() -> list[str]:
     return str(backend_report()).splitlines()
 
-
-# How many combinations there are for each that runs.
-ONE_OF = 3
 
 # The designs of the CUDA extension. For the small images of these tests, "auto" chooses "matrix".
 CUDA_DESIGN = "CLASP_KERNELS_CUDA_DESIGN"

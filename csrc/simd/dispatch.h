@@ -1,5 +1,6 @@
 // The instruction sets of this machine, the kernels for each, and the choice between them.
 // Including this header compiles every kernel for every set, so include it in one file per library.
+// Tests that run on a machine without AVX-512 leave it out by CLASP_WITHOUT_AVX512, for time.
 #pragma once
 
 #include <string>
@@ -7,10 +8,12 @@
 
 #include "simd/kernels.h"
 #include "simd/kernels_avx2.h"
-#include "simd/kernels_avx512.h"
-#include "simd/kernels_avx512_bf16.h"
 #include "simd/kernels_baseline.h"
 
+#if !defined(CLASP_WITHOUT_AVX512)
+#  include "simd/kernels_avx512.h"
+#  include "simd/kernels_avx512_bf16.h"
+#endif
 #if defined(__x86_64__)
 #  include <cpuid.h>
 #endif
@@ -39,6 +42,7 @@ inline std::vector<InstructionSet> instruction_sets() {
   std::vector<InstructionSet> found;
 #if defined(__x86_64__)
   __builtin_cpu_init();
+#  if !defined(CLASP_WITHOUT_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     if (__builtin_cpu_supports("avx512bf16")) {
@@ -46,6 +50,7 @@ inline std::vector<InstructionSet> instruction_sets() {
     }
     found.push_back({"avx512", &avx512::kKernels});
   }
+#  endif
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c()) {
     found.push_back({"avx2", &avx2::kKernels});
   }
