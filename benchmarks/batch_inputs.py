@@ -18,7 +18,7 @@ from PIL import Image
 from clasp_kernels.bundled import bundled_path
 
 QUESTION = "How many circles are there?"
-# Of different lengths and categories.
+# These questions have different lengths and categories, so that batches are padded.
 QUESTIONS = (
     QUESTION,
     "What is written on the sign?",

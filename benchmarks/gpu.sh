@@ -21,8 +21,8 @@
 # LIMIT   seconds for all steps together (default: 520, and 285 for short alone)
 # COMMIT  what was measured, where there is no git repository to ask
 #
-# Whatever fails, the other steps run. A step may take its share of the time that is left, so that
-# none takes the time of those after it. The exit status is 1 if any step failed, 2 if none could run.
+# A step that fails does not stop the others. Each step gets a share of the time that is left, so
+# that it cannot take the time of later steps. The exit status is 1 if any step failed, 2 if none could run.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
@@ -39,7 +39,7 @@ stop() {
 
 steps=("$@")
 [ ${#steps[@]} -gt 0 ] || steps=(build tests models sanitize bench)
-# What they consist of, in the order in which it runs.
+# The parts of these steps, in the order in which they run.
 parts=()
 for name in "${steps[@]}"; do
     case $name in

@@ -88,7 +88,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Served:
-    """What was measured, without the warm-up."""
+    """The measures of one simulation. Requests of the warm-up count in none of them."""
 
     requests_per_second: float
     drift: float

@@ -70,8 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     groups: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
-        group = combinations_of(item)
-        if group[0]:
+        if group := combinations_of(item):
             groups.setdefault(group, []).append(item)
     left_out = {
         item
@@ -103,20 +102,22 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         test._hypothesis_internal_use_settings = own
 
 
-def combinations_of(item: pytest.Item) -> tuple[str, int]:
-    """Return what the tests have in common of which some are left out, and of how many one runs;
-    "" for all others."""
+def combinations_of(item: pytest.Item) -> tuple[str, int] | None:
+    """Return the name that an item shares with its combinations, and of how many of them one runs.
+
+    None if all of them run.
+    """
     if (callspec := getattr(item, "callspec", None)) is None:
-        return "", 1
+        return None
     params: dict[str, object] = callspec.params
     if is_interpreted(item):
         varied, one_of = [n for n, value in params.items() if isinstance(value, torch.dtype)], 3
     elif item.get_closest_marker("deep"):
         varied, one_of = [name for name in params if name == "family"], 5
     else:
-        varied, one_of = [], 1
+        return None
     if not varied:
-        return "", 1
+        return None
     # By the test's id, on which all test processes agree.
     group = item.nodeid
     for name in varied:

@@ -1,4 +1,4 @@
-"""What is recorded of a timing on a GPU, and the file."""
+"""The row that a timing on a GPU leaves, and the file of all rows."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from table import by_case, duration, markdown_table
 
 from .recording import GpuRow
 
-# What the ratio is over, and the kinds of its rows.
+# Each name of a baseline, and the kinds of rows among which the fastest is that baseline.
 OVER = {"the best eager and compiled": (EAGER, COMPILED), "the best of others' kernels": (LIBRARY,)}
 BY_TORCH, BY_OTHERS = OVER
 
@@ -24,7 +24,7 @@ class Target:
     """The share of the measured copy bandwidth."""
     speedup: float | None = None
     over: str = BY_TORCH
-    """What the speed-up is over."""
+    """The baseline of ``speedup``, a key of ``OVER``."""
 
     def __str__(self) -> str:
         if self.at_most_us is not None:
@@ -34,7 +34,7 @@ class Target:
         return f"at least {self.speedup:g}x {self.over}"
 
     def measured(self, rows: dict[str, GpuRow]) -> tuple[str, bool | None]:
-        """What was found, and whether it is enough; None where it was not measured."""
+        """Return our value as text, and whether it meets the target, None if it is not there."""
         ours = next((row for row in rows.values() if row.kind == "ours"), None)
         if ours is None:
             return "-", None

@@ -50,7 +50,7 @@ class PrefillRow:
     """The median time of choosing tokens before the first token: scores, fusion, selection and, for
     the stage before the decoder, gathering. None where nothing is chosen."""
     selection_share: float | None = None
-    """That time over the time to the first token, as the median over the rounds."""
+    """``selection`` as a share of the time to the first token: the median of the rounds' shares."""
 
 
 class Times(NamedTuple):

@@ -119,7 +119,7 @@ def make_row(
 def measure(
     shape_name: str, device: torch.device, batches: Sequence[int], rounds: int
 ) -> Iterator[dict[str, Any]]:
-    """What is recorded: where and of what, and the rows. After every batch, as time may run out."""
+    """Measure a shape and yield the content of its file after every batch, as time may run out."""
     shape = SHAPES[shape_name]
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = build(shape, device, dtype)

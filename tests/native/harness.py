@@ -57,9 +57,9 @@ def ninja() -> str:
     return str(Path(ninja.BIN_DIR) / "ninja")
 
 
-def here() -> list[str]:
-    """Returns flags that leave out the kernels that this machine cannot run: compiling them takes
-    about as long as the others. `make compile-check` compiles them everywhere."""
+def flags_of_this_machine() -> list[str]:
+    """Returns the flag that leaves out the AVX-512 kernels if this machine cannot run them, for
+    time. `make compile-check` compiles them everywhere."""
     cpu = Path("/proc/cpuinfo")
     has_avx512 = not cpu.is_file() or "avx512f" in cpu.read_text()
     return [] if has_avx512 else ["-DCLASP_WITHOUT_AVX512"]
@@ -74,7 +74,7 @@ def build(variant: str) -> Path:
         name + sysconfig.get_config_var("EXT_SUFFIX"),
         variant,
         sorted(BINDINGS.glob("*.cpp")),
-        [*FLAGS[variant], *here(), f"-DCLASP_MODULE_NAME={name}"],
+        [*FLAGS[variant], *flags_of_this_machine(), f"-DCLASP_MODULE_NAME={name}"],
         read=[
             *(path for room in ROOMS for path in (CSRC / room).iterdir()),
             CSRC / "cpu" / "lateness.h",
