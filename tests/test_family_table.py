@@ -8,7 +8,6 @@ from typing import Any
 import family_table
 import pytest
 
-from clasp_kernels.cli import prompt
 from clasp_kernels.models.families import ADAPTERS
 from clasp_kernels.models.families.llava import LlavaAdapter
 
@@ -39,7 +38,7 @@ def llava_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_passes_is_named() -> None:
     title, *rest = cells(r1_0=PASSED, r2_0=PASSED)
     assert title.startswith("LLaVA 1.5 (`llava`): a CLIP vision tower")
-    assert rest == ["yes", "yes", "-", "yes", "yes", "r1.0, r2.0"]
+    assert rest == ["yes", "yes", "-", "yes", "r1.0, r2.0"]
 
 
 @pytest.mark.usefixtures("llava_alone")
@@ -71,9 +70,8 @@ def test_adapters_are_asked_what_they_take(monkeypatch: pytest.MonkeyPatch) -> N
             )
 
     monkeypatch.setitem(ADAPTERS, "llava", Refuses)
-    monkeypatch.setattr(prompt, "NOT_ASKED", ("llava",))
     Refuses.__module__ = LlavaAdapter.__module__
-    assert cells(r1_0=PASSED)[3:6] == ["yes, each one pool", "no: this model folds", "not yet"]
+    assert cells(r1_0=PASSED)[3:5] == ["yes, each one pool", "no: this model folds"]
 
 
 def test_every_family_says_why_it_refuses_the_projector() -> None:

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clasp_kernels.cli import prompt
 from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.decoder import refusal
 from clasp_kernels.models.families import ADAPTERS
@@ -32,7 +31,6 @@ HEADER = (
     "inside it",
     "videos",
     "features fused into the projector",
-    "`clasp ask`",
     "tested with transformers",
 )
 NEVER = "not tested yet"
@@ -53,7 +51,6 @@ def table(record: Mapping[str, Any]) -> str:
             inside(model_type) or oracle("inside", tested),
             "yes, each one pool" if takes_videos(adapter) else "-",
             projector(adapter, model_type),
-            "yes" if is_asked(model_type) else "not yet",
             releases(tested),
         )
         names.setdefault(row, []).append(f"`{model_type}`")
@@ -66,8 +63,8 @@ def table(record: Mapping[str, Any]) -> str:
 def short_table(record: Mapping[str, Any]) -> str:
     """Returns the README's table: the same rows with fewer cells."""
     rows = [line.strip("| \n").split(" | ") for line in table(record).splitlines()]
-    lines = [[cells[0].partition("):")[0] + ")", *cells[1:4], cells[5]] for cells in rows[2:]]
-    head = [[*HEADER[:4], HEADER[5]], ["---"] * 5]
+    lines = [[cells[0].partition("):")[0] + ")", *cells[1:4]] for cells in rows[2:]]
+    head = [HEADER[:4], ["---"] * 4]
     for cells in lines:
         cells[0] = cells[0].replace("))", ")")
         cells[2], cells[3] = cells[2].partition(":")[0], cells[3].partition(",")[0]
@@ -109,11 +106,6 @@ def projector(adapter: type[Adapter], model_type: str) -> str:
         reason = re.search(r"\bbut (this model .*?);", str(refusal))
         return f"no: {reason[1]}" if reason else "no"
     return "yes"
-
-
-def is_asked(model_type: str) -> bool:
-    """Returns whether `clasp ask` supports the family."""
-    return model_type not in prompt.NOT_ASKED
 
 
 def releases(tested: Mapping[str, Mapping[str, Any]]) -> str:

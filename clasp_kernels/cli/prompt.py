@@ -15,10 +15,6 @@ if TYPE_CHECKING:
     from clasp_kernels.models.adapter import Adapter, View, VisualGroup
 
 
-#: Families that the commands refuse: their processors need torchvision, and were never tested.
-NOT_ASKED = ("mistral3",)
-
-
 @dataclass(frozen=True)
 class Prompt:
     """The model's inputs for one image and one question."""
@@ -59,12 +55,6 @@ def process(
     Raises a CommandError if processor and model do not match, and a UsageError for a question that
     contains an image token.
     """
-    model_type = loaded.model.config.model_type
-    if model_type in NOT_ASKED:
-        raise CommandError(
-            f"{loaded.name} is a {model_type!r} model, which the command line does not support "
-            f"yet; use apply_clasp() in Python"
-        )
     vocabulary = loaded.model.get_input_embeddings().num_embeddings
     prompt = _written(loaded, question, vocabulary)
     with refusing_as(_said(loaded)):
@@ -172,6 +162,7 @@ def _checked_groups(
 # Processor settings that determine the number of an image's tokens, if the processor has them.
 _COUNTED = (
     "patch_size",
+    "spatial_merge_size",
     "num_additional_image_tokens",
     "vision_feature_select_strategy",
     "num_image_tokens",

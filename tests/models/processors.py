@@ -24,7 +24,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from clasp_kernels.cli.processor import without_videos
+from clasp_kernels.cli.processor import is_stand_in, with_pil_images, without_videos
 from clasp_kernels.models.specimens import PAD_TOKEN, SPECIMENS, VOCABULARY
 
 WORDS = "what is in the picture how many circles are there where on it and of this sign say why"
@@ -78,13 +78,14 @@ def save_checkpoint(family: str, folder: Path, model: Any = None) -> None:
 
 def skip_what_is_not_loaded(family: str) -> None:
     """Skip a test of a folder from which this release loads no processor without torchvision."""
-    kind = getattr(transformers, f"{_IDEFICS3.get(family)}ImageProcessorPil", None)
-    if getattr(kind, "is_dummy", False):
+    kind: Any = getattr(transformers, f"{_IDEFICS3.get(family)}ImageProcessorPil", None)
+    if is_stand_in(kind):
         pytest.skip(f"transformers {transformers.__version__} loads {family}'s with torchvision")
 
 
 _SETTINGS = (
     "patch_size",
+    "spatial_merge_size",
     "num_additional_image_tokens",
     "vision_feature_select_strategy",
     "num_image_tokens",
@@ -209,6 +210,17 @@ def _paligemma(config: Any, tokenizer: Any) -> Any:
     return transformers.PaliGemmaProcessor(images, tokenizer)
 
 
+def _mistral3(config: Any, tokenizer: Any) -> Any:
+    vision, merged = config.vision_config, config.spatial_merge_size
+    images = transformers.PixtralImageProcessorPil(
+        size={"longest_edge": vision.image_size}, patch_size=_square(vision.patch_size)
+    )
+    kind: Any = transformers.PixtralProcessor
+    if is_stand_in(kind):
+        kind = with_pil_images(kind)
+    return kind(images, tokenizer, patch_size=vision.patch_size, spatial_merge_size=merged)
+
+
 def _idefics3(name: str) -> Callable[[Any, Any], Any]:
     def build(config: Any, tokenizer: Any) -> Any:
         vision = config.vision_config
@@ -295,6 +307,15 @@ PROCESSORS: dict[str, ProcessorKind] = {
     "idefics3": ProcessorKind(_idefics3("Idefics3"), _IDEFICS3_TOKENS, "<image>"),
     "smolvlm": ProcessorKind(
         _idefics3("SmolVLM"), _IDEFICS3_TOKENS, "<image>", "SmolVLMVideoProcessor"
+    ),
+    "mistral3": ProcessorKind(
+        _mistral3,
+        {
+            "image_token": ("[IMG]", "image_token_index"),
+            "image_break_token": ("[IMG_BREAK]", 61),
+            "image_end_token": ("[IMG_END]", 62),
+        },
+        "[IMG]",
     ),
     "paligemma": ProcessorKind(_paligemma, _LLAVA_TOKENS, "<image>"),
     "gemma3": ProcessorKind(

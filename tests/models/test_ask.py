@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from functools import cache
 
 import numpy as np
@@ -245,6 +246,18 @@ def test_videos_are_left_out_of_a_processor_without_torchvision(checkpoint):
     kind = load_processor(str(checkpoint("qwen2_vl")))
     assert type(kind).__name__ == "Qwen2VLProcessor"
     assert kind.video_processor is None
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="needs an environment without torchvision")
+def test_pixtrals_processor_needs_torchvision_where_nothing_takes_its_place(
+    checkpoint, monkeypatch
+):
+    folder = str(checkpoint("mistral3"))
+    assert type(load_processor(folder)).__name__ == "PixtralProcessor"
+    pillow = "transformers.models.pixtral.image_processing_pil_pixtral"
+    monkeypatch.setitem(sys.modules, pillow, None)  # as in a release that does not have it
+    with pytest.raises(CommandError, match="requires the Torchvision library"):
+        loading.load_model(folder, "cpu")
 
 
 def test_a_folder_without_a_processor_is_an_error(checkpoint, tmp_path):
