@@ -76,6 +76,8 @@ _CLITICS = {"s": "is", "re": "are"}  # the word split off at the apostrophe of "
 _RELATIVE_PRONOUNS = frozenset({"that", "which", "who", "whose"})
 _RELATIVE_DISCOUNT = 0.5
 _ASK_CLASS = "ask"
+_Weighed = tuple[Rule, float, list[str], int, int]
+"""A match: its rule, the weight that it adds, the words of the clause, its start and its end."""
 _MAX_WORDS = 2  # words that an explanation names beside the patterns
 
 
@@ -183,15 +185,18 @@ class Router:
     __call__ = route
 
     def explain(self, prompt: str) -> Route:
-        """Return the category of one prompt, and the patterns and words that decided it."""
+        """Return the category of one prompt, and what in it decided: words that match patterns of
+        the rules, and words that weigh by themselves."""
         [prompt] = check_prompts([prompt])
         clauses = self._clauses(prompt)
         category, matches = self._decide(clauses)
         evidence = [
-            (weight, repr(rule.pattern)) for rule, weight in matches if rule.category == category
+            (weight, repr(_phrase(words[start:end])))
+            for rule, weight, words, start, end in matches
+            if rule.category == category
         ]
         if self._words is not None:
-            told = {word for _, pattern in evidence for word in _words(pattern)}
+            told = {word for _, phrase in evidence for word in _words(phrase)}
             leads = [lead for lead in self._words.leads(clauses, category) if lead[1] not in told]
             evidence += [(lead, f"the word {word!r}") for lead, word in leads[:_MAX_WORDS]]
         telling = max((weight for weight, _ in evidence), default=0.0) / 2
@@ -252,18 +257,18 @@ class Router:
             return [Clause([START, *_words(find_question(prompt)), END], 1.0)]
         return self._reader.read(user_text(prompt))
 
-    def _decide(self, clauses: list[Clause]) -> tuple[str, list[tuple[Rule, float]]]:
-        matches: list[tuple[Rule, float]] = []
+    def _decide(self, clauses: list[Clause]) -> tuple[str, list[_Weighed]]:
+        matches: list[_Weighed] = []
         search = self._patterns.longest if self._format == 1 else self._patterns.heaviest
         scores = dict(self._bias if clauses else self._no_scores)
         for words, weight in clauses:
             relative = self._relative(words)
-            for _, _, start, _, rule in search(words):
+            for _, _, start, end, rule in search(words):
                 if rule.category is not None:
                     added = rule.weight * weight
                     if start >= relative:
                         added *= _RELATIVE_DISCOUNT
-                    matches.append((rule, added))
+                    matches.append((rule, added, words, start, end))
                     scores[rule.category] += added
         if self._words is not None:
             self._words.add(clauses, scores)
@@ -334,6 +339,10 @@ def _strings(field: str, value: object, what: str = "words") -> list[Any]:
 def _words(text: str) -> list[str]:
     words = _WORD.findall(text.casefold())
     return [_CLITICS.get(word, word) for word in words]
+
+
+def _phrase(words: Sequence[str]) -> str:
+    return " ".join(word for word in words if word not in (START, END))
 
 
 def check_prompts(prompts: Iterable[str]) -> list[str]:
