@@ -64,7 +64,7 @@ def claim(path: Path, manifest: Mapping[str, Any]) -> None:
     except (ValueError, TypeError):
         raise ValueError(f"{path} is damaged") from None
     differences = [
-        f"{name} was {_short(before.get(name))}, and is {_short(manifest.get(name))} now"
+        f"{name} was {_short(before, name)}, and is {_short(manifest, name)} now"
         for name in names
         if before.get(name) != manifest.get(name)
     ]
@@ -86,6 +86,6 @@ def lock(file: IO[bytes], folder: Path) -> None:
         ) from None
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value)
+def _short(manifest: Mapping[str, Any], name: str) -> str:
+    text = json.dumps(manifest[name]) if name in manifest else "not given"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -29,10 +29,12 @@ from clasp_kernels.cli import calibrate_options as options
 from clasp_kernels.cli import progress
 from clasp_kernels.cli.loading import load_model
 from clasp_kernels.models import apply_clasp
-from clasp_kernels.policy import Profile, strategy_weights
+from clasp_kernels.policy import Profile, Schedule, strategy_weights
 
 #: One budget and two cells beside the default: fast.
 FEW = ("--budgets", "3", "--strategies", "A", "--ratios", "0,1", "--device", "cpu")
+#: The same inside the decoder, where two of six layers see all 144 tokens.
+INSIDE = ("--stages", "2,4", "--budgets", "50", "--ratios", "0,1", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +64,63 @@ def test_it_writes_a_profile_that_says_where_it_comes_from(finished: tuple[Path,
     assert profile.name == "mine" and profile.model_type == "llava"
     assert profile.source.startswith(
         f"clasp calibrate of clasp_kernels {clasp_kernels.__version__}: questions.jsonl, 8 "
-        f"questions, budgets 3, score exact, rules clasp, random, strategies A, pivot ratios 0, 1: "
+        f"questions, budgets 3, tokens dropped before the LLM, score exact, rules clasp, random, "
+        f"strategies A, pivot ratios 0, 1: "
     )
     for category in ("counting", "ocr", "spatial", "scene"):
         assert f"{category}: " in result.stdout
     assert "attribute, knowledge, general: the default is kept, as there are no questions." in (
         result.stdout
+    )
+
+
+@pytest.fixture(scope="module")
+def inside(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """Do the same with tokens dropped inside the decoder."""
+    out = tmp_path_factory.mktemp("inside") / "mine.json"
+    return out, clasp("calibrate", data, *INSIDE, "--out", out)
+
+
+def test_what_was_calibrated_inside_the_decoder_is_said(inside: tuple[Path, Any]) -> None:
+    out, result = inside
+    assert result.exit_code == 0, message(result)
+    source = (
+        "questions.jsonl, 8 questions, budgets 50 (means over decoder layers), tokens dropped "
+        "after layers 2 and 4 of 6, score exact, rules clasp, pivot ratios 0, 1: "
+    )
+    assert source in Profile.load(out).source
+    schedule = Schedule.progressive(50, (2, 4), 6, 144)
+    folder = out.with_suffix(".calibration")
+    for said in (result.stdout, (folder / "report.md").read_text()):
+        assert "Tokens were dropped after layers 2 and 4 of 6. A budget is the mean over" in said
+        assert f"Budget 50 is --schedule {schedule}\n" in said
+        assert "Mixtures of vision layers are not used there" in said
+    with open(folder / "scores.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["stages"] for row in rows} == {"2,4"}
+    assert {row["strategy"] for row in rows} == {"default", "own"}
+
+
+def test_calibrations_of_other_stages_are_told_apart(
+    inside: tuple[Path, Any],
+    finished: tuple[Path, Any],
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("_answers", "_batches"):
+        monkeypatch.setattr(Sweep, name, lambda *_: pytest.fail("it was answered again"))
+    out, _ = inside
+    other = [option if option != "2,4" else "1,4" for option in INSIDE]
+    result = clasp("calibrate", data, *other, "--out", out)
+    assert result.exit_code == 1
+    said = "has the answers of another calibration: stages was [2, 4], and is [1, 4] now."
+    assert said in message(result)
+    # Folders from before there were stages have none in their manifest, and go on.
+    out, _ = finished
+    result = clasp("calibrate", data, *FEW, "--stages", "0,3", "--budgets", "70", "--out", out)
+    assert result.exit_code == 1 and "stages was not given, and is [0, 3] now" in message(result)
+    assert "stages" not in json.loads(
+        (out.with_suffix(".calibration") / "manifest.json").read_text()
     )
 
 
@@ -94,7 +147,7 @@ def test_a_second_run_answers_nothing_and_writes_the_same(
         "clasp_kernels.calibrate.sweep.Sweep._answers",
         lambda *_: pytest.fail("it was answered again"),
     )
-    again = clasp("calibrate", data, *FEW, "--rules", "clasp,random", "--out", out)
+    again = clasp("calibrate", data, *FEW, "--rules", "clasp,random", "--stages", "0", "--out", out)
     assert again.stdout == result.stdout
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     # Another score needs no new answers.
@@ -117,9 +170,16 @@ def test_it_does_not_go_on_with_something_else(finished: tuple[Path, Any], data:
     assert "number of questions was 8, and is 4 now" in message(result)
 
 
-@pytest.fixture(scope="module")
-def rigged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+#: The options of a calibration, and the cell that is made the best.
+PLANTED = {"before the LLM": (FEW, "clasp A 0"), "inside it": (INSIDE, "clasp own 0")}
+
+
+@pytest.fixture(scope="module", params=PLANTED)
+def rigged(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, tuple[str, ...], str]:
     """Return questions whose right answers are what one cell says: it is truly better."""
+    given, winner = PLANTED[request.param]
     folder = tmp_path_factory.mktemp("rigged")
     path = write_questions(folder, 40, ["objects"])
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -128,34 +188,39 @@ def rigged(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "write_results", lambda *_: None)
         patch.setattr(command, "summary", lambda *_: [])
-        assert clasp("calibrate", path, *FEW, "--out", folder / "p.json").exit_code == 0
+        assert clasp("calibrate", path, *given, "--out", folder / "p.json").exit_code == 0
     said = {}
     for line in (folder / "p.calibration" / "answers.jsonl").read_text().splitlines():
         question, _, cell, answer = json.loads(line)
         said[question, cell] = answer
+        said.setdefault((question, "default"), answer)  # the first, whatever its name
     for row, question in zip(rows, read_questions(path), strict=True):
-        cell = "clasp A 0" if row["category"] == "ocr" else "default"
+        cell = winner if row["category"] == "ocr" else "default"
         row["answer"] = said[question.key, cell]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return path, given, winner
 
 
 @pytest.mark.deep
 def test_a_planted_winner_is_found_and_a_default_that_is_best_is_kept(
-    rigged: Path, tmp_path: Path
+    rigged: tuple[Path, tuple[str, ...], str], tmp_path: Path
 ) -> None:
+    path, given, winner = rigged
     out = tmp_path / "rigged.json"
-    shutil.copytree(rigged.parent / "p.calibration", out.with_suffix(".calibration"))
-    result = clasp("calibrate", rigged, *FEW, "--out", out)
+    shutil.copytree(path.parent / "p.calibration", out.with_suffix(".calibration"))
+    result = clasp("calibrate", path, *given, "--out", out)
     assert result.exit_code == 0, message(result)
     profile = Profile.load(out)
     assert profile.categories["ocr"].pivot_ratio == 0.0
-    assert profile.categories["ocr"].layer_weights == strategy_weights("A", 4)
-    assert "ocr: clasp A 0 scores " in result.stdout
+    assert f"ocr: {winner} scores " in result.stdout
     assert "attribute: the default is kept: no other cell scores higher." in result.stdout
     model = load_model(None, "cpu").model
     before = apply_clasp(model, budget=3)
     before.remove()
+    expected = before.profile.categories["ocr"].layer_weights
+    if given is FEW:
+        expected = strategy_weights("A", 4)
+    assert profile.categories["ocr"].layer_weights == expected
     assert profile.categories["attribute"] == before.profile.categories["attribute"]
     with apply_clasp(model, budget=3, profile=profile) as handle:  # it can be used at once
         assert handle.profile is profile
@@ -204,6 +269,24 @@ def test_bad_data_is_named_before_anything_is_answered(tmp_path: Path, bad: Any,
         (("--ratios", "0,0.0"), "--ratios must name each entry once"),
         (("--strategies", "A,A"), "--strategies must name each entry once"),
         (("--budgets", "144"), "--budgets must be below 144, the most visual tokens"),
+        (("--stages", "8,2"), "--stages must be ascending numbers .* such as 2,8, .* got '8,2'"),
+        (("--stages", "2,2"), "--stages must be ascending .* got '2,2'"),
+        (("--stages", "-1"), "--stages must be ascending .* got '-1'"),
+        (("--stages", "2,"), "--stages must be a list with one comma between entries"),
+        (("--stages", "2,6"), r"--stages must be in 0\.\.5, as .* has 6 decoder layers .* got 6"),
+        (
+            ("--stages", "2,4", "--budgets", "50,40"),
+            r"^Error: --budgets 40 with --stages 2,4: average must be in 49\.\.143 visual tokens",
+        ),
+        (
+            ("--stages", "2,4", "--budgets", "0.5,0.3"),
+            "^Error: --budgets 0.3 with --stages 2,4: average as a fraction must be above 0.333333 "
+            "and below 1, got 0.3",
+        ),
+        (
+            ("--stages", "2,4", "--strategies", "A,E"),
+            "^Error: --strategies must be left out with --stages 2,4, .* 'selection', .* got A,E",
+        ),
         (("--ratios", "2"), "--ratios must be numbers from 0 to 1, got '2'"),
         (("--strategies", "F"), "--strategies must be letters of A, B, C, D, E, got 'F'"),
         (("--rules", "best"), "--rules must be rules, each one of clasp, .* got 'best'"),
@@ -216,6 +299,18 @@ def test_bad_options_are_named(data: Path, options: tuple[str, ...], said: str) 
     result = clasp("calibrate", data, "--device", "cpu", *options)
     assert result.exit_code == 2, message(result)
     assert re.search(said, message(result)), message(result)
+
+
+def test_a_rule_that_cannot_be_used_inside_the_decoder_is_refused_first(
+    data: Path, tmp_path: Path
+) -> None:
+    result = clasp(
+        "calibrate", data, *INSIDE, "--rules", "clasp,pool", "--out", tmp_path / "p.json"
+    )
+    assert result.exit_code == 1
+    assert "schedule must prune only before the decoder" in message(result)
+    assert "with rule='pool', which averages tokens" in message(result)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_read_is_not_overwritten(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from clasp_kernels._version import __version__
 from clasp_kernels.calibrate.dataset import Question
-from clasp_kernels.calibrate.grid import Cell, Grid
+from clasp_kernels.calibrate.grid import OWN, Cell, Grid
 from clasp_kernels.calibrate.scoring import SCORERS
+from clasp_kernels.calibrate.stages import Stages
 from clasp_kernels.calibrate.statistics import CONFIDENCE, DRAWS, intervals, tested
 from clasp_kernels.calibrate.store import AnswerKey
 from clasp_kernels.policy import Profile
@@ -87,6 +88,10 @@ class CategoryChoice:
             f"{chosen.cell.name} scores {_points(chosen.difference)} higher than the default "
             f"({_p_value(chosen.p_value)})"
         )
+
+
+def _means(stages: Stages) -> str:
+    return " (means over decoder layers)" if stages.are_inside else ""
 
 
 def _points(difference: float) -> str:
@@ -184,6 +189,7 @@ def calibrated_profile(
     name: str,
     data: str,
     budgets: Sequence[int | float],
+    stages: Stages,
     scorer: str,
 ) -> Profile:
     """Return the profile with the chosen policies. Its ``source`` says what found them."""
@@ -193,7 +199,9 @@ def calibrated_profile(
         category: grid.policy(category, choice.chosen.cell) for category, choice in found.items()
     }
     questions = sum(choice.questions for choice in choices)
-    tried = f"rules {', '.join(grid.rules)}, strategies {', '.join(grid.strategies)}"
+    tried = f"rules {', '.join(grid.rules)}"
+    if grid.strategies != (OWN,):
+        tried += f", strategies {', '.join(grid.strategies)}"
     if "clasp" in grid.rules:
         tried += f", pivot ratios {', '.join(f'{ratio:g}' for ratio in grid.pivot_ratios)}"
     better = f"significantly better for {', '.join(changed)}" if changed else "nothing better"
@@ -207,6 +215,7 @@ def calibrated_profile(
         categories={**base.categories, **changed},
         source=(
             f"clasp calibrate of clasp_kernels {__version__}: {data}, {questions} questions, "
-            f"budgets {', '.join(map(str, budgets))}, score {scorer}, {tried}: {better}{others}"
+            f"budgets {', '.join(map(str, budgets))}{_means(stages)}, tokens dropped {stages}, "
+            f"score {scorer}, {tried}: {better}{others}"
         ),
     )

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from clasp_kernels.policy import STRATEGIES, CategoryPolicy, Profile, strategy_weights
 
 CLASP = "clasp"
+#: The strategy that mixes vision layers as the profile does.
+OWN = "own"
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Cell:
 
     rule: str
     strategy: str | None
-    """The letter; None for the layer weights of the profile that was there before."""
+    """The letter, or ``OWN``; None for the default where it is no cell of the grid."""
     pivot_ratio: float | None = None
     """None for a rule without pivots, and for the ratio of the profile that was there before."""
 
@@ -75,7 +77,11 @@ class Grid:
             return policy
         return replace(
             policy,
-            layer_weights=strategy_weights(cell.strategy, len(self.profile.layers)),
+            layer_weights=(
+                policy.layer_weights
+                if cell.strategy == OWN
+                else strategy_weights(cell.strategy, len(self.profile.layers))
+            ),
             pivot_ratio=policy.pivot_ratio if cell.pivot_ratio is None else cell.pivot_ratio,
             rule=None if cell.rule == CLASP else cell.rule,
         )

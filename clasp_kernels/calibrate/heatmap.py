@@ -9,22 +9,24 @@ from PIL import Image, ImageDraw, ImageFont
 
 from clasp_kernels.calibrate.choice import CategoryChoice, CellResult
 from clasp_kernels.calibrate.grid import CLASP, Cell, Grid
+from clasp_kernels.calibrate.stages import Stages
 
 _INK, _MUTED, _PAPER, _EMPTY = (28, 30, 34), (104, 108, 116), (255, 255, 255), (238, 239, 241)
 # From low to high: lightness falls all the way, so that the map can be read without colors.
 _RAMP = ((255, 247, 222), (250, 205, 138), (232, 138, 98), (176, 71, 108), (88, 28, 99))
 _MARK = (0, 114, 178)
 _WIDTH, _HEIGHT, _GAP, _MARGIN = 62, 40, 14, 18
-_LABELS = 30
+_LABELS = 40
 Score = Callable[[CellResult], float]
 
 
 def category_page(
-    choice: CategoryChoice, grid: Grid, budgets: Sequence[int | float]
+    choice: CategoryChoice, grid: Grid, budgets: Sequence[int | float], stages: Stages
 ) -> Image.Image:
     """Return a page with a map of the mean, and one of each budget where there are several."""
     panels: list[tuple[str, Score]] = [
-        (_budget(budget), partial(_at_budget, number)) for number, budget in enumerate(budgets)
+        (_budget(budget, stages), partial(_at_budget, number))
+        for number, budget in enumerate(budgets)
     ]
     if len(budgets) > 1:
         panels.insert(0, ("mean over budgets", lambda result: result.score))
@@ -32,25 +34,37 @@ def category_page(
     heading = [
         f"{choice.category}: {choice.questions} questions about {choice.images} images",
         choice.reason,
+        *_dropped(stages),
     ]
     return _page(heading, [drawn[start : start + 2] for start in range(0, len(drawn), 2)])
 
 
-def overview_page(choices: Sequence[CategoryChoice], grid: Grid, heading: str) -> Image.Image:
+def overview_page(
+    choices: Sequence[CategoryChoice], grid: Grid, stages: Stages, heading: str
+) -> Image.Image:
     """Return a page with the map of the mean of every category."""
     drawn = [
         _panel(choice, grid, f"{choice.category} ({choice.questions})", lambda result: result.score)
         for choice in choices
     ]
-    return _page([heading], [drawn[start : start + 2] for start in range(0, len(drawn), 2)])
+    rows = [drawn[start : start + 2] for start in range(0, len(drawn), 2)]
+    return _page([heading, *_dropped(stages)], rows)
 
 
 def _at_budget(number: int, result: CellResult) -> float:
     return result.by_budget[number]
 
 
-def _budget(budget: int | float) -> str:
-    return f"{budget} tokens" if isinstance(budget, int) else f"{100 * budget:g} % of the tokens"
+def _budget(budget: int | float, stages: Stages) -> str:
+    mean = "a mean of " if stages.are_inside else ""
+    if isinstance(budget, int):
+        return f"{mean}{budget} tokens"
+    return f"{mean}{100 * budget:g} % of the tokens"
+
+
+def _dropped(stages: Stages) -> list[str]:
+    """Return a line that says where tokens were dropped; none for the usual place."""
+    return [f"tokens dropped {stages}"] if stages.are_inside else []
 
 
 def _columns(grid: Grid) -> list[tuple[str, str, float | None]]:

@@ -11,6 +11,7 @@ from clasp_kernels.calibrate.choice import CategoryChoice
 from clasp_kernels.calibrate.dataset import Question
 from clasp_kernels.calibrate.grid import Cell, Grid
 from clasp_kernels.calibrate.scoring import SCORERS
+from clasp_kernels.calibrate.stages import Stages
 from clasp_kernels.calibrate.store import AnswerKey
 
 
@@ -39,11 +40,15 @@ def write_answers(
 
 
 def write_scores(
-    path: Path, choices: Sequence[CategoryChoice], budgets: Sequence[int | float]
+    path: Path,
+    choices: Sequence[CategoryChoice],
+    budgets: Sequence[int | float],
+    stages: Stages,
 ) -> None:
     """Write a row for every category and cell: mean scores, intervals and tests."""
+    dropped = ",".join(map(str, stages.layers))
     header = (
-        *("category", "questions", "images", *_CELL, "default", "chosen"),
+        *("stages", "category", "questions", "images", *_CELL, "default", "chosen"),
         *(f"score_{budget}" for budget in budgets),
         *("score", "score_low", "score_high"),
         *("difference", "difference_low", "difference_high", "corrected_p"),
@@ -55,8 +60,9 @@ def write_scores(
                 is_default = result is choice.default
                 numbers = (*result.by_budget, result.score, *result.interval)
                 compared = (result.difference, *result.difference_interval, result.p_value)
+                asked = (choice.category, choice.questions, choice.images)
                 yield (
-                    *(choice.category, choice.questions, choice.images, *_described(result.cell)),
+                    *(dropped, *asked, *_described(result.cell)),
                     *(int(is_default), int(result is choice.chosen), *map(_number, numbers)),
                     *(("",) * len(compared) if is_default else map(_number, compared)),
                 )

@@ -12,11 +12,11 @@ import torch
 
 from clasp_kernels.calibrate.dataset import Question
 from clasp_kernels.calibrate.grid import Cell, Grid
+from clasp_kernels.calibrate.stages import BEFORE_LLM, Stages
 from clasp_kernels.calibrate.store import AnswerKey, AnswerStore
 from clasp_kernels.models import ClaspHandle, apply_clasp
 from clasp_kernels.models.adapter import VisionOutput
 from clasp_kernels.models.generation import GREEDY
-from clasp_kernels.policy import Schedule
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Prepared:
 
     inputs: Mapping[str, Any]
     """The arguments of ``generate`` for one prompt, on the model's device."""
+    counts: tuple[int, ...]
+    """Visual tokens of each image in the prompt."""
     decode: Callable[[torch.Tensor], str]
     """Turns the ids of an answer [tokens] into text."""
 
@@ -33,9 +35,10 @@ class Prepared:
 class Sweep:
     """Answers questions with all cells.
 
-    All cells of a question and a budget keep equally many tokens, so they are rows of one batch
-    without padding. An image is encoded once for all cells, budgets and questions about it: no cell
-    changes what the vision tower computes, only how its layers are mixed and which tokens stay.
+    All cells of a question and a budget keep equally many tokens at every stage, as they share a
+    schedule and the category's ``budget_scale``. So they are rows of one batch without padding. An
+    image is encoded once for all cells, budgets and questions about it: no cell changes what the
+    vision tower computes, only how its layers are mixed and which tokens stay.
     At any time, one image is in memory.
     """
 
@@ -47,6 +50,8 @@ class Sweep:
     max_new_tokens: int = 16
     batch_size: int = 8
     """Cells that are answered at once."""
+    stages: Stages = BEFORE_LLM
+    """Where tokens are dropped. Every budget must have a schedule for every question."""
 
     def size(self, questions: Sequence[Question]) -> int:
         """Return the number of answers to all ``questions``."""
@@ -76,7 +81,7 @@ class Sweep:
                 self.model,
                 profile=profile,
                 processor=self.processor,
-                schedule=Schedule.input(self.budgets[0]),
+                schedule=self.stages.some_schedule,
             ) as handle,
         ):
             groups = groupby(by_image(questions), key=lambda question: question.image_hash)
@@ -119,7 +124,8 @@ class Sweep:
     ) -> list[str]:
         times = len(categories)
         inputs = {name: _repeated(value, times) for name, value in prepared.inputs.items()}
-        with handle.on_encoded(encoded.repeated(times), budget):
+        schedule = self.stages.schedule(budget, prepared.counts)
+        with handle.on_encoded(encoded.repeated(times), schedule):
             ids = self.model.generate(
                 **inputs,
                 **GREEDY,

@@ -314,12 +314,25 @@ def calibrate(
             metavar="R,...", help="Tokens kept per image: numbers, or fractions between 0 and 1."
         ),
     ] = "0.33,0.22,0.11",
+    stages: Annotated[
+        str,
+        typer.Option(
+            metavar="L,...",
+            help="Drop tokens after L of the LLM's layers (0: before the LLM). With other layers "
+            "than 0, a budget is the mean over all layers.",
+        ),
+    ] = "0",
     rules: Annotated[
         str, typer.Option(metavar="NAME,...", help="Selection rules to try.")
     ] = "clasp",
     strategies: Annotated[
-        str, typer.Option(metavar="LETTER,...", help="Mixtures of vision layers to try.")
-    ] = "A,B,C,D,E",
+        str | None,
+        typer.Option(
+            metavar="LETTER,...",
+            help="Mixtures of vision layers to try.",
+            show_default="A,B,C,D,E where they matter",
+        ),
+    ] = None,
     ratios: Annotated[
         str, typer.Option(metavar="P,...", help="Pivot ratios to try with the rule clasp.")
     ] = "0,0.25,0.5,0.75,1",
@@ -368,6 +381,8 @@ def calibrate(
 
     clasp calibrate questions.jsonl --budgets 64,128 --rules clasp,cenprune --out mine.json
 
+    clasp calibrate questions.jsonl --stages 2,6,15 --budgets 0.33,0.22
+
     clasp calibrate chartqa.jsonl --score relaxed --limit 100
     """
     with reported_errors():
@@ -379,8 +394,9 @@ def calibrate(
             data=Path(data),
             out=options.check_profile_path(out, not_over=(data, profile)),
             budgets=options.parsed_budgets(budgets),
+            stages=options.parsed_stages(stages),
             rules=listed_rules("--rules", rules),
-            strategies=options.parsed_strategies(strategies),
+            strategies=None if strategies is None else options.parsed_strategies(strategies),
             pivot_ratios=options.parsed_ratios(ratios),
             scorer=options.checked_scorer(score),
             limit=limit,

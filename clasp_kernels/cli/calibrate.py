@@ -14,6 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from clasp_kernels._version import __version__
 from clasp_kernels.cli.calibrate_options import Settings
+from clasp_kernels.cli.calibrate_stages import (
+    applied,
+    checked_stages,
+    schedule_of,
+    schedules_in_words,
+    strategies_to_try,
+)
 from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, refusing_as
 from clasp_kernels.cli.files import check_readable
 from clasp_kernels.cli.loading import LoadedModel, load_image
@@ -25,9 +32,16 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from clasp_kernels.calibrate import AnswerStore, CategoryChoice, Prepared, Question, Sweep
-    from clasp_kernels.models import ClaspHandle
+    from clasp_kernels.calibrate import (
+        AnswerStore,
+        CategoryChoice,
+        Grid,
+        Prepared,
+        Question,
+        Sweep,
+    )
     from clasp_kernels.models.adapter import Adapter
+    from clasp_kernels.policy import Schedule
 
 OnDone = Callable[[int, int], None]
 
@@ -44,6 +58,8 @@ class Calibration:
     """Lines that repeat another, which are asked once."""
     rerouted: int
     """Questions whose category is given, and which the router would send elsewhere."""
+    schedules: dict[int | float, set[Schedule]]
+    """For each budget, the schedules of the questions: several if their images differ in tokens."""
 
 
 def read_data(path: str) -> list[Question]:
@@ -76,41 +92,48 @@ def checked(
 ) -> Calibration:
     """Prepare every question once, so that what the model cannot take is named before it answers.
 
-    Raises a CommandError if the model cannot be pruned, and a UsageError for questions that it
-    cannot take.
+    Raises a CommandError if the model cannot be pruned, and a UsageError for options that do not
+    fit it and for questions that it cannot take.
     """
     from clasp_kernels.calibrate import Grid, Sweep, limited
     from clasp_kernels.calibrate.dataset import distinct, refuse
-    from clasp_kernels.models import apply_clasp
+    from clasp_kernels.calibrate.sweep import categories_of
 
-    try:
-        handle: ClaspHandle = apply_clasp(loaded.model, profile=profile, processor=loaded.processor)
-    # TypeError: unsupported model class. RuntimeError: unsupported transformers.
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
-    handle.remove()
+    handle = applied(loaded, profile)
+    adapter = handle.adapter
     routed, elsewhere = _routed(questions, handle.profile, settings.data)
     with _naming(settings.data):
         asked = distinct(routed)
     chosen = limited(asked, settings.limit, settings.seed)
+    grid = Grid(
+        handle.profile,
+        strategies_to_try(settings, handle.selector.fuse_into),
+        settings.pivot_ratios,
+        settings.rules,
+    )
+    stages = checked_stages(loaded, settings, grid.sweep_profile(categories_of(chosen)), adapter)
 
     wrong: list[str] = []
     most = 0
+    schedules: dict[int | float, set[Schedule]] = {budget: set() for budget in settings.budgets}
     for number, question in enumerate(chosen):
         on_done(number, len(chosen))
         try:
-            most = max(most, *_prompt_of(question, loaded, handle.adapter).counts)
+            counts = _prompt_of(question, loaded, adapter).counts
+            most = max(most, *counts)
+            for budget, found in schedules.items():
+                found.add(schedule_of(stages, budget, counts))
         except CommandError as error:
             wrong.append(f"line {question.line}: {error}")
     with _naming(settings.data):
         refuse(wrong)
     for budget in settings.budgets:
+        # Inside the decoder, no schedule has such a mean.
         if isinstance(budget, int) and budget >= most:
             raise UsageError(
                 f"--budgets must be below {most}, the most visual tokens that {loaded.name} makes "
                 f"of an image here, got {budget}, which would prune nothing"
             )
-    grid = Grid(handle.profile, settings.strategies, settings.pivot_ratios, settings.rules)
     return Calibration(
         settings,
         Sweep(
@@ -118,14 +141,16 @@ def checked(
             loaded.processor,
             grid,
             settings.budgets,
-            partial(prepared, loaded=loaded, adapter=handle.adapter),
+            partial(prepared, loaded=loaded, adapter=adapter),
             settings.max_new_tokens,
             settings.batch_size,
+            stages,
         ),
         tuple(chosen),
-        _manifest(loaded, settings, chosen, handle.profile),
+        _manifest(loaded, settings, chosen, grid),
         repeated=len(routed) - len(asked),
         rerouted=sum(question.line in elsewhere for question in chosen),
+        schedules=schedules,
     )
 
 
@@ -140,8 +165,10 @@ def prepared(question: Question, loaded: LoadedModel, adapter: Adapter) -> Prepa
     """
     from clasp_kernels.calibrate import Prepared
 
+    prompt = _prompt_of(question, loaded, adapter)
     return Prepared(
-        _prompt_of(question, loaded, adapter).inputs,
+        prompt.inputs,
+        prompt.counts,
         lambda ids: loaded.processor.decode(ids, skip_special_tokens=True).strip(),
     )
 
@@ -177,7 +204,7 @@ def _routed(
 
 
 def _manifest(
-    loaded: LoadedModel, settings: Settings, questions: Sequence[Question], profile: Profile
+    loaded: LoadedModel, settings: Settings, questions: Sequence[Question], grid: Grid
 ) -> dict[str, Any]:
     """Return what the answers depend on. How they are scored is not in it: that can be changed."""
     return {
@@ -186,10 +213,12 @@ def _manifest(
         "weights": _fingerprint(loaded.model),
         "dtype": str(loaded.model.dtype),
         "device": loaded.model.device.type,
-        "profile": profile.to_dict(),
+        "profile": grid.profile.to_dict(),
         "budgets": list(settings.budgets),
+        # Left out before the LLM, as it was when there was nothing else: such folders go on.
+        **({} if settings.stages == (0,) else {"stages": list(settings.stages)}),
         "rules": list(settings.rules),
-        "strategies": list(settings.strategies),
+        "strategies": list(grid.strategies),
         "pivot ratios": list(settings.pivot_ratios),
         "longest answer": settings.max_new_tokens,
         "batch size": settings.batch_size,
@@ -278,12 +307,14 @@ def write_results(
     from clasp_kernels.calibrate.results import write_answers, write_scores
 
     settings, grid = calibration.settings, calibration.sweep.grid
+    stages = calibration.sweep.stages
     profile = calibrated_profile(
         grid,
         choices,
         name=settings.out.stem,
         data=settings.data.name,
         budgets=settings.budgets,
+        stages=stages,
         scorer=settings.scorer,
     )
     try:
@@ -295,12 +326,12 @@ def write_results(
             store.answers,
             settings.scorer,
         )
-        write_scores(settings.folder / "scores.csv", choices, settings.budgets)
+        write_scores(settings.folder / "scores.csv", choices, settings.budgets, stages)
         for choice in choices:
-            page = category_page(choice, grid, settings.budgets)
+            page = category_page(choice, grid, settings.budgets, stages)
             page.save(settings.folder / f"heatmap_{_file_name(choice.category)}.png")
         heading = f"Mean scores of {settings.data.name}, by category"
-        overview_page(choices, grid, heading).save(settings.folder / "heatmaps.png")
+        overview_page(choices, grid, stages, heading).save(settings.folder / "heatmaps.png")
         report = "\n".join(f"- {line}" for line in summary(calibration, choices)[:-1])
         (settings.folder / "report.md").write_text(
             f"# {profile.name}\n\n{profile.source}.\n\n{report}\n", encoding="utf-8"
@@ -327,6 +358,8 @@ def summary(calibration: Calibration, choices: Sequence[CategoryChoice]) -> list
 
     settings = calibration.settings
     lines = in_words(choices, calibration.sweep.grid.profile.category_names)
+    if calibration.sweep.stages.are_inside:
+        lines += schedules_in_words(calibration.sweep, calibration.schedules)
     if calibration.repeated:
         lines.append(f"Lines that repeat another one and were asked once: {calibration.repeated}.")
     if calibration.rerouted:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,8 +24,10 @@ class Settings:
     data: Path
     out: Path
     budgets: tuple[int | float, ...]
+    stages: tuple[int, ...]
     rules: tuple[str, ...]
-    strategies: tuple[str, ...]
+    strategies: tuple[str, ...] | None
+    """None for all, or for none where they change nothing."""
     pivot_ratios: tuple[float, ...]
     scorer: str
     limit: int | None
@@ -67,6 +71,22 @@ def parsed_budgets(text: str) -> tuple[int | float, ...]:
             )
         budgets.append(budget)
     return _each_once("--budgets", text, budgets)
+
+
+def parsed_stages(text: str) -> tuple[int, ...]:
+    """Return the layers of a list with commas.
+
+    >>> parsed_stages("2, 8")
+    (2, 8)
+    """
+    parts = _parts("--stages", text)
+    layers = tuple(int(part) for part in parts if re.fullmatch(r"\d+", part, re.ASCII))
+    if len(layers) < len(parts) or any(after <= before for before, after in pairwise(layers)):
+        raise UsageError(
+            f"--stages must be ascending numbers of decoder layers, such as 2,8, with 0 for before "
+            f"the LLM, got {text!r}"
+        )
+    return layers
 
 
 def parsed_ratios(text: str) -> tuple[float, ...]:

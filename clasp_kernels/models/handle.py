@@ -61,25 +61,29 @@ class ClaspHandle:
         return self._runtime.selecting(watch=watch)
 
     def on_encoded(
-        self, vision: VisionOutput, tokens: int | float | None = None
+        self, vision: VisionOutput, schedule: Schedule | None = None
     ) -> AbstractContextManager[None]:
         """Return a context manager in which prompts take ``vision`` for the output of the vision
-        tower, and keep ``tokens`` of each image, a number or a fraction, before the decoder. None
-        keeps the schedule as it is.
+        tower, and keep as many tokens as ``schedule`` says. None keeps the model's own schedule.
 
         It answers about the same images many times: after one ``adapter.encode``, no prompt costs
         the vision tower. The images that prompts are given must be those of ``vision``.
 
         Raises:
-            ValueError: ``tokens`` are given, and this model drops tokens inside the decoder.
+            ValueError: ``schedule`` drops tokens after other layers than the model's own, which
+                ``apply_clasp`` was given, or does not fit the model.
         """
-        if tokens is None:
+        if schedule is None:
             return self._runtime.selecting(encoded=vision)
-        if self.selector.stages:
+        own = self.selector.schedule
+        if schedule.layers != own.layers:
             raise ValueError(
-                f"the schedule must be one before the decoder, got {self.selector.schedule!r}"
+                f"schedule must drop tokens after the same decoder layers as {own!r}, which the "
+                f"model was patched for, got {schedule!r}"
             )
-        return self._runtime.selecting(encoded=vision, schedule=Schedule.input(tokens))
+        adapter = self.adapter
+        schedule.check_fits(adapter.tokens_per_image(), adapter.text_config.num_hidden_layers)
+        return self._runtime.selecting(encoded=vision, schedule=schedule)
 
     def encode(
         self, categories: str | Sequence[str] | None = None, **inputs: Any

@@ -7,15 +7,18 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import ImageDraw
 
 from clasp_kernels._version import __version__
 from clasp_kernels.calibrate.choice import CategoryChoice, calibrated_profile, choose
 from clasp_kernels.calibrate.dataset import Question
-from clasp_kernels.calibrate.grid import Cell, Grid
+from clasp_kernels.calibrate.grid import OWN, Cell, Grid
 from clasp_kernels.calibrate.heatmap import category_page, overview_page
 from clasp_kernels.calibrate.results import in_words, write_answers, write_scores
+from clasp_kernels.calibrate.stages import BEFORE_LLM, Stages
 from clasp_kernels.calibrate.store import AnswerKey
 from clasp_kernels.policy import CategoryPolicy, Profile, strategy_weights
 
@@ -105,13 +108,16 @@ def test_the_score_is_the_mean_over_budgets() -> None:
     assert all(result.score == 0.5 for result in choice.results)
 
 
-def profile_of(choices: dict[str, CategoryChoice]) -> Profile:
+def profile_of(
+    choices: dict[str, CategoryChoice], grid: Grid = GRID, stages: Stages = BEFORE_LLM
+) -> Profile:
     return calibrated_profile(
-        GRID,
+        grid,
         list(choices.values()),
         name="mine",
         data="data.jsonl",
         budgets=BUDGETS,
+        stages=stages,
         scorer="exact",
     )
 
@@ -124,13 +130,19 @@ def test_the_profile_has_the_choices_and_says_what_found_them() -> None:
     assert profile.name == "mine" and profile.layers == PROFILE.layers
     assert profile.source == (
         f"clasp calibrate of clasp_kernels {__version__}: data.jsonl, 160 questions, budgets 0.25, "
-        f"16, score exact, rules clasp, divprune, strategies A, E, pivot ratios 0, 0.5: "
-        f"significantly better for ocr; the others as in 'base': a guess"
+        f"16, tokens dropped before the LLM, score exact, rules clasp, divprune, strategies A, E, "
+        f"pivot ratios 0, 0.5: significantly better for ocr; the others as in 'base': a guess"
     )
     none = profile_of(chosen(lambda category, cell, budget: 0.5))
     assert none.categories == before
     assert none.source.endswith(": nothing better; all as in 'base': a guess")
     assert Profile.from_dict(profile.to_dict()) == profile
+    own = Grid(PROFILE, (OWN,), (0.5,))
+    inside = profile_of(chosen(lambda category, cell, budget: 0.5), own, Stages((0, 4), 6))
+    assert (
+        "budgets 0.25, 16 (means over decoder layers), tokens dropped before the LLM and after "
+        "layer 4 of 6, score exact, rules clasp, pivot ratios 0.5: nothing better"
+    ) in inside.source
 
 
 def test_a_question_may_have_a_scorer_of_its_own() -> None:
@@ -144,7 +156,7 @@ def test_a_question_may_have_a_scorer_of_its_own() -> None:
 def test_tables_have_every_answer_and_every_cell(tmp_path: Path) -> None:
     answers, choices = answered(planted), chosen(planted)
     write_answers(tmp_path / "answers.csv", QUESTIONS, GRID, BUDGETS, answers, "exact")
-    write_scores(tmp_path / "scores.csv", list(choices.values()), BUDGETS)
+    write_scores(tmp_path / "scores.csv", list(choices.values()), BUDGETS, Stages((2, 4), 6))
     with open(tmp_path / "answers.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(answers)
@@ -156,6 +168,7 @@ def test_tables_have_every_answer_and_every_cell(tmp_path: Path) -> None:
     assert sum(mine) / len(mine) == pytest.approx(choices["ocr"].chosen.score)
     with open(tmp_path / "scores.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    assert {row["stages"] for row in rows} == {"2,4"}
     assert len(rows) == 7 + 6  # the default of ocr is no cell of the grid, that of counting is
     [row] = [row for row in rows if row["category"] == "ocr" and row["chosen"] == "1"]
     assert (row["rule"], row["strategy"], row["default"]) == ("divprune", "A", "0")
@@ -172,9 +185,10 @@ def test_what_was_decided_is_said_for_every_category() -> None:
 
 def test_heat_maps_show_every_score() -> None:
     choices = chosen(planted)
-    pages = [category_page(choice, GRID, BUDGETS) for choice in choices.values()]
-    pages.append(category_page(choices["ocr"], GRID, BUDGETS[:1]))
-    pages.append(overview_page(list(choices.values()), GRID, "all"))
+    every = list(choices.values())
+    pages = [category_page(choice, GRID, BUDGETS, BEFORE_LLM) for choice in every]
+    pages.append(category_page(choices["ocr"], GRID, BUDGETS[:1], BEFORE_LLM))
+    pages.append(overview_page(every, GRID, BEFORE_LLM, "all"))
     for page in pages:
         assert page.mode == "RGB" and page.width < 1200
         colors = page.getcolors(1 << 16)
@@ -182,3 +196,22 @@ def test_heat_maps_show_every_score() -> None:
     # The thick frame of the choice is drawn where it is, and a page without it differs.
     blue = (0, 114, 178)
     assert all(blue in {color for _, color in page.getcolors(1 << 16) or ()} for page in pages)
+
+
+def test_heat_maps_say_where_tokens_were_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    draw = ImageDraw.ImageDraw.text
+
+    def text(
+        self: ImageDraw.ImageDraw, place: object, words: str, *more: Any, **given: Any
+    ) -> None:
+        written.append(words)
+        draw(self, place, words, *more, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    every, stages = list(chosen(planted).values()), Stages((2, 4), 6)
+    category_page(every[0], GRID, BUDGETS, stages)
+    assert {"tokens dropped after layers 2 and 4 of 6", "a mean of 16 tokens"} <= set(written)
+    written.clear()
+    overview_page(every, GRID, stages, "all")
+    assert "tokens dropped after layers 2 and 4 of 6" in written

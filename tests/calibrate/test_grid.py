@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clasp_kernels.calibrate.grid import Cell, Grid
+from clasp_kernels.calibrate.grid import OWN, Cell, Grid
 from clasp_kernels.policy import CategoryPolicy, Profile, strategy_weights
 
 E = strategy_weights("E", 3)
@@ -49,6 +49,18 @@ def test_policies_of_cells() -> None:
     for category in PROFILE.categories:
         policy = GRID.policy(category, GRID.default(category))
         assert policy == PROFILE.categories[category]
+
+
+def test_a_grid_without_strategies_keeps_the_mixtures_of_the_profile() -> None:
+    grid = Grid(PROFILE, (OWN,), (0.0, 0.5), ("clasp", "divprune"))
+    assert grid.default("ocr") == Cell("clasp", OWN, 0.5)
+    assert grid.default("scene") == Cell("divprune", OWN)
+    assert [cell.name for cell in grid.cells("general")] == [
+        *("default", "clasp own 0", "clasp own 0.5", "divprune own"),
+    ]
+    for category, policy in PROFILE.categories.items():
+        for cell in grid.cells(category):
+            assert grid.policy(category, cell).layer_weights == policy.layer_weights
 
 
 @pytest.mark.parametrize("version", [1, 2])

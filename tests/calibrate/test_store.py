@@ -51,7 +51,7 @@ def test_another_calibration_is_refused_and_the_difference_named(folder: Path) -
     with pytest.raises(OtherCalibration) as refused:
         AnswerStore(folder, other)
     assert str(refused.value) == (
-        'model was "a", and is "b" now; rules was null, and is ["clasp"] now'
+        'model was "a", and is "b" now; rules was not given, and is ["clasp"] now'
     )
     with AnswerStore(folder, MANIFEST):  # it is closed again, and unchanged
         assert (folder / "answers.jsonl").read_bytes() == before

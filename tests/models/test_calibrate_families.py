@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,10 +15,12 @@ from PIL import Image
 from processors import PROCESSORS
 from running import SCENE
 
-from clasp_kernels.calibrate import AnswerStore, Prepared, Question
+from clasp_kernels.calibrate import AnswerStore, Prepared, Question, Sweep
 from clasp_kernels.calibrate.store import AnswerKey
 from clasp_kernels.cli.calibrate import Calibration, checked
 from clasp_kernels.cli.calibrate_options import Settings
+from clasp_kernels.cli.calibrate_stages import applied
+from clasp_kernels.cli.errors import CommandError, UsageError
 from clasp_kernels.cli.loading import LoadedModel, load_image, load_model
 from clasp_kernels.cli.prompt import prepare
 from clasp_kernels.models import ClaspHandle, apply_clasp
@@ -30,6 +33,15 @@ FAMILIES = [
     for family in PROCESSORS
 ]
 BUDGETS = (3, 0.4)
+#: One family for each way in which prompts differ inside the decoder, stages, and a mean that every
+#: image can have there.
+INSIDE = [
+    ("llava", (0, 2), 9),  # mixtures of vision layers matter
+    ("qwen3_vl", (2, 3), 45),  # images of other sizes, and features added inside the decoder
+    pytest.param("smolvlm", (2,), 7, marks=pytest.mark.deep),  # several images in a prompt
+    pytest.param("llava_next", (1, 3), 60, marks=pytest.mark.deep),  # separators between tokens
+    pytest.param("gemma3", (2, 3), 7, marks=pytest.mark.deep),  # two kinds of masks
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +72,7 @@ def calibration_in(folder: Path, loaded: LoadedModel, **changes: Any) -> Calibra
         out=folder / "profile.json",
         **{
             "budgets": BUDGETS,
+            "stages": (0,),
             "rules": ("clasp", "cdpruner"),
             "strategies": ("A",),
             "pivot_ratios": (0.0, 1.0),
@@ -119,6 +132,101 @@ def test_answers_are_those_of_a_patched_model_and_images_are_encoded_once(
     assert len(set(found.values())) > 1  # the test would see a wrong selection
 
 
+@pytest.mark.parametrize(("family", "stages", "count"), INSIDE)
+def test_inside_the_decoder_answers_are_those_of_a_model_patched_for_the_mean(
+    family: str,
+    stages: tuple[int, ...],
+    count: int,
+    model_of: Callable[[str], LoadedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded, budgets = model_of(family), (count, 0.8)
+    strategies = ("A",) if 0 in stages else None
+    calibration = calibration_in(
+        tmp_path, loaded, stages=stages, budgets=budgets, strategies=strategies
+    )
+    grid, questions = calibration.sweep.grid, calibration.questions
+    answers, kept_by_rows = Sweep._answers, []
+
+    def watched(sweep: Sweep, handle: ClaspHandle, *arguments: Any) -> list[str]:
+        found = answers(sweep, handle, *arguments)
+        assert handle.last is not None
+        assert tuple(stage.layer or 0 for stage in handle.last.stages) == stages
+        by_stage = []
+        for stage in handle.last.stages:
+            counts = torch.tensor(stage.counts).view(len(found), -1)  # [rows, images]
+            assert (counts == counts[0]).all() and (stage.columns >= 0).all()
+            by_stage.append(stage.indices.view(*counts.shape, -1).tolist())
+        kept_by_rows.extend(map(list, zip(*by_stage, strict=True)))
+        return found
+
+    monkeypatch.setattr(Sweep, "_answers", watched)
+    encoded: list[int] = []
+    tower = loaded.model.get_encoder(modality="image")
+    hook = tower.register_forward_pre_hook(lambda *_: encoded.append(1))
+    found = answers_of(calibration, tmp_path / "store")
+    times = len(encoded)
+    kept = dict(zip(found, kept_by_rows, strict=True))
+    assert len(set(map(str, kept.values()))) > len(questions) * len(budgets)  # cells differ
+
+    profile = grid.sweep_profile(["counting", "general"])
+    num_layers = loaded.model.config.get_text_config().num_hidden_layers
+    adapter = applied(loaded, None).adapter
+    calls: dict[str, int] = {}
+    compared = 0
+    for question in questions:
+        prompt = prepare(loaded, adapter, load_image(question.image), question.text)
+        for budget in budgets:
+            schedule = Schedule.progressive(budget, stages, num_layers, prompt.counts[0])
+            mean = schedule.average(prompt.counts[0], num_layers)
+            assert abs(mean - budget * (prompt.counts[0] if budget is budgets[1] else 1)) <= 0.5
+            with apply_clasp(loaded.model, schedule=schedule, profile=profile) as handle:
+                for cell in grid.cells(question.category or ""):
+                    encoded.clear()
+                    ids = loaded.model.generate(
+                        **prompt.inputs,
+                        categories=[grid.category(question.category or "", cell)],
+                        do_sample=False,
+                        max_new_tokens=3,
+                    )
+                    calls[question.image_hash] = len(encoded)
+                    new = ids[0, prompt.inputs["input_ids"].shape[1] :]
+                    answer = loaded.processor.decode(new, skip_special_tokens=True).strip()
+                    key = AnswerKey(question.key, str(budget), cell.name)
+                    assert found[key] == answer, (question.text, budget, cell.name)
+                    assert handle.last is not None
+                    stages_alone = [stage.indices.tolist() for stage in handle.last.stages]
+                    assert kept[key] == stages_alone, (question.text, budget, cell.name)
+                    compared += 1
+    hook.remove()
+    assert compared == len(found) == len(questions) * len(budgets) * 4
+    assert times == sum(calls.values())
+
+
+def test_a_mean_that_an_image_cannot_have_is_named_with_the_line(
+    model_of: Callable[[str], LoadedModel], tmp_path: Path
+) -> None:
+    settings = {"stages": (2,), "budgets": (30, 0.6), "strategies": None}
+    with pytest.raises(UsageError) as refused:
+        calibration_in(tmp_path, model_of("qwen3_vl"), **settings)
+    message = str(refused.value)
+    assert (
+        "line 0: --budgets 30 with --stages 2: average must be in 33..63 visual tokens" in message
+    )
+    assert "line 2: " in message and "line 1: " not in message  # its mean may be 27 to 51
+
+
+def test_a_decoder_that_cannot_drop_tokens_inside_is_refused_as_elsewhere(
+    model_of: Callable[[str], LoadedModel], tmp_path: Path
+) -> None:
+    loaded = model_of("qwen3_5")
+    with pytest.raises(ValueError, match="layers of linear_attention cannot be pruned") as refused:
+        apply_clasp(loaded.model, schedule=Schedule({2: 0.5}))
+    with pytest.raises(CommandError, match=re.escape(str(refused.value))):
+        calibration_in(tmp_path, loaded, stages=(2,), budgets=(0.8,), strategies=None)
+
+
 def test_pixels_that_a_processor_makes_differently_are_encoded_again(
     model_of: Callable[[str], LoadedModel], tmp_path: Path
 ) -> None:
@@ -142,15 +250,22 @@ def test_pixels_that_a_processor_makes_differently_are_encoded_again(
     assert answers(questions, "together") == answers(apart, "apart")
 
 
-def test_an_encoded_image_needs_a_schedule_before_the_decoder(
-    model_of: Callable[[str], LoadedModel],
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        (Schedule.input(4), r"same decoder layers as Schedule\(\{2: 4\}\), .* Schedule\(\{0: 4"),
+        (Schedule.progressive(20, (2,), 4, 30), "solved for 30 visual tokens in 4 decoder layers"),
+    ],
+)
+def test_an_encoded_image_needs_a_schedule_that_the_model_was_patched_for(
+    schedule: Schedule, said: str, model_of: Callable[[str], LoadedModel]
 ) -> None:
     model = model_of("llava").model
     with (
         apply_clasp(model, schedule=Schedule({2: 4})) as handle,
-        pytest.raises(ValueError, match=r"must be one before the decoder, got Schedule\(\{2: 4"),
+        pytest.raises(ValueError, match=said),
     ):
-        handle.on_encoded(None, 4)
+        handle.on_encoded(None, schedule)
 
 
 def test_an_encoded_image_serves_a_schedule_inside_the_decoder(
@@ -172,8 +287,12 @@ def test_an_encoded_image_serves_a_schedule_inside_the_decoder(
         expected = kept(handle, one)
         assert [len(stage[0]) for stage in expected] == [6, 4]
         assert kept(handle, other) != expected
-        with handle.on_encoded(handle.adapter.encode(loaded.model, one)):
+        vision = handle.adapter.encode(loaded.model, one)
+        with handle.on_encoded(vision):
             assert kept(handle, other) == expected
+        with handle.on_encoded(vision, Schedule({0: 5, 2: 3})):
+            assert [len(stage[0]) for stage in kept(handle, other)] == [5, 3]
+        assert kept(handle, one) == expected  # the schedule was for the block alone
 
 
 def test_a_run_that_goes_on_answers_as_one_that_was_not_stopped(
