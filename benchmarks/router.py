@@ -4,7 +4,7 @@
 
 All are tuned on the rows of ``tests/policy/prompts.jsonl`` marked "dev" and scored on those marked
 "held_out". The word weights of the default router have also seen ``training/router/prompts.jsonl``,
-and so has "MiniLM, more prompts". The rows:
+and so has "MiniLM, more prompts". The patterns have also seen the rows marked "rules". The rows:
 
 - default: the patterns and the learned word weights;
 - patterns: the default router without its word weights;

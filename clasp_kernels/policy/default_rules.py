@@ -205,6 +205,9 @@ _CLASSES = {
         voltage voltages frequency frequencies mileage mileages odometer odometers altitude
         altitudes cholesterol mph wifi kcal kwh
         nationality nationalities forename forenames
+        inflation exports imports debt deficit spending attendance rainfall enrolment enrollment
+        wage wages
+        id ids
         """
     ),
     "medium": _words(
@@ -232,6 +235,10 @@ _CLASSES = {
         signboard signboards noticeboard noticeboards postcard postcards telegram telegrams
         correspondence letterhead ledger ledgers wristband wristbands packet packets sachet sachets
         departures paperback paperbacks bookmark popup popups
+        circular circulars memorandum memorandums bulletin bulletins gazette questionnaire
+        questionnaires transcript transcripts handout handouts worksheet worksheets syllabus
+        permit permits notice notices placard placards caption captions inscription inscriptions
+        survey surveys poll polls census
         """
     ),
     "written": _words(
@@ -429,6 +436,9 @@ _CLASSES = {
         sold exported imported produced made won earned scored recorded reported spent shipped
         ordered billed charged born registered enrolled voted visited employed hired killed rented
         delivered downloaded manufactured built vaccinated admitted arrested
+        lived died worked travelled traveled studied owned bought attended participated joined
+        preferred chose answered responded migrated
+        asked surveyed polled interviewed
         """
     ),
     "shown": _words(
@@ -513,6 +523,9 @@ _CLASSES = {
         vein veins lung lungs liver livers kidney kidneys element elements metal metals nonmetal
         nonmetals alloy alloys polymer polymers solvent solvents solute solutes mixture mixtures
         algorithm algorithms
+        rhyme rhymes syllable syllables vowel vowels consonant consonants pronoun pronouns prefix
+        suffix
+        offspring
         """
     ),
     "act": _words(
@@ -538,6 +551,7 @@ _CLASSES = {
         ill dying infected contaminated ready related famous real fictional successful kosher halal
         organic overweight underweight obese hereditary fireproof overpriced deciduous evergreen
         nocturnal migratory hypoallergenic
+        married wealthy rich employed retired
         """
     ),
     "group": _words(
@@ -573,6 +587,87 @@ _CLASSES = {
         book books novel novels paperback hardback article articles letter note notes report email
         emails message messages memo card postcard review comment tweet post foreword headline
         caption pamphlet leaflet column textbook
+        magazine newspaper journal paper poster brochure
+        """
+    ),
+    "language": _words(
+        """
+        english german french spanish italian portuguese dutch polish russian chinese mandarin
+        cantonese japanese korean arabic hindi turkish greek latin swedish danish norwegian
+        finnish czech hungarian ukrainian vietnamese thai indonesian hebrew urdu bengali persian
+        """
+    ),
+    "markup": _words(
+        """
+        latex markdown json csv yaml xml plaintext excel
+        """
+    ),
+    "answer": _words(
+        """
+        answer answers reply replies response responses explanation explanations message messages
+        """
+    ),
+    "manner": _words(
+        """
+        shorter longer simpler briefer clearer brief short concise formal casual precise polite
+        specific
+        """
+    ),
+    "account": _words(
+        """
+        account explanation description overview summary breakdown interpretation analysis rundown
+        depiction narration commentary narrative synopsis outline retelling
+        """
+    ),
+    "crowd": _words(
+        """
+        people folks they everyone everybody kids children men women boys girls players friends
+        crowd family team group guests tourists students workers
+        """
+    ),
+    "shape": _words(
+        """
+        triangle triangles circle circles rectangle rectangles square squares polygon polygons
+        trapezoid trapezium parallelogram rhombus hexagon pentagon cylinder cone cube prism sphere
+        sector pyramid quadrilateral
+        """
+    ),
+    "measure": _words(
+        """
+        area perimeter circumference hypotenuse radius diameter volume angle angles length
+        """
+    ),
+    "geo": _words(
+        """
+        ocean oceans continent continents colony colonies state states country countries region
+        county province peninsula hemisphere
+        """
+    ),
+    "office": _words(
+        """
+        department departments division divisions office agency ministry committee bureau branch
+        section council organisation organization institute institution company firm bank
+        university
+        """
+    ),
+    "work": _words(
+        """
+        film movie book novel story tale opera play series myth legend cartoon comic franchise
+        musical
+        """
+    ),
+    "source": _words(
+        """
+        chart charts graph graphs plot plots infographic report document form receipt
+        invoice bill letter memo survey poll census study statement article timetable schedule
+        """
+    ),
+    "support": _words(
+        """
+        sofa couch bed table chair floor ground grass shelf desk bench roof box bag basket drawer
+        car boat water sink street road counter plate bowl tree cage wall mat rug pillow
+        windowsill sill stairs balcony kitchen garden pool truck bus train cup glass fridge oven
+        lap branch fence stove
         """
     ),
     "ask": _words(
@@ -593,6 +688,12 @@ _COUNTING = {
         18,
         """
         how many did they|he|she|we|you put|use|plant|catch|eat|build|place|leave
+        """,
+    ),
+    **_each(
+        16,
+        """
+        is there a single|lone|sole
         """,
     ),
     **_each(
@@ -670,9 +771,24 @@ _COUNTING = {
 
 _OCR = {
     **_each(
+        24,
+        """
+        ^ocr,
+        as the ~ <medium> shows|says|states|tells|puts|gives|has
+        """,
+    ),
+    **_each(
+        20,
+        """
+        sum|ratio|difference|average of|between the ~ <mark>
+        """,
+    ),
+    **_each(
         18,
         """
-        what|which number <be> <it> ~ <hold>, what|which number <be> <det> ~ <hold>
+        what|which number <be> <it> ~ <hold>, what|which number <be> <det> ~ <hold>, as
+        stated|shown|given|listed|printed|reported|indicated|recorded|noted|displayed|written|specified|mentioned
+        in|on|by|at|under, how many more|fewer ~ <be> ~ <sold>, how many more|fewer ~ <unit>
         """,
     ),
     **_each(
@@ -685,15 +801,22 @@ _OCR = {
     **_each(
         16,
         """
-        how many ~ <unit>, how many ~ did, how many ~ <sold>,
-        how much <do>|is|are|was|were ~ cost, how many <det>? ~ <be> ~ <sold>,
-        <count> or <count> <unit>, where is ~ flight|train|bus going|headed|bound
+        how many ~ <unit>, how many ~ did, how many ~ <sold>, how much <do>|is|are|was|were ~ cost,
+        how many <det>? ~ <be> ~ <sold>, <count> or <count> <unit>, where is ~ flight|train|bus
+        going|headed|bound, according to <the> ~ <medium>, going|judging by <the> ~ <medium>, find
+        <det> ~ <entry>, find <det> ~ <glyph>, to|into|as|in <markup>,
+        number of <the> ~ <coded>, whose ~ signature|name|autograph|address|initials, <mark> ~
+        stand|stands for
         """,
     ),
     **_each(
         14,
         """
-        ^does|do the ~ caption
+        ^does|do the ~ caption, to|for|from|by <which> ~ <office>, how
+        high|low|large|much|strong|big was|were the ~ <entry>,
+        first|last|second|third|top|bottom|opening|closing line|word|sentence|verse|paragraph
+        of|on|in, <mark> ~ represent|represents|mean|means|indicate|indicates, <which>
+        beer|wine|whisky|soda|cereal|airline is|are this|these|that|it|shown|listed
         """,
     ),
     **_each(
@@ -701,34 +824,33 @@ _OCR = {
         """
         ^which ~ <mark> of the ~ is the ~ <extreme>, <which> ~ <mark> <be> the ~ <extreme>,
         jot|note|write down, how far is it to, <medium> point|points to, what unit,
-        ingredients|items|names|prices ~ listed, the text ~ in|on|at, notifications,
-        <coded> number, who wrote|authored|published the|this|that ~ <print>,
+        ingredients|items|names|prices ~ listed, the text ~ in|on|at, notifications, <coded> number,
+        who wrote|authored|published the|this|that ~ <print>,
         error|zip|post|country|area|dialling|booking|access|discount|promo|tracking code,
-        confirmation|product|voucher|verification|order|postal|status code, error message,
-        subject line, quantity|amount of ~ <sold>, sell|sells|sold|selling|going for$,
-        legend entry|label|item, under|in which heading|section|chapter|paragraph|row,
+        confirmation|product|voucher|verification|order|postal|status code, error message, subject
+        line, quantity|amount of ~ <sold>, sell|sells|sold|selling|going for$, legend
+        entry|label|item, under|in which heading|section|chapter|paragraph|row,
         leftmost|rightmost|topmost|first|last|top|bottom label|value|number|entry|word|digit,
-        setting|option|mode|tab ~ <be> ~ picked|selected|chosen|set|enabled|ticked,
-        on|at|from which platform|page|track|gate|line|date|day
+        setting|option|mode|tab ~ <be> ~ picked|selected|chosen|set|enabled|ticked, on|at|from which
+        platform|page|track|gate|line|date|day
         """,
     ),
     **_each(
         12,
         """
-        transcribe, transcribed, ocr, transcription, according to <the> ~ <medium>, as per,
-        per the ~ <medium>, to whom <be>|does ~ addressed|sent|written|made|issued|payable,
-        what|which ~ <glyph> <be> ~ on|in|at|above|below|under|printed|written|shown,
-        what <do> <it> ~ say|says|read, what <do> <the> ~ <medium> say|says|read|show|list,
-        type up|out, type it|this up|out, read out|off|aloud|me, read the|this|that|what|it,
-        in the legend, the legend, which step comes|is, humidity|temperature|forecast shown|on,
-        <medium> for$, <which> ~ <entry> is it for, copy|transcribe the, copy out, ^copy,
-        more|less|higher|lower|greater|fewer than <count> <unit>|percent|dollars|euros,
-        which of the listed, how long is the ~ guarantee|warranty|contract,
-        what is the <fact> ~ in the ~ <medium>, in the table,
-        <entry> more|less|higher|lower|over|above|under than,
-        <be> the number <digits>, a <number> or a? <number>, is that|this|it a <number>,
-        how fast|much|long|high does it|the ~ show|say|read|state|give|list|display,
-        size|weight|amount|price|word|words <be>? on the ~ label|tag|ticket|receipt|packet|sticker
+        transcribe, transcribed, ocr, transcription, as per, per the ~ <medium>, to whom <be>|does ~
+        addressed|sent|written|made|issued|payable, what|which ~ <glyph> <be> ~
+        on|in|at|above|below|under|printed|written|shown, what <do> <it> ~ say|says|read, what <do>
+        <the> ~ <medium> say|says|read|show|list, type up|out, type it|this up|out, read
+        out|off|aloud|me, read the|this|that|what|it, in the legend, the legend, which step
+        comes|is, humidity|temperature|forecast shown|on, <medium> for$, <which> ~ <entry> is it
+        for, copy|transcribe the, copy out, ^copy, more|less|higher|lower|greater|fewer than <count>
+        <unit>|percent|dollars|euros, which of the listed, how long is the ~
+        guarantee|warranty|contract, what is the <fact> ~ in the ~ <medium>, in the table, <entry>
+        more|less|higher|lower|over|above|under than, <be> the number <digits>, a <number> or a?
+        <number>, is that|this|it a <number>, how fast|much|long|high does it|the ~
+        show|say|read|state|give|list|display, size|weight|amount|price|word|words <be>? on the ~
+        label|tag|ticket|receipt|packet|sticker
         """,
     ),
     **_each(
@@ -744,7 +866,15 @@ _OCR = {
         <digits> ~ highest|lowest, highest|lowest ~ <entry>, which ~ listed,
         the instructions say|tell, instructions tell,
         what <do> the ~ <medium> ~ charge|give|state|recommend|advise|promise|claim|tell|advertise,
-        <be> the ~ word|words|phrase, characters on the
+        <be> the ~ word|words|phrase, characters on the,
+        say|says|said|read|reads$
+        """,
+    ),
+    **_each(
+        10,
+        """
+        <colour>|dashed|dotted|solid series|curve|slice|wedge,
+        in|from <the> ~ <source>, does the ~ <medium> ~ show|list|mention|contain|include
         """,
     ),
     **_each(
@@ -825,9 +955,31 @@ _OCR = {
 
 _KNOWLEDGE = {
     **_each(
+        40,
+        """
+        if each|every
+        """,
+    ),
+    **_each(
         24,
         """
-        borrowed|derived|descended from, why, how come, landmark|monument ~ located
+        borrowed|derived|descended from, why, how come, landmark|monument ~ located, value of
+        x|y|z|n|k|t, figure of speech, expected ratio, what is <number> percent of, what is|are
+        angle, which term ~ matches|match|identifies|names, does the ~ <picture> ~
+        commemorate|celebrate|refer
+        """,
+    ),
+    **_each(
+        20,
+        """
+        find <det> ~ <measure>, find <det> ~
+        sum|product|mean|median|solution|slope|probability|unknown|angle,
+        associated|linked|connected with, relation|relationship|relations|connection|similarity
+        between, sum|product|average|mean|median of the|these|all ~ numbers|dice|digits|angles, how
+        big|large|wide is the? angle, nutritional|nutrition ~ value|values|content, how many
+        minutes|hours|days ~ until|till, style|school of ~ architecture|art, what would <det> ~
+        look, going to ~ do|say|happen, <number> times the, first to, allowed here,
+        <which> season do|does <this>|these, how many ~ do|does an|a
         """,
     ),
     **_each(
@@ -835,7 +987,8 @@ _KNOWLEDGE = {
         """
         how often|frequently do|should|can|must|may i|we|you|one,
         <be> ~ high|low|normal|good by ~ standards, city as its|their capital,
-        company|firm|group ~ owns|makes|produces the
+        company|firm|group ~ owns|makes|produces the,
+        <which> ~ <geo> is|are ~ highlighted|shown|shaded|coloured|marked|outlined|labelled
         """,
     ),
     **_each(
@@ -849,7 +1002,11 @@ _KNOWLEDGE = {
         where do|does|did|can <it> ~ live|come|grow|originate|nest|spend|breed|migrate|hibernate,
         where do|does|did <the> ~ spend|nest|breed|hibernate|migrate,
         poisonous|venomous|toxic|harmful|dangerous|safe to|for|on|in|around,
-        <which> <kind> of ~ <be> formed|caused|obtained|extracted|produced
+        <which> <kind> of ~ <be> formed|caused|obtained|extracted|produced,
+        <measure> of <det> ~ <shape>,
+        <which> ~ gives|give <det> ~ <look>, <which> <geo> is this|it|that|shown|pictured, an ~
+        example of, rhyme|rhymes with, missing number|term|value ~ in|of,
+        good|bad|safe|suitable|ideal ~ place|spot|time|idea|choice for|to
         """,
     ),
     **_each(
@@ -875,7 +1032,11 @@ _KNOWLEDGE = {
         by ~ standards, what|which gas|chemical|nutrient|acid <do>,
         states|countries|cities|continents <be> ~ farthest|furthest|closest|nearest,
         abbreviation|acronym|term|idiom ~ mean|means,
-        too <state> for, made up of, mean|means for
+        too <state> for, made up of, mean|means for,
+        in <which> ~ <work>, <which> ~ <famous>|artist|band|director|author ~
+        sang|recorded|composed|directed|starred|voiced|portrayed,
+        measure|measures$, criticising|criticizing|mocking|satirising|satirizing|implying, happened
+        ~ before|after|earlier, <person> <have> to, <person> ~ <have> to
         """,
     ),
     **_each(
@@ -901,7 +1062,8 @@ _KNOWLEDGE = {
         eat|drink it|this|that|them ~ raw, war|battle|revolution|conflict broke|break,
         run|runs on, split it|this|that, owns, <which> <kind> of ~ <be> formed|caused|made by,
         event|law|theory|factor explains|explain, does everyone|everybody|each owe|pay,
-        war|battle|revolution ~ broke|ended|began
+        war|battle|revolution ~ broke|ended|began,
+        a|an ~ expensive|valuable|healthy|safe|rare|typical|famous|common|suitable|appropriate|legal
         """,
     ),
     **_each(
@@ -936,7 +1098,8 @@ _KNOWLEDGE = {
         should i|we, what should, write ~ story|letter|email|code|script|program|essay|poem|song,
         mean|means in|to|when, as its|their capital, mean|means in|to|when, chemically,
         biologically, medically, economically, scientifically, technically, legally, calories in,
-        hemisphere, blood type, food chain|web, boil|boiling|melting|freezing temperature
+        hemisphere, blood type, food chain|web, boil|boiling|melting|freezing temperature,
+        side length|lengths
         """,
     ),
     **_each(
@@ -1012,16 +1175,25 @@ _KNOWLEDGE = {
 
 _SPATIAL = {
     **_each(
+        30,
+        """
+        spatial|positional relation|relationship
+        """,
+    ),
+    **_each(
         24,
         """
         on|under|behind|beside|against|above <which> ~ <be> the ~
-        standing|sitting|lying|hanging|parked|perched
+        standing|sitting|lying|hanging|parked|perched,
+        describe where|the position|location|layout|arrangement
         """,
     ),
     **_each(
         20,
         """
-        ^y <number>$
+        ^y <number>$, ^find <det> ~ <person> wearing|holding|carrying|with|in|who|that,
+        ^how <be> <det>? ~ arranged|placed|positioned|laid|lined|stacked|grouped,
+        see|notice in <the> ~ top|bottom|left|right|upper|lower
         """,
     ),
     **_each(
@@ -1034,7 +1206,10 @@ _SPATIAL = {
         16,
         """
         draw|put|place a|an|the ~ rectangle|circle|box|frame|polygon|outline|ring|marker|dot,
-        in|at|towards <which> ~ corner|side|half|quadrant|edge
+        in|at|towards <which> ~ corner|side|half|quadrant|edge, from
+        left|right|top|bottom|back|front to left|right|top|bottom|back|front,
+        what <be> in the ~ middle|centre|corner|background|foreground|back|front,
+        no wait where, <thing> is|are in front, how high up
         """,
     ),
     **_each(
@@ -1047,7 +1222,14 @@ _SPATIAL = {
         give|return|output|provide me? the ~ box|boxes|polygon, bounding boxes,
         what is that next|behind|under|on|above|beside|near, leaning on|against, sitting on$,
         <placed> on$, standing in the, who is <placed>, where do|does the,
-        <which> ~ <be> ~ immediately|directly|just outside|inside|above|below|behind
+        <which> ~ <be> ~ immediately|directly|just outside|inside|above|below|behind,
+        ^find <det> ~ <person>, ^find <det> ~ <thing>
+        """,
+    ),
+    **_each(
+        12,
+        """
+        ^is|are the ~ in front of|behind|beside|next|near the ~ one|ones$
         """,
     ),
     **_each(
@@ -1065,7 +1247,8 @@ _SPATIAL = {
         in the ~ left|right, hand side, on|at|under|behind|from|beside <which>,
         north|south|east|west of, north|east|west|south or, piece of ~ <near>, <thing> <near>,
         built|placed|put|mounted|sitting|lying|standing|painted upon, upon$, ^circle, ^encircle,
-        ^annotate, ^delineate, ^crop, ^frame the|this|that|each|every, ^put a|an ~ around|round|on
+        ^annotate, ^delineate, ^crop, ^frame the|this|that|each|every, ^put a|an ~ around|round|on,
+        ^is|are <det> ~ on|in|at|by <det> ~ <support>$
         """,
     ),
     **_each(
@@ -1073,6 +1256,12 @@ _SPATIAL = {
         """
         ^is|are <det> ~ over|inside the, on what <be>|do|does, what part of the,
         which part of the, in|at the ~ corner, leaning against
+        """,
+    ),
+    **_each(
+        8,
+        """
+        order of <det>
         """,
     ),
     **_each(
@@ -1109,9 +1298,18 @@ _SPATIAL = {
 
 _SCENE = {
     **_each(
+        24,
+        """
+        time of the day|year
+        """,
+    ),
+    **_each(
         16,
         """
-        <which> ~ style <be> <det> ~ <picture>, or in the wild, zoo or in
+        <which> ~ style <be> <det> ~ <picture>, or in the wild, zoo or in,
+        stand|stands out,
+        <be> it a|an ~ day|night|evening|morning|afternoon, <kind> of ~ <place>|building|place|space
+        <be>
         """,
     ),
     **_each(
@@ -1127,7 +1325,13 @@ _SCENE = {
         people|they ~ doing, where <be> <the> ~ <picture>, scene$,
         good|better|fitting|suitable ~ caption|title, you caption|title|describe this|it,
         ^what you|i see$, story of the ~ <picture>, ^where is this$,
-        the|this ~ <picture> black and white, black and white
+        the|this ~ <picture> black and white, black and white,
+        <account> of <the> ~ <picture>, <account> of what|everything|all, everything|all that
+        is|you|there|i|we, everything in|there|here, all about$,
+        main|key|principal|central|dominant|primary ~
+        elements|features|components|aspects|details|contents|subject|focus|subjects|motif, <crowd>
+        ~ doing, <crowd>|these|those ~ up to$, <crowd> ~ busy with,
+        what <do> one|you|we|i ~ see|notice|observe|spot, hashtag|hashtags for
         """,
     ),
     **_each(
@@ -1137,29 +1341,38 @@ _SCENE = {
         what is|are everyone|everybody ~ doing, in the mountains|city|countryside or,
         by the sea|or ~ sea, at|in a|an|the ~ <place>|<event> or, how would|do|might you describe,
         middle of the day|night|winter|summer|afternoon, getting dark|late|light,
-        <which> ~ <whole> <do>
+        <which> ~ <whole> <do>,
+        the place|area|scene|neighbourhood look|looks|seem|seems|feel|feels|appear, <picture> ~
+        convey|evoke|express|radiate|communicate, <which> <kind> of ~
+        sport|game|activity|dance|race|performance|contest|competition,
+        what|which sport|game <be>,
+        landscape|place|area|surroundings look|looks like, what|which city|town|village is
+        this|it|that
         """,
     ),
     **_each(
         13,
         """
         describe, caption for, captions, ^caption, write ~ caption, description, describing,
-        summarise, summary, alt text, <be> ~ happening, going on, taking place, happening,
-        describes <the> ~ <picture>, <picture> caption, sum <the>? ~ up, a|the ~ caption,
-        what <do> <this>|it|the ~ <picture> show|shows|depict|portray|capture|convey|represent,
-        what <do> this show|depict, tell me ~ about, about <the> ~ <picture>, how is the weather,
-        what is <the> ~ <picture> of|about|showing, explain what|this|the ~ <picture>,
-        time of day, time of year, title for, <whole> <picture>, sentence|paragraph about,
-        whole|entire ~ <picture>, sentences about, <picture> shows, <picture> in|into ~ words,
-        looking at here, looking at$, <picture> as a whole, in general, <picture> ~ overall,
-        what <kind>? of? place|room|scene|area|location, in a nutshell
+        summarise, summary, alt text, <be> ~ happening, going on, taking place, happening, describes
+        <the> ~ <picture>, <picture> caption, sum <the>? ~ up, what <do> <this>|it|the ~ <picture>
+        show|shows|depict|portray|capture|convey|represent, what <do> this show|depict, tell me ~
+        about, about <the> ~ <picture>, how is the weather, what is <the> ~ <picture>
+        of|about|showing, explain what|this|the ~ <picture>, time of day, time of year, title for,
+        <whole> <picture>, sentence|paragraph about, whole|entire ~ <picture>, sentences about,
+        <picture> shows, <picture> in|into ~ words, looking at here, looking at$, <picture> as a
+        whole, in general, <picture> ~ overall, what <kind>? of? place|room|scene|area|location, in
+        a nutshell,
+        a|an ~ caption, the ~ best|right|correct|suitable|fitting|appropriate ~ caption,
+        what you|i|we|one ~ see|sees
         """,
     ),
     **_each(
         12,
         """
         ^what happened$, gathered here|for|to,
-        <which> <kind>? of? terrain|biome|neighbourhood|neighborhood
+        <which> <kind>? of? terrain|biome|neighbourhood|neighborhood,
+        <whole> like, walk|talk|take|run me|us through
         """,
     ),
     **_each(
@@ -1207,7 +1420,8 @@ _SCENE = {
         """
         environment, in detail, detailed, landscape, scenery, theme, style, genre, lighting,
         event, occasion, festival, activity, place, <whole>, <event>, <weather>, festive, cosy,
-        tone, candid, feel
+        tone, candid, feel,
+        the ~ caption
         """,
     ),
     **_each(
@@ -1234,7 +1448,8 @@ _ATTRIBUTE = {
     **_each(
         16,
         """
-        any sign|signs|trace|hint of, how would|do|might you describe <det> ~ <look>
+        any sign|signs|trace|hint of, how would|do|might you describe <det> ~ <look>, ^<which> ~
+        colour <be>, <thing> or <det>? ~ <thing>$
         """,
     ),
     **_each(
@@ -1247,7 +1462,9 @@ _ATTRIBUTE = {
         14,
         """
         how <do> <det>? ~ look|looks, what <be> <det>? ~ made of, <which> ~ <be> <det>? ~ made of,
-        what ~ breed
+        what ~ breed,
+        ^spot any|a|an,
+        ^<which> shape|material|texture|pattern|breed is|are the
         """,
     ),
     **_each(
@@ -1265,7 +1482,9 @@ _ATTRIBUTE = {
         """
         what|which organism <be>$, what|which organism <be> shown|pictured|this|that|it,
         what|which creature <be>, <state>$, shut|open|closed|locked|unlocked$,
-        what|which make|model of, got on her|his|their|its|him
+        what|which make|model of, got on her|his|their|its|him,
+        <which> of the ~ is
+        <state>|larger|bigger|smaller|taller|shorter|thinner|thicker|older|younger
         """,
     ),
     **_each(
@@ -1283,7 +1502,9 @@ _ATTRIBUTE = {
         made of, made out of, same colour, what|which size, how big, how tall, how large, how old,
         <which> ~ <look>, what <be> the ~ material, material of, what breed,
         name of <this> ~ <thing>, called ~ <thing>,
-        name of it|this|that$
+        name of it|this|that$,
+        <thing> called$,
+        ^any <thing>, ^any <person>
         """,
     ),
     **_each(
@@ -1347,7 +1568,11 @@ _GENERAL = {
         """
         why did|do|are you ~ stop|answer|say|think|change|refuse|ignore,
         why did you ~ stop|answer|say, ^what now$, can you do with, that is it from|all, model am i,
-        ^with this one$
+        ^with this one$,
+        ^a|another|some|any ~ joke|jokes|riddle|riddles, ^sing, ^joke,
+        why not$, ^so what$, what did you ~ say|mean, how ~ are you, our ~
+        chat|conversation|discussion,
+        what did you just ~ say|mean
         """,
     ),
     **_each(
@@ -1357,33 +1582,61 @@ _GENERAL = {
         """,
     ),
     **_each(
+        24,
+        """
+        where|when|why|what do you ~ live|work|come|like|want|sleep|feel, i ~ feel|feeling, i am ~
+        feeling, your
+        favourite|favorite|limits|limitations|purpose|creator|maker|developer|version|age|birthday,
+        ^night$,
+        how is it going, that is|was the? wrong|right|correct ~ answer, what is up$, do you know$,
+        in other words,
+        ^what are you$, i|we ~ call you, the other one$
+        """,
+    ),
+    **_each(
         20,
         """
-        ^what do you think$, ^are you, ^who are you, ^who made you, assistance, anyone there,
-        ^go on$, ^go ahead$, ^continue$, ^what can you do, ^do you speak|remember|like|have,
-        ^try again$, ^your name, ^what is your name, ^how are you, ^can you help,
-        ^never mind, ^forget it, ^keep going$, ^and$, ^any thoughts, a question about, be helpful,
-        ^see images|pictures|photos$, ^with <det> ~ <picture>$, have a ~ question, been ~ helpful,
-        ^with this|that|it|something|one$, about yourself, your opinion, ^this|the|my ~ <picture>$,
-        that is all, cheers, nice one, what else$, take a look, look at this$, ^look$,
-        much appreciated, appreciate, ^good|morning|afternoon|evening$,
-        ^good morning|afternoon|evening|day, any feedback, helpful, ^do something, ^for me$,
-        start$, ^begin$, i am back, so much$, ^can|could|would|will you look|check|see, ^look at,
-        ^check this|it|that, ^have a look, ^see the|my|this ~ <picture>, ^you are,
-        which|what model are you, able to understand|see|read|process,
-        your answer|answers|opinion|thoughts|view|help|name|reply|response|time,
-        ^what do you make of, that is not right|correct|true|it,
-        that is wrong|right|great|good|fine|enough|interesting, you are wrong|right|welcome,
-        ready, upload, ^let is continue|move|start|go,
-        ^can|could we|i continue|start|ask|go|proceed|try, can i ask, i ask you, ^more$,
-        i understand$, i do not understand, makes sense, another|wrong|next ~ <picture>,
-        ^i have|will|send|sent|attached|uploaded a|an|the|my|another ~ <picture>,
-        ^have a ~ <picture>, send another, understand ~ german|french|english, do you understand,
-        ^is anybody|anyone there, good|great|nice|well job|work|bot|done, do you agree,
-        what is next$, ^next$, say that again, elaborate, are you sure, any other comments,
-        some help, assist, attached ~ file|picture|image|photo, how can you ~ help,
-        what are you able, i have ~ question|questions, have some|a|another ~ question|questions,
-        ^some|a ~ question|questions$, well done, start over, ^wait$, ^do it again, answer me
+        ^what do you think$, ^are you, ^who are you, ^who made you, assistance, anyone there, ^go
+        on$, ^go ahead$, ^continue$, ^what can you do, ^do you speak|remember|like|have, ^try
+        again$, ^your name, ^what is your name, ^how are you, ^can you help, ^never mind, ^forget
+        it, ^keep going$, ^and$, ^any thoughts, a question about, be helpful, ^see
+        images|pictures|photos$, ^with <det> ~ <picture>$, have a ~ question, been ~ helpful, ^with
+        this|that|it|something|one$, about yourself, your opinion, ^this|the|my ~ <picture>$, that
+        is all, cheers, nice one, what else$, take a look, look at this$, ^look$, much appreciated,
+        appreciate, ^good|morning|afternoon|evening$, ^good morning|afternoon|evening|day, any
+        feedback, helpful, ^do something, ^for me$, start$, ^begin$, i am back, so much$,
+        ^can|could|would|will you look|check|see, ^look at, ^check this|it|that, ^have a look, ^see
+        the|my|this ~ <picture>, ^you are, which|what model are you, able to
+        understand|see|read|process, your
+        answer|answers|opinion|thoughts|view|help|name|reply|response|time, ^what do you make of,
+        that is not right|correct|true|it, that is wrong|right|great|good|fine|enough|interesting,
+        you are wrong|right|welcome, ready, upload, ^let is continue|move|start|go, ^can|could we|i
+        continue|start|ask|go|proceed|try, can i ask, i ask you, ^more$, i understand$, i do not
+        understand, makes sense, another|wrong|next ~ <picture>, ^i
+        have|will|send|sent|attached|uploaded a|an|the|my|another ~ <picture>, ^have a ~ <picture>,
+        send another, understand ~ german|french|english, do you understand, ^is anybody|anyone
+        there, good|great|nice|well job|work|bot|done, do you agree, what is next$, ^next$, say that
+        again, ^elaborate, to elaborate, and elaborate, you elaborate, are you sure, any other
+        comments, some help, assist, attached ~ file|picture|image|photo, how can you ~ help, what
+        are you able, i have ~ question|questions, have some|a|another ~ question|questions, ^some|a
+        ~ question|questions$, well done, start over, ^wait$, ^do it again, answer me, from now on,
+        next time, that again, again in, once more, one more time|go|try, another go|try, ^make|keep
+        it|that|this|them ~ <manner>, be ~ <manner>, more <manner>$, a bit|little ~ <manner>,
+        your|last|previous ~ <answer>, answer|reply|respond|write|speak|talk|chat|continue ~ in
+        <language>, rephrase, reword, paraphrase, ^rewrite it|that|this|your, ^shorten, how do you ~
+        work|know|do|feel, ^i am ~
+        bored|tired|sad|happy|hungry|confused|lost|busy|fine|good|sorry|done|ready, ^i ~
+        agree|disagree, do not ~ agree|understand|follow$, ^i ~ love|like|hate it|that|you|this$,
+        ^talk|chat, ^good night, a ~ good|nice|lovely|great ~ day|evening|night|weekend|time$, you ~
+        mean$, you ~ misread|misunderstood|missed|forgot|told, you made a|another ~ mistake|error, i
+        will ~ be|come back, <made>|made|trained|programmed you
+        """,
+    ),
+    **_each(
+        16,
+        """
+        ^what is|are your, ^something|anything else, ask|about something|anything else, simple|plain
+        ~ language, this ~ conversation|chat
         """,
     ),
     **_each(
@@ -1453,8 +1706,46 @@ _SPELLING = {
     "descibe": "describe",
     "discribe": "describe",
     "wich": "which",
+    "meny": "many",
+    "howmany": "how many",
+    "ppl": "people",
+    "im": "i am",
+    "ive": "i have",
+    "youre": "you are",
+    "theyre": "they are",
+    "hes": "he is",
+    "shes": "she is",
+    "whys": "why is",
+    "hasnt": "has not",
+    "havent": "have not",
+    "wont": "will not",
+    "wouldnt": "would not",
+    "couldnt": "could not",
+    "shouldnt": "should not",
     "whereabout": "whereabouts",
 }
+
+
+def _slips(word: str) -> set[str]:
+    """Return ``word`` with a letter left out, doubled or swapped with the next one."""
+    pairs = [(word[:place], word[place:]) for place in range(len(word))]
+    left_out = {head + tail[1:] for head, tail in pairs if head}
+    doubled = {head + tail[0] + tail for head, tail in pairs}
+    swapped = {head + tail[1] + tail[0] + tail[2:] for head, tail in pairs if len(tail) > 1}
+    return (left_out | doubled | swapped) - {word}
+
+
+# Slips that are words themselves.
+_REAL_WORDS = frozenset(_words("were thee three ho man may blow locate"))
+for _word in _words(
+    """
+    what where which there how many people picture image photo colour color describe count behind
+    between under right number written caption weather happening material shape wearing standing
+    animal background explain visible beside above below located
+    """
+):
+    for _slip in sorted(_slips(_word) - _REAL_WORDS):
+        _SPELLING.setdefault(_slip, _SPELLING.get(_word, _word))
 
 _OPENINGS = _list(
     """

@@ -18,7 +18,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, repeat
 
 START, END = "^", "$"
 NUMBER, YEAR = "<number>", "<year>"
@@ -86,7 +86,8 @@ class PatternIndex:
         self._stops = frozenset({START, END, *classes.get(FUNCTION_CLASS, ())})
         self._first = _Node()
         self._children: dict[tuple[int, str], _Node] = {}
-        self._known: set[str] = set(self._stops)
+        # Every word of a pattern to itself, because a dict's `get` is the fastest look-up in bulk.
+        self._known: dict[str, str] = {word: word for word in self._stops}
         self.first_words: set[str] = set()
         self.last_words: set[str] = set()
         self._start = _State(())
@@ -121,7 +122,7 @@ class PatternIndex:
         words = self._members(part)
         for word in words:
             node.following.setdefault(word, []).append(child)
-        self._known |= words
+        self._known.update(zip(words, words, strict=True))
         return child
 
     def _members(self, part: str) -> set[str]:
@@ -142,7 +143,7 @@ class PatternIndex:
         state = self._start
         longest = start
         for position in range(start, len(words)):
-            word = words[position] if words[position] in self._known else _OTHER
+            word = self._known.get(words[position], _OTHER)
             moves = state.moves
             following = moves[word] if word in moves else self._move(state, word)
             if following is None:
@@ -181,8 +182,7 @@ class PatternIndex:
         return found
 
     def _matches(self, words: list[str]) -> list[Match]:
-        known = self._known
-        words = [word if word in known else _OTHER for word in words]
+        words = list(map(self._known.get, words, repeat(_OTHER)))
         count = len(words)
         found: list[Match] = []
         first = self._start

@@ -262,7 +262,9 @@ class Router:
         search = self._patterns.longest if self._format == 1 else self._patterns.heaviest
         scores = dict(self._bias if clauses else self._no_scores)
         for words, weight in clauses:
-            relative = self._relative(words)
+            relative = len(words)
+            if not _RELATIVE_PRONOUNS.isdisjoint(words):
+                relative = self._relative(words)
             for _, _, start, end, rule in search(words):
                 if rule.category is not None:
                     added = rule.weight * weight
@@ -277,8 +279,6 @@ class Router:
 
     def _relative(self, words: list[str]) -> int:
         """Return where the first relative clause starts, or the number of words."""
-        if _RELATIVE_PRONOUNS.isdisjoint(words):
-            return len(words)
         for position in range(2, len(words)):
             # "In which year" and "tell me which" ask.
             if words[position] in _RELATIVE_PRONOUNS and words[position - 1] not in self._function:

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from clasp_kernels.policy import CATEGORIES, Route, Router, route_prompts
 
-# Written by hand, none copied. Rules and word weights were tuned on the rows marked "dev" only.
-# The rows marked "held_out" come from another author and were only scored.
+# Written by hand, none copied. Rules and word weights were tuned on the rows marked "dev", and the
+# rules alone on those marked "rules". The rows marked "held_out" were only scored, apart from two
+# choices that ``training/router/train.py`` names. One author wrote the rows of style "fresh"
+# without sight of the rules, divided them at random into "rules" and "held_out", and then mended
+# the rules. All other held-out rows come from other authors. The rows of style "kinds" were
+# written later, to find more kinds of questions that the rules miss.
 LABELLED = [
     json.loads(line)
     for line in Path(__file__).with_name("prompts.jsonl").read_text(encoding="utf-8").splitlines()
@@ -44,15 +48,15 @@ def test_no_prompt_is_in_both_halves():
     """Up to case and punctuation. The word weights have seen more prompts of the tuning half."""
     more = Path(__file__).parents[2] / "training" / "router" / "prompts.jsonl"
     rows = LABELLED + [json.loads(line) for line in more.read_text("utf-8").splitlines()]
-    halves = {"dev": set(), "held_out": set()}
+    splits = {"dev": set(), "rules": set(), "held_out": set()}
     for row in rows:
-        halves[row["split"]].add(" ".join(re.findall(r"[^\W_]+", row["prompt"].casefold())))
-    assert halves["dev"] and halves["held_out"]
-    assert not halves["dev"] & halves["held_out"]
+        splits[row["split"]].add(" ".join(re.findall(r"[^\W_]+", row["prompt"].casefold())))
+    assert all(splits.values())
+    assert not (splits["dev"] | splits["rules"]) & splits["held_out"]
 
 
 # The floors of "held_out" are the targets. `benchmarks/router.py` prints what is reached.
-@pytest.mark.parametrize(("split", "floor"), [("dev", 0.95), ("held_out", 0.93)])
+@pytest.mark.parametrize(("split", "floor"), [("dev", 0.95), ("rules", 0.95), ("held_out", 0.93)])
 def test_accuracy_on_labelled_prompts(split, floor):
     assert accuracy([row for row in LABELLED if row["split"] == split]) >= floor
 
@@ -133,7 +137,7 @@ def test_options_do_not_decide():
         "What colour is it?\nA. how many\nB. where, left of the sign\nC. describe why\n"
         "Answer with the option's letter from the given choices directly."
     )
-    assert Router().explain(prompt) == Route("attribute", "matched 'what colour'")
+    assert Router().explain(prompt) == Route("attribute", "matched 'what colour is'")
 
 
 def test_what_is_asked_outweighs_what_names_the_thing():
@@ -191,10 +195,52 @@ def test_context_counts_less_than_the_clause_that_asks():
         ("Are there fewer than four cups?", "counting"),
         ("Could you help me with this picture?", "general"),
         ("my plant has spots, what is wrong with it", "knowledge"),
+        ("Find the value of y in the drawing.", "knowledge"),
+        ("What is the area of the circle?", "knowledge"),
+        ("Which continent is shaded?", "knowledge"),
+        ("If every crate weighs 9 kg, how much do the crates weigh together?", "knowledge"),
+        ("What is the connection between the two women?", "knowledge"),
+        ("What does the gauge measure?", "knowledge"),
+        ("How many voters were asked, as shown in the chart?", "ocr"),
+        ("What does the caption under the drawing say?", "ocr"),
+        ("Convert the equation to LaTeX.", "ocr"),
+        ("What does the blue curve stand for?", "ocr"),
+        ("Find the woman carrying a basket.", "spatial"),
+        ("What is in the foreground?", "spatial"),
+        ("Is the kettle on the stove?", "spatial"),
+        ("Give an elaborate description of the picture.", "scene"),
+        ("What are the main elements of the photo?", "scene"),
+        ("What are these folks up to?", "scene"),
+        ("What colour is the van behind the fence?", "attribute"),
+        ("What is this bird called?", "attribute"),
+        ("Please reply in Dutch from now on.", "general"),
+        ("Can you rephrase your last reply?", "general"),
+        ("Tell me a joke.", "general"),
+        ("Who trained you?", "general"),
     ],
 )
 def test_kinds_of_questions(prompt, category):
     assert Router().route([prompt]) == [category]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "category"),
+    [
+        ("waht colour is the car", "attribute"),
+        ("what is behnd the couch", "spatial"),
+        ("how mnay ducks", "counting"),
+        ("descirbe the phtoo", "scene"),
+    ],
+)
+def test_slips_of_the_keyboard(prompt, category):
+    assert Router().route([prompt]) == [category]
+
+
+def test_a_slip_is_no_word_of_the_rules():
+    rules = Router().to_dict()
+    words = {word for found in rules["classes"].values() for word in found}
+    wrong = {"what", "where", "there", "many", "people", "behind", "between", "below", "number"}
+    assert not words & {slip for slip, word in rules["spelling"].items() if word in wrong}
 
 
 def test_explain_names_the_words_that_decided():

@@ -25,19 +25,17 @@ def _load() -> tuple[torch.nn.Module, Any, Path]:
 def embed(texts: list[str]) -> torch.Tensor:
     """Return the embeddings of ``texts`` with norm 1: float32, shape (N, 384)."""
     model, tokenizer, _ = _load()
+    tokens = tokenizer(texts, truncation=True, max_length=_MAX_TOKENS)["input_ids"]
+    # Texts of like length go together, because a batch costs as much as its longest text.
+    order = sorted(range(len(texts)), key=lambda index: len(tokens[index]))
     found = []
     for start in range(0, len(texts), _BATCH):
-        batch = tokenizer(
-            texts[start : start + _BATCH],
-            padding=True,
-            truncation=True,
-            max_length=_MAX_TOKENS,
-            return_tensors="pt",
-        )
+        own = order[start : start + _BATCH]
+        batch = tokenizer.pad({"input_ids": [tokens[index] for index in own]}, return_tensors="pt")
         hidden = model(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None]
         found.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1))
-    return torch.cat(found)
+    return torch.cat(found)[torch.tensor(order).argsort()]
 
 
 def whole_words(count: int) -> list[str]:
