@@ -99,10 +99,7 @@ bench: $(PACKAGE)  ## Run the benchmarks; rows go to benchmarks/results/cpu
 lint: $(REQUIREMENTS)  ## ruff, mypy, clang-format; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
-	$(PY) -m mypy tools
-	$(PY) -m mypy examples
-	$(PY) -m mypy benchmarks
+	$(PY) -m mypy clasp_kernels tools examples benchmarks
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
 
 format: $(REQUIREMENTS)  ## Let ruff and clang-format rewrite the sources
