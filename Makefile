@@ -75,7 +75,7 @@ test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
 # The newest transformers is the one that is installed, which `make test` tests.
 test-deep: $(PACKAGE)  ## What digs deeper than `make test`: builds, emulators, other transformers
 	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m deep $(ARGS)
-	$(COMPAT) oldest
+	$(COMPAT) --quick oldest
 	$(PY) -m pip install -qq --no-deps --target $(TORCHAO) --upgrade torchao==0.18.0
 	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py \
 	    tests/models/families/test_ecosystem.py -k "quantised or torchao"
