@@ -75,7 +75,7 @@ test: $(PACKAGE)  ## Run the tests (ARGS='-k fuse' to choose)
 # The newest transformers is the one that is installed, which `make test` tests.
 test-deep: $(PACKAGE)  ## What digs deeper than `make test`: builds, emulators, other transformers
 	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m deep $(ARGS)
-	$(COMPAT) oldest
+	$(COMPAT) --quick oldest
 	$(PY) -m pip install -qq --no-deps --target $(TORCHAO) --upgrade torchao==0.18.0
 	PYTHONPATH=$(TORCHAO) $(PY) -m pytest -q tests/models/test_wrapping.py \
 	    tests/models/families/test_ecosystem.py -k "quantised or torchao"
@@ -99,10 +99,7 @@ bench: $(PACKAGE)  ## Run the benchmarks; rows go to benchmarks/results/cpu
 lint: $(REQUIREMENTS)  ## ruff, mypy, clang-format; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy
-	$(PY) -m mypy tools
-	$(PY) -m mypy examples
-	$(PY) -m mypy benchmarks
+	$(PY) -m mypy clasp_kernels tools examples benchmarks
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP_FILES)
 
 format: $(REQUIREMENTS)  ## Let ruff and clang-format rewrite the sources

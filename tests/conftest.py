@@ -63,8 +63,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out some combinations, unless --all-combinations is given.
 
     Every test runs, and so does every dtype in Triton's interpreter and every family in slow tests,
-    but not each with each: of three dtypes or five families of a test, one is run. Tests by
-    Hypothesis have fewer examples in the interpreter.
+    but not each with each: of three dtypes, or of three to five families of a test, one is run.
+    Tests by Hypothesis have fewer examples in the interpreter.
     """
     if config.getoption("--all-combinations"):
         return
@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item
         for (name, one_of), members in groups.items()
         for place, item in enumerate(members, start=zlib.crc32(name.encode()))
-        if len(members) >= one_of and place % one_of
+        if len(members) >= 3 and place % min(one_of, len(members))
     }
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]

@@ -357,37 +357,47 @@ def wait_for_answers(running: subprocess.Popen[bytes], out: Path, count: int) ->
     pytest.fail(f"it ended before {count} answers: {running.communicate()}")
 
 
-@pytest.mark.deep
-def test_killing_it_anywhere_loses_nothing(data: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "p.json", tmp_path / "killed" / "p.json"
-    assert process(data, whole).wait() == 0
-    for count in (1, 7, 20):
-        running = process(data, killed)
-        wait_for_answers(running, killed, count)
-        running.kill()
-        running.communicate()
-        assert not killed.exists()
-    running = process(data, killed)
-    _, errors = running.communicate()
-    assert running.returncode == 0, errors
-    for name in ("answers.jsonl", "answers.csv", "scores.csv", "report.md", "heatmaps.png"):
-        one, other = (path.with_suffix(".calibration") / name for path in (whole, killed))
-        assert one.read_bytes() == other.read_bytes(), name
-    assert whole.read_bytes() == killed.read_bytes()
-
-
-@pytest.mark.deep
-def test_ctrl_c_says_what_is_kept(data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "p.json"
+@pytest.fixture(scope="module")
+def interrupted(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """Interrupt a process after three answers. Return its path, its status and what it said."""
+    out = tmp_path_factory.mktemp("interrupted") / "p.json"
     running = process(data, out)
     wait_for_answers(running, out, 3)
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate()
-    assert running.returncode == 130
-    said = " ".join(errors.decode().split())
+    return out, running.returncode, errors.decode()
+
+
+@pytest.mark.deep
+def test_ctrl_c_says_what_is_kept(interrupted: tuple[Path, int, str]) -> None:
+    out, status, errors = interrupted
+    assert status == 130
+    said = " ".join(errors.split())
     assert said.startswith("Stopped. ") and " of 24 answers are kept in " in said
     assert said.endswith("the same command goes on from there.")
     assert "Traceback" not in said
+    assert not out.exists()
+
+
+@pytest.mark.deep
+def test_stopping_it_anywhere_loses_nothing(
+    interrupted: tuple[Path, int, str], data: Path, tmp_path: Path
+) -> None:
+    """By Ctrl-C and then by `kill -9`. What was not stopped runs in this process, for time."""
+    whole, stopped = tmp_path / "p.json", tmp_path / "stopped" / "p.json"
+    shutil.copytree(interrupted[0].parent, stopped.parent)
+    running = process(data, stopped)
+    wait_for_answers(running, stopped, 12)
+    running.kill()
+    running.communicate()
+    assert not stopped.exists()
+    for path in (whole, stopped):
+        result = clasp("calibrate", data, *FEW, "--batch-size", 1, "--out", path)
+        assert result.exit_code == 0, message(result)
+    for name in ("answers.jsonl", "answers.csv", "scores.csv", "report.md", "heatmaps.png"):
+        one, other = (path.with_suffix(".calibration") / name for path in (whole, stopped))
+        assert one.read_bytes() == other.read_bytes(), name
+    assert whole.read_bytes() == stopped.read_bytes()
 
 
 def test_ctrl_c_during_an_answer(

@@ -166,6 +166,14 @@ def test_what_passes_is_recorded_for_each_family(prepared: Path) -> None:
     }
 
 
+def test_a_quick_run_leaves_out_files_that_there_are(prepared: Path) -> None:
+    assert all((ROOT / "tests" / "models" / name).is_file() for name in compat.LEFT_OUT)
+    (prepared / "tests" / "models" / "test_views.py").write_text("1 / 0")
+    done = run_compat(prepared, "--quick", "2.0")
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout + done.stderr
+    assert run_compat(prepared, "2.0").returncode == 1
+
+
 def test_a_family_whose_tests_cannot_be_imported_fails(prepared: Path) -> None:
     folder = prepared / "tests" / "models" / "families"
     folder.mkdir()

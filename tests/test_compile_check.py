@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not installed")
 
 HEADER = "#pragma once\n#include <cstdint>\ninline int64_t twice(int64_t x) { return 2 * x; }\n"
+# Kernels that a compiler with more instruction sets switched on rejects.
+KERNELS = "#if defined(__AVX2__) || defined(__ARM_FEATURE_SVE)\n#error\n#endif\n"
 SOURCE = '#include "shared/twice.h"\nint64_t four(int64_t x) { return twice(twice(x)); }\n'
 
 
@@ -55,6 +57,8 @@ def test_unsound_code_fails(tmp_path: Path) -> None:
         needs_torch_h="#include <torch/headeronly/macros/Macros.h>\n",
         cpu__four_cpp=SOURCE,
         cpu__warns_cpp=SOURCE.replace("{", "{ int idle;"),
+        simd__dispatch_h=f"#pragma once\n{KERNELS}",
+        cpu__capability_cpp='#include "simd/dispatch.h"\n',
     )
     assert done.returncode == 1
     complaints = {line.partition(": ")[0] for line in done.stdout.splitlines() if ": g++ " in line}
@@ -62,4 +66,5 @@ def test_unsound_code_fails(tmp_path: Path) -> None:
         "csrc/shared/leans_on_its_includer.h",
         "csrc/shared/needs_torch.h",
         "csrc/cpu/warns.cpp",
+        "csrc/cpu/capability.cpp",
     }

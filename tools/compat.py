@@ -6,6 +6,9 @@ A release other than the environment's is installed into a folder of its own, to
 requirements that the environment lacks. This overlay comes first in PYTHONPATH, and the environment
 itself stays unchanged. A run of all releases records its results in docs/compat.json and updates
 the tables of docs/compatibility.md and the README.
+
+With --quick, the tests of LEFT_OUT do not run, and nothing is recorded. `make test-deep` does so
+for the oldest release, and `make compat` tests all of them in full before a release.
 """
 
 from __future__ import annotations
@@ -48,6 +51,18 @@ OWN_TESTS = re.compile(r"\.families\.test_(\w+)$")
 FOR_ALL = "every_family"
 ORACLE_TEST = re.compile(r"test_pruning_is_masking\[(\w+)-(before|inside)\]")
 GENERAL = "llava"
+# What --quick leaves out: tests of our own code on top of a pruned model, and slow repetitions. The
+# oracle checks every family in families/test_every_family.py, and the tests of forward, generate,
+# caches, processors and of what compat.py tells apart stay.
+LEFT_OUT = (
+    "families/test_ecosystem.py",
+    "test_explore_families.py",
+    "test_oracle.py",
+    "test_stages.py",
+    "test_verification.py",
+    "test_views.py",
+    "test_wrapping.py",
+)
 
 
 class CompatError(Exception):
@@ -173,7 +188,7 @@ def importing(release: str, overlays: Path) -> dict[str, str]:
     return variables
 
 
-def test(release: str, overlays: Path, workers: str) -> tuple[Result, bool]:
+def test(release: str, overlays: Path, workers: str, quick: bool) -> tuple[Result, bool]:
     """Returns the results and whether they are good."""
     variables = importing(release, overlays)
     print(f"transformers {release}: ", end="", flush=True)
@@ -181,7 +196,9 @@ def test(release: str, overlays: Path, workers: str) -> tuple[Result, bool]:
     log, report = LOGS / f"{release}.txt", LOGS / f"{release}.xml"
     report.unlink(missing_ok=True)
     # Tests marked deep, mainly wrappers and compilers, run with the newest release only.
-    chosen = ("tests/models", "-m", "not deep")
+    chosen = ["tests/models", "-m", "not deep"]
+    if quick:
+        chosen += [f"--ignore=tests/models/{name}" for name in LEFT_OUT]
     command = (sys.executable, "-m", "pytest", *chosen, "-n", workers, "--dist", "loadfile")
     options = ("-p", "no:cacheprovider", f"--junitxml={report}")
     start = time.monotonic()
@@ -255,16 +272,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Test with several releases of transformers.")
     parser.add_argument("--overlays", type=Path, required=True, help="where releases are kept")
     parser.add_argument("--workers", default="2", help="processes that share the tests of one")
+    parser.add_argument("--quick", action="store_true", help="leave out some tests, for time")
     parser.add_argument("releases", nargs="*", help="oldest, newest or a version; default: all")
     arguments = parser.parse_args(argv)
     try:
         tested = tested_releases()
         chosen = choose(arguments.releases, tested)
-        every = chosen == list(tested)
+        every = chosen == list(tested) and not arguments.quick
         if every:
             with_table(PAGE.read_text(), as_record({}))  # fails before minutes of tests, not after
         overlays = arguments.overlays.resolve()
-        results = {release: test(release, overlays, arguments.workers) for release in chosen}
+        results = {
+            release: test(release, overlays, arguments.workers, arguments.quick)
+            for release in chosen
+        }
         if every:
             record = as_record({release: result for release, (result, _) in results.items()})
             RECORD.write_text(json.dumps(record, indent=1) + "\n")

@@ -4,8 +4,12 @@ One compiler does not show what others reject: another compiler warns elsewhere,
 relies on its includer breaks for the next includer. So, with warnings as errors,
 
 - every header in csrc/ must compile alone, those of TORCH_FREE without torch on the include path;
-- every source in csrc/cpu/ must compile with setup.py's flags at each instruction-set level, here
-  and, if a cross compiler is found, for aarch64.
+- every source in csrc/cpu/ must compile with setup.py's flags, here and, if a cross compiler is
+  found, for aarch64;
+- the kernels of all instruction sets must compile at each level of LEVELS. Levels above the
+  baseline, for which no wheel is built, are compiled without optimisation: that shows whether the
+  kernels of an instruction set fit a compiler that has others switched on. No other source knows
+  instruction sets.
 
 Checks that cannot run on this machine are listed at the end.
 """
@@ -30,6 +34,9 @@ CSRC = ROOT / "csrc"
 TORCH_FREE = ("shared", "simd", "algorithms")
 ON_HOST = ROOT / "tests" / "cuda_on_host"
 _SYNTAX = ("-fsyntax-only", "-x", "c++", "-")
+
+# What a source includes that compiles the kernels of all instruction sets.
+KERNELS = '#include "simd/dispatch.h"'
 
 # -march values: the baseline that wheels run on, then the levels of run-time dispatch.
 LEVELS = {
@@ -106,16 +113,21 @@ def header_checks(compiler: Compiler, flags: list[str], torch: list[str]) -> Ite
 
 
 def source_checks(compiler: Compiler, flags: list[str], torch: list[str]) -> Iterator[Check]:
-    for level in LEVELS.get(compiler.machine, ("native",)):
+    levels = LEVELS.get(compiler.machine, ("native",))
+    for level in levels:
+        optimisation = [] if level == levels[0] else ["-O0"]
         for source in sorted((CSRC / "cpu").glob("*.cpp")):
+            text = source.read_text()
             # Python.h is configured for the machine that it is installed on.
-            if compiler.machine != platform.machine() and "<Python.h>" in source.read_text():
+            if compiler.machine != platform.machine() and "<Python.h>" in text:
+                continue
+            if level != levels[0] and KERNELS not in text:
                 continue
             yield Check(
                 group=f"{compiler.name}: -march={level}",
                 subject=str(source.relative_to(ROOT)),
                 command=(
-                    *(*compiler.command, *flags, *torch, f"-march={level}"),
+                    *(*compiler.command, *flags, *torch, f"-march={level}", *optimisation),
                     *("-c", str(source), "-o", os.devnull),
                 ),
             )

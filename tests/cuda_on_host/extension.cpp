@@ -51,6 +51,23 @@ extern "C" [[gnu::visibility("default")]] void simt_exchange(bool waits) {
   Stream(0).launch(&exchange, 1, 64, waits);
 }
 
+// Every thread of a warp reads a value, which one of them then writes, with or without a barrier in
+// between. A shuffle orders no memory accesses. The thread that writes is the first to read, as it
+// is the last to reach the barrier.
+static void overwrite(bool waits) {
+  __shared__ int value;
+  if (threadIdx.x == 0) value = 1;
+  __syncthreads();
+  if (value != 1) simt::fail("a value that nobody wrote");
+  __shfl_xor_sync(~0U, 0.0F, 1);
+  if (waits) __syncthreads();
+  if (threadIdx.x == 31) value = 2;
+}
+
+extern "C" [[gnu::visibility("default")]] void simt_overwrite(bool waits) {
+  Stream(0).launch(&overwrite, 1, 32, waits);
+}
+
 // Returns the races found since the last call.
 extern "C" [[gnu::visibility("default")]] const char* simt_take_races() {
   static std::string found;

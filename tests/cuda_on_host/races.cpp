@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <set>
@@ -40,6 +41,22 @@ std::string name(const Access& access) {
   return text;
 }
 
+// Whether two accesses are of the same kind, to the same bytes.
+bool are_alike(const Access& first, const Access& second) {
+  return first.begin == second.begin && first.end == second.end && first.writes == second.writes &&
+         first.is_atomic == second.is_atomic;
+}
+
+// Whether `now`, a read, adds nothing: two other threads of its block have read the same since
+// their last barrier. Whatever will race with it then races with one of them.
+bool is_redundant(const std::vector<Access>& known, const Access& now) {
+  if (now.writes) return false;
+  return std::count_if(known.begin(), known.end(), [&](const Access& before) {
+           return are_alike(before, now) && before.thread.block == now.thread.block &&
+                  before.thread.barriers == now.thread.barriers;
+         }) >= 2;
+}
+
 void access(const void* address, size_t bytes, bool writes, bool is_atomic, const void* place) {
   if (current == nullptr || bytes == 0) return;
   const Thread& thread = *current;
@@ -55,6 +72,7 @@ void access(const void* address, size_t bytes, bool writes, bool is_atomic, cons
       if (harmless || is_before(before.thread, thread)) continue;
       reports.insert(name(before) + ", " + name(now));
     }
+    if (is_redundant(known, now)) continue;
     // Accesses that are ordered before this one and covered by it can be forgotten.
     std::erase_if(known, [&](const Access& before) {
       return is_before(before.thread, thread) && (writes || !before.writes) &&

@@ -41,11 +41,18 @@ def races(library: ctypes.CDLL) -> str:
     return found + "\n" + subprocess.run(command, capture_output=True, text=True).stdout
 
 
-def test_a_race_is_found(library: ctypes.CDLL) -> None:
-    library.simt_exchange(True)
+@pytest.mark.parametrize(
+    ("kernel", "found"),
+    [
+        ("simt_exchange", r"write at \+0x\w+, read at \+0x\w+"),
+        ("simt_overwrite", r"read at \+0x\w+, write at \+0x\w+"),
+    ],
+)
+def test_a_race_is_found(library: ctypes.CDLL, kernel: str, found: str) -> None:
+    getattr(library, kernel)(True)
     assert not races(library)
-    library.simt_exchange(False)
-    assert re.match(r"write at \+0x\w+, read at \+0x\w+", races(library))
+    getattr(library, kernel)(False)
+    assert re.match(found, races(library))
 
 
 @pytest.mark.parametrize(
