@@ -19,9 +19,13 @@ if not torch.cuda.is_available():
 # cuBLAS requires this in torch's deterministic mode, which poisons memory. Set before it starts.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
+from interpreted import make_interpreter_faster
 from on_device import ops_on
 
 from clasp_kernels import backend_report, backends, use_backend
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    make_interpreter_faster()
 
 # Divide the processors among the test processes: with more threads than processors, every parallel
 # region waits for a thread that is not running.
