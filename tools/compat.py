@@ -183,7 +183,7 @@ def test(release: str, overlays: Path, workers: str) -> tuple[Result, bool]:
     # Tests marked deep, mainly wrappers and compilers, run with the newest release only.
     chosen = ("tests/models", "-m", "not deep")
     command = (sys.executable, "-m", "pytest", *chosen, "-n", workers, "--dist", "loadfile")
-    options = ("-p", "no:cacheprovider", f"--junitxml={report}")
+    options = ("-p", "no:cacheprovider", "--all-combinations", f"--junitxml={report}")
     start = time.monotonic()
     with log.open("w") as output:
         status = subprocess.run(
