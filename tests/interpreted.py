@@ -13,13 +13,15 @@ def make_interpreter_faster() -> None:
 
     Whenever a kernel calls another function, the interpreter replaces the functions of
     triton.language again, although it has done so at the launch and undoes it only when that ends.
-    For each value, it makes a table of all data types. Where a release of Triton has other
-    internals, nothing is changed.
+    For each value, it makes a table of all data types, and new ones for its operands. Where a
+    release of Triton has other internals, nothing is changed.
     """
     try:
         from triton.runtime import interpreter
 
         replace, np_dtype = interpreter._patch_lang, interpreter._get_np_dtype
+        block_type = interpreter.interpreter_builder.get_block_ty
+        with_element_type = interpreter.tl.block_type.with_element_ty
         scope_type = interpreter._LangPatchScope
     except (ImportError, AttributeError):
         return
@@ -45,11 +47,19 @@ def make_interpreter_faster() -> None:
         replaced.update(imported(function))
         return scope
 
-    dtypes: dict[str, Any] = {}
+    def remembered(function: Callable[..., Any]) -> Callable[..., Any]:
+        """Types are equal if their names are."""
+        results: dict[tuple[Any, ...], Any] = {}
 
-    def known_np_dtype(dtype: Any) -> Any:
-        if dtype.name not in dtypes:
-            dtypes[dtype.name] = np_dtype(dtype)
-        return dtypes[dtype.name]
+        def result(*arguments: Any) -> Any:
+            key = tuple(str(getattr(it, "name", it)) for it in arguments)
+            if key not in results:
+                results[key] = function(*arguments)
+            return results[key]
 
-    interpreter._patch_lang, interpreter._get_np_dtype = replace_once, known_np_dtype
+        return result
+
+    interpreter._patch_lang = replace_once
+    interpreter._get_np_dtype = remembered(np_dtype)
+    interpreter.interpreter_builder.get_block_ty = remembered(block_type)
+    interpreter.tl.block_type.with_element_ty = remembered(with_element_type)
