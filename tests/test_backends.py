@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forking import python_with_torch
 from interpreter import extension_in, python
 
 import clasp_kernels
@@ -492,7 +493,7 @@ from clasp_kernels.backends import triton
 importlib.metadata.version = importlib.metadata.distribution = lambda name: 1 / 0
 print(triton.reason())
 """
-    done = python(code)
+    done = python_with_torch(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"Triton {triton.__version__}\n"
 
@@ -567,7 +568,7 @@ try:
 except ValueError as error:
     print(error)
 """
-    done = python(code, CLASP_KERNELS_BACKEND="fast")
+    done = python_with_torch(code, CLASP_KERNELS_BACKEND="fast")
     assert done.returncode == 0, done.stderr
     assert done.stdout == (
         "CLASP_KERNELS_BACKEND must be one of auto, reference, cpu, triton, cuda, got 'fast'.\n"
@@ -575,7 +576,7 @@ except ValueError as error:
 
 
 def test_environment_set_to_nothing_forces_nothing() -> None:
-    done = python(
+    done = python_with_torch(
         "import clasp_kernels; print(clasp_kernels.backend_report().forced)",
         CLASP_KERNELS_BACKEND="",
     )

@@ -35,6 +35,13 @@ def test_requirement():
     pass
 """
 
+CONFTEST = """
+def pytest_addoption(parser):
+    parser.addoption("--all-combinations", action="store_true")
+"""
+# Stands for the environment's transformers, whose import takes seconds.
+STAND_IN = f"__version__ = {INSTALLED!r}"
+
 EVERY_FAMILY = """
 import pytest, transformers
 
@@ -74,7 +81,10 @@ def make_checkout(tmp_path: Path) -> Path:
     (tmp_path / "clasp_kernels" / "models" / "compat.py").write_text(
         f'import no_such_module\nTESTED_RELEASES: tuple[str, ...] = ("1.0", "2.0", "{INSTALLED}")\n'
     )
+    (tmp_path / "tests" / "conftest.py").write_text(CONFTEST)
     (tmp_path / "tests" / "models" / "test_small.py").write_text(TESTS)
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "transformers.py").write_text(STAND_IN)
     (tmp_path / "tools" / "family_table.py").write_text(FAMILY_TABLE)
     (tmp_path / "pytest.ini").touch()
     (tmp_path / "docs" / "compatibility.md").write_text(MARKED)
@@ -116,7 +126,13 @@ def run_compat(checkout: Path, *words: str, **variables: str) -> subprocess.Comp
     script = (checkout / "tools" / "compat.py", "--overlays", checkout / "kept", "--workers", "0")
     return subprocess.run(
         [sys.executable, *script, *words],
-        env={**inherited, **plugins, **pip_variables(checkout), **variables},
+        env={
+            **inherited,
+            **plugins,
+            **pip_variables(checkout),
+            "PYTHONPATH": str(checkout / "installed"),
+            **variables,
+        },
         capture_output=True,
         text=True,
         check=False,

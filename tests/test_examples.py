@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forking import python_with_torch
 
 from clasp_kernels.bundled import tiny_vlm_path
 
@@ -120,14 +120,12 @@ def test_a_rule_of_ones_own_beside_the_others(run: Callable[..., list[str]]) -> 
 
 
 def test_the_ops_need_no_transformers() -> None:
-    code = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
-    check = "; assert 'transformers' not in sys.modules"
-    done = subprocess.run(
-        [sys.executable, "-c", code + check, EXAMPLES / "ops_only.py"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    code = f"""
+import runpy, sys
+runpy.run_path({str(EXAMPLES / "ops_only.py")!r}, run_name="__main__")
+assert "transformers" not in sys.modules
+"""
+    done = python_with_torch(code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "fused: [3, 576, 256]",

@@ -19,6 +19,9 @@ from clasp_kernels import Selection, fuse_layers, gather_tokens, prune_tokens, s
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Rewriting assertions takes seconds where no bytecode is kept.
+PLAIN = ("-p", "no:cacheprovider", "--assert=plain")
+
 WHOLE = torch.randn(4, 6, 8)
 VIEWS = {
     "whole": WHOLE,
@@ -120,7 +123,7 @@ def test_tests_of_ops_run_once_more_on_a_device() -> None:
     of_gather = "copies_the_indexed_rows or list_form or (inputs_are_left_alone and gather_tokens)"
     of_gather += " or (opcheck and gather_tokens-reference)"
     chosen += ["tests/ops/test_fuse_layers.py", "-k", of_gather]
-    options = ["-v", "-p", "no:cacheprovider", "--op-device=cpu", "--hypothesis-profile=few"]
+    options = ["-v", *PLAIN, "--op-device=cpu", "--hypothesis-profile=few"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *chosen],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -164,7 +167,7 @@ def test_each_design_of_the_cuda_extension_has_the_tests_of_its_ops(tmp_path: Pa
     """At the sizes of these tests, ``auto`` chooses ``matrix``."""
     designs = ("auto", "steps")
     (tmp_path / "cuda_on_the_cpu.py").write_text(CUDA_ON_THE_CPU)
-    options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "cuda_on_the_cpu", "--op-device=cpu"]
+    options = ["-q", "-s", *PLAIN, "-p", "cuda_on_the_cpu", "--op-device=cpu"]
     options += ["--hypothesis-profile=few"]
     chosen = ["tests/ops/test_complete_tokens.py", "tests/ops/test_gather_tokens.py"]
     path = os.pathsep.join(map(str, (ROOT, tmp_path)))

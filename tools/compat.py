@@ -200,7 +200,7 @@ def test(release: str, overlays: Path, workers: str, quick: bool) -> tuple[Resul
     if quick:
         chosen += [f"--ignore=tests/models/{name}" for name in LEFT_OUT]
     command = (sys.executable, "-m", "pytest", *chosen, "-n", workers, "--dist", "loadfile")
-    options = ("-p", "no:cacheprovider", f"--junitxml={report}")
+    options = ("-p", "no:cacheprovider", "--all-combinations", f"--junitxml={report}")
     start = time.monotonic()
     with log.open("w") as output:
         status = subprocess.run(

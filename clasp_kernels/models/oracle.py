@@ -76,18 +76,40 @@ class _Answer:
     """(row, column, logits) of every compared token."""
 
 
-def compare_logits(family: str, build: Callable[[], Any], task: Task, relative: bool) -> Comparison:
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts, and what the unpatched model makes of them."""
+
+    batch: dict[str, torch.Tensor]
+    tokens: list[int]
+    """The number of visual tokens of each image."""
+    logits: torch.Tensor
+
+
+def make_prompts(family: str, model: Any, rows: tuple[tuple[int, ...], ...]) -> Prompts:
+    batch = _batch(family, model, rows)
+    return Prompts(batch, _tokens(model, batch), model(**batch).logits)
+
+
+def compare_logits(
+    family: str,
+    build: Callable[[], Any],
+    task: Task,
+    relative: bool,
+    prompts_for: Callable[[str, Any, tuple[tuple[int, ...], ...]], Prompts] = make_prompts,
+) -> Comparison:
     """Run a task on the pruned model, then the oracle on the same model without the patches.
 
-    With ``relative``, the tolerance is multiplied by the largest logit if that is above 1.
+    With ``relative``, the tolerance is multiplied by the largest logit if that is above 1. Tasks on
+    the same model can share their prompts, with a cached ``prompts_for``.
 
     Raises:
         AssertionError: the number of kept tokens is wrong, or ``remove()`` did not restore the
             model's own logits. Errors of the model itself pass through.
     """
     model = build()
-    batch = _batch(family, model, task.rows)
-    before = model(**batch).logits
+    prompts = prompts_for(family, model, task.rows)
+    batch = prompts.batch
     profile = _profile(family)
     schedule = task.schedule(model.config.get_text_config().num_hidden_layers)
     with apply_clasp(model, schedule=schedule, profile=profile, fuse_into="selection") as handle:
@@ -95,9 +117,9 @@ def compare_logits(family: str, build: Callable[[], Any], task: Task, relative: 
         record = handle.last
     if record is None:
         raise AssertionError("the images were not pruned")
-    if not torch.equal(model(**batch).logits, before):
+    if not torch.equal(model(**batch).logits, prompts.logits):
         raise AssertionError("remove() did not bring the model's own logits back")
-    _check_counts(record, schedule, profile, batch, _tokens(model, batch))
+    _check_counts(record, schedule, profile, batch, prompts.tokens)
 
     kept = _kept(record, batch)
     is_image = (batch["input_ids"] == model.config.image_token_id).cpu()

@@ -27,6 +27,7 @@ from clasp_kernels.models.oracle import (
     compare_salience,
     compare_stage_salience,
     input_device,
+    make_prompts,
 )
 from clasp_kernels.models.patching import MethodPatches
 from clasp_kernels.models.specimens import SPECIMENS
@@ -176,11 +177,13 @@ def _check_families(families: list[str], device: torch.device) -> list[Check]:
         for attention in _ATTENTIONS:
             specimen = partial(build, attention)
             model = specimen()
+            compare_with = partial(
+                compare_logits, family, specimen, relative=False, prompts_for=cache(make_prompts)
+            )
             for task in TASKS:
                 if not task.fits(model):
                     continue
-                compare = partial(compare_logits, family, specimen, task, relative=False)
-                checks.append(_run(family, task.name, attention, compare))
+                checks.append(_run(family, task.name, attention, partial(compare_with, task)))
             for name, compare_pivots in (
                 ("salience", compare_salience),
                 ("stages, salience", compare_stage_salience),
@@ -205,11 +208,13 @@ def _check_model(model: Any) -> tuple[list[Check], torch.dtype]:
         family = subject.config.model_type
         attention = subject.config.get_text_config()._attn_implementation
         checks = []
+        compare_with = partial(
+            compare_logits, family, lambda: subject, relative=True, prompts_for=cache(make_prompts)
+        )
         for task in TASKS:
             if not task.fits(subject):
                 continue
-            compare = partial(compare_logits, family, lambda: subject, task, relative=True)
-            checks.append(_run(family, task.name, attention, compare))
+            checks.append(_run(family, task.name, attention, partial(compare_with, task)))
         return checks, subject.dtype
 
 

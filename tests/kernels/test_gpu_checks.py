@@ -261,7 +261,8 @@ NEED_A_GPU = {
 def test_what_needs_a_gpu_is_played_without_one(file) -> None:
     folders = (ROOT, ROOT / "tests", ROOT / "tests" / "ops", ROOT / "tests" / "kernels")
     path = ROOT / "tests" / "kernels" / f"{file}.py"
-    options = ["-v", "-p", "no:cacheprovider", "-p", "rehearsal"]
+    # Rewriting assertions takes seconds where no bytecode is kept.
+    options = ["-v", "-p", "no:cacheprovider", "-p", "rehearsal", "--assert=plain"]
     options += ["-k", "" if file == "test_gpu_cuda" else A_FEW]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(path)],

@@ -164,7 +164,8 @@ def test_a_scale_may_take_the_whole_range(device, tiles, scale) -> None:
 def test_twenty_runs_give_the_same_bits(device, tiles) -> None:
     query, key = (states[:1] for states in heads(device, 2, 1, 3, 40, 4))
     first = attention_salience(query, key, causal=True)
-    for _ in range(20):
+    # The interpreter runs one program after another, in one order.
+    for _ in range(1 if device == "cpu" else 20):
         assert torch.equal(attention_salience(query, key, causal=True), first)
 
 

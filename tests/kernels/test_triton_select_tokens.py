@@ -55,7 +55,7 @@ def unchecked(device: str, features: Tensor, selected: Tensor, picks: int) -> Te
 
 
 @EVERY_WAY
-@pytest.mark.parametrize("tokens", [1, 16, 17, 48])
+@pytest.mark.parametrize("tokens", [1, 16, 17, 33])
 def test_any_number_of_tokens(device, way, tokens) -> None:
     """Up to three blocks, so pairs of each with itself, its neighbour, and round the circle."""
     features = exact_features(tokens, 3, tokens)
@@ -193,7 +193,11 @@ def test_counts_and_masks_need_not_be_contiguous(device, way) -> None:
 @EVERY_WAY
 @pytest.mark.parametrize("tokens", [17, 33])
 def test_weights(device, way, tokens) -> None:
-    """More than one block of them; one image has equal weights, one nothing selected."""
+    """More than one block of them; one image has equal weights, one nothing selected.
+
+    Of 17 tokens, all are picked.
+    """
+    picks_of_each = 20 if tokens == 17 else 6
     features = dyadic_features(tokens, 4, tokens)
     weights = exact_weights(tokens, 4, tokens)
     valid = random_mask(tokens, 4, tokens)
@@ -201,11 +205,11 @@ def test_weights(device, way, tokens) -> None:
     weights[2] = torch.where(valid[2], 0.0, 2.0)
     weights[3, :13] = torch.tensor([1.0, *[0.0] * 11, 5.0])
     selected = torch.tensor([[0, 16], [5, -1], [16, 3], [-1, -1]])
-    expected = oracle.complete_tokens(features, selected, 20, weights, valid)
+    expected = oracle.complete_tokens(features, selected, picks_of_each, weights, valid)
     picks = complete_tokens(
         features.to(device),
         selected.to(device),
-        20,
+        picks_of_each,
         weights=apart(weights.to(device)),
         valid=apart(valid.to(device)),
     )
@@ -217,7 +221,7 @@ def test_weights(device, way, tokens) -> None:
     assert torch.equal(picks.cpu(), expected)
 
     salience = torch.rand(4, tokens, generator=generator(tokens))
-    counts = ([tokens // 2, 9, 3, tokens], [1, 4, 2, 3])
+    counts = ([8, 9, 3, min(picks_of_each, tokens)], [1, 4, 2, 3])
     selection = select_tokens(
         features.to(device),
         salience.to(device),

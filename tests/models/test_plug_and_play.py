@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import inspect
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forking import python_with_torch
 from tiny_llava import images, prompts, tiny_llava, tiny_profile
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -38,7 +37,7 @@ def test_it_is_at_the_top() -> None:
 def test_importing_the_package_imports_no_transformers() -> None:
     code = "import sys, clasp_kernels; print('transformers' in sys.modules, end=' ');"
     code += "clasp_kernels.apply_clasp; print('transformers' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python_with_torch(code)
     assert done.stdout.split() == ["False", "False"]
 
 

@@ -43,9 +43,20 @@ def one_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def few_checks(monkeypatch: pytest.MonkeyPatch, one_attention: None) -> None:
     """For what is about the run and not about its checks: one before and one inside the decoder."""
-    few = [task for task in oracle.TASKS if task.name in ("prefill, one prompt", "stages, prefill")]
-    assert len(few) == 2
+    monkeypatch.setattr(verification, "TASKS", named("prefill, one prompt", "stages, prefill"))
+
+
+@pytest.fixture
+def few_that_generate(monkeypatch: pytest.MonkeyPatch, one_attention: None) -> None:
+    """For what is about ``generate``: one before and one inside the decoder."""
+    few = named("generate, padded batch", "stages, generate, one prompt")
     monkeypatch.setattr(verification, "TASKS", few)
+
+
+def named(*names: str) -> list[oracle.Task]:
+    tasks = [task for task in oracle.TASKS if task.name in names]
+    assert len(tasks) == len(names)
+    return tasks
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +219,7 @@ def test_broken_pruning_fails(
 
 
 def test_a_check_that_could_not_fail_does_not_pass(
-    one_attention: None, monkeypatch: pytest.MonkeyPatch
+    few_that_generate: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that ignores its images proves nothing."""
     build = verification.SPECIMENS["llava"].build
@@ -229,7 +240,7 @@ def test_a_check_that_could_not_fail_does_not_pass(
         Specimen(blind, specimen.images, specimen.salience),
     )
     report = verify(families=["llava"])
-    generated = [check for check in report.checks if check.name.startswith("generate")]
+    generated = [check for check in report.checks if check.name == "generate, padded batch"]
     assert generated and not any(check.passed for check in generated)
     assert all("proves nothing" in check.problem for check in generated)
 
@@ -252,29 +263,39 @@ def test_a_users_model_is_left_as_it_was(model: LlavaForConditionalGeneration) -
     assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
 
 
-def test_a_patched_model_stays_patched(model: LlavaForConditionalGeneration) -> None:
+def test_a_patched_model_stays_patched(
+    few_checks: None, model: LlavaForConditionalGeneration
+) -> None:
     with apply_clasp(model, budget=3, profile=tiny_profile()):
         patched = dict(vars(model))
         assert verify(model).passed
         assert dict(vars(model)) == patched
 
 
-@pytest.mark.parametrize(("free", "dtype"), [(1e12, "float32"), (0.0, "bfloat16")])
+def test_low_precision_passes_every_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "_free_memory", lambda device: 0.0)
+    report = verify(tiny_llava().to(torch.bfloat16))
+    assert report.passed, report
+    assert len(report.checks) == len(ALL)
+    assert report.dtype == "bfloat16"
+
+
 def test_low_precision_is_checked_in_float32_where_it_fits(
-    monkeypatch: pytest.MonkeyPatch, free: float, dtype: str
+    few_checks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "_free_memory", lambda device: free)
+    monkeypatch.setattr(verification, "_free_memory", lambda device: 1e12)
     model = tiny_llava().to(torch.bfloat16)
     report = verify(model)
     assert report.passed, report
-    assert report.dtype == dtype
+    assert report.dtype == "float32"
     assert model.dtype == torch.bfloat16
 
 
-def test_low_precision_fails_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_low_precision_fails_too(few_checks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "_free_memory", lambda device: 0.0)
     monkeypatch.setitem(families.ADAPTERS, "llava", Reversed)
-    assert failed(verify(tiny_llava().to(torch.bfloat16))) == ALL
+    report = verify(tiny_llava().to(torch.bfloat16))
+    assert failed(report) == {task.name for task in verification.TASKS}
 
 
 def test_free_memory_is_known() -> None:
@@ -304,13 +325,13 @@ def test_families_may_come_one_by_one(report: Verification) -> None:
     assert {check.family for check in report.checks} == {"llava"}  # from a generator
 
 
-def test_too_many_tokens_kept_fails(one_attention: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_tokens_kept_fails(few_checks: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Correct logits are not enough: the number of kept tokens must match the budget."""
     monkeypatch.setattr(
         TokenSelector, "counts", lambda self, layer, names, tokens: (35,) * len(names)
     )
     report = verify(families=["llava"])
-    assert failed(report) >= ALL
+    assert failed(report) >= {task.name for task in verification.TASKS}
     assert any("tokens were kept of the images" in check.problem for check in report.checks)
 
 
@@ -327,7 +348,7 @@ def test_too_many_tokens_kept_fails(one_attention: None, monkeypatch: pytest.Mon
     ids=str,
 )
 def test_a_models_own_settings_do_not_disturb(
-    model: LlavaForConditionalGeneration, settings: dict[str, Any]
+    few_that_generate: None, model: LlavaForConditionalGeneration, settings: dict[str, Any]
 ) -> None:
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
@@ -350,7 +371,7 @@ def test_a_model_that_cannot_be_pruned_is_refused(
 
 
 def test_what_the_caller_set_does_not_disturb(
-    one_attention: None, model: LlavaForConditionalGeneration
+    few_checks: None, model: LlavaForConditionalGeneration
 ) -> None:
     torch.set_default_dtype(torch.bfloat16)
     torch.set_float32_matmul_precision("medium")

@@ -170,7 +170,7 @@ def test_twenty_runs_give_the_same_bits(served: str, request: pytest.FixtureRequ
     arguments = calls()[served].arguments
     first = run(served, arguments)
     # The interpreter runs one program after another, in one order.
-    for _ in range(2 if INTERPRETED and "triton" in request.node.name else 20):
+    for _ in range(1 if INTERPRETED and "triton" in request.node.name else 20):
         assert_same_bits(run(served, arguments), first)
 
 
@@ -275,6 +275,8 @@ def test_vmap_gives_what_single_calls_give(served: str, dim: int) -> None:
     if dim != 0 and INTERPRETED and backends.forced_backend() == "triton":
         pytest.skip("the dimension is moved before a kernel runs, and the interpreter is slow")
     made = mapped_calls(served)
+    if INTERPRETED and backends.forced_backend() == "triton":
+        made = made[:2]
     names = [name for name, value in made[0].items() if isinstance(value, (Tensor, list))]
     rest = {name: value for name, value in made[0].items() if name not in names}
 

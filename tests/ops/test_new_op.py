@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from interpreter import python
+from forking import python_with_torch
 
 from clasp_kernels.backends import table
 from clasp_kernels.ops._library import define_op
 
-# An op with a Triton launcher, in a fresh interpreter, whose table it may change.
+# An op with a Triton launcher, in a process of its own, whose table it may change.
 NEW_OP = """
 import sys, types, torch, clasp_kernels
 from clasp_kernels import backend_report, backends, use_backend
@@ -52,7 +52,7 @@ row = next(row for row in backend_report().ops if row.op == "double")
 assert (row.device, row.backend) == ("cpu", "reference"), row
 assert row.reason.startswith("there is no native kernel for double"), row
 """
-    done = python(NEW_OP + code)
+    done = python_with_torch(NEW_OP + code)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # nobody is told to install what would not help
 
@@ -76,7 +76,7 @@ for name in ("cpu", "cuda"):
 with use_backend("reference"):
     assert torch.equal(call(tokens), tokens * 2)
 """
-    done = python(NEW_OP + code)
+    done = python_with_torch(NEW_OP + code)
     assert done.returncode == 0, done.stderr
 
 
@@ -87,7 +87,7 @@ kernels.launch = lambda tokens: tokens + 5
 with use_backend("triton"):
     assert torch.equal(call(tokens), tokens + 5)
 """
-    done = python(NEW_OP + code, TRITON_INTERPRET="1")
+    done = python_with_torch(NEW_OP + code, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
 
 

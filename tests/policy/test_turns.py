@@ -371,7 +371,7 @@ def test_cost_is_linear_in_the_prompt(unit):
         prompt = "<|im_start|>user\nx" * ("</s>" in unit) + unit * (length // len(unit))
         return seconds(lambda: last_user_turn(prompt))
 
-    assert cost(80_000) < 8 * cost(20_000) + 5e-3
+    assert cost(40_000) < 8 * cost(10_000) + 5e-3
 
 
 def seconds(call: Callable[[], object]) -> float:

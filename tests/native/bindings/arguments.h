@@ -14,7 +14,7 @@
 
 namespace py = pybind11;
 
-// Defined in module.cpp, because every file that includes simd/dispatch.h compiles every kernel.
+// Defined in module.cpp.
 const clasp::Kernels& kernels_of(const std::string& instruction_set);
 
 inline clasp::Scalar scalar_named(const std::string& name) {

@@ -1,0 +1,11 @@
+// Every binding in one file: pybind11's headers take longer to compile than all of the bindings.
+#include "arithmetic.cpp"
+#include "completion.cpp"
+#include "covering.cpp"
+#include "cuda_plan.cpp"
+#include "fusion.cpp"
+#include "lateness.cpp"
+#include "merging.cpp"
+#include "module.cpp"
+#include "pivots.cpp"
+#include "salience.cpp"
