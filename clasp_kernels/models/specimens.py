@@ -478,23 +478,26 @@ def _qwen_text(decoder_layers: int) -> dict[str, Any]:
     }
 
 
-def tiny_qwen2_5_vl(*, attn_implementation: str = "sdpa", decoder_layers: int = 4) -> Any:
+def tiny_qwen2_5_vl(
+    *, attn_implementation: str = "sdpa", decoder_layers: int = 4, head_dim: int = 8
+) -> Any:
     """Build a Qwen2.5-VL: patches of 4 pixels, three vision blocks, of which the second attends
-    within windows of 16 pixels."""
+    within windows of 16 pixels. ``head_dim`` is the decoder's, a multiple of 8."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     vision = {
         "depth": 3,
         "hidden_size": 32,
         "intermediate_size": 64,
-        "out_hidden_size": 32,
+        "out_hidden_size": 4 * head_dim,
         "window_size": 16,
         "fullatt_block_indexes": [0, 2],
         **_QWEN_VISION,
     }
-    config = Qwen2_5_VLConfig(
-        vision_config=vision, text_config=_qwen_text(decoder_layers), **_QWEN_TOKENS
-    )
+    text = {**_qwen_text(decoder_layers), "hidden_size": 4 * head_dim}
+    section = [head_dim // 8, head_dim // 8, head_dim // 4]
+    text["rope_parameters"] = {**text["rope_parameters"], "mrope_section": section}
+    config = Qwen2_5_VLConfig(vision_config=vision, text_config=text, **_QWEN_TOKENS)
     return _with_visible_weights(Qwen2_5_VLForConditionalGeneration, config, attn_implementation)
 
 

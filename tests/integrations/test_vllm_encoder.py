@@ -225,7 +225,7 @@ def test_a_patched_model_is_saved_as_it_is(tmp_path: Path) -> None:
 
 
 def test_another_family_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model must be a 'llava' model, got 'llava_next'"):
+    with pytest.raises(ValueError, match="model must be a 'llava' or 'qwen2_5_vl' model, got"):
         save_for_vllm(SPECIMENS["llava_next"].build(), processor(), tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,8 @@ from clasp_kernels.integrations.vllm import plugin
 from clasp_kernels.integrations.vllm.hooks import check_overrides
 from clasp_kernels.integrations.vllm.settings import BUDGET, PROFILE, RULE, Settings
 from clasp_kernels.models import apply_clasp
-from clasp_kernels.policy import Profile
+from clasp_kernels.models.specimens import IMAGE_TOKEN, tiny_qwen2_5_vl
+from clasp_kernels.policy import CategoryPolicy, Profile
 
 try:
     import tomllib
@@ -77,6 +79,45 @@ class ServedModel:
         )
 
 
+class ServedAttention(nn.Module):
+    """Stands for the attention function of vLLM's vision tower, which modules call by name."""
+
+    scale = 8**-0.5
+
+    def forward(self, *, query: torch.Tensor, key: torch.Tensor) -> None: ...
+
+
+class ServedQwen:
+    """Stands for vLLM's Qwen2.5-VL, with the weights of a model of transformers."""
+
+    def __init__(self, model: Any, devices: int = 1) -> None:
+        self.config, self.visual, tower = model.config, self, model.model.visual
+        self.merger, self.tp_size, self._tower = tower.merger, devices, tower
+        self.blocks = []
+        for block in tower.blocks:
+            attention = ServedAttention()
+            block.attn.register_forward_pre_hook(partial(self._call, attention), with_kwargs=True)
+            self.blocks.append(
+                SimpleNamespace(norm1=block.norm1, attn=SimpleNamespace(attn=attention))
+            )
+
+    def __call__(self, pixels: torch.Tensor, grid_thw: list[list[int]]) -> torch.Tensor:
+        output: torch.Tensor = self._tower(
+            pixels, grid_thw=torch.tensor(grid_thw), return_dict=True
+        ).pooler_output
+        return output
+
+    def _call(self, inner: Any, attention: Any, given: tuple[Any, ...], named: Any) -> None:
+        hidden = given[0] if given else named["hidden_states"]
+        query, key, _ = attention.qkv(hidden).unflatten(-1, (3, 4, 8)).unbind(1)
+        cos, sin = (part.unsqueeze(-2) for part in named["position_embeddings"])
+        query, key = (
+            each * cos + torch.cat([-each[..., 4:], each[..., :4]], dim=-1) * sin
+            for each in (query, key)
+        )
+        inner(query=query[None], key=key[None])
+
+
 @pytest.fixture(autouse=True)
 def no_grad() -> Any:
     with torch.no_grad():
@@ -112,6 +153,49 @@ def test_the_server_keeps_what_a_patched_model_keeps(profile: str, rule: str | N
         )
 
 
+@pytest.mark.parametrize("rule", [None, "divprune", "cenprune", "pool"])
+def test_the_server_keeps_what_a_patched_qwen_keeps(tmp_path: Path, rule: str | None) -> None:
+    path = tmp_path / "profile.json"
+    Profile(
+        name="tiny",
+        model_type="qwen2_5_vl",
+        layers=(0.0, 0.5, 1.0),
+        source="a test",
+        fuse_into="selection",
+        categories={
+            "general": CategoryPolicy((0.2, 0.3, 0.5), 0.5),
+            "ocr": CategoryPolicy((0.4, 0.3, 0.3), 1.0, budget_scale=2.0),
+        },
+    ).save(path)
+    grid = torch.tensor([(1, 8, 12), (1, 12, 8), (1, 2, 4)])  # the last is below the budget
+    names = ["general", "ocr", "general"]
+    patches = torch.randn(int(grid.prod(1).sum()), 96, generator=torch.Generator().manual_seed(0))
+    tokens = [62, *[IMAGE_TOKEN] * 24, 63]
+    ids = torch.tensor([tokens, tokens, [0] * 22 + [62, IMAGE_TOKEN, IMAGE_TOKEN, 63]])
+    pictures = {"pixel_values": patches, "image_grid_thw": grid}
+    model = tiny_qwen2_5_vl()
+    with apply_clasp(model, budget=5, profile=Profile.load(path), rule=rule) as handle:
+        wanted = handle.encode(
+            names,
+            input_ids=ids,
+            attention_mask=(ids != 0).int(),
+            mm_token_type_ids=(ids == IMAGE_TOKEN).int(),
+            **pictures,
+        )
+
+    selector = Settings(5, rule, str(path)).selector(model.config, "")
+    served = ServedQwen(tiny_qwen2_5_vl())
+    selector.adapter.check_tower(served)
+    kept = selector.select(served, pictures, names, lambda: None)
+    assert kept.counts == (5, 10, 2)
+    for number, image in enumerate(wanted):
+        count = kept.counts[number]
+        assert torch.equal(kept.indices[number, :count], image.indices)
+        torch.testing.assert_close(
+            kept.features[number, :count], image.features, atol=1e-5, rtol=0.0
+        )
+
+
 def test_layers_that_the_server_does_not_build_are_refused(tmp_path: Path) -> None:
     tiny_profile(layers=(-3, -2, -1)).save(tmp_path / "clasp_profile.json")
     selector = Settings(12).selector(tiny_llava().config, str(tmp_path))
@@ -123,6 +207,10 @@ def test_a_split_tower_is_refused(profile: str) -> None:
     selector = Settings(12, None, profile).selector(tiny_llava().config, "")
     with pytest.raises(ValueError, match=r"split over 2 devices.*--mm-encoder-tp-mode data"):
         selector.adapter.check_tower(ServedModel(tiny_llava(), devices=2))
+    model = tiny_qwen2_5_vl()
+    selector = Settings(12).selector(model.config, "")
+    with pytest.raises(ValueError, match=r"split over 2 devices.*--mm-encoder-tp-mode data"):
+        selector.adapter.check_tower(ServedQwen(model, devices=2))
 
 
 @pytest.mark.parametrize(
@@ -213,27 +301,26 @@ def test_the_plugin_is_off_without_a_budget(monkeypatch: Any) -> None:
     plugin.register()
 
 
-def test_the_plugin_registers_a_class_that_is_there(monkeypatch: Any) -> None:
+def test_the_plugin_registers_classes_that_are_there(monkeypatch: Any) -> None:
     registered: dict[str, str] = {}
-    served = [
-        "LlamaForCausalLM",
-        "LlavaForConditionalGeneration",
-        "LlavaNextForConditionalGeneration",
-    ]
+    pruned = ["LlavaForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"]
+    refused = "LlavaNextForConditionalGeneration"
     registry = SimpleNamespace(
-        register_model=registered.__setitem__, get_supported_archs=lambda: served
+        register_model=registered.__setitem__,
+        get_supported_archs=lambda: ["LlamaForCausalLM", refused, *pruned],
     )
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=registry))
     monkeypatch.setenv(BUDGET, "64")
     plugin.register()
-    assert registered.keys() == set(served[1:])
-    module, _, name = registered[served[2]].partition(":")
+    assert registered.keys() == {refused, *pruned}
+    module, _, name = registered[refused].partition(":")
     with pytest.raises(ValueError, match=f"{BUDGET} is set, but .* served unpruned"):
         getattr(importlib.import_module(module), name)
-    module, _, name = registered[served[1]].partition(":")
-    source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text()
-    classes = [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
-    assert name in classes
+    for architecture in pruned:
+        module, _, name = registered[architecture].partition(":")
+        source = (ROOT / Path(*module.split("."))).with_suffix(".py").read_text()
+        classes = [node.name for node in ast.parse(source).body if isinstance(node, ast.ClassDef)]
+        assert name in classes
 
 
 def test_a_wrong_setting_stops_the_server(monkeypatch: Any) -> None:

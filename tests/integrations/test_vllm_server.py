@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
-import socket
 import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +15,7 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 from vllm_questions import NEW_TOKENS, Asked, answers_of_transformers, questions, save_bundled
+from vllm_server import BLOCK, NAME, START_SECONDS, VLLM, pixels, served
 
 from clasp_kernels.bundled import tiny_vlm_path
 from clasp_kernels.integrations.vllm import PrunedEncoder
@@ -29,11 +25,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed: make test-engines")
 
 from openai import BadRequestError, OpenAI
 
-NAME = "tiny"
-BLOCK = 32  # tokens of a block of the prefix cache, the fewest that vLLM takes on a processor
 BUDGET = 48  # more than a block, so that a block holds nothing but the picture
 COUNTING = 36  # what the profile of these tests keeps for this category
-START_SECONDS = 900.0  # three processes import torch and vLLM; there may be one processor
 ASKED = questions(4)
 
 
@@ -53,50 +46,12 @@ def checkpoint(tmp_path_factory: Any) -> str:
 
 @pytest.fixture(scope="module")
 def client(checkpoint: str, tmp_path_factory: Any) -> Iterator[OpenAI]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        *(str(Path(sys.executable).with_name("vllm")), "serve", checkpoint),
-        *("--served-model-name", NAME, "--host", "127.0.0.1", "--port", str(port)),
-        *("--dtype", "float32", "--enforce-eager", "--max-model-len", "1024"),
-        *("--max-num-batched-tokens", "2048", "--max-num-seqs", "8"),
-        *("--enable-mm-embeds", "--enable-prompt-tokens-details", "--block-size", str(BLOCK)),
-        "--trust-request-mm-kwargs",
-    ]
+    options = ("--max-model-len", "1024", "--max-num-batched-tokens", "2048")
     log = tmp_path_factory.mktemp("server") / "log"
-    environment = {**os.environ, "CLASP_KERNELS_VLLM_BUDGET": str(BUDGET)}
-    environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-    with log.open("w") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    try:
-        found = OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        end = time.monotonic() + START_SECONDS
-        while not _is_up(found):
-            if server.poll() is not None or time.monotonic() > end:
-                pytest.fail(f"the server did not start:\n{log.read_text()[-8000:]}")
-            time.sleep(1)
-        yield found
-    finally:
-        server.terminate()
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            server.kill()
-
-
-def _is_up(client: OpenAI) -> bool:
-    try:
-        return bool(client.models.list().data)
-    except Exception:
-        return False
-
-
-def pixels(image: Image.Image) -> dict[str, Any]:
-    with io.BytesIO() as buffer:
-        image.save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    with served(
+        checkpoint, log, BUDGET, *options, "--enable-mm-embeds", "--trust-request-mm-kwargs"
+    ) as client:
+        yield client
 
 
 def metric(client: OpenAI, name: str) -> float:
@@ -246,7 +201,7 @@ def test_another_family_is_refused_before_its_weights_are_loaded(tmp_path: Path)
     SPECIMENS["llava_next"].build().config.save_pretrained(tmp_path)
     AutoProcessor.from_pretrained(tiny_vlm_path()).save_pretrained(tmp_path)
     done = subprocess.run(
-        [str(Path(sys.executable).with_name("vllm")), "serve", str(tmp_path), "--port", "0"],
+        [VLLM, "serve", str(tmp_path), "--port", "0"],
         env={**os.environ, "CLASP_KERNELS_VLLM_BUDGET": "48"},
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""Save a LLaVA with the names of weights that vLLM's loader knows."""
+"""Save a model with the names of weights that vLLM's loader knows."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _TOWER = "vision_tower."
 _PUBLISHED = "vision_tower.vision_model."
+_FAMILIES = ("llava", "qwen2_5_vl")
 
 
 def save_for_vllm(model: Any, processor: Any, folder: str | Path, **options: Any) -> None:
     """Save a model and its processor so that transformers and vLLM both load them.
 
-    Checkpoints on the hub name the weights of the vision tower ``vision_tower.vision_model.*``.
-    vLLM's loader knows these names only. ``save_pretrained`` of recent transformers writes them for
-    a model that was loaded with them, but ``vision_tower.*`` for one that was built from a config.
-    Every supported transformers loads both.
+    Checkpoints of LLaVA on the hub name the weights of its vision tower
+    ``vision_tower.vision_model.*``. vLLM's loader knows these names only. ``save_pretrained`` of
+    recent transformers writes them for a model that was loaded with them, but ``vision_tower.*``
+    for one that was built from a config. Every supported transformers loads both. Of Qwen2.5-VL,
+    vLLM knows the names that ``save_pretrained`` writes.
 
     Args:
-        model: a ``LlavaForConditionalGeneration``.
+        model: a ``LlavaForConditionalGeneration`` or ``Qwen2_5_VLForConditionalGeneration``.
         processor: the model's processor.
         folder: the folder, created if it is not there.
         options: options of ``model.save_pretrained``, such as ``max_shard_size``. Not ``variant``,
@@ -31,8 +33,10 @@ def save_for_vllm(model: Any, processor: Any, folder: str | Path, **options: Any
         ValueError: ``model`` is of another family, or ``variant`` is given.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type != "llava":
-        raise ValueError(f"model must be a 'llava' model, got {model_type!r}")
+    if model_type not in _FAMILIES:
+        raise ValueError(
+            f"model must be a {' or '.join(map(repr, _FAMILIES))} model, got {model_type!r}"
+        )
     if options.get("variant") is not None:
         raise ValueError(
             f"variant must be left out, as vLLM looks for {_WHOLE} alone, "

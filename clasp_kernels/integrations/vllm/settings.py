@@ -6,13 +6,15 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clasp_kernels._version import __version__
+from clasp_kernels.integrations.vllm.packed_tower import PackedTowerAdapter
 from clasp_kernels.integrations.vllm.tower import TowerAdapter
+from clasp_kernels.models.adapter import Adapter
 from clasp_kernels.models.apply import check_budget, default_profile
 from clasp_kernels.models.selection import TokenSelector, rules_of
 from clasp_kernels.policy import Profile, Schedule
@@ -23,6 +25,11 @@ BUDGET = "CLASP_KERNELS_VLLM_BUDGET"
 RULE = "CLASP_KERNELS_VLLM_RULE"
 #: The path of a profile, on every machine of the server.
 PROFILE = "CLASP_KERNELS_VLLM_PROFILE"
+
+_ADAPTERS: dict[str, Callable[[Any, Profile, str], Adapter]] = {  # by config.model_type
+    "llava": TowerAdapter,
+    "qwen2_5_vl": PackedTowerAdapter,
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +59,7 @@ class Settings:
         return cls(_budget(budget), environment.get(RULE) or None, environment.get(PROFILE) or None)
 
     def selector(self, config: Any, name: str) -> TokenSelector:
-        """Return the selector of the LLaVA with this config, loaded from the folder ``name``.
+        """Return the selector of the model with this config, loaded from the folder ``name``.
 
         Raises:
             ValueError: settings and model do not fit.
@@ -79,7 +86,7 @@ class Settings:
             )
         fuse_into = profile.fuse_into or "projector"
         return TokenSelector(
-            adapter=TowerAdapter(config, profile, fuse_into),
+            adapter=_ADAPTERS[config.model_type](config, profile, fuse_into),
             profile=profile,
             schedule=Schedule.input(self.budget),
             fuse_into=fuse_into,

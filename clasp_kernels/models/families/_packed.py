@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,20 @@ _KINDS = (
     ("image", "pixel_values", "image_grid_thw"),
     ("video", "pixel_values_videos", "video_grid_thw"),
 )
+
+
+@dataclass(frozen=True)
+class TowerOutput:
+    """The output of the vision tower for the images, or the videos, of a batch."""
+
+    states: list[torch.Tensor]
+    """The adapter's ``layers.states``, each [all tokens, D], in the tower's order."""
+    features: torch.Tensor
+    """[all tokens, text width], in image order."""
+    deeper: Sequence[torch.Tensor]
+    """The ``VisionOutput.deeper`` features, each [all tokens, text width], in image order."""
+    attention: CapturedAttention
+    """Of the block whose attention scores the tokens, in the tower's order."""
 
 
 class PackedAdapter:
@@ -46,20 +61,10 @@ class PackedAdapter:
     def __init__(self, model: Any, profile: Profile, fuse_into: str) -> None:
         import transformers
 
-        config = model.config
         require_class(model, self.model_class)
-        if fuse_into == "projector":
-            raise ValueError(
-                "fuse_into='projector' needs a projector that takes tokens one by one, but this "
-                "model merges 2 x 2 patches into one; use fuse_into='selection'"
-            )
-        vision = config.vision_config
-        self.layers = profile.for_tower(vision.depth)
-        attentions = attention_modules(image_tower(model), vision.depth)
-        wanted = vision.depth - 1
-        if self.layers.salience_layer is not None:
-            wanted = self.layers.salience_layer
-        self._attention = attentions[self.salience_layer(vision, wanted)]
+        self.configure(model.config, profile, fuse_into)
+        attentions = attention_modules(image_tower(model), model.config.vision_config.depth)
+        self._attention = attentions[self.salience_block]
         self._listener = AttentionListener(self._attention)
         inner, original = self.inner_model(model), getattr(transformers, self.inner_class)
         for name in ("get_image_features", "get_video_features"):
@@ -68,6 +73,24 @@ class PackedAdapter:
                     f"{type(inner).__name__}.{name} is overridden, but pruning does not call it: "
                     f"images are encoded by the vision tower directly"
                 )
+
+    def configure(self, config: Any, profile: Profile, fuse_into: str) -> None:
+        """Set what follows from the model's config alone.
+
+        Raises:
+            ValueError: config and profile do not fit.
+        """
+        if fuse_into == "projector":
+            raise ValueError(
+                "fuse_into='projector' needs a projector that takes tokens one by one, but this "
+                "model merges 2 x 2 patches into one; use fuse_into='selection'"
+            )
+        vision = config.vision_config
+        self.layers = profile.for_tower(vision.depth)
+        wanted = vision.depth - 1
+        if self.layers.salience_layer is not None:
+            wanted = self.layers.salience_layer
+        self.salience_block = self.salience_layer(vision, wanted)
         self._side = int(vision.spatial_merge_size)
         self._merged = self._side**2
         patch = int(vision.patch_size)
@@ -155,25 +178,17 @@ class PackedAdapter:
         states: list[list[torch.Tensor]] = []
         deeper: list[list[torch.Tensor]] = []
         attended: list[tuple[CapturedAttention, torch.Tensor | None, tuple[int, ...]]] = []
-        tower = image_tower(model)
         for group, (_, pixels, grid) in zip(self.groups(inputs), self._given(inputs), strict=True):
-            values = inputs[pixels].to(_dtype(tower))
-            with self._listener.listen() as captured:
-                outputs = tower(
-                    values, grid_thw=inputs[grid], output_hidden_states=True, return_dict=True
-                )
+            outputs = self.run_tower(model, inputs[pixels], inputs[grid])
             # A tower with window attention has hidden states in window order, but its output in
             # image order.
             order = self.order(inputs[grid], model.config.vision_config)
-            back = None if order is None else order.argsort().to(values.device)
-            merged = [
-                _in_order(self._by_token(outputs.hidden_states[state]).mean(1), back)
-                for state in self.layers.states
-            ]
-            features += outputs.pooler_output.split(group.counts)
+            back = None if order is None else order.argsort().to(outputs.features.device)
+            merged = [_in_order(state, back) for state in outputs.states]
+            features += outputs.features.split(group.counts)
             states += _by_item(merged, group.counts)
-            deeper += _by_item(self.deeper(outputs), group.counts)
-            attended.append((captured, back, group.counts))
+            deeper += _by_item(outputs.deeper, group.counts)
+            attended.append((outputs.attention, back, group.counts))
 
         def salience() -> torch.Tensor:
             scores: list[torch.Tensor] = []
@@ -182,7 +197,7 @@ class PackedAdapter:
                     attention_salience(query, key, scale=captured.scale)[0]
                     for query, key in captured.sequences()
                 ]
-                of_tokens = self._by_token(torch.cat(of_patches)).sum(1)
+                of_tokens = self.by_token(torch.cat(of_patches)).sum(1)
                 scores += _in_order(of_tokens, back).split(counts)
             return padded(scores)
 
@@ -192,6 +207,23 @@ class PackedAdapter:
             salience=salience,
             counts=tuple(len(item) for item in features),
             deeper=[padded(layer) for layer in zip(*deeper, strict=True)],
+        )
+
+    def run_tower(self, model: Any, pixels: torch.Tensor, grid: torch.Tensor) -> TowerOutput:
+        """Run the vision tower on ``pixels`` [patches, values of a patch] of images or videos of
+        the sizes ``grid`` [items, 3]."""
+        tower = image_tower(model)
+        with self._listener.listen() as captured:
+            outputs = tower(
+                pixels.to(_dtype(tower)), grid_thw=grid, output_hidden_states=True, return_dict=True
+            )
+        return TowerOutput(
+            states=[
+                self.by_token(outputs.hidden_states[state]).mean(1) for state in self.layers.states
+            ],
+            features=outputs.pooler_output,
+            deeper=self.deeper(outputs),
+            attention=captured,
         )
 
     def project(self, model: Any, tokens: torch.Tensor) -> torch.Tensor:
@@ -225,7 +257,7 @@ class PackedAdapter:
         deltas = deltas.repeat_interleave(rows // len(deltas), dim=0).cpu()
         return (positions + deltas).expand(3, rows, columns)
 
-    def _by_token(self, patches: torch.Tensor) -> torch.Tensor:
+    def by_token(self, patches: torch.Tensor) -> torch.Tensor:
         """Group all patches by visual token: [tokens, patches per token, ...]."""
         return patches.unflatten(0, (-1, self._merged))
 
