@@ -978,7 +978,7 @@ _KNOWLEDGE = {
         between, sum|product|average|mean|median of the|these|all ~ numbers|dice|digits|angles, how
         big|large|wide is the? angle, nutritional|nutrition ~ value|values|content, how many
         minutes|hours|days ~ until|till, style|school of ~ architecture|art, what would <det> ~
-        look, going to ~ do|say|happen, <number> times the, first to, allowed here,
+        look, going to ~ do|say|happen, <number> times the, allowed here,
         <which> season do|does <this>|these, how many ~ do|does an|a
         """,
     ),
@@ -1209,7 +1209,7 @@ _SPATIAL = {
         in|at|towards <which> ~ corner|side|half|quadrant|edge, from
         left|right|top|bottom|back|front to left|right|top|bottom|back|front,
         what <be> in the ~ middle|centre|corner|background|foreground|back|front,
-        no wait where, <thing> is|are in front, how high up
+        <thing> is|are in front, how high up
         """,
     ),
     **_each(

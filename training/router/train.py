@@ -57,7 +57,7 @@ def rule_scores(router: Router, clauses: list[list[Clause]]) -> torch.Tensor:
     scores = torch.zeros(len(clauses), len(CATEGORIES), dtype=torch.float64)
     order = list(CATEGORIES)
     for index, found in enumerate(clauses):
-        for rule, weight in router._decide(found)[1]:
+        for rule, weight, *_ in router._decide(found)[1]:
             if rule.category is not None:
                 scores[index, order.index(rule.category)] += weight
     return scores / PER_WEIGHT
