@@ -773,7 +773,7 @@ _OCR = {
     **_each(
         24,
         """
-        ^ocr,
+        ^ocr, ^read <the> ~ value|number|amount|figure,
         as the ~ <medium> shows|says|states|tells|puts|gives|has
         """,
     ),
