@@ -330,9 +330,11 @@ def test_a_wrong_setting_stops_the_server(monkeypatch: Any) -> None:
 
 
 def test_where_it_is_off_the_plugin_imports_nothing_heavy() -> None:
+    # The tests' environment of vLLM imports torch whenever Python starts.
     script = (
-        "import sys; from clasp_kernels.integrations.vllm.plugin import register; register(); "
-        "print(*sorted({'torch', 'transformers', 'PIL'} & sys.modules.keys()))"
+        "import sys; before = set(sys.modules); "
+        "from clasp_kernels.integrations.vllm.plugin import register; register(); "
+        "print(*sorted({'torch', 'transformers', 'PIL'} & (sys.modules.keys() - before)))"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CLASP_KERNELS_VLLM_")}
     done = subprocess.run(
