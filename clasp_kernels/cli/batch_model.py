@@ -14,7 +14,7 @@ from transformers import BatchFeature
 from clasp_kernels.batch import Answer, Prepared, Row, StopsJob
 from clasp_kernels.cli.batch_options import ModelSettings
 from clasp_kernels.cli.comparison import categorise
-from clasp_kernels.cli.errors import CommandError, first_line, is_out_of_memory
+from clasp_kernels.cli.errors import CommandError, applying_clasp, first_line, is_out_of_memory
 from clasp_kernels.cli.loading import LoadedModel, decode_image, load_image, load_model
 from clasp_kernels.cli.prompt import process
 from clasp_kernels.models import ClaspHandle, apply_clasp
@@ -35,7 +35,7 @@ def load_answerer(settings: ModelSettings, device: str) -> ModelAnswerer:
 
 def applied(loaded: LoadedModel, settings: ModelSettings) -> ClaspHandle:
     """Prune a model. Raises a CommandError if model and settings do not fit."""
-    try:
+    with applying_clasp(loaded.name):
         return apply_clasp(
             loaded.model,
             budget=settings.budget,
@@ -44,9 +44,6 @@ def applied(loaded: LoadedModel, settings: ModelSettings) -> ClaspHandle:
             rule=settings.rule,
             processor=loaded.processor,
         )
-    # TypeError: unsupported model class. RuntimeError: unsupported transformers.
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
 
 
 class ModelAnswerer:

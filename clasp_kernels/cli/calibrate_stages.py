@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from clasp_kernels.cli.calibrate_options import Settings
-from clasp_kernels.cli.errors import CommandError, UsageError
+from clasp_kernels.cli.errors import UsageError, applying_clasp
 from clasp_kernels.cli.loading import LoadedModel
 from clasp_kernels.policy import STRATEGIES, Profile
 
@@ -23,13 +23,10 @@ def applied(
     """Prune the model and restore it. Raises a CommandError if it cannot be pruned."""
     from clasp_kernels.models import apply_clasp
 
-    try:
+    with applying_clasp(loaded.name):
         handle: ClaspHandle = apply_clasp(
             loaded.model, profile=profile, processor=loaded.processor, schedule=schedule
         )
-    # TypeError: unsupported model class. RuntimeError: unsupported transformers.
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
     handle.remove()
     return handle
 

@@ -8,7 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from clasp_kernels.cli.errors import CommandError, UsageError, in_one_line, refusing_as
+from clasp_kernels.cli.errors import (
+    UsageError,
+    applying_clasp,
+    in_one_line,
+    refusing_as,
+)
 from clasp_kernels.cli.loading import LoadedModel
 from clasp_kernels.cli.phases import PhaseClock, Phases
 from clasp_kernels.cli.prompt import prepare
@@ -281,13 +286,10 @@ def _applied(
 ) -> ClaspHandle:
     from clasp_kernels.models import apply_clasp
 
-    try:
+    with applying_clasp(loaded.name):
         if isinstance(keep, Schedule):
             return apply_clasp(loaded.model, schedule=keep, profile=profile, rule=rule)
         return apply_clasp(loaded.model, budget=keep, profile=profile, rule=rule)
-    # TypeError: unsupported model class. RuntimeError: unsupported transformers.
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
 
 
 @dataclass

@@ -66,6 +66,16 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
+def applying_clasp(name: str) -> Iterator[None]:
+    """Turn the errors of ``apply_clasp``, for the model ``name``, into a CommandError."""
+    try:
+        yield
+    # TypeError: unsupported model class. RuntimeError: unsupported transformers.
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CommandError(f"CLASP cannot be applied to {name}: {error}") from None
+
+
+@contextmanager
 def refusing_as(said: str) -> Iterator[None]:
     """Turn errors of libraries and checkpoint files into a CommandError that begins with ``said``.
 

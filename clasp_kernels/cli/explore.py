@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clasp_kernels.cli.comparison import categorise
-from clasp_kernels.cli.errors import CommandError, refusing_as
+from clasp_kernels.cli.errors import CommandError, applying_clasp, refusing_as
 from clasp_kernels.cli.loading import LoadedModel
 from clasp_kernels.cli.picture import NoPicture, placed_tokens
 from clasp_kernels.cli.prompt import prepare
@@ -46,13 +46,12 @@ def explore_page(
     from clasp_kernels.explore.page import PageText, page
     from clasp_kernels.models import apply_clasp
 
-    try:
-        with apply_clasp(loaded.model, profile=profile, processor=loaded.processor) as handle:
-            category, reason = categorise(question, None, handle.profile)
-            prompt = prepare(loaded, handle.adapter, image, question)
-    # TypeError: unsupported model class. RuntimeError: unsupported transformers.
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CommandError(f"CLASP cannot be applied to {loaded.name}: {error}") from None
+    with (
+        applying_clasp(loaded.name),
+        apply_clasp(loaded.model, profile=profile, processor=loaded.processor) as handle,
+    ):
+        category, reason = categorise(question, None, handle.profile)
+        prompt = prepare(loaded, handle.adapter, image, question)
     try:
         seen, _, placed = placed_tokens(loaded, prompt.views)
     except NoPicture as error:
