@@ -35,7 +35,7 @@ TORCH_FREE = ("shared", "simd", "algorithms")
 ON_HOST = ROOT / "tests" / "cuda_on_host"
 _SYNTAX = ("-fsyntax-only", "-x", "c++", "-")
 
-# What a source includes that compiles the kernels of all instruction sets.
+# A source with this line compiles the kernels of all instruction sets.
 KERNELS = '#include "simd/dispatch.h"'
 
 # -march values: the baseline that wheels run on, then the levels of run-time dispatch.

@@ -1,4 +1,4 @@
-"""Where a calibration drops tokens: before the LLM, or after some of its layers."""
+"""The stages of a calibration: it drops tokens before the LLM, or after some of its layers."""
 
 from __future__ import annotations
 

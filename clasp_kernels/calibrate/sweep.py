@@ -51,7 +51,8 @@ class Sweep:
     batch_size: int = 8
     """Cells that are answered at once."""
     stages: Stages = BEFORE_LLM
-    """Where tokens are dropped. Every budget must have a schedule for every question."""
+    """The layers after which tokens are dropped. ``Stages.schedule`` must not raise for any budget
+    and any question."""
 
     def size(self, questions: Sequence[Question]) -> int:
         """Return the number of answers to all ``questions``."""

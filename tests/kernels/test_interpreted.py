@@ -1,4 +1,4 @@
-"""What makes the interpreter faster leaves kernels and triton.language as they are."""
+"""The faster interpreter computes the same, and restores triton.language after a launch."""
 
 from __future__ import annotations
 

@@ -39,8 +39,9 @@ L2 = 1e-2
 WITHOUT_RULES = 1.5
 UNIT = 0.05
 PER_WEIGHT = 10.0  # the scores of the patterns are divided by this
-# What a score of the patterns, so divided, adds to a logit. It is not fitted: the patterns were
-# written with these prompts in view, so a fitted factor trusts them more than they deserve.
+# A score of the patterns, divided by PER_WEIGHT, adds FACTOR times that to a logit. The factor is
+# not fitted: the patterns were written with these prompts in view, so a fitted factor trusts them
+# more than they deserve.
 FACTOR = 2.6
 
 

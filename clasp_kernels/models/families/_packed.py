@@ -37,7 +37,7 @@ class TowerOutput:
     deeper: Sequence[torch.Tensor]
     """The ``VisionOutput.deeper`` features, each [all tokens, text width], in image order."""
     attention: CapturedAttention
-    """Of the block whose attention scores the tokens, in the tower's order."""
+    """The query and key of the block whose attention scores the tokens, in the tower's order."""
 
 
 class PackedAdapter:

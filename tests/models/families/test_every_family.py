@@ -17,7 +17,7 @@ from clasp_kernels.models.families import ADAPTERS
 from clasp_kernels.models.specimens import SPECIMENS
 from clasp_kernels.policy import Schedule
 
-# What a family's own code is part of: its masks, its positions in prompts and answers.
+# These tasks run a family's own code: its masks, and its positions in prompts and answers.
 FEW = (
     "prefill, padded batch",
     "generate, padded batch",
