@@ -22,10 +22,8 @@ from clasp_kernels.integrations.vllm.pruned_processing import (
     PrunedProcessor,
     category_names,
     no_text,
-    report,
-    selector_of,
+    selector_for,
 )
-from clasp_kernels.integrations.vllm.tower import TowerAdapter
 
 
 class PrunedLlavaProcessor(PrunedProcessor, LlavaMultiModalProcessor):
@@ -64,13 +62,7 @@ class PrunedLlavaForConditionalGeneration(LlavaForConditionalGeneration):
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        model = vllm_config.model_config
-        settings, self._selector = selector_of(self.config, model.model)
-        report(settings, self._selector)
-        if model.get_multimodal_config().get_limit_per_prompt("image") > 0:
-            adapter = self._selector.adapter
-            assert isinstance(adapter, TowerAdapter)
-            adapter.check_tower(self)
+        self._selector = selector_for(self, vllm_config)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         encoded = kwargs.get("image_embeds")

@@ -18,7 +18,9 @@ import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing import BaseMultiModalProcessor
 
+from clasp_kernels.integrations.vllm.packed_tower import PackedTowerAdapter
 from clasp_kernels.integrations.vllm.settings import BUDGET, Settings
+from clasp_kernels.integrations.vllm.tower import TowerAdapter
 from clasp_kernels.models.categories import PromptCategories
 from clasp_kernels.models.selection import TokenSelector
 from clasp_kernels.policy import Router
@@ -107,12 +109,23 @@ def selector_of(config: Any, name: str) -> tuple[Settings, TokenSelector]:
     return settings, settings.selector(config, name)
 
 
-def report(settings: Settings, selector: TokenSelector) -> None:
-    """Say in the server's log what is kept."""
+def selector_for(served: Any, vllm_config: Any) -> TokenSelector:
+    """Return the selector of a model of vLLM, and say in the server's log what is kept.
+
+    Raises:
+        ValueError: as ``selector_of``, or the vision tower is not what the selection reads.
+    """
+    model = vllm_config.model_config
+    settings, selector = selector_of(served.config, model.model)
     _logger.info(
         "Images are pruned to a budget of %s visual tokens by rule %s, profile %s.",
         *(settings.budget, settings.rule or "clasp", selector.profile.name),
     )
+    if model.get_multimodal_config().get_limit_per_prompt("image") > 0:
+        adapter = selector.adapter
+        assert isinstance(adapter, (TowerAdapter, PackedTowerAdapter))
+        adapter.check_tower(served)
+    return selector
 
 
 def category_names(selector: TokenSelector, numbers: Any) -> list[str]:

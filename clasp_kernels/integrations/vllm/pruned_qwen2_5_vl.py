@@ -23,7 +23,6 @@ from vllm.multimodal.processing import PromptReplacement
 from vllm.platforms import current_platform
 
 from clasp_kernels.integrations.vllm.hooks import check_overrides
-from clasp_kernels.integrations.vllm.packed_tower import PackedTowerAdapter
 from clasp_kernels.integrations.vllm.places import (
     ImageSpan,
     delta_of,
@@ -38,8 +37,7 @@ from clasp_kernels.integrations.vllm.pruned_processing import (
     PrunedProcessor,
     category_names,
     no_text,
-    report,
-    selector_of,
+    selector_for,
 )
 from clasp_kernels.integrations.vllm.settings import BUDGET
 
@@ -142,13 +140,7 @@ class PrunedQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGeneratio
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         check_server(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        model = vllm_config.model_config
-        settings, self._selector = selector_of(self.config, model.model)
-        report(settings, self._selector)
-        if model.get_multimodal_config().get_limit_per_prompt("image") > 0:
-            adapter = self._selector.adapter
-            assert isinstance(adapter, PackedTowerAdapter)
-            adapter.check_tower(self)
+        self._selector = selector_for(self, vllm_config)
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
